@@ -1,0 +1,281 @@
+//! Types and reasons of conditions, and how a condition list changes.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+macro_rules! words {
+    ($($(#[doc = $doc:literal])+ $constant:ident = $text:literal),+ $(,)?) => {
+        $($(#[doc = $doc])+ pub const $constant: &str = $text;)+
+        /// All of them.
+        pub const ALL: &[&str] = &[$($text),+];
+        /// Each with what it says, for the reference.
+        pub const DOCUMENTED: &[(&str, &str)] = &[$(($text, concat!($($doc),+).trim_ascii_start())),+];
+    };
+}
+
+/// Types of conditions. `Ready` is the summary; `Reconciling` and `Stalled` stand only while True (kstatus).
+pub mod types {
+    words! {
+        /// All is as the spec says.
+        READY = "Ready",
+        /// Work towards the spec goes on.
+        RECONCILING = "Reconciling",
+        /// Nothing more happens until the user acts.
+        STALLED = "Stalled",
+        /// TrainingJob: accepted, and its pods have a place to run.
+        ADMITTED = "Admitted",
+        /// TrainingJob: its pods run.
+        RUNNING = "Running",
+        /// TrainingJob: an attempt ended and the next begins.
+        RESTARTING = "Restarting",
+        /// TrainingJob: a result is committed.
+        COMPLETE = "Complete",
+        /// TrainingJob: it ended without a result.
+        FAILED = "Failed",
+        /// TrainingJob: the spec asks it to wait.
+        SUSPENDED = "Suspended",
+        /// ModelVersion: the artifact lies where the spec says.
+        ARTIFACT_AVAILABLE = "ArtifactAvailable",
+        /// ModelVersion: every file is what the digest says.
+        VERIFIED = "Verified",
+        /// ModelVersion: verified, and its gates hold.
+        PROMOTABLE = "Promotable",
+        /// ModelVersion: an InferenceService serves it.
+        SERVED = "Served",
+        /// InferenceService: the pods run and answer.
+        DEPLOYMENT_READY = "DeploymentReady",
+        /// InferenceService: the Service leads to ready pods.
+        ROUTES_READY = "RoutesReady",
+    }
+}
+
+/// Reasons that the operator itself gives. Reasons of failed pods are
+/// [`flywheel_contract::failure::FailureReason`]; together they are every reason there is.
+pub mod reasons {
+    words! {
+        /// Nothing is known yet.
+        UNKNOWN = "Unknown",
+        /// Nothing to say against it.
+        AS_EXPECTED = "AsExpected",
+        /// Objects are being made or changed.
+        PROGRESSING = "Progressing",
+        /// The pods have no node yet.
+        PENDING = "Pending",
+        /// Scheduled; images or volumes are on their way.
+        STARTING = "Starting",
+        /// The pods run.
+        RUNNING = "Running",
+        /// The spec says `suspend: true`.
+        SUSPENDED = "Suspended",
+        /// The result is committed.
+        TRAINED = "Trained",
+        /// Waiting for the attempt that runs.
+        IN_PROGRESS = "InProgress",
+        /// A new attempt follows one that ended.
+        NEW_ATTEMPT = "NewAttempt",
+        /// All attempts are used up.
+        MAX_RESTARTS_EXCEEDED = "MaxRestartsExceeded",
+        /// The pods ended without saying why.
+        POD_FAILED = "PodFailed",
+        /// A pod was deleted, evicted or preempted.
+        POD_LOST = "PodLost",
+        /// The container used more memory than its limit.
+        OUT_OF_MEMORY = "OutOfMemory",
+        /// No node carries the labels of the accelerator class.
+        NO_MATCHING_GPU = "NoMatchingGPU",
+        /// Nodes of the class are there, none has a free GPU.
+        INSUFFICIENT_GPU = "InsufficientGPU",
+        /// The scheduler finds no node for another reason.
+        UNSCHEDULABLE = "Unschedulable",
+        /// The operator's settings have no such class.
+        UNKNOWN_ACCELERATOR_CLASS = "UnknownAcceleratorClass",
+        /// An object that is not ours has the name that a child needs.
+        NAME_TAKEN = "NameTaken",
+        /// The API server refuses the pods: quota, LimitRange, Pod Security.
+        POD_CREATION_FAILED = "PodCreationFailed",
+        /// The image cannot be pulled.
+        IMAGE_PULL_FAILED = "ImagePullFailed",
+        /// A Secret or ConfigMap that the pod names is missing.
+        POD_CONFIG_INVALID = "PodConfigInvalid",
+        /// A container ends again and again.
+        CRASH_LOOP = "CrashLoop",
+        /// The API server refuses a child object.
+        CHILD_REFUSED = "ChildRefused",
+        /// The verification is running.
+        VERIFYING = "Verifying",
+        /// Every file is what the digest says.
+        VERIFIED = "Verified",
+        /// All gates hold.
+        GATES_PASSED = "GatesPassed",
+        /// A gate does not hold.
+        GATES_FAILED = "GatesFailed",
+        /// A ModelVersion of that name with other content is there already.
+        VERSION_CONFLICT = "VersionConflict",
+        /// An InferenceService serves it.
+        SERVED = "Served",
+        /// No InferenceService serves it.
+        NOT_SERVED = "NotServed",
+        /// The ModelVersion does not exist.
+        MODEL_VERSION_NOT_FOUND = "ModelVersionNotFound",
+        /// The ModelVersion is of another model.
+        MODEL_MISMATCH = "ModelMismatch",
+        /// The ModelVersion failed its verification.
+        MODEL_VERSION_NOT_VERIFIED = "ModelVersionNotVerified",
+        /// The server pods load the version.
+        LOADING = "Loading",
+        /// Fewer pods answer than asked for.
+        REPLICAS_UNAVAILABLE = "ReplicasUnavailable",
+        /// `replicas: 0`.
+        SCALED_TO_ZERO = "ScaledToZero",
+        /// The spec breaks a rule that the API server did not check.
+        INVALID_SPEC = "InvalidSpec",
+    }
+}
+
+/// Values of a condition's status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+    /// Not known.
+    Unknown,
+}
+
+impl Status {
+    /// The word in the object.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+/// A condition that should be there, before times are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// One of [`types`].
+    pub kind: &'static str,
+    /// Its status.
+    pub status: Status,
+    /// CamelCase reason: one of [`reasons`] or a failure's reason.
+    pub reason: String,
+    /// For people; cut to [`MESSAGE_MAX`] bytes.
+    pub message: String,
+}
+
+/// Most bytes of a condition's message that we write.
+pub const MESSAGE_MAX: usize = 1024;
+
+impl Desired {
+    /// A condition.
+    #[must_use]
+    pub fn new(kind: &'static str, status: Status, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            status,
+            reason: reason.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// The condition list for an object of this generation: a transition time changes only where a status does, so that the
+/// same input gives the same list and no write. Conditions that are not desired are left out.
+#[must_use]
+pub fn merge(present: &[Condition], desired: &[Desired], generation: i64, now: &Time) -> Vec<Condition> {
+    desired
+        .iter()
+        .map(|d| {
+            let old = present
+                .iter()
+                .find(|c| c.type_ == d.kind && c.status == d.status.as_str());
+            Condition {
+                type_: d.kind.to_owned(),
+                status: d.status.as_str().to_owned(),
+                reason: d.reason.clone(),
+                message: cut(&d.message, MESSAGE_MAX).to_owned(),
+                observed_generation: Some(generation),
+                last_transition_time: old.map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
+            }
+        })
+        .collect()
+}
+
+/// The first `max` bytes of a text, not cutting a character in two.
+#[must_use]
+pub fn cut(text: &str, max: usize) -> &str {
+    let end = (0..=max.min(text.len()))
+        .rev()
+        .find(|i| text.is_char_boundary(*i))
+        .unwrap_or(0);
+    text.get(..end).unwrap_or(text)
+}
+
+/// The condition of this type.
+#[must_use]
+pub fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|c| c.type_ == kind)
+}
+
+/// Whether the condition of this type is True.
+#[must_use]
+pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
+    find(conditions, kind).is_some_and(|c| c.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Time {
+        Time(k8s_openapi::jiff::Timestamp::from_second(seconds).unwrap())
+    }
+
+    #[test]
+    fn a_transition_time_changes_only_with_the_status() {
+        let running = |status, message: &str| vec![Desired::new(types::RUNNING, status, reasons::RUNNING, message)];
+        let first = merge(&[], &running(Status::True, "1 of 1"), 1, &at(10));
+        let second = merge(&first, &running(Status::True, "still"), 2, &at(20));
+        assert_eq!(second[0].last_transition_time, at(10));
+        assert_eq!(
+            (second[0].message.as_str(), second[0].observed_generation),
+            ("still", Some(2))
+        );
+        let third = merge(&second, &running(Status::False, "gone"), 2, &at(30));
+        assert_eq!(third[0].last_transition_time, at(30));
+        assert_eq!(merge(&third, &[], 2, &at(40)), []);
+    }
+
+    #[test]
+    fn reasons_are_camel_case_words_and_never_twice() {
+        let mut all: Vec<&str> = reasons::ALL.to_vec();
+        all.extend(
+            flywheel_contract::failure::FailureReason::ALL
+                .iter()
+                .map(|r| r.as_str())
+                .filter(|r| *r != reasons::OUT_OF_MEMORY),
+        );
+        for reason in &all {
+            assert!(
+                reason.starts_with(|c: char| c.is_ascii_uppercase())
+                    && reason.chars().all(|c| c.is_ascii_alphanumeric()),
+                "{reason}"
+            );
+        }
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count, "a reason stands twice");
+    }
+
+    #[test]
+    fn a_cut_text_stays_text() {
+        assert_eq!(cut("aé", 2), "a");
+        assert_eq!(cut("aé", 3), "aé");
+        assert_eq!(cut("", 3), "");
+    }
+}

@@ -1,0 +1,135 @@
+//! InferenceService: pods that answer with a ModelVersion.
+
+use flywheel_contract::scalar::Device;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
+
+/// Serves a ModelVersion.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "flywheel.dev", version = "v1alpha1", kind = "InferenceService", namespaced,
+    status = "InferenceServiceStatus", shortname = "infsvc", category = "flywheel",
+    derive = "PartialEq",
+    doc = "Serves a ModelVersion on pods of an accelerator class, behind a Service of the same name.",
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63")
+        .message("the name must be a DNS label that starts with a letter (lower case, at most 63 characters)")
+        .field_path(".metadata.name"),
+    scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
+    printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.modelVersion", description = "The version that answers"),
+    printcolumn(name = "Replicas", type_ = "string", json_path = ".status.pods", description = "Pods ready / wanted"),
+    printcolumn(name = "Reason", type_ = "string", priority = 1, json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; make a new InferenceService").field_path(".model"))]
+pub struct InferenceServiceSpec {
+    /// Name of the model.
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub model: String,
+    /// Name of the ModelVersion to serve.
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub model_version: String,
+    /// Number of pods. The scale subresource changes it, too.
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: i32,
+    /// Where the pods run; one GPU each.
+    #[serde(default = "default_accelerator")]
+    pub accelerator: Accelerator,
+    /// The pods.
+    #[serde(default)]
+    pub server: Server,
+    /// How the pods reach the bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
+    /// Service account of the pods, for workload identity; its API token is never mounted. Setting it takes the right to
+    /// create pods in the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account_name: Option<String>,
+}
+
+fn default_accelerator() -> Accelerator {
+    Accelerator { class: "t4".to_owned() }
+}
+
+/// The serving pods.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Server {
+    /// Processor and memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Image, where it is not the class's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
+    /// Texts waiting or computed at once in one pod; more are answered 429.
+    #[serde(default = "default_max_concurrency")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub max_concurrency: i32,
+    /// Milliseconds after which a request is answered 504.
+    #[serde(default = "default_timeout")]
+    #[schemars(range(min = 1, max = 600_000))]
+    pub timeout_milliseconds: i32,
+    /// More settings of the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodSettings>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            resources: None,
+            image: None,
+            max_concurrency: default_max_concurrency(),
+            timeout_milliseconds: default_timeout(),
+            pod: None,
+        }
+    }
+}
+
+fn default_max_concurrency() -> i32 {
+    256
+}
+fn default_timeout() -> i32 {
+    1000
+}
+
+/// What the operator saw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InferenceServiceStatus {
+    /// Generation of the spec that this status is about; -1 before the operator has seen the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// One word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Conditions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Address inside the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The version that every ready pod serves; absent while pods of two versions answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_version: Option<String>,
+    /// Pods there are, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Pods ready / wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<String>,
+    /// Selector of the pods, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Where the pods compute: `Cpu` where the class's GPUs are simulated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
+}

@@ -1,0 +1,118 @@
+//! Labels, annotations and names of children.
+
+use sha2::{Digest as _, Sha256};
+
+/// Label: which program a pod runs ([`TRAINER`], [`SERVER`], [`VERIFIER`]).
+pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
+/// Label: the name of the application; always [`FLYWHEEL`].
+pub const LABEL_NAME: &str = "app.kubernetes.io/name";
+/// Label: who made the object; always [`FLYWHEEL`]. The operator's caches and its cage go by it.
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Label: what the object belongs to; the model's name.
+pub const LABEL_PART_OF: &str = "app.kubernetes.io/part-of";
+/// Label: name of the TrainingJob.
+pub const LABEL_TRAINING_JOB: &str = "flywheel.dev/training-job";
+/// Label: number of the attempt, from 1.
+pub const LABEL_ATTEMPT: &str = "flywheel.dev/attempt";
+/// Label: name of the InferenceService.
+pub const LABEL_INFERENCE_SERVICE: &str = "flywheel.dev/inference-service";
+/// Label: name of the ModelVersion.
+pub const LABEL_MODEL_VERSION: &str = "flywheel.dev/model-version";
+/// Label of a ModelVersion: name of its model, so that versions of a model can be listed.
+pub const LABEL_MODEL: &str = "flywheel.dev/model";
+
+/// Value of [`LABEL_NAME`] and [`LABEL_MANAGED_BY`].
+pub const FLYWHEEL: &str = "flywheel";
+/// Component: training pods.
+pub const TRAINER: &str = "trainer";
+/// Component: serving pods.
+pub const SERVER: &str = "server";
+/// Component: pods that verify an artifact.
+pub const VERIFIER: &str = "verifier";
+
+/// Annotation of a pod template: digest of the serving configuration, so that a change of it rolls the pods.
+pub const ANNOTATION_CONFIG_DIGEST: &str = "flywheel.dev/config-digest";
+
+/// Annotation of a child: digest of what the operator last applied, so that an unchanged object is not written again.
+pub const ANNOTATION_APPLIED: &str = "flywheel.dev/applied";
+/// Label of an attempt's Job: how many restarts before it count against `recovery.maxRestarts`.
+pub const LABEL_COUNTED_RESTARTS: &str = "flywheel.dev/counted-restarts";
+
+/// Longest name of a child: a label's value and a Service's name both end there.
+pub const NAME_MAX: usize = 63;
+/// Digits of the hash in a shortened name.
+const HASH_DIGITS: usize = 8;
+
+/// `<owner><suffix>`, shortened with a hash of the whole where it would be longer than [`NAME_MAX`].
+///
+/// Two owners whose names shorten alike still get different children; stable for good, since children are found by it.
+#[must_use]
+pub fn child(owner: &str, suffix: &str) -> String {
+    let whole = format!("{owner}{suffix}");
+    if whole.len() <= NAME_MAX {
+        return whole;
+    }
+    let mut digest = hex::encode(Sha256::digest(whole.as_bytes()));
+    digest.truncate(HASH_DIGITS);
+    let keep = NAME_MAX.saturating_sub(HASH_DIGITS + 1 + suffix.len());
+    let head = crate::conditions::cut(owner, keep).trim_end_matches(['-', '.']);
+    format!("{head}-{digest}{suffix}")
+}
+
+/// Name of the Job of an attempt.
+#[must_use]
+pub fn training_attempt(job: &str, attempt: u32) -> String {
+    child(job, &format!("-train-{attempt}"))
+}
+
+/// Name of the Job that verifies a ModelVersion.
+#[must_use]
+pub fn verify_job(version: &str) -> String {
+    child(version, "-verify")
+}
+
+/// Name of the Job of a later try to verify a ModelVersion; the first is [`verify_job`].
+#[must_use]
+pub fn verify_attempt(version: &str, attempt: u32) -> String {
+    if attempt <= 1 {
+        verify_job(version)
+    } else {
+        child(version, &format!("-verify-{attempt}"))
+    }
+}
+
+/// Default name of the ModelVersion of a TrainingJob: `<job>-<first 8 of uid>`.
+#[must_use]
+pub fn default_version(job: &str, uid: &str) -> String {
+    child(job, &format!("-{}", crate::conditions::cut(uid, 8)))
+}
+
+/// Name of the NetworkPolicy that covers all training and verifying pods of a namespace.
+pub const TRAINERS_NETWORK_POLICY: &str = "flywheel-trainers";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_are_shortened_and_stay_apart() {
+        assert_eq!(training_attempt("intent", 2), "intent-train-2");
+        let long = "a".repeat(60);
+        let (x, y) = (
+            training_attempt(&format!("{long}-x"), 1),
+            training_attempt(&format!("{long}-y"), 1),
+        );
+        assert_ne!(x, y, "two long names that shorten alike");
+        for name in [&x, &y] {
+            assert!(name.len() <= NAME_MAX && name.ends_with("-train-1"), "{name}");
+        }
+        assert_eq!(x, training_attempt(&format!("{long}-x"), 1), "stable");
+        assert_ne!(training_attempt(&long, 1), training_attempt(&long, 2));
+    }
+
+    #[test]
+    fn a_shortened_name_is_still_a_dns_label() {
+        let name = child(&format!("{}-------{}", "b".repeat(45), "c".repeat(10)), "-serving");
+        assert!(name.len() <= NAME_MAX && !name.contains("--------"), "{name}");
+    }
+}

@@ -1,0 +1,136 @@
+//! The data of a TrainingJob, as users write it and pods read it.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::scalar::Uri;
+
+/// Format of a source. Without it the suffix decides (`.csv`, `.jsonl`, `.ndjson`, `.parquet`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Format {
+    /// Comma-separated values with a header row, UTF-8.
+    Csv,
+    /// One JSON object per line, UTF-8.
+    Jsonl,
+    /// Apache Parquet.
+    Parquet,
+}
+
+/// One file of labelled examples.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// Where the file lies.
+    pub uri: Uri,
+    /// Its format, where the suffix does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+}
+
+/// How one set of examples becomes three. Percents sum to 100.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.trainPercent + self.validationPercent + self.testPercent == 100",
+    "message": "trainPercent, validationPercent and testPercent must sum to 100",
+    "reason": "FieldValueInvalid"
+}]))]
+pub struct Split {
+    /// Share to train on, in percent.
+    #[schemars(range(min = 1, max = 98))]
+    pub train_percent: i32,
+    /// Share that early stopping and the choice of the best epoch look at, in percent.
+    #[schemars(range(min = 1, max = 98))]
+    pub validation_percent: i32,
+    /// Share that the reported test metrics are computed on, in percent.
+    #[schemars(range(min = 1, max = 98))]
+    pub test_percent: i32,
+    /// Keep the share of each label the same in all three sets.
+    #[serde(default = "yes")]
+    pub stratify: bool,
+    /// Seed of the assignment.
+    #[serde(default = "default_seed")]
+    #[schemars(range(min = 0, max = 2_147_483_647))]
+    pub seed: i64,
+}
+
+impl Default for Split {
+    fn default() -> Self {
+        Self {
+            train_percent: 70,
+            validation_percent: 20,
+            test_percent: 10,
+            stratify: true,
+            seed: default_seed(),
+        }
+    }
+}
+
+/// Labelled examples and how they become training, validation and test sets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "has(self.validation) == has(self.test)",
+        "message": "validation and test are given together, or both sets are split off the sources",
+        "reason": "FieldValueInvalid"
+    },
+    {
+        "rule": "!(has(self.split) && has(self.test))",
+        "message": "split and explicit validation and test sets exclude each other",
+        "reason": "FieldValueInvalid"
+    },
+    {
+        "rule": "self.textColumn != self.labelColumn",
+        "message": "textColumn and labelColumn must differ",
+        "reason": "FieldValueInvalid",
+        "fieldPath": ".labelColumn"
+    }
+]))]
+pub struct Dataset {
+    /// Files of examples, concatenated in this order.
+    #[schemars(length(min = 1, max = 64))]
+    pub sources: Vec<Source>,
+    /// Column or key that holds the text.
+    #[serde(default = "default_text_column")]
+    #[schemars(length(min = 1, max = 128))]
+    pub text_column: String,
+    /// Column or key that holds the label.
+    #[serde(default = "default_label_column")]
+    #[schemars(length(min = 1, max = 128))]
+    pub label_column: String,
+    /// Drop repeated texts (after NFC and trim; the first is kept). Counted either way.
+    #[serde(default = "yes")]
+    pub deduplicate: bool,
+    /// How the sources are split; 70/20/10, stratified, where neither this nor explicit sets are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<Split>,
+    /// Explicit validation set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    pub validation: Option<Vec<Source>>,
+    /// Explicit test set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    pub test: Option<Vec<Source>>,
+    /// Never trained on, whatever the split; versions are compared on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    pub golden: Option<Vec<Source>>,
+    /// Put up to 64 test texts with the model's own answers into the artifact, for agreement checks. Off keeps texts out.
+    #[serde(default = "yes")]
+    pub evaluation_sample: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+fn default_seed() -> i64 {
+    42
+}
+fn default_text_column() -> String {
+    "text".to_owned()
+}
+fn default_label_column() -> String {
+    "label".to_owned()
+}
