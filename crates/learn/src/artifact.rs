@@ -1,0 +1,179 @@
+//! A folder that holds a trained classifier: written after training, loaded to answer. `transformers` loads it with
+//! `AutoModelForSequenceClassification`.
+//!
+//! Manifest, evaluation sample and data profile lie beside these files and are the trainer's.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use flywheel_contract::artifact::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
+use flywheel_data::VOCABULARY_FILE;
+use tch::Device;
+
+use crate::config::EncoderConfig;
+use crate::error::{Error, Result};
+use crate::network::{SequenceClassifier, Taking};
+use crate::weights::{self, WeightFile};
+
+/// Files of a tokenizer in any of the forms that the supported models come with.
+const TOKENIZER_FILES: [&str; 8] = [
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    VOCABULARY_FILE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+];
+
+/// A network made from a pretrained folder.
+pub struct Pretrained {
+    /// Encoder with a head for the classes asked for.
+    pub network: SequenceClassifier,
+    /// Tensors that the folder did not give and that are new, by name.
+    pub made: Vec<String>,
+    /// Length in bytes of its weights' file.
+    pub weights_bytes: u64,
+}
+
+/// Builds a classifier with `classes` classes from a folder in Hugging Face's layout. `tokens`: highest id of its
+/// tokenizer plus one; `dropout` 0 to 1; `seed` for the head's new tensors.
+///
+/// # Errors
+/// [`Error::Config`], [`Error::TokenizerMissing`], [`Error::TokenizerMismatch`], the errors of [`WeightFile::open`] and
+/// of [`SequenceClassifier::load`].
+pub fn pretrained(
+    dir: &Path,
+    classes: usize,
+    tokens: usize,
+    dropout: f64,
+    seed: i64,
+    device: Device,
+) -> Result<Pretrained> {
+    let config = EncoderConfig::read(dir)?;
+    config.check_tokenizer(tokens)?;
+    if !dir.join(TOKENIZER_FILE).is_file() && !dir.join(VOCABULARY_FILE).is_file() {
+        return Err(Error::TokenizerMissing(dir.into()));
+    }
+    let path = dir.join(WEIGHTS_FILE);
+    let file = WeightFile::open(&path)?;
+    let weights_bytes = fs::metadata(&path).map_err(Error::file("read", &path))?.len();
+    let (network, made) = SequenceClassifier::load(&config, &file, classes, Taking::Pretrained, dropout, seed, device)?;
+    if !made.is_empty() {
+        tracing::info!(tensors = ?made, "tensors that the pretrained folder does not hold are new");
+    }
+    Ok(Pretrained {
+        network,
+        made,
+        weights_bytes,
+    })
+}
+
+/// Writes weights and `config.json` of a network into an existing folder and copies the tokenizer's files of the
+/// pretrained folder beside them. Returns the names of all files written, sorted; `tokenizer.json` is among them only
+/// if the pretrained folder has one.
+///
+/// # Errors
+/// [`Error::Setting`] when the labels are not as many as the classes or repeat, [`Error::File`], [`Error::Torch`].
+pub fn write(dir: &Path, network: &SequenceClassifier, labels: &[String], pretrained: &Path) -> Result<Vec<String>> {
+    let classes = network.classes();
+    if labels.len() != classes {
+        return Err(Error::Setting(format!(
+            "{} labels for a network of {classes} classes",
+            labels.len()
+        )));
+    }
+    let mut sorted = labels.to_vec();
+    sorted.sort();
+    if let Some(repeated) = sorted.windows(2).find(|pair| pair.first() == pair.last()) {
+        return Err(Error::Setting(format!("label {:?} stands twice", repeated.first())));
+    }
+    weights::write(&dir.join(WEIGHTS_FILE), network.parameters())?;
+    let path = dir.join(CONFIG_FILE);
+    let config = format!("{:#}\n", network.config().classifier_json(labels));
+    let mut file = fs::File::create(&path).map_err(Error::file("write", &path))?;
+    file.write_all(config.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(Error::file("write", &path))?;
+
+    let mut written = vec![WEIGHTS_FILE.to_owned(), CONFIG_FILE.to_owned()];
+    for name in TOKENIZER_FILES {
+        let from = pretrained.join(name);
+        if from.is_file() {
+            fs::copy(&from, dir.join(name)).map_err(Error::file("copy", &from))?;
+            written.push(name.to_owned());
+        }
+    }
+    written.sort();
+    Ok(written)
+}
+
+/// A loaded artifact, ready to answer. `Send`, not `Sync`: each worker thread takes its own [`Classifier::worker`],
+/// which shares the weights.
+pub struct Classifier {
+    network: SequenceClassifier,
+    labels: Vec<String>,
+}
+
+impl Classifier {
+    /// Loads `config.json` and `model.safetensors` of an artifact, whose digests were checked before.
+    ///
+    /// # Errors
+    /// [`Error::Config`], also when it names no labels; the errors of [`WeightFile::open`] and
+    /// [`SequenceClassifier::load`].
+    pub fn load(dir: &Path, device: Device) -> Result<Self> {
+        let config = EncoderConfig::read(dir)?;
+        let labels = config
+            .labels()?
+            .filter(|l| !l.is_empty())
+            .ok_or_else(|| Error::Config {
+                path: dir.join(CONFIG_FILE),
+                why: "id2label is missing or empty, so it is no classifier".into(),
+            })?;
+        let file = WeightFile::open(&dir.join(WEIGHTS_FILE))?;
+        // Nothing is made anew and nothing drops out, so seed and dropout mean nothing here.
+        let (network, _) = SequenceClassifier::load(&config, &file, labels.len(), Taking::Exact, 0.0, 0, device)?;
+        Ok(Self { network, labels })
+    }
+
+    /// The same classifier over the same weights, for another thread.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn worker(&self) -> Result<Self> {
+        Ok(Self {
+            network: self.network.shallow_clone()?,
+            labels: self.labels.clone(),
+        })
+    }
+
+    /// Labels by class index.
+    #[must_use]
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// The encoder's numbers.
+    #[must_use]
+    pub fn config(&self) -> &EncoderConfig {
+        self.network.config()
+    }
+
+    /// Longest row that can be fed, tokens.
+    #[must_use]
+    pub fn max_length(&self) -> usize {
+        self.network.config().max_length()
+    }
+
+    /// Probability of each label for each row of token ids, in the order of the rows; all rows in one padded batch.
+    ///
+    /// # Errors
+    /// [`Error::Row`] for an empty row, one that is too long, or an id outside the vocabulary; [`Error::OutOfMemory`],
+    /// [`Error::Torch`].
+    pub fn predict(&self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>> {
+        let rows: Vec<&[i64]> = rows.iter().map(Vec::as_slice).collect();
+        self.network.predict(&rows)
+    }
+}

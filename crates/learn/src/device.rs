@@ -1,0 +1,67 @@
+//! Where tensors live and how many threads compute on them.
+
+use flywheel_contract::scalar::Device;
+
+use crate::error::{Error, Result};
+
+/// Checks that the libtorch of this process is the one this program was built for. First thing in `main`.
+///
+/// # Errors
+/// [`Error::LibraryMismatch`] with both releases.
+pub fn check_library() -> Result<()> {
+    flywheel_torch_shim::check_version().map_err(|e| Error::LibraryMismatch(e.to_string()))
+}
+
+/// The device that the accelerator class asks for. `Cuda` is the first GPU that the container sees, and it is tried
+/// with a real tensor: libraries without a driver, or a GPU without a fitting kernel, are found here and not in the
+/// first step.
+///
+/// # Errors
+/// [`Error::GpuUnavailable`]; there is no silent fallback to the CPU.
+pub fn resolve(device: Device) -> Result<tch::Device> {
+    match device {
+        Device::Cpu => Ok(tch::Device::Cpu),
+        Device::Cuda => {
+            let unavailable = |reason: String| Error::GpuUnavailable { reason };
+            if !flywheel_torch_shim::load_cuda().map_err(|e| unavailable(e.to_string()))? {
+                return Err(unavailable("this image has no libtorch_cuda.so".into()));
+            }
+            if tch::Cuda::device_count() < 1 {
+                return Err(unavailable("the container sees no GPU or no driver".into()));
+            }
+            let gpu = tch::Device::Cuda(0);
+            tch::Tensor::f_ones([1], (tch::Kind::Float, gpu))
+                .and_then(|one| one.f_double_value(&[0]))
+                .map_err(|e| unavailable(flywheel_torch_shim::brief(&e)))?;
+            Ok(gpu)
+        }
+    }
+}
+
+/// Threads that one operation may use, for the calling thread (each worker calls it for itself). At least 1.
+pub fn set_threads(threads: usize) {
+    tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_fits() {
+        check_library().unwrap();
+    }
+
+    #[test]
+    fn cuda_is_a_gpu_or_an_error_but_never_the_cpu() {
+        assert_eq!(resolve(Device::Cpu).unwrap(), tch::Device::Cpu);
+        match resolve(Device::Cuda) {
+            Ok(device) => assert_eq!(device, tch::Device::Cuda(0)),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(matches!(error, Error::GpuUnavailable { .. }), "{text}");
+                assert!(text.contains("set device Cpu") && !text.contains("frame #"), "{text}");
+            }
+        }
+    }
+}

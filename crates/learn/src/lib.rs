@@ -1,0 +1,24 @@
+//! Tensors: devices, architectures, tasks, optimiser, evaluation, artifacts.
+//!
+//! ```text
+//! folder of a pretrained model ─ config ─┐
+//!                              ─ weights ┴─ network ─ task ─ train (optim, evaluate) ─ artifact ─ Classifier
+//! ```
+//! This crate knows neither Kubernetes nor HTTP nor texts: rows come in as token ids, answers go out as numbers.
+//! Calls into libtorch are the fallible ones wherever tch has them, so that a refusal is an error and not a panic.
+
+pub mod artifact;
+pub mod config;
+pub mod device;
+mod error;
+pub mod evaluate;
+pub mod network;
+pub mod optim;
+pub mod task;
+pub mod train;
+pub mod weights;
+
+pub use artifact::Classifier;
+pub use config::EncoderConfig;
+pub use error::{Error, Result};
+pub use task::{Task, TextClassification};

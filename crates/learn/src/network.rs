@@ -1,0 +1,583 @@
+//! The encoders with their classification heads, as `transformers` computes them.
+//!
+//! A network is first a plan (name, shape and initial values of every tensor), checked against the file, and only
+//! then tensors: a damaged file never makes half a network. Shapes: B rows, L tokens, H hidden, C classes.
+
+use std::collections::BTreeMap;
+
+use flywheel_torch_shim::InferenceGuard;
+use tch::{Device, Kind, Tensor};
+
+use crate::config::{Activation, Architecture, EncoderConfig};
+use crate::error::{Error, Result};
+use crate::weights::WeightFile;
+
+/// Weights by their Hugging Face names.
+pub type Parameters = BTreeMap<String, Tensor>;
+
+/// Values of a tensor that no file gives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Initial {
+    /// Normal with the configuration's deviation.
+    Normal,
+    Zeros,
+    Ones,
+}
+
+/// Whether a tensor may be missing in a pretrained file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Encoder,
+    /// Pooler and classifier: trained anew for every task.
+    Head,
+}
+
+/// One tensor of the plan.
+#[derive(Debug, Clone, PartialEq)]
+struct Planned {
+    /// Name in full, with the architecture's prefix.
+    name: String,
+    shape: Vec<i64>,
+    initial: Initial,
+    part: Part,
+}
+
+/// How a file is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taking {
+    /// To train on: head tensors that are missing or of another number of classes are made anew.
+    Pretrained,
+    /// To answer with: every tensor must be there in its shape.
+    Exact,
+}
+
+/// Names of the parts of a layer, which the architectures write differently.
+struct LayerNames {
+    query: &'static str,
+    key: &'static str,
+    value: &'static str,
+    out: &'static str,
+    attention_norm: &'static str,
+    up: &'static str,
+    down: &'static str,
+    output_norm: &'static str,
+}
+
+const BERT_LAYER: LayerNames = LayerNames {
+    query: "attention.self.query",
+    key: "attention.self.key",
+    value: "attention.self.value",
+    out: "attention.output.dense",
+    attention_norm: "attention.output.LayerNorm",
+    up: "intermediate.dense",
+    down: "output.dense",
+    output_norm: "output.LayerNorm",
+};
+
+const DISTILBERT_LAYER: LayerNames = LayerNames {
+    query: "attention.q_lin",
+    key: "attention.k_lin",
+    value: "attention.v_lin",
+    out: "attention.out_lin",
+    attention_norm: "sa_layer_norm",
+    up: "ffn.lin1",
+    down: "ffn.lin2",
+    output_norm: "output_layer_norm",
+};
+
+fn layer_names(architecture: Architecture) -> (&'static str, &'static LayerNames) {
+    match architecture {
+        Architecture::DistilBert => ("transformer.layer", &DISTILBERT_LAYER),
+        _ => ("encoder.layer", &BERT_LAYER),
+    }
+}
+
+/// The two linears of a head: the dense one and the one that makes logits.
+fn head_names(architecture: Architecture) -> (&'static str, &'static str) {
+    match architecture {
+        Architecture::Bert => ("bert.pooler.dense", "classifier"),
+        Architecture::DistilBert => ("pre_classifier", "classifier"),
+        Architecture::Roberta | Architecture::XlmRoberta => ("classifier.dense", "classifier.out_proj"),
+    }
+}
+
+/// Every tensor of an encoder with a head for `classes` classes.
+fn plan(config: &EncoderConfig, classes: i64) -> Vec<Planned> {
+    let mut plan = Vec::new();
+    let mut add = |name: String, shape: Vec<i64>, initial, part| {
+        plan.push(Planned {
+            name,
+            shape,
+            initial,
+            part,
+        })
+    };
+    let prefix = config.architecture.prefix();
+    let hidden = config.hidden;
+    let embedding = |name: &str| format!("{prefix}embeddings.{name}");
+    let tables = [
+        ("word_embeddings", config.vocab_size),
+        ("position_embeddings", config.max_positions),
+        ("token_type_embeddings", config.type_vocab),
+    ];
+    for (name, rows) in tables {
+        if rows > 0 {
+            add(
+                embedding(&format!("{name}.weight")),
+                vec![rows, hidden],
+                Initial::Normal,
+                Part::Encoder,
+            );
+        }
+    }
+    add(
+        embedding("LayerNorm.weight"),
+        vec![hidden],
+        Initial::Ones,
+        Part::Encoder,
+    );
+    add(embedding("LayerNorm.bias"), vec![hidden], Initial::Zeros, Part::Encoder);
+    let (folder, names) = layer_names(config.architecture);
+    for layer in 0..config.layers {
+        let linears = [
+            (names.query, hidden, hidden),
+            (names.key, hidden, hidden),
+            (names.value, hidden, hidden),
+            (names.out, hidden, hidden),
+            (names.up, config.intermediate, hidden),
+            (names.down, hidden, config.intermediate),
+        ];
+        for (name, to, from) in linears {
+            let name = format!("{prefix}{folder}.{layer}.{name}");
+            add(format!("{name}.weight"), vec![to, from], Initial::Normal, Part::Encoder);
+            add(format!("{name}.bias"), vec![to], Initial::Zeros, Part::Encoder);
+        }
+        for name in [names.attention_norm, names.output_norm] {
+            let name = format!("{prefix}{folder}.{layer}.{name}");
+            add(format!("{name}.weight"), vec![hidden], Initial::Ones, Part::Encoder);
+            add(format!("{name}.bias"), vec![hidden], Initial::Zeros, Part::Encoder);
+        }
+    }
+    let (dense, logits) = head_names(config.architecture);
+    for (name, to) in [(dense, hidden), (logits, classes)] {
+        add(format!("{name}.weight"), vec![to, hidden], Initial::Normal, Part::Head);
+        add(format!("{name}.bias"), vec![to], Initial::Zeros, Part::Head);
+    }
+    plan
+}
+
+/// Name under which a file holds a tensor: in full, without the prefix (a bare encoder), or with TensorFlow's old
+/// words for a layer norm.
+fn name_in_file(file: &WeightFile, full: &str, prefix: &str) -> Option<String> {
+    let old = |name: &str| {
+        let name = name.replace("LayerNorm.weight", "LayerNorm.gamma");
+        name.replace("LayerNorm.bias", "LayerNorm.beta")
+    };
+    let bare = full.strip_prefix(prefix).unwrap_or(full);
+    [full.to_owned(), bare.to_owned(), old(full), old(bare)]
+        .into_iter()
+        .find(|name| file.info(name).is_some())
+}
+
+/// Where each tensor comes from; `None`: made anew.
+fn sources(plan: &[Planned], file: &WeightFile, prefix: &str, taking: Taking) -> Result<Vec<Option<String>>> {
+    let mut found = Vec::with_capacity(plan.len());
+    let mut missing = Vec::new();
+    for tensor in plan {
+        let may_be_new = taking == Taking::Pretrained && tensor.part == Part::Head;
+        let Some(name) = name_in_file(file, &tensor.name, prefix) else {
+            if !may_be_new {
+                missing.push(tensor.name.clone());
+            }
+            found.push(None);
+            continue;
+        };
+        let shape = file.info(&name).map(|info| info.shape.as_slice()).unwrap_or_default();
+        if shape == tensor.shape {
+            found.push(Some(name));
+        } else if may_be_new {
+            found.push(None);
+        } else {
+            let why = format!("its shape is {shape:?}, config.json says {:?}", tensor.shape);
+            return Err(Error::WeightsInvalid {
+                path: file.path().into(),
+                tensor: name,
+                why,
+            });
+        }
+    }
+    if missing.is_empty() {
+        Ok(found)
+    } else {
+        Err(Error::WeightsMissing {
+            path: file.path().into(),
+            names: missing,
+            wanted: plan.len(),
+        })
+    }
+}
+
+/// A linear map: weight [to, from], bias [to].
+struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
+    }
+}
+
+/// A layer norm over the last dimension: weight [H], bias [H].
+struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl Norm {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)?)
+    }
+}
+
+struct Layer {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    attention_norm: Norm,
+    up: Linear,
+    down: Linear,
+    output_norm: Norm,
+}
+
+/// A batch of rows, padded to the longest.
+pub struct TokenBatch {
+    /// Token ids, [B, L], i64.
+    pub ids: Tensor,
+    /// True where a token is real, [B, 1, 1, L]; `None` where no row is padded.
+    mask: Option<Tensor>,
+}
+
+impl TokenBatch {
+    /// Pads rows to the longest of them, after checking each: 1 to [`EncoderConfig::max_length`] tokens, every id in
+    /// the vocabulary (on a GPU a wrong id would end the process, not the call).
+    ///
+    /// # Errors
+    /// [`Error::Row`] with the row's place in `rows`.
+    pub fn pad(rows: &[&[i64]], config: &EncoderConfig, device: Device) -> Result<Self> {
+        let longest = rows.iter().map(|r| r.len()).max().unwrap_or(0);
+        let mut ids = Vec::with_capacity(rows.len() * longest);
+        let mut real = Vec::with_capacity(rows.len() * longest);
+        for (row, tokens) in rows.iter().enumerate() {
+            let max = config.max_length();
+            if tokens.is_empty() || tokens.len() > max {
+                return Err(Error::Row {
+                    row,
+                    why: format!("{} tokens, 1 to {max} can be fed", tokens.len()),
+                });
+            }
+            if let Some(id) = tokens.iter().find(|id| !(0..config.vocab_size).contains(id)) {
+                let why = format!("token id {id}, the vocabulary has 0 to {}", config.vocab_size - 1);
+                return Err(Error::Row { row, why });
+            }
+            let padding = longest - tokens.len();
+            ids.extend_from_slice(tokens);
+            ids.extend(std::iter::repeat_n(config.pad_token_id, padding));
+            real.extend(std::iter::repeat_n(true, tokens.len()));
+            real.extend(std::iter::repeat_n(false, padding));
+        }
+        let shape = [rows.len() as i64, longest as i64];
+        let mask = if real.contains(&false) {
+            let mask = Tensor::f_from_slice(&real)?.f_view([shape[0], 1, 1, shape[1]])?;
+            Some(mask.f_to_device(device)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            ids: Tensor::f_from_slice(&ids)?.f_view(shape)?.f_to_device(device)?,
+            mask,
+        })
+    }
+}
+
+/// An encoder with a head that makes one logit per class. `Send`, not `Sync`: each thread takes its own
+/// [`SequenceClassifier::shallow_clone`], which shares the weights.
+pub struct SequenceClassifier {
+    config: EncoderConfig,
+    device: Device,
+    dropout: f64,
+    words: Tensor,
+    positions: Tensor,
+    types: Option<Tensor>,
+    embedding_norm: Norm,
+    layers: Vec<Layer>,
+    head_dense: Linear,
+    head_logits: Linear,
+    parameters: Parameters,
+}
+
+impl SequenceClassifier {
+    /// Builds the network from a file. `dropout` (0 to 1) counts in training only, everywhere where the architecture
+    /// has one; `seed` is for tensors that are made anew, whose names are returned.
+    ///
+    /// # Errors
+    /// [`Error::WeightsMissing`] and [`Error::WeightsInvalid`] with the tensors' names, before any tensor is made.
+    pub fn load(
+        config: &EncoderConfig,
+        file: &WeightFile,
+        classes: usize,
+        taking: Taking,
+        dropout: f64,
+        seed: i64,
+        device: Device,
+    ) -> Result<(Self, Vec<String>)> {
+        let plan = plan(config, classes as i64);
+        let sources = sources(&plan, file, config.architecture.prefix(), taking)?;
+        tch::manual_seed(seed);
+        let mut parameters = Parameters::new();
+        let mut made = Vec::new();
+        for (tensor, source) in plan.into_iter().zip(sources) {
+            let value = match source {
+                Some(name) => file.read(&name, device)?,
+                None => {
+                    made.push(tensor.name.clone());
+                    fresh(&tensor, config, device)?
+                }
+            };
+            parameters.insert(tensor.name, value);
+        }
+        Ok((Self::assemble(config.clone(), parameters, dropout, device)?, made))
+    }
+
+    /// Builds the network with random weights, the same for the same seed.
+    ///
+    /// # Errors
+    /// [`Error::Torch`], [`Error::OutOfMemory`].
+    pub fn random(config: &EncoderConfig, classes: usize, dropout: f64, seed: i64, device: Device) -> Result<Self> {
+        tch::manual_seed(seed);
+        let mut parameters = Parameters::new();
+        for tensor in plan(config, classes as i64) {
+            let value = fresh(&tensor, config, device)?;
+            parameters.insert(tensor.name, value);
+        }
+        Self::assemble(config.clone(), parameters, dropout, device)
+    }
+
+    fn assemble(config: EncoderConfig, parameters: Parameters, dropout: f64, device: Device) -> Result<Self> {
+        let get = |name: &str| match parameters.get(name) {
+            Some(tensor) => Ok(tensor.shallow_clone()),
+            None => Err(Error::Torch(format!("the plan of the network lacks {name}"))),
+        };
+        let linear = |name: &str| -> Result<Linear> {
+            Ok(Linear {
+                weight: get(&format!("{name}.weight"))?,
+                bias: get(&format!("{name}.bias"))?,
+            })
+        };
+        let norm = |name: &str| -> Result<Norm> {
+            let Linear { weight, bias } = linear(name)?;
+            Ok(Norm {
+                weight,
+                bias,
+                eps: config.layer_norm_eps,
+            })
+        };
+        let prefix = config.architecture.prefix();
+        let (folder, names) = layer_names(config.architecture);
+        let layers = (0..config.layers).map(|i| {
+            let at = |name: &str| format!("{prefix}{folder}.{i}.{name}");
+            Ok(Layer {
+                query: linear(&at(names.query))?,
+                key: linear(&at(names.key))?,
+                value: linear(&at(names.value))?,
+                out: linear(&at(names.out))?,
+                attention_norm: norm(&at(names.attention_norm))?,
+                up: linear(&at(names.up))?,
+                down: linear(&at(names.down))?,
+                output_norm: norm(&at(names.output_norm))?,
+            })
+        });
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        let embedding = |name: &str| format!("{prefix}embeddings.{name}");
+        let (dense, logits) = head_names(config.architecture);
+        Ok(Self {
+            words: get(&embedding("word_embeddings.weight"))?,
+            positions: get(&embedding("position_embeddings.weight"))?,
+            types: (config.type_vocab > 0)
+                .then(|| get(&embedding("token_type_embeddings.weight")))
+                .transpose()?,
+            embedding_norm: norm(&embedding("LayerNorm"))?,
+            layers,
+            head_dense: linear(dense)?,
+            head_logits: linear(logits)?,
+            config,
+            device,
+            dropout,
+            parameters,
+        })
+    }
+
+    /// The same network over the same weights, for another thread.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn shallow_clone(&self) -> Result<Self> {
+        let parameters = self
+            .parameters
+            .iter()
+            .map(|(name, t)| (name.clone(), t.shallow_clone()))
+            .collect();
+        Self::assemble(self.config.clone(), parameters, self.dropout, self.device)
+    }
+
+    /// The encoder's numbers.
+    #[must_use]
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// Where its weights live.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Number of classes.
+    #[must_use]
+    pub fn classes(&self) -> usize {
+        self.head_logits.bias.numel()
+    }
+
+    /// All weights by name; the tensors are those of the network, so changing them in place changes it.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Logits, [B, C], f32. With `train`, dropout is on and what backward needs is recorded (if the weights ask for
+    /// gradients).
+    ///
+    /// # Errors
+    /// [`Error::Torch`], [`Error::OutOfMemory`].
+    pub fn logits(&self, batch: &TokenBatch, train: bool) -> Result<Tensor> {
+        let hidden = self.encode(batch, train)?;
+        let first = hidden.f_select(1, 0)?;
+        // The three heads differ in activation and in where dropout stands.
+        let features = match self.config.architecture {
+            Architecture::Bert => self.head_dense.forward(&first)?.f_tanh()?,
+            Architecture::DistilBert => self.head_dense.forward(&first)?.f_relu()?,
+            Architecture::Roberta | Architecture::XlmRoberta => {
+                self.head_dense.forward(&self.drop(first, train)?)?.f_tanh()?
+            }
+        };
+        self.head_logits.forward(&self.drop(features, train)?)
+    }
+
+    /// Probabilities of each row's classes, in the order of the rows; softmax of the logits, computed in f32.
+    ///
+    /// # Errors
+    /// [`Error::Row`], [`Error::Torch`], [`Error::OutOfMemory`].
+    pub fn predict(&self, rows: &[&[i64]]) -> Result<Vec<Vec<f32>>> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let _inference = InferenceGuard::enter()?;
+        let batch = TokenBatch::pad(rows, &self.config, self.device)?;
+        rows_of(&self.logits(&batch, false)?.f_softmax(-1, Kind::Float)?)
+    }
+
+    /// Hidden states of the last layer, [B, L, H].
+    fn encode(&self, batch: &TokenBatch, train: bool) -> Result<Tensor> {
+        let pad = self.config.pad_token_id;
+        let mut x = Tensor::f_embedding(&self.words, &batch.ids, pad, false, false)?;
+        if let Some(types) = &self.types {
+            // One text per row: every token is of type 0.
+            x = x.f_add(&types.f_select(0, 0)?)?;
+        }
+        let positions = match self.config.architecture {
+            Architecture::Bert | Architecture::DistilBert => {
+                self.positions.f_narrow(0, 0, batch.ids.size2()?.1)? // [L, H]
+            }
+            Architecture::Roberta | Architecture::XlmRoberta => {
+                let real = batch.ids.f_ne(pad)?.f_to_kind(Kind::Int64)?;
+                let index = real.f_cumsum(1, Kind::Int64)?.f_mul(&real)?.f_add_scalar(pad)?;
+                Tensor::f_embedding(&self.positions, &index, pad, false, false)? // [B, L, H]
+            }
+        };
+        x = self.embedding_norm.forward(&x.f_add(&positions)?)?;
+        x = self.drop(x, train)?;
+        for layer in &self.layers {
+            x = self.layer(layer, &x, batch.mask.as_ref(), train)?;
+        }
+        Ok(x)
+    }
+
+    /// One post-norm transformer layer, [B, L, H] to [B, L, H].
+    fn layer(&self, layer: &Layer, x: &Tensor, mask: Option<&Tensor>, train: bool) -> Result<Tensor> {
+        let (rows, length, hidden) = x.size3()?;
+        let heads = self.config.heads;
+        let split = |t: Tensor| -> Result<Tensor> {
+            Ok(t.f_view([rows, length, heads, hidden / heads])?.f_transpose(1, 2)?) // [B, heads, L, H / heads]
+        };
+        let query = split(layer.query.forward(x)?)?;
+        let key = split(layer.key.forward(x)?)?;
+        let value = split(layer.value.forward(x)?)?;
+        let dropout = if train { self.dropout } else { 0.0 };
+        let attention =
+            Tensor::f_scaled_dot_product_attention(&query, &key, &value, mask, dropout, false, None, false)?;
+        let attention = layer
+            .out
+            .forward(&attention.f_transpose(1, 2)?.f_reshape([rows, length, hidden])?)?;
+        // DistilBERT has no dropout at this place.
+        let attention = match self.config.architecture {
+            Architecture::DistilBert => attention,
+            _ => self.drop(attention, train)?,
+        };
+        let x = layer.attention_norm.forward(&attention.f_add(x)?)?;
+        let up = layer.up.forward(&x)?;
+        let up = match self.config.activation {
+            Activation::Gelu => up.f_gelu("none")?,
+            Activation::GeluTanh => up.f_gelu("tanh")?,
+            Activation::Relu => up.f_relu()?,
+        };
+        let down = self.drop(layer.down.forward(&up)?, train)?;
+        layer.output_norm.forward(&down.f_add(&x)?)
+    }
+
+    fn drop(&self, x: Tensor, train: bool) -> Result<Tensor> {
+        if train && self.dropout > 0.0 {
+            Ok(x.f_dropout(self.dropout, true)?)
+        } else {
+            Ok(x)
+        }
+    }
+}
+
+/// A tensor that no file gives. Made on the CPU, so that a seed means the same on every device.
+fn fresh(tensor: &Planned, config: &EncoderConfig, device: Device) -> Result<Tensor> {
+    let options = (Kind::Float, Device::Cpu);
+    let shape = tensor.shape.as_slice();
+    let value = match tensor.initial {
+        Initial::Normal => Tensor::f_randn(shape, options)?.f_mul_scalar(config.initializer_range)?,
+        Initial::Zeros => Tensor::f_zeros(shape, options)?,
+        Initial::Ones => Tensor::f_ones(shape, options)?,
+    };
+    Ok(value.f_to_device(device)?)
+}
+
+/// The rows of a [B, C] tensor as plain numbers.
+pub(crate) fn rows_of(tensor: &Tensor) -> Result<Vec<Vec<f32>>> {
+    let tensor = tensor
+        .f_detach()?
+        .f_to_device(Device::Cpu)?
+        .f_to_kind(Kind::Float)?
+        .f_contiguous()?;
+    let (_, width) = tensor.size2()?;
+    let mut numbers = vec![0f32; tensor.numel()];
+    tensor.f_copy_data(&mut numbers, tensor.numel())?;
+    let width = usize::try_from(width).unwrap_or(0).max(1);
+    Ok(numbers.chunks(width).map(<[f32]>::to_vec).collect())
+}

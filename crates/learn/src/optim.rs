@@ -1,0 +1,252 @@
+//! AdamW over plain tensors, its learning rate, and gradient clipping.
+
+use flywheel_torch_shim::{AdamWLists, AdamWNumbers, fused_adamw, global_norm, scale_all};
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::network::Parameters;
+
+/// Decay of the first and of the second moment; PyTorch's defaults.
+const BETAS: (f64, f64) = (0.9, 0.999);
+/// Added to the root of the second moment; PyTorch's default.
+const EPS: f64 = 1e-8;
+/// Keeps the clipping factor finite; the value of `clip_grad_norm_`.
+const CLIP_EPS: f64 = 1e-6;
+
+/// Learning rate by step: a linear rise over the warm-up, then a linear fall to zero, exactly
+/// `get_linear_schedule_with_warmup` of `transformers`. So the first step of a warm-up has rate 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    peak: f64,
+    warmup: u64,
+    total: u64,
+}
+
+impl Schedule {
+    /// `warmup_ratio` of `total` steps, rounded up, rise to `peak`.
+    #[must_use]
+    pub fn new(peak: f64, warmup_ratio: f64, total: u64) -> Self {
+        let warmup = (total as f64 * warmup_ratio).ceil().max(0.0) as u64;
+        Self {
+            peak,
+            warmup: warmup.min(total),
+            total,
+        }
+    }
+
+    /// Rate of a step, counted from 0.
+    #[must_use]
+    pub fn rate(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return self.peak * step as f64 / self.warmup as f64;
+        }
+        let left = self.total.saturating_sub(step) as f64;
+        self.peak * left / (self.total - self.warmup).max(1) as f64
+    }
+}
+
+/// Tensors with one weight decay, and their state.
+struct Group {
+    weight_decay: f64,
+    params: Vec<Tensor>,
+    names: Vec<String>,
+    exp_avg: Vec<Tensor>,
+    exp_avg_sq: Vec<Tensor>,
+    steps: Vec<Tensor>,
+}
+
+/// AdamW (Loshchilov and Hutter, 2019). Weight decay is left off biases and layer norms, as in `transformers`.
+pub struct AdamW {
+    groups: [Group; 2],
+}
+
+impl AdamW {
+    /// An optimiser over these weights, which from now on ask for gradients.
+    ///
+    /// # Errors
+    /// [`Error::Torch`], [`Error::OutOfMemory`].
+    pub fn new(parameters: &Parameters, weight_decay: f64) -> Result<Self> {
+        let decayed = Group::new(parameters, weight_decay, decays)?;
+        let plain = Group::new(parameters, 0.0, |name| !decays(name))?;
+        Ok(Self {
+            groups: [decayed, plain],
+        })
+    }
+
+    /// Sets all gradients to zero.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn zero_grad(&mut self) -> Result<()> {
+        for param in self.groups.iter().flat_map(|g| &g.params) {
+            let mut grad = param.f_grad()?;
+            if grad.defined() {
+                let _ = grad.f_detach_()?.f_zero_()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Scales all gradients so that their common norm is at most `limit`; returns the norm before. A norm that is not
+    /// finite leaves them alone.
+    ///
+    /// # Errors
+    /// [`Error::Torch`], also for a weight without gradient.
+    pub fn clip(&mut self, limit: f64) -> Result<f64> {
+        let mut grads = Vec::new();
+        for group in &self.groups {
+            grads.extend(group.grads()?);
+        }
+        let norm = global_norm(&grads)?.f_double_value(&[])?;
+        let factor = limit / (norm + CLIP_EPS);
+        if factor < 1.0 && norm.is_finite() {
+            scale_all(&grads, factor)?;
+        }
+        Ok(norm)
+    }
+
+    /// One step by the present gradients.
+    ///
+    /// # Errors
+    /// [`Error::Torch`], also for a weight without gradient.
+    pub fn step(&mut self, lr: f64) -> Result<()> {
+        for group in &mut self.groups {
+            let grads = group.grads()?;
+            let lists = AdamWLists {
+                params: &group.params,
+                grads: &grads,
+                exp_avg: &group.exp_avg,
+                exp_avg_sq: &group.exp_avg_sq,
+                steps: &group.steps,
+            };
+            let (beta1, beta2) = BETAS;
+            fused_adamw(
+                lists,
+                AdamWNumbers {
+                    lr,
+                    beta1,
+                    beta2,
+                    eps: EPS,
+                    weight_decay: group.weight_decay,
+                },
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Group {
+    fn new(parameters: &Parameters, weight_decay: f64, belongs: impl Fn(&str) -> bool) -> Result<Self> {
+        let mut group = Self {
+            weight_decay,
+            params: Vec::new(),
+            names: Vec::new(),
+            exp_avg: Vec::new(),
+            exp_avg_sq: Vec::new(),
+            steps: Vec::new(),
+        };
+        for (name, tensor) in parameters.iter().filter(|(name, _)| belongs(name)) {
+            let param = tensor.f_set_requires_grad(true)?;
+            group.exp_avg.push(param.f_detach()?.f_zeros_like()?);
+            group.exp_avg_sq.push(param.f_detach()?.f_zeros_like()?);
+            group
+                .steps
+                .push(Tensor::f_zeros([0i64; 0], (Kind::Float, param.device()))?);
+            group.params.push(param);
+            group.names.push(name.clone());
+        }
+        Ok(group)
+    }
+
+    /// Gradients of all tensors, in their order.
+    fn grads(&self) -> Result<Vec<Tensor>> {
+        let grads = self.params.iter().zip(&self.names).map(|(param, name)| {
+            let grad = param.f_grad()?;
+            if grad.defined() {
+                Ok(grad)
+            } else {
+                Err(Error::Torch(format!("the loss does not depend on {name}")))
+            }
+        });
+        grads.collect()
+    }
+}
+
+/// Whether weight decay applies to a tensor of this name.
+fn decays(name: &str) -> bool {
+    !name.ends_with(".bias") && !name.contains("LayerNorm") && !name.contains("layer_norm")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_that_of_transformers() {
+        // get_linear_schedule_with_warmup(num_warmup_steps=2, num_training_steps=6) of a rate of 1.
+        let schedule = Schedule::new(1.0, 0.3, 6);
+        let rates: Vec<f64> = (0..7).map(|s| schedule.rate(s)).collect();
+        assert_eq!(rates, [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]);
+        assert_eq!(Schedule::new(1.0, 0.0, 4).rate(0), 1.0);
+    }
+
+    #[test]
+    fn decay_spares_biases_and_layer_norms() {
+        for name in [
+            "classifier.bias",
+            "bert.embeddings.LayerNorm.weight",
+            "distilbert.transformer.layer.0.sa_layer_norm.weight",
+        ] {
+            assert!(!decays(name), "{name}");
+        }
+        assert!(decays("bert.embeddings.word_embeddings.weight") && decays("classifier.weight"));
+    }
+
+    fn parameters() -> Parameters {
+        let tensor = |x: f32| Tensor::from_slice(&[x, x]);
+        [("a.bias", 1.0), ("a.weight", 2.0)]
+            .map(|(name, x)| (name.to_owned(), tensor(x)))
+            .into()
+    }
+
+    fn loss(parameters: &Parameters) -> Tensor {
+        parameters
+            .values()
+            .map(|t| t.sum(Kind::Float))
+            .reduce(|a, b| a + b)
+            .unwrap()
+            * 3.0
+    }
+
+    #[test]
+    fn clipping_bounds_the_common_norm() {
+        let parameters = parameters();
+        let mut optimiser = AdamW::new(&parameters, 0.0).unwrap();
+        optimiser.zero_grad().unwrap();
+        loss(&parameters).backward();
+        // Four gradients of 3.
+        assert!((optimiser.clip(1.0).unwrap() - 6.0).abs() < 1e-5);
+        assert!((optimiser.clip(1.0).unwrap() - 1.0).abs() < 1e-5, "now at the limit");
+        optimiser.zero_grad().unwrap();
+        assert_eq!(optimiser.clip(1.0).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn a_step_decays_weights_only() {
+        let parameters = parameters();
+        let mut optimiser = AdamW::new(&parameters, 0.5).unwrap();
+        loss(&parameters).backward();
+        optimiser.step(0.1).unwrap();
+        let first = |name: &str| parameters[name].double_value(&[0]);
+        assert!((first("a.bias") - 0.9).abs() < 1e-6);
+        assert!((first("a.weight") - (2.0 * 0.95 - 0.1)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_weight_that_the_loss_does_not_reach_is_named() {
+        let parameters = parameters();
+        let mut optimiser = AdamW::new(&parameters, 0.0).unwrap();
+        parameters["a.weight"].sum(Kind::Float).backward();
+        assert!(optimiser.step(0.1).unwrap_err().to_string().contains("a.bias"));
+    }
+}

@@ -1,0 +1,291 @@
+//! Folders of models: what is read from a pretrained one, what is written, what is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use flywheel_learn::config::EncoderConfig;
+use flywheel_learn::network::{Parameters, SequenceClassifier};
+use flywheel_learn::{Classifier, Error, artifact, weights};
+use serde_json::{Value, json};
+use tch::Device;
+
+const TYPES: [&str; 4] = ["bert", "distilbert", "roberta", "xlm-roberta"];
+
+fn config(model_type: &str) -> EncoderConfig {
+    let json = if model_type == "distilbert" {
+        json!({"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24})
+    } else {
+        json!({
+            "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+            "type_vocab_size": 1
+        })
+    };
+    let Value::Object(mut raw) = json else {
+        panic!("no object")
+    };
+    raw.insert("model_type".into(), model_type.into());
+    raw.insert("vocab_size".into(), 40.into());
+    raw.insert("max_position_embeddings".into(), 20.into());
+    EncoderConfig::from_json(raw, Path::new("test")).unwrap()
+}
+
+fn labels(n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("label-{i}")).collect()
+}
+
+/// A pretrained folder with these weights.
+fn folder(config: &EncoderConfig, parameters: &Parameters) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    weights::write(&dir.path().join("model.safetensors"), parameters).unwrap();
+    fs::write(
+        dir.path().join("config.json"),
+        config.classifier_json(&labels(3)).to_string(),
+    )
+    .unwrap();
+    fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    dir
+}
+
+fn renamed(parameters: &Parameters, rename: impl Fn(&str) -> Option<String>) -> Parameters {
+    parameters
+        .iter()
+        .filter_map(|(name, t)| Some((rename(name)?, t.shallow_clone())))
+        .collect()
+}
+
+fn rows() -> Vec<Vec<i64>> {
+    vec![vec![2, 5, 9, 3], vec![2, 30, 3], (2..18).collect()]
+}
+
+#[test]
+fn written_and_loaded_again_it_answers_the_same_from_every_thread() {
+    for model_type in TYPES {
+        let config = config(model_type);
+        let network = SequenceClassifier::random(&config, 3, 0.1, 4, Device::Cpu).unwrap();
+        let pretrained = folder(&config, network.parameters());
+        fs::write(pretrained.path().join("vocab.txt"), "[PAD]").unwrap();
+        fs::write(pretrained.path().join("pytorch_model.bin"), "not ours to copy").unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let written = artifact::write(out.path(), &network, &labels(3), pretrained.path()).unwrap();
+        assert_eq!(
+            written,
+            ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"]
+        );
+        assert!(
+            written
+                .iter()
+                .all(|name| flywheel_contract::artifact::is_file_name(name))
+        );
+
+        let classifier = Classifier::load(out.path(), Device::Cpu).unwrap();
+        assert_eq!(classifier.labels(), labels(3));
+        let rows = rows();
+        let slices: Vec<&[i64]> = rows.iter().map(Vec::as_slice).collect();
+        let want = network.predict(&slices).unwrap();
+        for p in &want {
+            assert!((p.iter().sum::<f32>() - 1.0).abs() < 1e-5 && p.len() == 3, "{p:?}");
+        }
+        assert_eq!(classifier.predict(&rows).unwrap(), want);
+        assert_eq!(classifier.predict(&[]).unwrap(), Vec::<Vec<f32>>::new());
+        // A row alone and the same row beside longer ones: padding must not count.
+        for (row, want) in rows.iter().zip(&want) {
+            let alone = &classifier.predict(std::slice::from_ref(row)).unwrap()[0];
+            assert!(
+                alone.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5),
+                "{model_type}: {alone:?} {want:?}"
+            );
+        }
+        let workers: Vec<Classifier> = (0..3).map(|_| classifier.worker().unwrap()).collect();
+        std::thread::scope(|scope| {
+            for worker in workers {
+                let (rows, want) = (&rows, &want);
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        let got = worker.predict(rows).unwrap();
+                        let close = got
+                            .iter()
+                            .flatten()
+                            .zip(want.iter().flatten())
+                            .all(|(a, b)| (a - b).abs() < 1e-5);
+                        assert!(close, "{got:?} {want:?}");
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn bare_encoders_and_old_names_are_read_and_the_head_is_new_but_seeded() {
+    for model_type in TYPES {
+        let config = config(model_type);
+        let prefix = config.architecture.prefix();
+        let source = SequenceClassifier::random(&config, 3, 0.0, 4, Device::Cpu).unwrap();
+        let bare = renamed(source.parameters(), |name| {
+            let name = name.strip_prefix(prefix)?;
+            Some(
+                name.replace("LayerNorm.weight", "LayerNorm.gamma")
+                    .replace("LayerNorm.bias", "LayerNorm.beta"),
+            )
+        });
+        let dir = folder(&config, &bare);
+        let load = |seed| artifact::pretrained(dir.path(), 5, 40, 0.0, seed, Device::Cpu).unwrap();
+        let (a, b, c) = (load(1), load(1), load(2));
+        let head = match model_type {
+            // The pooler belongs to the encoder's file.
+            "bert" => vec!["classifier.bias", "classifier.weight"],
+            "distilbert" => vec![
+                "classifier.bias",
+                "classifier.weight",
+                "pre_classifier.bias",
+                "pre_classifier.weight",
+            ],
+            _ => vec![
+                "classifier.dense.bias",
+                "classifier.dense.weight",
+                "classifier.out_proj.bias",
+                "classifier.out_proj.weight",
+            ],
+        };
+        let mut made = a.made.clone();
+        made.sort();
+        assert_eq!(made, head, "{model_type}");
+        for (name, tensor) in a.network.parameters() {
+            if let Some(old) = source.parameters().get(name).filter(|_| !head.contains(&name.as_str())) {
+                assert_eq!(tensor, old, "{name}");
+            }
+            assert_eq!(tensor, &b.network.parameters()[name], "one seed, two values of {name}");
+        }
+        let logits = head.iter().find(|n| n.ends_with("weight")).unwrap();
+        assert_ne!(a.network.parameters()[*logits], c.network.parameters()[*logits]);
+    }
+}
+
+#[test]
+fn missing_and_misshapen_tensors_are_named() {
+    let config = config("bert");
+    let source = SequenceClassifier::random(&config, 3, 0.0, 4, Device::Cpu).unwrap();
+    let less = renamed(source.parameters(), |n| {
+        (!n.contains("layer.1.output.dense")).then(|| n.to_owned())
+    });
+    let error = artifact::pretrained(folder(&config, &less).path(), 3, 40, 0.0, 0, Device::Cpu)
+        .err()
+        .unwrap();
+    let Error::WeightsMissing { names, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        names,
+        &[
+            "bert.encoder.layer.1.output.dense.weight",
+            "bert.encoder.layer.1.output.dense.bias"
+        ]
+    );
+
+    let mut wide = renamed(source.parameters(), |n| Some(n.to_owned()));
+    let name = "bert.embeddings.position_embeddings.weight";
+    wide.insert(
+        name.into(),
+        tch::Tensor::zeros([21, 16], (tch::Kind::Float, Device::Cpu)),
+    );
+    let error = artifact::pretrained(folder(&config, &wide).path(), 3, 40, 0.0, 0, Device::Cpu)
+        .err()
+        .unwrap();
+    let text = error.to_string();
+    assert!(
+        text.contains(name) && text.contains("[21, 16]") && text.contains("[20, 16]"),
+        "{text}"
+    );
+
+    // To answer with, a head of another shape is an error; to train on, it is new.
+    let dir = folder(&config, source.parameters());
+    fs::write(
+        dir.path().join("config.json"),
+        config.classifier_json(&labels(4)).to_string(),
+    )
+    .unwrap();
+    let error = Classifier::load(dir.path(), Device::Cpu).err().unwrap().to_string();
+    assert!(error.contains("classifier.weight"), "{error}");
+    let made = artifact::pretrained(dir.path(), 4, 40, 0.0, 0, Device::Cpu)
+        .unwrap()
+        .made;
+    assert_eq!(made, ["classifier.weight", "classifier.bias"]);
+}
+
+#[test]
+fn folders_that_cannot_be_used_say_why() {
+    let config = config("bert");
+    let source = SequenceClassifier::random(&config, 3, 0.0, 4, Device::Cpu).unwrap();
+    let load = |dir: &Path, tokens| {
+        artifact::pretrained(dir, 3, tokens, 0.0, 0, Device::Cpu)
+            .err()
+            .map(|e| e.to_string())
+    };
+    let dir = folder(&config, source.parameters());
+    assert_eq!(load(dir.path(), 40), None);
+    assert!(
+        load(dir.path(), 41)
+            .unwrap()
+            .contains("41 tokens, vocab_size of config.json is 40")
+    );
+
+    fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    assert!(
+        load(dir.path(), 40)
+            .unwrap()
+            .contains("neither tokenizer.json nor vocab.txt")
+    );
+
+    let dir = folder(&config, source.parameters());
+    let path = dir.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();
+    let error = load(dir.path(), 40).unwrap();
+    assert!(
+        error.contains("classifier.weight") || error.contains("classifier.bias") || error.contains("pooler"),
+        "{error}"
+    );
+    assert!(error.contains("fetch the file again"), "{error}");
+
+    fs::remove_file(&path).unwrap();
+    assert!(load(dir.path(), 40).unwrap().contains("model.safetensors"));
+
+    let dir = folder(&config, source.parameters());
+    let Value::Object(mut raw) = config.classifier_json(&labels(3)) else {
+        panic!("no object")
+    };
+    raw.remove("id2label");
+    fs::write(dir.path().join("config.json"), Value::Object(raw).to_string()).unwrap();
+    let error = Classifier::load(dir.path(), Device::Cpu).err().unwrap().to_string();
+    assert!(error.contains("id2label is missing"), "{error}");
+}
+
+#[test]
+fn labels_must_be_as_many_as_classes_and_different() {
+    let config = config("bert");
+    let network = SequenceClassifier::random(&config, 3, 0.0, 4, Device::Cpu).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |labels: &[String]| {
+        artifact::write(dir.path(), &network, labels, dir.path())
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(refused(&labels(2)).contains("2 labels for a network of 3 classes"));
+    assert!(refused(&["a", "b", "a"].map(str::to_owned)).contains("\"a\""));
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "nothing is written before the check"
+    );
+    let empty: BTreeMap<String, tch::Tensor> = BTreeMap::new();
+    weights::write(&dir.path().join("empty.safetensors"), &empty).unwrap();
+    assert_eq!(
+        weights::WeightFile::open(&dir.path().join("empty.safetensors"))
+            .unwrap()
+            .names()
+            .count(),
+        0
+    );
+}

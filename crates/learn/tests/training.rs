@@ -1,0 +1,250 @@
+//! The loop on a tiny random BERT: it learns, it repeats itself bit for bit, it keeps the best weights, it stops when
+//! told to.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use flywheel_contract::hyperparameters::{EarlyStopping, StoppingMetric};
+use flywheel_data::EncodedSet;
+use flywheel_learn::config::EncoderConfig;
+use flywheel_learn::evaluate::Evaluation;
+use flywheel_learn::network::SequenceClassifier;
+use flywheel_learn::train::{Epoch, Observer, Settings, Step, evaluate, fit};
+use flywheel_learn::{Error, Task, TextClassification, device};
+use tch::Device;
+
+const CLASSES: usize = 3;
+
+/// libtorch's random numbers are the process's: tests that count on them take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let guard = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    device::set_threads(1);
+    guard
+}
+
+fn tiny(seed: i64, dropout: f64) -> TextClassification {
+    let json = serde_json::json!({
+        "model_type": "bert", "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 64, "max_position_embeddings": 24, "type_vocab_size": 2, "initializer_range": 0.1
+    });
+    let serde_json::Value::Object(raw) = json else {
+        panic!("no object")
+    };
+    let config = EncoderConfig::from_json(raw, Path::new("tiny")).unwrap();
+    TextClassification::new(SequenceClassifier::random(&config, CLASSES, dropout, seed, Device::Cpu).unwrap())
+}
+
+/// Rows whose tokens come from a range of their class; `shift` turns every label into another.
+fn separable(rows: usize, shift: i64) -> EncodedSet {
+    let mut set = EncodedSet::default();
+    for i in 0..rows as i64 {
+        let class = i % CLASSES as i64;
+        let tokens = (0..2 + i % 9).map(|j| 10 + class * 16 + (i * 7 + j * 13) % 16);
+        set.ids.push(std::iter::once(1).chain(tokens).chain([2]).collect());
+        set.labels.push((class + shift) % CLASSES as i64);
+    }
+    set
+}
+
+fn settings() -> Settings {
+    Settings {
+        epochs: 5,
+        batch_size: 8,
+        learning_rate: 3e-3,
+        weight_decay: 0.01,
+        warmup_ratio: 0.1,
+        seed: 5,
+        early_stopping: None,
+    }
+}
+
+/// Keeps what it sees; breaks after step `stop_at`.
+#[derive(Default)]
+struct Seen {
+    steps: Vec<Step>,
+    epochs: Vec<(u32, f64, Evaluation, bool)>,
+    stop_at: Option<u64>,
+}
+
+impl Observer<Evaluation> for Seen {
+    fn step(&mut self, step: &Step) -> ControlFlow<()> {
+        self.steps.push(*step);
+        if self.stop_at == Some(step.step) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    fn epoch(&mut self, epoch: &Epoch<'_, Evaluation>) -> ControlFlow<()> {
+        self.epochs
+            .push((epoch.epoch, epoch.train_loss, epoch.validation.clone(), epoch.best));
+        ControlFlow::Continue(())
+    }
+}
+
+#[test]
+fn a_separable_set_is_learned() {
+    let _turn = turn();
+    let task = tiny(1, 0.1);
+    let mut seen = Seen::default();
+    let outcome = fit(&task, &separable(90, 0), &separable(30, 0), &settings(), &mut seen).unwrap();
+    let (first, last) = (seen.epochs[0].1, seen.epochs[4].1);
+    assert!(last < first / 2.0, "loss {first} -> {last}");
+    assert!(outcome.validation.accuracy > 0.95, "{:?}", outcome.validation);
+    // 90 rows in batches of 8.
+    assert_eq!((outcome.steps, outcome.epochs, outcome.stopped_early), (60, 5, false));
+    assert!(seen.steps.iter().map(|s| s.step).eq(1..=60));
+    assert!(seen.steps.iter().all(|s| s.total_steps == 60 && s.grad_norm > 0.0));
+    let per_epoch: usize = seen.steps.iter().filter(|s| s.epoch == 2).map(|s| s.examples).sum();
+    assert_eq!(per_epoch, 90, "every row once per epoch");
+    // The rate rises over 6 steps and falls to almost nothing.
+    let rates: Vec<f64> = seen.steps.iter().map(|s| s.learning_rate).collect();
+    assert_eq!((rates[0], rates[6]), (0.0, 3e-3));
+    assert!((rates[59] - 3e-3 / 54.0).abs() < 1e-12, "{}", rates[59]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_weights_bit_for_bit() {
+    let _turn = turn();
+    let run = |seed: i64| {
+        let task = tiny(seed, 0.1);
+        let settings = Settings {
+            epochs: 2,
+            seed,
+            ..settings()
+        };
+        fit(
+            &task,
+            &separable(50, 0),
+            &separable(12, 0),
+            &settings,
+            &mut Seen::default(),
+        )
+        .unwrap();
+        let weights: Vec<Vec<u32>> = task
+            .parameters()
+            .values()
+            .map(|t| {
+                Vec::<f32>::try_from(&t.detach().flatten(0, -1))
+                    .unwrap()
+                    .iter()
+                    .map(|x| x.to_bits())
+                    .collect()
+            })
+            .collect();
+        weights
+    };
+    let (once, again, other) = (run(11), run(11), run(12));
+    assert!(once == again, "two runs of one seed differ");
+    assert!(once != other, "the seed changes nothing");
+}
+
+#[test]
+fn early_stopping_ends_and_the_best_weights_come_back() {
+    let _turn = turn();
+    let task = tiny(2, 0.0);
+    // Validation labels contradict training, so that the first epoch is the best and each later one worse.
+    let validation = separable(30, 1);
+    let stopping = EarlyStopping {
+        metric: StoppingMetric::Loss,
+        patience: 2,
+    };
+    let settings = Settings {
+        epochs: 9,
+        early_stopping: Some(stopping),
+        ..settings()
+    };
+    let mut seen = Seen::default();
+    let outcome = fit(&task, &separable(90, 0), &validation, &settings, &mut seen).unwrap();
+    assert_eq!(
+        (outcome.best_epoch, outcome.epochs, outcome.stopped_early),
+        (1, 3, true)
+    );
+    assert_eq!(
+        seen.epochs.iter().map(|e| e.3).collect::<Vec<_>>(),
+        [true, false, false]
+    );
+    assert!(seen.epochs[2].2.loss > seen.epochs[0].2.loss);
+    assert_eq!(outcome.validation, seen.epochs[0].2);
+    assert_eq!(
+        evaluate(&task, &validation, settings.batch_size).unwrap(),
+        outcome.validation
+    );
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_training_with_the_step() {
+    let _turn = turn();
+    let task = tiny(3, 0.0);
+    let _ = task.parameters()["classifier.bias"].shallow_clone().fill_(f64::NAN);
+    let error = fit(
+        &task,
+        &separable(30, 0),
+        &separable(9, 0),
+        &settings(),
+        &mut Seen::default(),
+    )
+    .unwrap_err();
+    assert!(matches!(error, Error::LossNotFinite { step: 1, .. }), "{error}");
+}
+
+#[test]
+fn the_observer_can_stop_it() {
+    let _turn = turn();
+    let mut seen = Seen {
+        stop_at: Some(3),
+        ..Seen::default()
+    };
+    let error = fit(
+        &tiny(4, 0.0),
+        &separable(30, 0),
+        &separable(9, 0),
+        &settings(),
+        &mut seen,
+    )
+    .unwrap_err();
+    assert!(matches!(error, Error::Interrupted { step: 3 }), "{error}");
+    assert_eq!(seen.steps.len(), 3);
+}
+
+#[test]
+fn empty_sets_and_impossible_rows_are_errors() {
+    let _turn = turn();
+    let task = tiny(5, 0.0);
+    let (some, none) = (separable(9, 0), EncodedSet::default());
+    let error = fit(&task, &none, &some, &settings(), &mut Seen::default()).unwrap_err();
+    assert!(matches!(error, Error::EmptySet("training")), "{error}");
+    let error = fit(&task, &some, &none, &settings(), &mut Seen::default()).unwrap_err();
+    assert!(matches!(error, Error::EmptySet("validation")), "{error}");
+    for (ids, why) in [
+        (vec![], "0 tokens"),
+        (vec![1; 25], "25 tokens, 1 to 24"),
+        (vec![60], "token id 60"),
+        (vec![-1], "token id -1"),
+    ] {
+        let set = EncodedSet {
+            ids: vec![ids],
+            labels: vec![0],
+        };
+        let error = evaluate(&task, &set, 4).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
+fn dropout_counts_in_training_only() {
+    let _turn = turn();
+    let task = tiny(6, 0.5);
+    let batch = task.batch(&separable(6, 0), &[0, 1, 2, 3, 4, 5]).unwrap();
+    let rows = |train| task.rows(&task.outputs(&batch, train).unwrap()).unwrap();
+    assert_ne!(rows(true), rows(true));
+    assert_eq!(rows(false), rows(false));
+    let without = tiny(6, 0.0);
+    let batch = without.batch(&separable(6, 0), &[0, 1, 2, 3, 4, 5]).unwrap();
+    let rows = |train| without.rows(&without.outputs(&batch, train).unwrap()).unwrap();
+    assert_eq!(rows(true), rows(false));
+}

@@ -1,0 +1,34 @@
+//! Compiles `cpp/shim.cpp` against the headers of the libtorch that torch-sys found.
+
+use std::env;
+use std::path::PathBuf;
+
+fn main() -> Result<(), String> {
+    println!("cargo:rerun-if-changed=cpp/shim.cpp");
+    println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
+    let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").map_err(|_| {
+        "torch-sys did not say where libtorch lies: run scripts/setup-libtorch.sh and set LIBTORCH to the folder it prints"
+    })?);
+    // torch-sys exports only its lib folder; the headers lie beside it unless LIBTORCH_INCLUDE says otherwise.
+    let root = match env::var_os("LIBTORCH_INCLUDE") {
+        Some(root) => PathBuf::from(root),
+        None => lib
+            .parent()
+            .map(PathBuf::from)
+            .ok_or("the lib folder of libtorch has no parent folder")?,
+    };
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        // The headers of libtorch do not compile without warnings; ours would drown in them.
+        .warnings(false)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"))
+        .file("cpp/shim.cpp")
+        .compile("flywheel_torch_shim");
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    println!("cargo:rustc-link-lib=dylib=torch_cpu");
+    println!("cargo:rustc-link-lib=dylib=c10");
+    Ok(())
+}

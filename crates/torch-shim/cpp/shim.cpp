@@ -1,0 +1,108 @@
+// The pieces of libtorch that tch does not bind, behind a C interface.
+//
+// Every function that can fail returns 0 on success; on failure 1, with the text in fw_error() of the same thread.
+// No C++ exception leaves this file: unwinding into Rust would be undefined behaviour.
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <dlfcn.h>
+#include <torch/version.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+using at::Tensor;
+
+namespace {
+
+thread_local std::string last_error;
+
+template <class F>
+int guard(F&& f) noexcept {
+  try {
+    f();
+    return 0;
+  } catch (const c10::Error& e) {
+    // what() would carry the C++ stack, some sixty lines.
+    last_error = e.what_without_backtrace();
+  } catch (const std::exception& e) {
+    last_error = e.what();
+  } catch (...) {
+    last_error = "unknown C++ exception";
+  }
+  return 1;
+}
+
+std::vector<Tensor> list(const Tensor* const* tensors, size_t n) {
+  std::vector<Tensor> out;
+  out.reserve(n);
+  for (size_t i = 0; i < n; ++i) out.push_back(*tensors[i]);
+  return out;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Valid until the next failing call of the same thread.
+const char* fw_error() { return last_error.c_str(); }
+
+// Headers and loaded library must be of one release: another one loads without complaint and computes garbage.
+int fw_check_version() {
+  return guard([] {
+    const std::string key = "TORCH_VERSION=", loaded = at::show_config();
+    const auto at = loaded.find(key);
+    const std::string found =
+        at == std::string::npos ? "unknown" : loaded.substr(at + key.size(), loaded.find(',', at) - at - key.size());
+    if (found != TORCH_VERSION) {
+      throw std::runtime_error("built for libtorch " TORCH_VERSION ", but LD_LIBRARY_PATH gives libtorch " + found);
+    }
+  });
+}
+
+// Makes libtorch's CUDA kernels known to this process. *loaded = 0 when there is no such library at all.
+int fw_load_cuda(int* loaded) {
+  return guard([&] {
+    static const std::string name = "libtorch_cuda.so";
+    *loaded = dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr;
+    if (*loaded) return;
+    const char* text = dlerror();
+    const std::string why = text ? text : "unknown reason";
+    // The loader names the file that is missing: only our own may be absent, not one that it needs.
+    if (why.rfind(name + ": cannot open shared object file: No such file", 0) != 0) throw std::runtime_error(why);
+  });
+}
+
+int fw_fused_adamw(const Tensor* const* params, const Tensor* const* grads, const Tensor* const* exp_avg,
+                   const Tensor* const* exp_avg_sq, const Tensor* const* steps, size_t n, double lr, double beta1,
+                   double beta2, double weight_decay, double eps) {
+  return guard([&] {
+    c10::NoGradGuard no_grad;
+    auto counts = list(steps, n);
+    at::_foreach_add_(counts, at::Scalar(1));
+    at::_fused_adamw_(list(params, n), list(grads, n), list(exp_avg, n), list(exp_avg_sq, n), {}, counts, lr, beta1,
+                      beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+int fw_global_norm(const Tensor* const* tensors, size_t n, Tensor** out) {
+  return guard([&] {
+    c10::NoGradGuard no_grad;
+    *out = new Tensor(at::linalg_vector_norm(at::stack(at::_foreach_norm(list(tensors, n), 2)), 2));
+  });
+}
+
+int fw_scale_all(const Tensor* const* tensors, size_t n, double factor) {
+  return guard([&] {
+    c10::NoGradGuard no_grad;
+    at::_foreach_mul_(list(tensors, n), at::Scalar(factor));
+  });
+}
+
+int fw_inference_enter(c10::InferenceMode** out) {
+  return guard([&] { *out = new c10::InferenceMode(true); });
+}
+
+void fw_inference_exit(c10::InferenceMode* guard) { delete guard; }
+}

@@ -1,0 +1,35 @@
+//! The C interface of `cpp/shim.cpp`, word for word. Everything unsafe in this project is here and in [`crate`].
+
+use std::ffi::{c_char, c_int};
+
+use torch_sys::C_tensor;
+
+/// `c10::InferenceMode`, opaque here.
+#[repr(C)]
+pub(crate) struct RawInference([u8; 0]);
+
+/// An `at::Tensor*` that the callee only reads through (it may change the numbers behind it).
+pub(crate) type Raw = *const C_tensor;
+
+unsafe extern "C" {
+    pub(crate) fn fw_error() -> *const c_char;
+    pub(crate) fn fw_check_version() -> c_int;
+    pub(crate) fn fw_load_cuda(loaded: *mut c_int) -> c_int;
+    pub(crate) fn fw_fused_adamw(
+        params: *const Raw,
+        grads: *const Raw,
+        exp_avg: *const Raw,
+        exp_avg_sq: *const Raw,
+        steps: *const Raw,
+        n: usize,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> c_int;
+    pub(crate) fn fw_global_norm(tensors: *const Raw, n: usize, out: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn fw_scale_all(tensors: *const Raw, n: usize, factor: f64) -> c_int;
+    pub(crate) fn fw_inference_enter(out: *mut *mut RawInference) -> c_int;
+    pub(crate) fn fw_inference_exit(guard: *mut RawInference);
+}

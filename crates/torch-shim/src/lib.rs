@@ -1,0 +1,332 @@
+//! What tch lacks: the only C++ and the only unsafe code of this project.
+//!
+//! Owns the calls into libtorch that tch does not bind (list kernels, inference mode, version check, loading CUDA),
+//! each behind a safe function. Knows nothing of models or training. Every call that libtorch refuses is an
+//! [`Error`] without a C++ stack.
+#![allow(unsafe_code)]
+
+mod ffi;
+
+use std::ffi::{CStr, c_int};
+use std::marker::PhantomData;
+use std::ptr;
+
+use tch::{TchError, Tensor};
+
+use ffi::Raw;
+
+/// Why libtorch refused a call.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// libtorch's own words, without the C++ stack.
+    #[error("{0}")]
+    Torch(String),
+    /// Lists that belong together differ in length.
+    #[error("{what}: {got} tensors given for {want} parameters")]
+    Length {
+        /// Which list is wrong.
+        what: &'static str,
+        /// Tensors in that list.
+        got: usize,
+        /// Tensors in the list of parameters.
+        want: usize,
+    },
+    /// A tensor without storage, for instance the gradient of a parameter that the loss does not depend on.
+    #[error("{what}: tensor {index} is undefined")]
+    Undefined {
+        /// Which list holds it.
+        what: &'static str,
+        /// Its place in that list.
+        index: usize,
+    },
+}
+
+/// libtorch's message of an error from tch, without the C++ stack that follows it.
+pub fn brief(error: &TchError) -> String {
+    let text = error.to_string();
+    let text = text.split("\nException raised from ").next().unwrap_or_default();
+    text.trim_end().to_string()
+}
+
+fn check(code: c_int) -> Result<(), Error> {
+    if code == 0 {
+        return Ok(());
+    }
+    // SAFETY: fw_error returns a NUL-terminated string of this thread that lives until its next failing call.
+    let text = unsafe { CStr::from_ptr(ffi::fw_error()) };
+    Err(Error::Torch(text.to_string_lossy().into_owned()))
+}
+
+/// Pointers for one call; the slice outlives them because every caller keeps it borrowed until the call returns.
+fn raw(what: &'static str, tensors: &[Tensor], want: usize) -> Result<Vec<Raw>, Error> {
+    if tensors.len() != want {
+        return Err(Error::Length {
+            what,
+            got: tensors.len(),
+            want,
+        });
+    }
+    if let Some(index) = tensors.iter().position(|t| !t.defined()) {
+        return Err(Error::Undefined { what, index });
+    }
+    Ok(tensors.iter().map(Tensor::as_ptr).collect())
+}
+
+/// Checks that the libtorch of this process is of the release whose headers this crate was compiled with.
+///
+/// Call it first in `main`: another release loads without complaint and computes garbage.
+///
+/// # Errors
+/// [`Error::Torch`] that names both releases.
+pub fn check_version() -> Result<(), Error> {
+    // SAFETY: no arguments; exceptions are caught on the other side.
+    check(unsafe { ffi::fw_check_version() })
+}
+
+/// Loads `libtorch_cuda.so` where it is present, so that one program serves machines with and without it (a program
+/// that is linked against it would not start on the latter). Returns whether it is there. Repeating it is harmless.
+///
+/// # Errors
+/// [`Error::Torch`] when the library is there but cannot be loaded, with the loader's reason.
+pub fn load_cuda() -> Result<bool, Error> {
+    let mut loaded = 0;
+    // SAFETY: `loaded` is valid for a write during the call.
+    check(unsafe { ffi::fw_load_cuda(&mut loaded) })?;
+    Ok(loaded != 0)
+}
+
+/// The lists that one AdamW step reads and changes; all of one length, shapes equal place by place.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWLists<'a> {
+    /// Weights, changed in place.
+    pub params: &'a [Tensor],
+    /// Their gradients, read.
+    pub grads: &'a [Tensor],
+    /// First moments, changed in place.
+    pub exp_avg: &'a [Tensor],
+    /// Second moments, changed in place.
+    pub exp_avg_sq: &'a [Tensor],
+    /// Scalars, f32: steps done so far; one is added to each.
+    pub steps: &'a [Tensor],
+}
+
+/// The numbers of one AdamW step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWNumbers {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, per unit of learning rate.
+    pub weight_decay: f64,
+}
+
+/// One step of AdamW (Loshchilov and Hutter, 2019) over all tensors in one kernel.
+///
+/// # Errors
+/// [`Error::Length`] and [`Error::Undefined`] for lists that do not belong together, [`Error::Torch`] for shapes,
+/// types or devices that differ.
+pub fn fused_adamw(lists: AdamWLists<'_>, numbers: AdamWNumbers) -> Result<(), Error> {
+    let n = lists.params.len();
+    if n == 0 {
+        return Ok(());
+    }
+    let params = raw("parameters", lists.params, n)?;
+    let grads = raw("gradients", lists.grads, n)?;
+    let exp_avg = raw("first moments", lists.exp_avg, n)?;
+    let exp_avg_sq = raw("second moments", lists.exp_avg_sq, n)?;
+    let steps = raw("step counts", lists.steps, n)?;
+    // SAFETY: five arrays of n pointers to live tensors, all borrowed until the call returns.
+    check(unsafe {
+        ffi::fw_fused_adamw(
+            params.as_ptr(),
+            grads.as_ptr(),
+            exp_avg.as_ptr(),
+            exp_avg_sq.as_ptr(),
+            steps.as_ptr(),
+            n,
+            numbers.lr,
+            numbers.beta1,
+            numbers.beta2,
+            numbers.weight_decay,
+            numbers.eps,
+        )
+    })
+}
+
+/// Euclidean norm over all numbers of all tensors, as a scalar tensor on their device. The list must not be empty.
+///
+/// # Errors
+/// [`Error::Torch`], for instance for an empty list.
+pub fn global_norm(tensors: &[Tensor]) -> Result<Tensor, Error> {
+    let pointers = raw("gradients", tensors, tensors.len())?;
+    let mut out = ptr::null_mut();
+    // SAFETY: n pointers to live tensors; `out` is valid for a write.
+    check(unsafe { ffi::fw_global_norm(pointers.as_ptr(), pointers.len(), &mut out) })?;
+    // SAFETY: on success `out` owns a new tensor, which passes to the returned value.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// Multiplies every tensor by `factor`, in place.
+///
+/// # Errors
+/// [`Error::Torch`] when libtorch refuses a tensor.
+pub fn scale_all(tensors: &[Tensor], factor: f64) -> Result<(), Error> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let pointers = raw("gradients", tensors, tensors.len())?;
+    // SAFETY: n pointers to live tensors.
+    check(unsafe { ffi::fw_scale_all(pointers.as_ptr(), pointers.len(), factor) })
+}
+
+/// While it lives, this thread records nothing for backward and tensors made in it can never be trained. Cheaper
+/// than [`tch::no_grad_guard`]. Bind it to a name: `let _ = …` would drop it at once.
+#[must_use = "inference mode ends when the guard is dropped"]
+pub struct InferenceGuard {
+    raw: *mut ffi::RawInference,
+    // The mode belongs to the thread that entered it.
+    not_send: PhantomData<*const ()>,
+}
+
+impl InferenceGuard {
+    /// Enters inference mode on this thread.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] when libtorch refuses.
+    pub fn enter() -> Result<Self, Error> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` is valid for a write.
+        check(unsafe { ffi::fw_inference_enter(&mut raw) })?;
+        Ok(Self {
+            raw,
+            not_send: PhantomData,
+        })
+    }
+}
+
+impl Drop for InferenceGuard {
+    fn drop(&mut self) {
+        // SAFETY: made by fw_inference_enter on this thread (the guard is not Send) and freed once.
+        unsafe { ffi::fw_inference_exit(self.raw) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    #[test]
+    fn library_is_of_the_release_of_the_headers() {
+        check_version().unwrap();
+    }
+
+    #[test]
+    fn errors_carry_no_cpp_stack() {
+        let bad = Tensor::ones([2, 3], CPU)
+            .f_matmul(&Tensor::ones([2, 3], CPU))
+            .unwrap_err();
+        let text = brief(&bad);
+        assert!(
+            text.contains("cannot be multiplied") && !text.contains("frame #"),
+            "{text}"
+        );
+        let ours = global_norm(&[]).unwrap_err().to_string();
+        assert!(!ours.is_empty() && !ours.contains("frame #"), "{ours}");
+    }
+
+    #[test]
+    fn one_adamw_step_is_the_formula() {
+        let w = Tensor::from_slice(&[1.0f32, -2.0]);
+        let (m, v, step) = (w.zeros_like(), w.zeros_like(), Tensor::zeros([], CPU));
+        let numbers = AdamWNumbers {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.5,
+        };
+        let grads = [Tensor::from_slice(&[0.5f32, -3.0])];
+        let (w, m, v, step) = ([w], [m], [v], [step]);
+        let lists = AdamWLists {
+            params: &w,
+            grads: &grads,
+            exp_avg: &m,
+            exp_avg_sq: &v,
+            steps: &step,
+        };
+        fused_adamw(lists, numbers).unwrap();
+        // First step: both bias corrections cancel, so the update is lr * sign(g); before it w *= 1 - lr * wd.
+        let got = Vec::<f32>::try_from(&w[0]).unwrap();
+        for (got, want) in got.iter().zip([1.0 * 0.95 - 0.1, -2.0 * 0.95 + 0.1]) {
+            assert!((got - want).abs() < 1e-6, "{got} {want}");
+        }
+        assert_eq!(step[0].double_value(&[]), 1.0);
+    }
+
+    #[test]
+    fn lists_that_do_not_belong_together_are_refused() {
+        let w = [Tensor::ones([2], CPU)];
+        let lists = AdamWLists {
+            params: &w,
+            grads: &[],
+            exp_avg: &w,
+            exp_avg_sq: &w,
+            steps: &w,
+        };
+        let numbers = AdamWNumbers {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        };
+        assert_eq!(
+            fused_adamw(lists, numbers),
+            Err(Error::Length {
+                what: "gradients",
+                got: 0,
+                want: 1
+            })
+        );
+        let none = [Tensor::new()];
+        let lists = AdamWLists { grads: &none, ..lists };
+        assert_eq!(
+            fused_adamw(lists, numbers),
+            Err(Error::Undefined {
+                what: "gradients",
+                index: 0
+            })
+        );
+    }
+
+    #[test]
+    fn norm_and_scale_go_over_all_tensors() {
+        let list = [Tensor::from_slice(&[3.0f32]), Tensor::from_slice(&[0.0f32, 4.0])];
+        assert_eq!(global_norm(&list).unwrap().double_value(&[]), 5.0);
+        scale_all(&list, 0.5).unwrap();
+        assert_eq!(global_norm(&list).unwrap().double_value(&[]), 2.5);
+    }
+
+    #[test]
+    fn inference_mode_records_nothing_and_ends_with_its_guard() {
+        let w = Tensor::ones([1], CPU).set_requires_grad(true);
+        let guard = InferenceGuard::enter().unwrap();
+        assert!(!(&w * 2.0).requires_grad());
+        drop(guard);
+        assert!((&w * 2.0).requires_grad());
+    }
+
+    #[test]
+    fn cuda_is_loaded_only_where_it_is() {
+        // Whatever the machine: absent is `false`, present is `true`, and a second call says the same.
+        assert_eq!(load_cuda().unwrap(), load_cuda().unwrap());
+    }
+}
