@@ -1,0 +1,528 @@
+//! Files to sets: every way in which a data set can be wrong, and the counts of what was done.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flywheel_contract::dataset::{Dataset, Format, Source, Split};
+use flywheel_contract::failure::FailureReason;
+use flywheel_contract::scalar::Digest;
+use flywheel_data::{
+    DataError, Prepared, SourceFile, SourceFiles, TextSet, TextTokenizer, format_of, prepare, profile, read_rows,
+};
+use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+
+fn dataset() -> Dataset {
+    Dataset {
+        sources: vec![Source {
+            uri: "file:///x.csv".into(),
+            format: None,
+        }],
+        text_column: "text".to_owned(),
+        label_column: "label".to_owned(),
+        deduplicate: true,
+        split: None,
+        validation: None,
+        test: None,
+        golden: None,
+        evaluation_sample: true,
+    }
+}
+
+fn file(folder: &Path, name: &str, content: impl AsRef<[u8]>) -> SourceFile {
+    let path: PathBuf = folder.join(name);
+    std::fs::write(&path, content.as_ref()).unwrap();
+    SourceFile {
+        name: format!("s3://b/{name}"),
+        path,
+        format: format_of(name, None).unwrap(),
+        digest: Digest::sha256(&"0".repeat(64)),
+    }
+}
+
+fn rows(n: usize) -> String {
+    let mut out = "text,label\n".to_owned();
+    for i in 0..n {
+        out += &format!("text number {i},{}\n", ["red", "green", "blue"][i % 3]);
+    }
+    out
+}
+
+fn run(files: &SourceFiles) -> Result<Prepared, DataError> {
+    prepare(&dataset(), files)
+}
+
+fn one(content: impl AsRef<[u8]>, name: &str) -> Result<Prepared, DataError> {
+    let dir = tempfile::tempdir().unwrap();
+    run(&SourceFiles {
+        sources: vec![file(dir.path(), name, content)],
+        ..SourceFiles::default()
+    })
+}
+
+#[test]
+fn what_is_wrong_is_told_with_place_and_remedy() {
+    let long = format!("text,label\n{},a\n", "x".repeat(64 * 1024 + 1));
+    let long_label = format!("text,label\nx,{}\n", "x".repeat(300));
+    let cases: Vec<(&str, Vec<u8>, FailureReason, &[&str])> = vec![
+        (
+            "empty.csv",
+            b"".to_vec(),
+            FailureReason::DatasetEmpty,
+            &["s3://b/empty.csv has no rows", "header line"],
+        ),
+        (
+            "header.csv",
+            b"text,label\n".to_vec(),
+            FailureReason::DatasetEmpty,
+            &["has no rows"],
+        ),
+        (
+            "blank.csv",
+            b"text,label\n ,a\nx,\n".to_vec(),
+            FailureReason::DatasetEmpty,
+            &["none of the 2 rows", "textColumn"],
+        ),
+        (
+            "wrong.csv",
+            b"sentence,label\nx,a\n".to_vec(),
+            FailureReason::ColumnMissing,
+            &["\"text\"", "\"sentence\", \"label\"", "textColumn"],
+        ),
+        (
+            "semicolon.csv",
+            b"text;label\nx;a\n".to_vec(),
+            FailureReason::ColumnMissing,
+            &["\"text;label\""],
+        ),
+        (
+            "utf8.csv",
+            b"text,label\nfine,a\nbr\xf6ken,b\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["line 3", "UTF-8", "iconv"],
+        ),
+        (
+            "ragged.csv",
+            b"text,label\na,b\nhello, world,a\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["line 3", "3 fields where the header has 2", "quote"],
+        ),
+        (
+            "quote.csv",
+            b"text,label\nx,a\ny,\"b\nz,c\nw,d\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["line 3", "never closed"],
+        ),
+        (
+            "long.csv",
+            long.into_bytes(),
+            FailureReason::DatasetInvalid,
+            &["line 2", "65537 bytes", "65536"],
+        ),
+        (
+            "label.csv",
+            long_label.into_bytes(),
+            FailureReason::DatasetInvalid,
+            &["line 2", "300 bytes", "labelColumn"],
+        ),
+        (
+            "one.csv",
+            b"text,label\na,x\nb,x\nc,x\nd,x\ne,x\nf,x\ng,x\nh,x\ni,x\nj,x\n".to_vec(),
+            FailureReason::SingleClass,
+            &["at least two", "labelColumn"],
+        ),
+        (
+            "few.csv",
+            b"text,label\na,x\nb,y\n".to_vec(),
+            FailureReason::DatasetEmpty,
+            &["validation set is empty", "too few"],
+        ),
+        (
+            "bad.jsonl",
+            b"{\"text\": \"a\", \"label\": \"b\"}\n{\"text\": secret\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["line 2", "no JSON"],
+        ),
+        (
+            "list.jsonl",
+            b"[1]\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["line 1", "no JSON object"],
+        ),
+        (
+            "key.jsonl",
+            b"{\"text\": \"a\", \"intent\": \"b\"}\n".to_vec(),
+            FailureReason::ColumnMissing,
+            &["\"label\"", "\"intent\", \"text\""],
+        ),
+        (
+            "type.jsonl",
+            b"{\"text\": 3, \"label\": \"b\"}\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["line 1", "no string"],
+        ),
+        (
+            "utf8.jsonl",
+            b"\xff\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["line 1", "UTF-8"],
+        ),
+        (
+            "empty.jsonl",
+            b"\n\n".to_vec(),
+            FailureReason::DatasetEmpty,
+            &["has no rows"],
+        ),
+        (
+            "empty.parquet",
+            b"".to_vec(),
+            FailureReason::DatasetEmpty,
+            &["has no rows"],
+        ),
+        (
+            "bad.parquet",
+            b"PAR1 this is none PAR1".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["no Parquet"],
+        ),
+    ];
+    for (name, content, reason, words) in cases {
+        let error = one(&content, name).expect_err(name);
+        assert_eq!(error.reason(), reason, "{name}: {error}");
+        for word in words {
+            assert!(error.to_string().contains(word), "{name}: {error} lacks {word}");
+        }
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+    assert_eq!(
+        format_of("s3://b/data.txt", None).unwrap_err().reason(),
+        FailureReason::ConfigInvalid
+    );
+    assert_eq!(format_of("s3://b/data.txt", Some(Format::Csv)).unwrap(), Format::Csv);
+    assert_eq!(format_of("s3://b.csv/DATA.NDJSON", None).unwrap(), Format::Jsonl);
+}
+
+#[test]
+fn more_rows_than_the_budget_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let f = file(dir.path(), "a.csv", rows(6));
+    let mut seen = 0;
+    let mut read = |budget| {
+        read_rows(&f.path, &f.name, f.format, ("text", "label"), budget, &mut |_, _| {
+            seen += 1
+        })
+    };
+    assert_eq!(read(6).unwrap(), 6);
+    assert!(read(5).unwrap_err().to_string().contains("more than 10000000 rows"));
+}
+
+#[test]
+fn quoted_commas_lines_and_a_byte_order_mark_are_read() {
+    let mut content = "\u{feff}label,text\r\na,\"one, \"\"two\"\"\nthree\"\r\n".to_owned();
+    for i in 0..30 {
+        content += &format!("{},n{i}\r\n", ["a", "b"][i % 2]);
+    }
+    let sets = one(content, "x.csv").unwrap();
+    let all: Vec<&String> = sets
+        .train
+        .texts
+        .iter()
+        .chain(&sets.validation.texts)
+        .chain(&sets.test.texts)
+        .collect();
+    assert_eq!(all.len(), 31);
+    assert!(all.iter().any(|t| *t == "one, \"two\"\nthree"), "{all:?}");
+}
+
+#[test]
+fn rows_that_are_dropped_and_kept_add_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut train = rows(60);
+    train += "text number 3,green\n,red\n text number 4 ,green\n";
+    let files = SourceFiles {
+        sources: vec![file(dir.path(), "train.csv", &train)],
+        golden: vec![file(
+            dir.path(),
+            "golden.jsonl",
+            "{\"text\":\"text number 7\",\"label\":\"green\"}\n{\"text\":\"new\",\"label\":\"red\"}\n",
+        )],
+        ..SourceFiles::default()
+    };
+    let sets = run(&files).unwrap();
+    let c = &sets.counts;
+    assert_eq!(
+        (c.rows, c.empty, c.duplicates, c.conflicts, c.golden_overlap),
+        (65, 1, 2, 1, 1)
+    );
+    assert_eq!((c.train + c.validation + c.test, c.golden, c.labels), (59, 2, 3));
+    assert_eq!(
+        c.rows,
+        c.empty + c.duplicates + c.golden_overlap + c.train + c.validation + c.test + c.golden
+    );
+    assert_eq!(sets.labels, ["blue", "green", "red"]);
+    for set in [&sets.train, &sets.validation, &sets.test] {
+        assert!(
+            !set.texts.iter().any(|t| t == "text number 7"),
+            "the golden text is in none of the three"
+        );
+    }
+    let texts = |s: &TextSet| s.texts.clone();
+    let mut all = [texts(&sets.train), texts(&sets.validation), texts(&sets.test)].concat();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 59, "no text is in two sets");
+    assert_eq!(run(&files).unwrap(), sets, "the same bytes give the same sets");
+}
+
+#[test]
+fn explicit_sets_are_taken_as_they_are_and_their_labels_must_be_trained_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = SourceFiles {
+        sources: vec![file(dir.path(), "train.csv", rows(9))],
+        validation: Some(vec![file(dir.path(), "v.csv", "text,label\nv1,red\nv2,blue\n")]),
+        test: Some(vec![file(dir.path(), "t.csv", "text,label\nt1,green\n")]),
+        golden: vec![],
+    };
+    let sets = run(&files).unwrap();
+    assert_eq!((sets.train.len(), sets.validation.len(), sets.test.len()), (9, 2, 1));
+    assert_eq!(sets.test.labels, [1]);
+
+    files.test = Some(vec![file(dir.path(), "t2.csv", "text,label\nt1,violet\nt2,red\n")]);
+    let error = run(&files).unwrap_err();
+    assert_eq!(error.reason(), FailureReason::LabelNotInTrain);
+    assert!(
+        error.to_string().contains("the test set has 1 label(s)") && error.to_string().contains("\"violet\""),
+        "{error}"
+    );
+
+    files.test = files.validation.clone();
+    files.golden = vec![file(dir.path(), "g.csv", "text,label\ng,violet\n")];
+    assert!(run(&files).unwrap_err().to_string().contains("golden set"));
+}
+
+#[test]
+fn the_digest_follows_content_order_and_role() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |digit: &str| SourceFile {
+        digest: Digest::sha256(&digit.repeat(64)),
+        ..file(dir.path(), "x.csv", "")
+    };
+    let sources = |list: Vec<SourceFile>| {
+        flywheel_data::dataset_digest(&SourceFiles {
+            sources: list,
+            ..SourceFiles::default()
+        })
+    };
+    let golden = flywheel_data::dataset_digest(&SourceFiles {
+        sources: vec![with("1")],
+        golden: vec![with("2")],
+        ..SourceFiles::default()
+    });
+    let all = [
+        sources(vec![with("1")]),
+        sources(vec![with("1"), with("2")]),
+        sources(vec![with("2"), with("1")]),
+        golden,
+    ];
+    let distinct: std::collections::HashSet<_> = all.iter().collect();
+    assert_eq!(distinct.len(), 4);
+    assert_eq!(
+        all[0].to_string(),
+        // printf "sources %s\n" 111…1 | sha256sum
+        "sha256:dce8d0380227edcab2ffe43bb20976dd1c090d3f81efa65664872b985beb4318"
+    );
+}
+
+fn parquet_file(path: &Path, schema: &str, texts: &[&[u8]], labels: &[i64]) {
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let properties = Arc::new(
+        WriterProperties::builder()
+            .set_compression(parquet::basic::Compression::SNAPPY)
+            .build(),
+    );
+    let mut writer = SerializedFileWriter::new(std::fs::File::create(path).unwrap(), schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let values: Vec<ByteArray> = texts.iter().map(|t| ByteArray::from(t.to_vec())).collect();
+    column
+        .typed::<ByteArrayType>()
+        .write_batch(&values, None, None)
+        .unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<Int64Type>().write_batch(labels, None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn parquet_is_read_by_column_with_whole_numbers_as_labels() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.parquet");
+    let texts: Vec<String> = (0..40).map(|i| format!("text {i} é")).collect();
+    let bytes: Vec<&[u8]> = texts.iter().map(|t| t.as_bytes()).collect();
+    let labels: Vec<i64> = (0..40).map(|i| i % 2).collect();
+    let schema = "message m { required byte_array text (UTF8); required int64 label; }";
+    parquet_file(&path, schema, &bytes, &labels);
+    let mut read = Vec::new();
+    let n = read_rows(&path, "x", Format::Parquet, ("text", "label"), 100, &mut |t, l| {
+        read.push((t.to_owned(), l.to_owned()))
+    })
+    .unwrap();
+    assert_eq!(n, 40);
+    assert_eq!(read[3], ("text 3 é".to_owned(), "1".to_owned()));
+
+    let missing = read_rows(&path, "x", Format::Parquet, ("text", "intent"), 100, &mut |_, _| ()).unwrap_err();
+    assert!(missing.to_string().contains("\"text\", \"label\""), "{missing}");
+    let numbers = read_rows(&path, "x", Format::Parquet, ("label", "text"), 100, &mut |_, _| ()).unwrap_err();
+    assert!(numbers.to_string().contains("holds no text"), "{numbers}");
+
+    let cut = dir.path().join("cut.parquet");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    assert_eq!(
+        read_rows(&cut, "x", Format::Parquet, ("text", "label"), 100, &mut |_, _| ())
+            .unwrap_err()
+            .reason(),
+        FailureReason::DatasetInvalid
+    );
+
+    parquet_file(
+        &path,
+        "message m { required byte_array text; required int64 label; }",
+        &[b"ok", b"br\xf6ken"],
+        &[1, 2],
+    );
+    let broken = read_rows(&path, "x", Format::Parquet, ("text", "label"), 100, &mut |_, _| ()).unwrap_err();
+    assert!(
+        broken.to_string().contains("line 2") && broken.to_string().contains("UTF-8"),
+        "{broken}"
+    );
+}
+
+#[test]
+fn unstratified_splits_and_their_seeds_come_from_the_spec() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SourceFiles {
+        sources: vec![file(dir.path(), "x.csv", rows(100))],
+        ..SourceFiles::default()
+    };
+    let with = |stratify, seed| {
+        let mut d = dataset();
+        d.split = Some(Split {
+            train_percent: 60,
+            validation_percent: 20,
+            test_percent: 20,
+            stratify,
+            seed,
+        });
+        prepare(&d, &files).unwrap()
+    };
+    assert_eq!(with(false, 1).train.len(), 60);
+    assert_ne!(with(true, 1).train, with(true, 2).train);
+    assert_ne!(with(true, 1).train, with(false, 1).train);
+}
+
+const VOCABULARY: &str = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nturn\non\n##s\nthe\nlight\ncafe\nTurn\n";
+
+#[test]
+fn a_vocabulary_becomes_berts_tokenizer_and_its_saved_form_encodes_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("vocab.txt"), VOCABULARY).unwrap();
+    let tokenizer = TextTokenizer::load(dir.path(), 6, 12).unwrap();
+    let text = tokenizer.encode("Turn ON the lights CAFÉ zz").unwrap();
+    assert_eq!(
+        text.ids,
+        [2, 5, 6, 8, 9, 3],
+        "lower case, accents stripped, cut at six with [SEP] kept"
+    );
+    assert!(text.truncated);
+    assert_eq!(tokenizer.encode("café zz").unwrap().ids, [2, 10, 1, 3], "not padded");
+    assert!(!tokenizer.encode("café zz").unwrap().truncated);
+    assert_eq!(tokenizer.encode("").unwrap().ids, [2, 3]);
+
+    let out = tempfile::tempdir().unwrap();
+    tokenizer.save(out.path()).unwrap();
+    let again = TextTokenizer::load(out.path(), 6, 12).unwrap();
+    for text in ["Turn ON the lights CAFÉ zz", "", "x", "light 灯 🙂"] {
+        assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap());
+    }
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.path().join("tokenizer_config.json")).unwrap()).unwrap();
+    assert_eq!(
+        (config["cls_token"].as_str(), config["model_max_length"].as_i64()),
+        (Some("[CLS]"), Some(6))
+    );
+
+    std::fs::write(dir.path().join("tokenizer_config.json"), "{\"do_lower_case\": false}").unwrap();
+    let cased = TextTokenizer::load(dir.path(), 6, 12).unwrap();
+    assert_eq!(cased.encode("Turn on").unwrap().ids, [2, 11, 6, 3]);
+}
+
+#[test]
+fn truncation_and_padding_of_the_file_are_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("vocab.txt"), VOCABULARY).unwrap();
+    let tokenizer = TextTokenizer::load(dir.path(), 64, 12).unwrap();
+    tokenizer.save(dir.path()).unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    json["truncation"] =
+        serde_json::json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+    json["padding"] = serde_json::json!({"strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"});
+    std::fs::write(&path, json.to_string()).unwrap();
+    let loaded = TextTokenizer::load(dir.path(), 64, 12).unwrap();
+    assert_eq!(loaded.encode("turn on the light").unwrap().ids, [2, 5, 6, 8, 9, 3]);
+}
+
+#[test]
+fn tokenizers_that_cannot_work_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = |max, vocabulary| TextTokenizer::load(dir.path(), max, vocabulary).unwrap_err();
+    assert_eq!(load(8, 12).reason(), FailureReason::TokenizerMissing);
+    std::fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\nhello\n").unwrap();
+    assert!(load(8, 12).to_string().contains("[CLS]"));
+    std::fs::write(dir.path().join("vocab.txt"), VOCABULARY).unwrap();
+    assert!(load(8, 11).to_string().contains("token ids up to 11"));
+    assert!(load(2, 12).to_string().contains("raise it"));
+    std::fs::write(dir.path().join("tokenizer_config.json"), "[]").unwrap();
+    assert!(load(8, 12).to_string().contains("tokenizer_config.json"));
+    std::fs::write(dir.path().join("tokenizer_config.json"), "{}").unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), "{\"version\"").unwrap();
+    let error = load(8, 12);
+    assert_eq!(error.reason(), FailureReason::TokenizerInvalid);
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+}
+
+#[test]
+fn a_set_is_encoded_in_order_with_cut_texts_counted_and_profiled() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("vocab.txt"), VOCABULARY).unwrap();
+    let tokenizer = TextTokenizer::load(dir.path(), 4, 12).unwrap();
+    let set = TextSet {
+        texts: (0..5000)
+            .map(|i| if i % 5 == 0 { "turn on the light" } else { "light" }.to_owned())
+            .collect(),
+        labels: (0..5000).map(|i| i % 2).collect(),
+    };
+    let (encoded, truncated) = tokenizer.encode_set(&set).unwrap();
+    assert_eq!((encoded.len(), truncated), (5000, 1000));
+    assert_eq!(encoded.ids[4095..4097], [vec![2, 5, 6, 3], vec![2, 9, 3]]);
+    let answers: Vec<Vec<f32>> = (0..5000)
+        .map(|i| if i % 2 == 0 { vec![0.75, 0.25] } else { vec![0.05, 0.95] })
+        .collect();
+    let profile = profile(&encoded, &answers, 2);
+    assert_eq!((profile.texts, profile.classes.clone()), (5000, vec![2500, 2500]));
+    assert_eq!(profile.length.counts[..2], [4000, 1000]);
+}

@@ -1,0 +1,272 @@
+//! How the storage can fail, and the word that a pod ends with.
+
+use flywheel_contract::failure::{Failure, FailureReason};
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// What an operation was for; the same error means different things to the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A source of the data set.
+    Dataset,
+    /// The pretrained folder.
+    Pretrained,
+    /// An artifact that is there already.
+    Artifact,
+    /// Writing an artifact or a result.
+    Output,
+}
+
+/// What went wrong, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The URI, the settings or the request cannot work.
+    #[error("{uri}: {problem}")]
+    Invalid {
+        /// Where.
+        uri: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The storage refused the credentials.
+    #[error("{uri}: the storage refused access ({problem}). {hint}")]
+    Forbidden {
+        /// Where.
+        uri: String,
+        /// Its words, shortened.
+        problem: String,
+        /// What to check.
+        hint: &'static str,
+    },
+    /// There is nothing at the URI.
+    #[error("{uri} does not exist; check the URI")]
+    NotFound {
+        /// Where.
+        uri: String,
+    },
+    /// More bytes than will be read.
+    #[error("{uri} has {} bytes, more than {max}, the most that is read; split it", size.map_or_else(|| "too many".to_owned(), |s| s.to_string()))]
+    TooLarge {
+        /// Where.
+        uri: String,
+        /// Its size, where the storage told it.
+        size: Option<u64>,
+        /// The bound, in bytes.
+        max: u64,
+    },
+    /// No answer in time, again and again.
+    #[error(
+        "{uri}: the storage did not answer well within {seconds} s (tries: {tries}; last: {problem}). Check that it runs and can be reached from the pod{hint}"
+    )]
+    Unavailable {
+        /// Where.
+        uri: String,
+        /// Seconds waited.
+        seconds: u64,
+        /// Tries made.
+        tries: u32,
+        /// The last failure.
+        problem: String,
+        /// More to check, or empty.
+        hint: &'static str,
+    },
+    /// Something else is there already.
+    #[error(
+        "{uri} already holds something else, which is neither read nor overwritten; choose another output URI or move it away"
+    )]
+    Conflict {
+        /// Where.
+        uri: String,
+    },
+    /// Content or length is not the one recorded.
+    #[error(
+        "{uri}: {problem}. The artifact was changed or damaged after it was written; use another version or train again"
+    )]
+    Digest {
+        /// Where.
+        uri: String,
+        /// Which of the two, with both values.
+        problem: String,
+    },
+    /// The manifest cannot be used.
+    #[error("{uri} is no manifest that can be used: {problem}. Train again, or write the artifact again")]
+    Manifest {
+        /// Where.
+        uri: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The local disk.
+    #[error("cannot {action} {path} on the local disk: {source}")]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: String,
+        /// Cause.
+        source: std::io::Error,
+    },
+}
+
+impl StoreError {
+    /// The word for it, given what the operation was for.
+    #[must_use]
+    pub fn reason(&self, purpose: Purpose) -> FailureReason {
+        match self {
+            Self::Invalid { .. } => FailureReason::StorageInvalid,
+            Self::Forbidden { .. } => FailureReason::StorageForbidden,
+            Self::NotFound { .. } => match purpose {
+                Purpose::Dataset => FailureReason::DatasetNotFound,
+                Purpose::Pretrained => FailureReason::PretrainedNotFound,
+                Purpose::Artifact => FailureReason::ArtifactNotFound,
+                Purpose::Output => FailureReason::StorageInvalid,
+            },
+            Self::TooLarge { .. } => match purpose {
+                Purpose::Dataset => FailureReason::DatasetInvalid,
+                Purpose::Pretrained => FailureReason::PretrainedInvalid,
+                Purpose::Artifact | Purpose::Output => FailureReason::ManifestInvalid,
+            },
+            Self::Unavailable { .. } => FailureReason::StorageUnavailable,
+            Self::Conflict { .. } => FailureReason::OutputConflict,
+            Self::Digest { .. } => FailureReason::DigestMismatch,
+            Self::Manifest { .. } => FailureReason::ManifestInvalid,
+            Self::Disk { .. } => FailureReason::InternalError,
+        }
+    }
+
+    /// The failure that a pod ends with.
+    #[must_use]
+    pub fn failure(&self, purpose: Purpose) -> Failure {
+        Failure::new(self.reason(purpose), self.to_string())
+    }
+}
+
+/// What one try came to.
+#[derive(Debug)]
+pub(crate) enum Attempt {
+    /// Trying again may help.
+    Again(String),
+    /// It will not.
+    Stop(StoreError),
+    /// Something is there already (answer to a conditional create).
+    Exists,
+}
+
+const FORBIDDEN_HINT: &str = "Check the keys in the Secret of `storage.secretRef`, or the workload identity, and that they may \
+     read and write there; without the right to list, S3 says this of objects that do not exist, too";
+const FORBIDDEN_FILE_HINT: &str =
+    "Check owner and mode of the file and its folders, and that the volume is not mounted read-only";
+
+/// Sorts an error of object_store.
+pub(crate) fn sort(uri: &str, error: &object_store::Error) -> Attempt {
+    use object_store::Error as E;
+    let stop = Attempt::Stop;
+    let problem = short(error);
+    let forbidden = |hint| {
+        Attempt::Stop(StoreError::Forbidden {
+            uri: uri.to_owned(),
+            problem: problem.clone(),
+            hint,
+        })
+    };
+    let invalid = |problem: String| {
+        Attempt::Stop(StoreError::Invalid {
+            uri: uri.to_owned(),
+            problem,
+        })
+    };
+    match error {
+        E::NotFound { .. } => stop(StoreError::NotFound { uri: uri.to_owned() }),
+        E::AlreadyExists { .. } | E::Precondition { .. } => Attempt::Exists,
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => forbidden(FORBIDDEN_HINT),
+        E::InvalidPath { .. }
+        | E::NotSupported { .. }
+        | E::NotImplemented { .. }
+        | E::UnknownConfigurationKey { .. } => invalid(problem),
+        _ => {
+            if let Some(kind) = io_kind(error) {
+                use std::io::ErrorKind as K;
+                return match kind {
+                    K::PermissionDenied | K::ReadOnlyFilesystem => forbidden(FORBIDDEN_FILE_HINT),
+                    K::NotFound => stop(StoreError::NotFound { uri: uri.to_owned() }),
+                    K::NotADirectory | K::IsADirectory | K::InvalidFilename => invalid(problem),
+                    _ => Attempt::Again(problem),
+                };
+            }
+            match status(error) {
+                // Keys that are malformed or expired come as 400 with a code in the body.
+                Some(400)
+                    if ["InvalidToken", "ExpiredToken", "InvalidAccessKey", "Authorization"]
+                        .iter()
+                        .any(|w| problem.contains(w)) =>
+                {
+                    forbidden(FORBIDDEN_HINT)
+                }
+                Some(501) => invalid(format!(
+                    "{problem}; the storage must know conditional writes (If-None-Match), without which results could be overwritten"
+                )),
+                Some(408 | 429) | None if !misconfigured(error) => Attempt::Again(problem),
+                Some(code) if code >= 500 => Attempt::Again(problem),
+                Some(300..400) => invalid(format!("{problem}; check endpoint and region")),
+                _ => invalid(problem),
+            }
+        }
+    }
+}
+
+fn chain<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |e| e.source())
+}
+
+/// The kind of the file system's error within, for `file://`; errors of sockets do not count.
+fn io_kind(error: &object_store::Error) -> Option<std::io::ErrorKind> {
+    if chain(error).any(|e| e.is::<object_store::client::HttpError>()) {
+        return None;
+    }
+    chain(error)
+        .find_map(|e| e.downcast_ref::<std::io::Error>())
+        .map(std::io::Error::kind)
+}
+
+/// Whether the request could not even be made: trying again gives the same.
+fn misconfigured(error: &object_store::Error) -> bool {
+    // object_store keeps this error private; its words are fixed by a test here.
+    chain(error).any(|e| e.to_string().contains("Content-Length Header missing"))
+}
+
+/// The HTTP status within. object_store keeps the type private, so it is read from its words (fixed by tests here).
+fn status(error: &object_store::Error) -> Option<u16> {
+    let text = error.to_string();
+    let at = text.find("status code: ")?;
+    text.get(at + "status code: ".len()..)?.get(..3)?.parse().ok()
+}
+
+/// One line of at most 300 characters: the innermost cause, or the status and the code in the body.
+pub(crate) fn short(error: &object_store::Error) -> String {
+    let text = match status(error) {
+        Some(status) => {
+            let whole = error.to_string();
+            let tag = |name: &str| {
+                let (open, close) = (format!("<{name}>"), format!("</{name}>"));
+                let from = whole.find(&open)? + open.len();
+                let to = from + whole.get(from..)?.find(&close)?;
+                whole.get(from..to).map(str::to_owned)
+            };
+            match (tag("Code"), tag("Message")) {
+                (Some(code), Some(message)) => format!("HTTP {status} {code}: {message}"),
+                (Some(code), None) => format!("HTTP {status} {code}"),
+                _ => format!("HTTP {status}"),
+            }
+        }
+        None => chain(error).last().map(ToString::to_string).unwrap_or_default(),
+    };
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .chars()
+        .take(300)
+        .collect()
+}

@@ -1,0 +1,441 @@
+//! Reading and writing single objects: streaming, hashing, bounds, deadlines, tries.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flywheel_contract::scalar::{Digest, Uri};
+use futures::StreamExt;
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
+
+use crate::client::Location;
+use crate::error::{Attempt, Result, StoreError, sort};
+use crate::{Limits, Store};
+
+/// Wait after the first failed try; doubles up to [`WAIT_MAX`].
+const WAIT_FIRST: Duration = Duration::from_millis(200);
+/// Longest wait between tries.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Bytes of one part. S3 takes at most 10,000 parts, so this allows 320 GB.
+const PART_BYTES: usize = 32 * 1024 * 1024;
+
+/// What was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Bytes.
+    pub length: u64,
+    /// Content.
+    pub digest: Digest,
+}
+
+/// What a conditional create found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// Nothing was there; it is now.
+    New,
+    /// The same bytes were there already, for example by an earlier try whose answer was lost.
+    Same,
+}
+
+/// Where read bytes go.
+pub(crate) enum Sink<'a> {
+    Nowhere,
+    Memory(&'a mut Vec<u8>),
+    /// A file that is created anew at each try.
+    File(&'a Path),
+}
+
+/// Deadline of one operation over all its tries.
+struct Clock {
+    limits: Limits,
+    start: Instant,
+    deadline: Instant,
+}
+
+impl Clock {
+    fn new(limits: Limits, bytes: u64) -> Self {
+        let start = Instant::now();
+        let mut clock = Self {
+            limits,
+            start,
+            deadline: start + limits.operation,
+        };
+        clock.expect(bytes);
+        clock
+    }
+
+    /// Allows for this many bytes; the longest allowance counts.
+    fn expect(&mut self, bytes: u64) {
+        let allowance = Duration::from_secs(bytes / self.limits.slowest_rate.max(1));
+        self.deadline = self.deadline.max(self.start + self.limits.operation + allowance);
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Waits for the beginning of an answer.
+    async fn begin<T>(&self, work: impl Future<Output = T>) -> std::result::Result<T, Attempt> {
+        let wait = self.left().min(self.limits.silence);
+        let late = |_| Attempt::Again(format!("no answer within {:.1} s", wait.as_secs_f64()));
+        tokio::time::timeout(wait, work).await.map_err(late)
+    }
+
+    /// Waits for the next piece of an answer.
+    async fn piece<T>(&self, work: impl Future<Output = T>) -> std::result::Result<T, Attempt> {
+        let (left, silence) = (self.left(), self.limits.silence);
+        tokio::time::timeout(left.min(silence), work).await.map_err(|_| {
+            Attempt::Again(if left < silence {
+                "the answer came too slowly".to_owned()
+            } else {
+                format!("the answer stopped for {:.1} s", silence.as_secs_f64())
+            })
+        })
+    }
+
+    /// Waits for a request that sends much: only the deadline bounds it.
+    async fn all<T>(&self, work: impl Future<Output = T>) -> std::result::Result<T, Attempt> {
+        let wait = self.left();
+        tokio::time::timeout(wait, work)
+            .await
+            .map_err(|_| Attempt::Again(format!("not done within {:.1} s", wait.as_secs_f64())))
+    }
+}
+
+/// The pause before try number `tries` + 1, or the final error where it would end after the deadline.
+async fn pause(at: &Location, clock: &Clock, tries: u32, problem: String) -> Result<()> {
+    let wait = WAIT_FIRST
+        .saturating_mul(1 << tries.saturating_sub(1).min(16))
+        .min(WAIT_MAX);
+    if wait >= clock.left() {
+        return Err(StoreError::Unavailable {
+            uri: at.uri.clone(),
+            seconds: clock.start.elapsed().as_secs(),
+            tries,
+            problem,
+            hint: if at.bare {
+                ", and that `storage.secretRef` names a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            } else {
+                ""
+            },
+        });
+    }
+    tracing::warn!(uri = %at.uri, tries, problem, "storage failed, trying again");
+    tokio::time::sleep(wait).await;
+    Ok(())
+}
+
+fn disk(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    let path = path.display().to_string();
+    move |source| StoreError::Disk { action, path, source }
+}
+
+impl Store {
+    /// Reads an object of at most `max` bytes into memory.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is returned in part.
+    pub async fn get_bytes(&self, uri: &Uri, max: u64) -> Result<(Bytes, Fetched)> {
+        let mut bytes = Vec::new();
+        let fetched = self.fetch(uri, max, &mut Sink::Memory(&mut bytes)).await?;
+        Ok((bytes.into(), fetched))
+    }
+
+    /// Reads an object of at most `max` bytes into a file, which appears only when it is whole.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get_file(&self, uri: &Uri, max: u64, path: &Path) -> Result<Fetched> {
+        let part = part_of(path);
+        let fetched = self.fetch(uri, max, &mut Sink::File(&part)).await;
+        if fetched.is_err() {
+            let _ = tokio::fs::remove_file(&part).await;
+        } else {
+            tokio::fs::rename(&part, path).await.map_err(disk("rename", &part))?;
+        }
+        fetched
+    }
+
+    /// Length of an object in bytes; none where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`], but not [`StoreError::NotFound`].
+    pub async fn head(&self, uri: &Uri) -> Result<Option<u64>> {
+        let at = self.locate(uri)?;
+        let clock = Clock::new(self.limits, 0);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let attempt = match clock.begin(at.client.head(&at.path)).await {
+                Ok(Ok(meta)) => return Ok(Some(meta.size)),
+                Ok(Err(e)) => sort(&at.uri, &e),
+                Err(late) => late,
+            };
+            match attempt {
+                Attempt::Stop(StoreError::NotFound { .. }) => return Ok(None),
+                Attempt::Stop(error) => return Err(error),
+                Attempt::Exists => return Err(odd(&at)),
+                Attempt::Again(problem) => pause(&at, &clock, tries, problem).await?,
+            }
+        }
+    }
+
+    pub(crate) async fn fetch(&self, uri: &Uri, max: u64, sink: &mut Sink<'_>) -> Result<Fetched> {
+        let at = self.locate(uri)?;
+        let mut clock = Clock::new(self.limits, 0);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match fetch_once(&at, max, sink, &mut clock).await {
+                Ok(fetched) => return Ok(fetched),
+                Err(Attempt::Stop(error)) => return Err(error),
+                Err(Attempt::Exists) => return Err(odd(&at)),
+                Err(Attempt::Again(problem)) => pause(&at, &clock, tries, problem).await?,
+            }
+        }
+    }
+
+    /// Writes an object where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] where other bytes are there already, and the others of [`StoreError`].
+    pub async fn put_create(&self, uri: &Uri, bytes: Bytes) -> Result<Created> {
+        let at = self.writable(uri)?;
+        let clock = Clock::new(self.limits, bytes.len() as u64);
+        let options = || PutOptions {
+            mode: PutMode::Create,
+            ..PutOptions::default()
+        };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let payload = PutPayload::from_bytes(bytes.clone());
+            let attempt = match clock.all(at.client.put_opts(&at.path, payload, options())).await {
+                Ok(Ok(_)) => return Ok(Created::New),
+                Ok(Err(e)) => sort(&at.uri, &e),
+                Err(late) => late,
+            };
+            match attempt {
+                Attempt::Exists => {
+                    let digest = Digest::sha256(&hex::encode(Sha256::digest(&bytes)));
+                    return self.same(uri, bytes.len() as u64, &digest).await;
+                }
+                Attempt::Stop(StoreError::NotFound { uri }) => return Err(no_bucket(uri)),
+                Attempt::Stop(error) => return Err(error),
+                Attempt::Again(problem) => pause(&at, &clock, tries, problem).await?,
+            }
+        }
+    }
+
+    /// Writes a local file where there is nothing. Up to [`Limits::single_put`] bytes it is one conditional create; a larger file goes in
+    /// parts after a look whether the place is free, since S3's parts know no condition there.
+    ///
+    /// # Errors
+    /// As [`Store::put_create`], and [`StoreError::Disk`].
+    pub async fn put_file(&self, uri: &Uri, path: &Path) -> Result<Created> {
+        let length = tokio::fs::metadata(path).await.map_err(disk("read", path))?.len();
+        if length <= self.limits.single_put {
+            let bytes = tokio::fs::read(path).await.map_err(disk("read", path))?;
+            return self.put_create(uri, bytes.into()).await;
+        }
+        self.put_parts(uri, path, length).await
+    }
+
+    async fn put_parts(&self, uri: &Uri, path: &Path, length: u64) -> Result<Created> {
+        let at = self.writable(uri)?;
+        if self.head(uri).await?.is_some() {
+            let digest = hash_file(path).await?;
+            return self.same(uri, length, &digest).await;
+        }
+        let clock = Clock::new(self.limits, length);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match put_parts_once(&at, path, &clock).await {
+                Ok(()) => return Ok(Created::New),
+                Err(Attempt::Stop(StoreError::NotFound { uri })) => return Err(no_bucket(uri)),
+                Err(Attempt::Stop(error)) => return Err(error),
+                Err(Attempt::Exists) => return Err(StoreError::Conflict { uri: at.uri }),
+                Err(Attempt::Again(problem)) => pause(&at, &clock, tries, problem).await?,
+            }
+        }
+    }
+
+    /// Finds out without a request whether a URI could be written to at all.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`].
+    pub fn check_writable(&self, uri: &Uri) -> Result<()> {
+        self.writable(uri).map(|_| ())
+    }
+
+    fn writable(&self, uri: &Uri) -> Result<Location> {
+        let at = self.locate(uri)?;
+        if at.writable {
+            return Ok(at);
+        }
+        Err(StoreError::Invalid {
+            uri: at.uri,
+            problem: "http and https can only be read; write to s3:// or file://".to_owned(),
+        })
+    }
+
+    /// Whether what is there is what would have been written. Its content is looked at only where the length is the same.
+    async fn same(&self, uri: &Uri, length: u64, digest: &Digest) -> Result<Created> {
+        let conflict = || StoreError::Conflict { uri: uri.to_string() };
+        if self.head(uri).await? != Some(length) {
+            return Err(conflict());
+        }
+        match self.fetch(uri, length, &mut Sink::Nowhere).await {
+            Ok(found) if found.digest == *digest => Ok(Created::Same),
+            Ok(_) | Err(StoreError::TooLarge { .. }) => Err(conflict()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn odd(at: &Location) -> StoreError {
+    StoreError::Invalid {
+        uri: at.uri.clone(),
+        problem: "the storage answered a read with a failed precondition; check endpoint and region".to_owned(),
+    }
+}
+
+fn no_bucket(uri: String) -> StoreError {
+    StoreError::Invalid {
+        uri,
+        problem: "there is no such bucket; create it, or check the URI and `storage.endpoint`".to_owned(),
+    }
+}
+
+/// Name of the unfinished file.
+fn part_of(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".part");
+    path.with_file_name(name)
+}
+
+async fn fetch_once(
+    at: &Location,
+    max: u64,
+    sink: &mut Sink<'_>,
+    clock: &mut Clock,
+) -> std::result::Result<Fetched, Attempt> {
+    let too_large = |size| {
+        Attempt::Stop(StoreError::TooLarge {
+            uri: at.uri.clone(),
+            size,
+            max,
+        })
+    };
+    let answer = clock
+        .begin(at.client.get(&at.path))
+        .await?
+        .map_err(|e| sort(&at.uri, &e))?;
+    let size = answer.meta.size;
+    if size > max {
+        return Err(too_large(Some(size)));
+    }
+    clock.expect(size);
+    let mut file = match sink {
+        Sink::File(path) => Some(
+            tokio::fs::File::create(&path)
+                .await
+                .map_err(|e| Attempt::Stop(disk("create", path)(e)))?,
+        ),
+        Sink::Memory(bytes) => {
+            bytes.clear();
+            None
+        }
+        Sink::Nowhere => None,
+    };
+    let mut stream = answer.into_stream();
+    let mut hasher = Sha256::new();
+    let mut length = 0_u64;
+    while let Some(chunk) = clock.piece(stream.next()).await? {
+        let chunk = chunk.map_err(|e| sort(&at.uri, &e))?;
+        length += chunk.len() as u64;
+        if length > max {
+            return Err(too_large(None));
+        }
+        hasher.update(&chunk);
+        match (&mut file, &mut *sink) {
+            (Some(file), Sink::File(path)) => {
+                file.write_all(&chunk)
+                    .await
+                    .map_err(|e| Attempt::Stop(disk("write", path)(e)))?;
+            }
+            (_, Sink::Memory(bytes)) => bytes.extend_from_slice(&chunk),
+            _ => (),
+        }
+    }
+    if length != size {
+        return Err(Attempt::Again(format!(
+            "the answer ended after {length} of {size} bytes"
+        )));
+    }
+    if let (Some(mut file), Sink::File(path)) = (file, sink) {
+        file.flush().await.map_err(|e| Attempt::Stop(disk("write", path)(e)))?;
+    }
+    Ok(Fetched {
+        length,
+        digest: Digest::sha256(&hex::encode(hasher.finalize())),
+    })
+}
+
+async fn put_parts_once(at: &Location, path: &Path, clock: &Clock) -> std::result::Result<(), Attempt> {
+    let mut upload = clock
+        .begin(at.client.put_multipart(&at.path))
+        .await?
+        .map_err(|e| sort(&at.uri, &e))?;
+    let sent = send_parts(at, path, clock, upload.as_mut()).await;
+    if sent.is_err() {
+        // Best effort: parts without an end cost storage until the bucket's own rule removes them.
+        let _ = clock.begin(upload.abort()).await;
+    }
+    sent
+}
+
+async fn send_parts(
+    at: &Location,
+    path: &Path,
+    clock: &Clock,
+    upload: &mut dyn MultipartUpload,
+) -> std::result::Result<(), Attempt> {
+    let read = |e| Attempt::Stop(disk("read", path)(e));
+    let mut file = tokio::fs::File::open(path).await.map_err(read)?;
+    loop {
+        let mut part = Vec::with_capacity(PART_BYTES);
+        (&mut file)
+            .take(PART_BYTES as u64)
+            .read_to_end(&mut part)
+            .await
+            .map_err(|e| Attempt::Stop(disk("read", path)(e)))?;
+        if part.is_empty() {
+            break;
+        }
+        clock
+            .all(upload.put_part(part.into()))
+            .await?
+            .map_err(|e| sort(&at.uri, &e))?;
+    }
+    clock.all(upload.complete()).await?.map_err(|e| sort(&at.uri, &e))?;
+    Ok(())
+}
+
+pub(crate) async fn hash_file(path: &Path) -> Result<Digest> {
+    let mut file = tokio::fs::File::open(path).await.map_err(disk("read", path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0_u8; 1024 * 1024];
+    loop {
+        let n = file.read(&mut buffer).await.map_err(disk("read", path))?;
+        if n == 0 {
+            return Ok(Digest::sha256(&hex::encode(hasher.finalize())));
+        }
+        hasher.update(buffer.get(..n).unwrap_or_default());
+    }
+}

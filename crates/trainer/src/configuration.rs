@@ -1,0 +1,323 @@
+//! Configuration: from the pod's environment, or from a TrainingJob's YAML.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use flywheel_api::{TrainingJob, manifest};
+use flywheel_contract::SCHEMA_VERSION;
+use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::names::{CONFIG_ENV, CONFIG_MAX_BYTES};
+use flywheel_contract::scalar::Device;
+use flywheel_contract::storage::StorageSettings;
+use flywheel_contract::trainer::{JobIdentity, TrainerConfig};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::command::file_uri;
+
+/// Most bytes of a YAML file.
+const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure::new(FailureReason::ConfigInvalid, message)
+}
+
+/// Reads [`CONFIG_ENV`].
+///
+/// # Errors
+/// `ConfigInvalid`, also for a schema version that is not understood.
+pub fn from_environment<T: DeserializeOwned>() -> Result<T, Failure> {
+    let text = std::env::var(CONFIG_ENV).map_err(|_| {
+        invalid(format!("{CONFIG_ENV} is not set; the operator sets it in pods. On your own machine use `flywheel-trainer run -f job.yaml`"))
+    })?;
+    parse(&text)
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Version {
+        schema_version: u32,
+    }
+    if text.len() > CONFIG_MAX_BYTES {
+        return Err(invalid(format!(
+            "{CONFIG_ENV} has {} bytes, more than {CONFIG_MAX_BYTES}; use fewer or shorter sources",
+            text.len()
+        )));
+    }
+    let unreadable = |e: serde_json::Error| {
+        invalid(format!(
+            "{CONFIG_ENV} cannot be read: {e}; use operator and trainer image of one release"
+        ))
+    };
+    let version: Version = serde_json::from_str(text).map_err(unreadable)?;
+    if version.schema_version != SCHEMA_VERSION {
+        return Err(invalid(format!(
+            "{CONFIG_ENV} has schemaVersion {}, this image understands {SCHEMA_VERSION}; use operator and trainer image of one release",
+            version.schema_version
+        )));
+    }
+    serde_json::from_str(text).map_err(unreadable)
+}
+
+/// What the API server checks and a file without it may break.
+///
+/// # Errors
+/// `ConfigInvalid` with the field.
+pub fn check(config: &TrainerConfig) -> Result<(), Failure> {
+    let d = &config.dataset;
+    if d.sources.is_empty() {
+        return Err(invalid("dataset.sources is empty; name at least one file"));
+    }
+    if d.text_column == d.label_column {
+        return Err(invalid("dataset.textColumn and dataset.labelColumn must differ"));
+    }
+    if d.validation.is_some() != d.test.is_some() {
+        return Err(invalid(
+            "dataset.validation and dataset.test are given together, or both sets are split off the sources",
+        ));
+    }
+    if d.split.is_some() && d.test.is_some() {
+        return Err(invalid(
+            "dataset.split and explicit validation and test sets exclude each other",
+        ));
+    }
+    if let Some(s) = &d.split {
+        let parts = [s.train_percent, s.validation_percent, s.test_percent];
+        if parts.iter().any(|p| !(1..=98).contains(p)) || parts.iter().sum::<i32>() != 100 {
+            return Err(invalid(
+                "dataset.split: trainPercent, validationPercent and testPercent must each be 1 to 98 and sum to 100",
+            ));
+        }
+    }
+    if !(8..=8192).contains(&config.hyperparameters.max_length) {
+        return Err(invalid(format!(
+            "hyperparameters.maxLength is {}, not 8 to 8192",
+            config.hyperparameters.max_length
+        )));
+    }
+    let uid = &config.job.uid;
+    if uid.is_empty() || uid.len() > 128 || !uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        return Err(invalid("job.uid must be letters, digits and hyphens"));
+    }
+    Ok(())
+}
+
+/// Arguments of `run`.
+#[derive(Clone, Debug)]
+pub struct LocalRun {
+    /// The YAML.
+    pub file: PathBuf,
+    /// In place of `output.uri`.
+    pub output: Option<PathBuf>,
+    /// What to compute on.
+    pub device: Device,
+    /// In place of `storage.caBundle`.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The configuration that the operator would give to the pod of this TrainingJob. The job's uid is that of the file, or
+/// one of its own for each run.
+///
+/// # Errors
+/// `ConfigInvalid` with field or line.
+pub fn from_manifest(run: &LocalRun) -> Result<TrainerConfig, Failure> {
+    let name = run.file.display();
+    let size = std::fs::metadata(&run.file)
+        .map_err(|e| invalid(format!("{name} cannot be read: {e}")))?
+        .len();
+    if size > MANIFEST_MAX_BYTES {
+        return Err(invalid(format!(
+            "{name} has {size} bytes, more than {MANIFEST_MAX_BYTES}; it is no TrainingJob"
+        )));
+    }
+    let text = std::fs::read_to_string(&run.file).map_err(|e| invalid(format!("{name} cannot be read: {e}")))?;
+    let job = job_of(&text).map_err(|problem| invalid(format!("{name}: {problem}")))?;
+    let spec = job.spec;
+    let storage = spec.storage.unwrap_or_default();
+    if storage.ca_bundle.is_some() && run.ca_file.is_none() {
+        return Err(invalid(format!(
+            "{name}: storage.caBundle names a ConfigMap, which only a cluster has; give --ca-file"
+        )));
+    }
+    let output_uri = match &run.output {
+        Some(folder) => {
+            file_uri(&std::path::absolute(folder).map_err(|e| invalid(format!("--output cannot be used: {e}")))?)
+        }
+        None => spec.output.uri,
+    };
+    Ok(TrainerConfig {
+        schema_version: SCHEMA_VERSION,
+        job: JobIdentity {
+            namespace: job.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
+            name: job.metadata.name.unwrap_or_else(|| "run".to_owned()),
+            uid: job.metadata.uid.unwrap_or_else(own_uid),
+            attempt: 1,
+        },
+        task: spec.task,
+        model: spec.model,
+        dataset: spec.dataset,
+        hyperparameters: spec.hyperparameters,
+        device: run.device,
+        storage: StorageSettings {
+            endpoint: storage.endpoint,
+            region: storage.region,
+            ca_file: run.ca_file.as_ref().map(|p| p.display().to_string()),
+        },
+        model_name: spec.output.model,
+        output_uri,
+    })
+}
+
+/// One uid per run: milliseconds since 1970 and the process.
+fn own_uid() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("run-{}-{}", now.as_millis(), std::process::id())
+}
+
+/// The one TrainingJob of a YAML text; other documents may stand beside it. Fields that the schema does not have are
+/// refused, as kubectl does.
+fn job_of(text: &str) -> Result<TrainingJob, String> {
+    let mut jobs = manifest::objects::<TrainingJob>(&manifest::documents(text)?)?.into_iter();
+    match (jobs.next(), jobs.next()) {
+        (Some(job), None) => Ok(job),
+        (None, _) => Err("it holds no object of kind TrainingJob".to_owned()),
+        _ => Err("it holds more than one TrainingJob; give one per file".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = r#"
+apiVersion: flywheel.dev/v1alpha1
+kind: TrainingJob
+metadata: {name: intent, namespace: team-a}
+spec:
+  task: TextClassification
+  model: {pretrained: {uri: file:///models/minilm}}
+  dataset: {sources: [{uri: file:///data/intent.csv}]}
+  output: {model: intent, uri: s3://models/intent}
+"#;
+
+    fn local(text: &str, change: fn(&mut LocalRun)) -> Result<TrainerConfig, Failure> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("job.yaml");
+        std::fs::write(&file, text).unwrap();
+        let mut run = LocalRun {
+            file,
+            output: None,
+            device: Device::Cpu,
+            ca_file: None,
+        };
+        change(&mut run);
+        from_manifest(&run)
+    }
+
+    #[test]
+    fn a_manifest_becomes_what_the_operator_would_give() {
+        let config = local(JOB, |_| ()).unwrap();
+        assert_eq!(
+            (config.job.name.as_str(), config.job.namespace.as_str()),
+            ("intent", "team-a")
+        );
+        assert_eq!(config.output_uri.as_str(), "s3://models/intent");
+        assert_eq!(config.hyperparameters.epochs, 4, "defaults are those of the schema");
+        assert!(check(&config).is_ok());
+        let moved = local(JOB, |r| r.output = Some("/tmp/out".into())).unwrap();
+        assert_eq!(moved.output_uri.as_str(), "file:///tmp/out");
+        let beside = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: x}}\n---{JOB}");
+        assert_eq!(local(&beside, |_| ()).unwrap().model_name, "intent");
+    }
+
+    #[test]
+    fn what_a_manifest_may_not_be() {
+        let cases = [
+            ("kind: Pod\n".to_owned(), "no object of kind TrainingJob"),
+            (format!("{JOB}---{JOB}"), "more than one"),
+            (
+                JOB.replace("v1alpha1", "v9"),
+                "apiVersion must be flywheel.dev/v1alpha1",
+            ),
+            (JOB.replace("task: TextClassification", "task: Poetry"), "Poetry"),
+            (
+                JOB.replace("  output:", "  colour: red\n  output:"),
+                "unknown field spec.colour",
+            ),
+            (
+                JOB.replace("intent.csv}", "intent.csv, fromat: Csv}"),
+                "unknown field spec.dataset.sources[0].fromat",
+            ),
+            (
+                JOB.replace(
+                    "  output:",
+                    "  storage: {caBundle: {configMapRef: {name: a, key: b}}}\n  output:",
+                ),
+                "--ca-file",
+            ),
+            ("a: [".to_owned(), "job.yaml"),
+        ];
+        for (text, word) in cases {
+            let failure = local(&text, |_| ()).expect_err(word);
+            assert_eq!(failure.reason, FailureReason::ConfigInvalid);
+            assert!(failure.message.contains(word), "{failure}");
+        }
+        assert!(
+            local(JOB, |r| r.file = "/none.yaml".into())
+                .unwrap_err()
+                .message
+                .contains("/none.yaml")
+        );
+    }
+
+    #[test]
+    fn what_the_api_server_would_refuse_is_refused_here() {
+        let good = local(JOB, |_| ()).unwrap();
+        type Change = fn(&mut TrainerConfig);
+        let changes: [(&str, Change); 7] = [
+            ("sources is empty", |c| c.dataset.sources.clear()),
+            ("must differ", |c| c.dataset.label_column = "text".to_owned()),
+            ("together", |c| c.dataset.test = Some(vec![])),
+            ("exclude", |c| {
+                c.dataset.split = Some(Default::default());
+                (c.dataset.test, c.dataset.validation) = (Some(vec![]), Some(vec![]));
+            }),
+            ("sum to 100", |c| {
+                c.dataset.split = Some(flywheel_contract::dataset::Split {
+                    train_percent: 71,
+                    ..Default::default()
+                });
+            }),
+            ("maxLength", |c| c.hyperparameters.max_length = 7),
+            ("uid", |c| c.job.uid = "../x".to_owned()),
+        ];
+        for (word, change) in changes {
+            let mut config = good.clone();
+            change(&mut config);
+            let failure = check(&config).expect_err(word);
+            assert!(failure.message.contains(word), "{failure}");
+        }
+    }
+
+    #[test]
+    fn an_environment_of_another_release_is_told_apart() {
+        let config = local(JOB, |_| ()).unwrap();
+        let mut json = serde_json::to_value(&config).unwrap();
+        assert_eq!(parse::<TrainerConfig>(&json.to_string()).unwrap(), config);
+        json["schemaVersion"] = 2.into();
+        assert!(
+            parse::<TrainerConfig>(&json.to_string())
+                .unwrap_err()
+                .message
+                .contains("schemaVersion 2")
+        );
+        assert!(parse::<TrainerConfig>("{").unwrap_err().message.contains("one release"));
+        assert!(
+            parse::<TrainerConfig>(&" ".repeat(CONFIG_MAX_BYTES + 1))
+                .unwrap_err()
+                .message
+                .contains("65537 bytes")
+        );
+    }
+}

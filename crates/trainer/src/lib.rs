@@ -1,0 +1,20 @@
+//! The program of training pods.
+//!
+//! ```text
+//! configuration ─ [run] ─ inputs (store) ─ data ─ learn (own thread) ─ artifact ─ upload ─ result ─ termination message
+//!                   └ tracker ─ /progress, /metrics, bar or log
+//! ```
+//! A pod tries once: whoever started it reads its termination message and decides what comes next. Everything that
+//! fails ends as a [`flywheel_contract::failure::Failure`] with what to do.
+
+pub mod command;
+pub mod configuration;
+mod ending;
+mod inputs;
+mod learning;
+mod output;
+mod server;
+mod tracker;
+mod train;
+
+pub use ending::Ending;

@@ -1,0 +1,274 @@
+//! Whole trainings of a tiny BERT, by the program itself.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+
+mod common;
+
+use common::{Running, World, get, rows, says};
+use flywheel_contract::artifact::{EvaluationSample, Manifest};
+use flywheel_contract::failure::FailureReason;
+use flywheel_contract::profile::DataProfile;
+use flywheel_contract::scalar::metric_value;
+use flywheel_contract::termination::Outcome;
+use flywheel_contract::trainer::TrainingResult;
+use serde_json::{Value, json};
+
+fn read<T: serde::de::DeserializeOwned>(world: &World, name: &str) -> T {
+    serde_json::from_slice(&std::fs::read(world.path(name)).unwrap()).unwrap()
+}
+
+#[test]
+fn a_training_leaves_an_artifact_a_result_and_a_message() {
+    let world = World::new();
+    world.write(
+        "golden.csv",
+        "text,label\nplay music today,music\nturn off the light,light\n",
+    );
+    let mut config = world.config();
+    config["dataset"]["golden"] = json!([{"uri": world.uri("golden.csv")}]);
+    config["hyperparameters"]["epochs"] = 8.into();
+    config["hyperparameters"]["learningRate"] = "1e-2".into();
+    let ended = world.train(&config);
+    let trained = ended.trained();
+
+    assert_eq!(
+        world.files("out"),
+        [
+            "uid-1/attempt-1.json",
+            "uid-1/attempt-1/config.json",
+            "uid-1/attempt-1/data_profile.json",
+            "uid-1/attempt-1/evaluation_sample.json",
+            "uid-1/attempt-1/manifest.json",
+            "uid-1/attempt-1/model.safetensors",
+            "uid-1/attempt-1/tokenizer.json",
+            "uid-1/attempt-1/tokenizer_config.json",
+            "uid-1/attempt-1/vocab.txt",
+            "uid-1/result.json",
+        ]
+    );
+    let result: TrainingResult = read(&world, "out/uid-1/result.json");
+    assert_eq!(result.artifact, trained.artifact);
+    assert_eq!(result.metrics, trained.metrics);
+    assert_eq!(result.labels, ["light", "music", "weather"]);
+    let c = &result.counts;
+    assert_eq!((c.rows, c.golden, c.labels), (62, 2, 3));
+    assert_eq!(
+        c.rows,
+        c.empty + c.duplicates + c.golden_overlap + c.train + c.validation + c.test + c.golden
+    );
+    assert_eq!(result.epochs.len(), 8);
+    assert_eq!(result.steps, 8 * c.train.div_ceil(8));
+    assert_eq!(result.confusion.iter().flatten().sum::<u64>(), c.test);
+    for set in ["validation", "test", "golden"] {
+        for measure in ["accuracy", "macroF1", "weightedF1", "loss"] {
+            assert!(
+                metric_value(&result.metrics, &format!("{set}/{measure}")).is_some(),
+                "{set}/{measure}"
+            );
+        }
+    }
+    let accuracy = metric_value(&result.metrics, "test/accuracy").unwrap();
+    assert!(
+        accuracy > 0.9,
+        "words tell these labels apart, yet accuracy is {accuracy}"
+    );
+
+    let manifest: Manifest = read(&world, "out/uid-1/attempt-1/manifest.json");
+    assert_eq!(manifest.check(), Ok(()));
+    assert_eq!((manifest.architecture.as_str(), manifest.max_length), ("bert", 16));
+    let sample: EvaluationSample = read(&world, "out/uid-1/attempt-1/evaluation_sample.json");
+    assert_eq!(sample.items.len() as u64, c.test);
+    for item in &sample.items {
+        assert!((item.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+    let profile: DataProfile = read(&world, "out/uid-1/attempt-1/data_profile.json");
+    assert_eq!(profile.texts, c.test);
+    assert!(
+        world.files(".").iter().all(|f| !f.contains("flywheel-")),
+        "the scratch folder is gone"
+    );
+    assert!(
+        !ended.stderr.contains("turn on the light"),
+        "no text of the data set is logged"
+    );
+
+    // A second attempt ends with the result of the first, without data or model.
+    std::fs::remove_file(world.path("data.csv")).unwrap();
+    std::fs::remove_dir_all(world.path("bert")).unwrap();
+    config["job"]["attempt"] = 2.into();
+    let again = world.train(&config);
+    assert_eq!(again.trained(), trained);
+    assert!(
+        again.stderr.contains("an earlier attempt has finished"),
+        "{}",
+        again.stderr
+    );
+    assert!(!world.path("out/uid-1/attempt-2.json").exists());
+
+    // Another job of the same output writes beside it, and has its own files to miss.
+    config["job"]["uid"] = "uid-2".into();
+    says(
+        world.train(&config).failed(),
+        FailureReason::DatasetNotFound,
+        &["data.csv does not exist", "check the URI"],
+    );
+}
+
+#[test]
+fn the_same_job_gives_the_same_metrics_and_texts_can_be_kept_out() {
+    let world = World::new();
+    let mut config = world.config();
+    config["dataset"]["evaluationSample"] = false.into();
+    let one = world.train(&config).trained().clone();
+    config["job"]["uid"] = "uid-2".into();
+    let two = world.train(&config).trained().clone();
+    assert_eq!(one.metrics, two.metrics);
+    assert_eq!(one.dataset_digest, two.dataset_digest);
+    assert!(!world.path("out/uid-1/attempt-1/evaluation_sample.json").exists());
+}
+
+#[test]
+fn verify_tells_a_whole_artifact_from_one_with_a_flipped_bit() {
+    let world = World::new();
+    let trained = world.train(&world.config()).trained().clone();
+    let config = json!({"schemaVersion": 1, "artifact": trained.artifact, "storage": {}});
+    let ended = world.run("verify", &config);
+    let Some(Outcome::Verified(verified)) = &ended.outcome else {
+        panic!("{ended:#?}")
+    };
+    assert_eq!((ended.code, verified.files), (Some(0), 7));
+
+    let weights = world.path("out/uid-1/attempt-1/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    says(
+        world.run("verify", &config).failed(),
+        FailureReason::DigestMismatch,
+        &["model.safetensors", "its digest is"],
+    );
+
+    let mut other = config.clone();
+    other["artifact"]["uri"] = world.uri("nowhere").into();
+    says(
+        world.run("verify", &other).failed(),
+        FailureReason::ArtifactNotFound,
+        &["manifest.json does not exist"],
+    );
+    other = config;
+    other["artifact"]["digest"] = format!("sha256:{}", "0".repeat(64)).into();
+    says(
+        world.run("verify", &other).failed(),
+        FailureReason::DigestMismatch,
+        &["manifest.json"],
+    );
+}
+
+#[test]
+fn a_manifest_is_trained_without_kubernetes() {
+    let world = World::new();
+    world.write(
+        "job.yaml",
+        format!(
+            "apiVersion: flywheel.dev/v1alpha1\nkind: TrainingJob\nmetadata: {{name: intent, uid: u-7}}\nspec:\n  task: TextClassification\n  \
+             model: {{pretrained: {{uri: {}}}}}\n  dataset: {{sources: [{{uri: {}}}]}}\n  \
+             hyperparameters: {{epochs: 1, maxLength: 16, learningRate: \"1e-3\"}}\n  output: {{model: intent, uri: s3://nowhere/x}}\n",
+            world.uri("bert"),
+            world.uri("data.csv")
+        ),
+    );
+    let file = world.path("job.yaml").display().to_string();
+    let output = world.path("made").display().to_string();
+    let ended = world.ended(
+        world
+            .command(&["run", "-f", &file, "--output", &output])
+            .output()
+            .unwrap(),
+    );
+    let trained = ended.trained();
+    assert!(world.path("made/u-7/attempt-1/manifest.json").exists());
+    for word in [
+        "test/accuracy",
+        trained.artifact.uri.as_str(),
+        trained.artifact.digest.hex(),
+    ] {
+        assert!(ended.stdout.contains(word), "{}", ended.stdout);
+    }
+    let wrong = world.ended(world.command(&["run", "-f", "/no/such.yaml"]).output().unwrap());
+    says(
+        wrong.failed(),
+        FailureReason::ConfigInvalid,
+        &["/no/such.yaml cannot be read"],
+    );
+    assert_eq!(
+        world.command(&["fly"]).output().unwrap().status.code(),
+        Some(2),
+        "a wrong command line"
+    );
+}
+
+/// A training long enough to be looked at.
+fn long(world: &World) -> Value {
+    world.write("data.csv", rows(3000));
+    let mut config = world.config();
+    config["hyperparameters"]["epochs"] = 1000.into();
+    config
+}
+
+#[test]
+fn progress_and_metrics_are_served_and_sigterm_ends_it_soon() {
+    let world = World::new();
+    let mut command = world.command(&["train", "--listen", "127.0.0.1:0"]);
+    command.env("FLYWHEEL_CONFIG", long(&world).to_string());
+    let mut running = Running::start(command);
+    let address = running.wait_for("the address", |line| line["address"].as_str().map(str::to_owned));
+    running.wait_for("an epoch", |line| (line["message"] == "epoch").then_some(()));
+
+    let progress: Value = serde_json::from_str(&get(&address, "/progress")).unwrap();
+    assert_eq!(
+        (progress["phase"].as_str(), progress["attempt"].as_u64()),
+        (Some("Training"), Some(1))
+    );
+    assert!(
+        progress["step"].as_u64().unwrap() > 0 && progress["step"].as_u64() < progress["totalSteps"].as_u64(),
+        "{progress}"
+    );
+    assert!(
+        progress["loss"].is_number() && progress["validationAccuracy"].is_number(),
+        "{progress}"
+    );
+    let metrics = get(&address, "/metrics");
+    for name in [
+        "flywheel_trainer_steps_total ",
+        "flywheel_trainer_examples_total ",
+        "flywheel_trainer_loss_nats ",
+        "flywheel_trainer_validation_accuracy_ratio ",
+        "flywheel_trainer_phase_seconds{phase=\"Training\"} ",
+        "# EOF",
+    ] {
+        assert!(metrics.contains(name), "{metrics}");
+    }
+
+    let start = std::time::Instant::now();
+    let killed = std::process::Command::new("kill")
+        .args(["-TERM", &running.child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    assert_eq!(running.wait(), Some(1));
+    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    let message = std::fs::read_to_string(world.path("termination")).unwrap();
+    let message = flywheel_contract::termination::TerminationMessage::parse(&message).unwrap();
+    let Outcome::Failed(failure) = message.outcome else {
+        panic!("{message:?}")
+    };
+    says(&failure, FailureReason::Interrupted, &["SIGTERM"]);
+    assert!(!world.path("out/uid-1/result.json").exists());
+}
