@@ -1,0 +1,305 @@
+//! Configuration: the file of the pod's ConfigMap, or the YAML of an InferenceService and its ModelVersion.
+
+use std::path::{Path, PathBuf};
+
+use flywheel_api::{InferenceService, ModelVersion, manifest};
+use flywheel_contract::SCHEMA_VERSION;
+use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::scalar::Device;
+use flywheel_contract::serving::{ServedVersion, ServiceIdentity, ServingConfig, ServingLimits};
+use flywheel_contract::storage::StorageSettings;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+
+/// Most bytes of a configuration or YAML file; the API server takes no larger object.
+const FILE_MAX_BYTES: u64 = 1024 * 1024;
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure::new(FailureReason::ConfigInvalid, message)
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let name = path.display();
+    let unreadable = |e| invalid(format!("{name} cannot be read: {e}"));
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    if size > FILE_MAX_BYTES {
+        return Err(invalid(format!("{name} has {size} bytes, more than {FILE_MAX_BYTES}")));
+    }
+    std::fs::read_to_string(path).map_err(unreadable)
+}
+
+/// Reads the file that the operator writes.
+///
+/// # Errors
+/// `ConfigInvalid`, also for a schema version that is not understood.
+pub fn from_file(path: &Path) -> Result<ServingConfig, Failure> {
+    let config = parse(&read(path)?).map_err(|problem| {
+        invalid(format!(
+            "{}: {problem}; use operator and server image of one release. On your own machine use `flywheel-server run`",
+            path.display()
+        ))
+    })?;
+    check(&config)?;
+    Ok(config)
+}
+
+fn parse(text: &str) -> Result<ServingConfig, String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Version {
+        schema_version: u32,
+    }
+    // First alone: a body of another version need not have the fields of this one.
+    let version: Version = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    if version.schema_version != SCHEMA_VERSION {
+        return Err(format!(
+            "schemaVersion is {}, this image understands {SCHEMA_VERSION}",
+            version.schema_version
+        ));
+    }
+    serde_json::from_str(text).map_err(|e| e.to_string())
+}
+
+/// What the API server checks and a file without it may break.
+fn check(config: &ServingConfig) -> Result<(), Failure> {
+    let limits = &config.limits;
+    let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX).min(65_536);
+    if !(1..=most).contains(&limits.max_concurrency) {
+        return Err(invalid(format!(
+            "maxConcurrency is {}, not 1 to {most}",
+            limits.max_concurrency
+        )));
+    }
+    if !(1..=600_000).contains(&limits.timeout_milliseconds) {
+        return Err(invalid(format!(
+            "timeoutMilliseconds is {}, not 1 to 600000",
+            limits.timeout_milliseconds
+        )));
+    }
+    let hex = config.version.artifact.digest.hex();
+    if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(invalid(format!(
+            "the artifact's digest is {:?}, not sha256: and 64 hexadecimal digits",
+            config.version.artifact.digest.0
+        )));
+    }
+    Ok(())
+}
+
+/// Arguments of `run`.
+#[derive(Clone, Debug)]
+pub struct LocalRun {
+    /// YAML with one InferenceService, and possibly its ModelVersion.
+    pub files: Vec<PathBuf>,
+    /// What to compute on.
+    pub device: Device,
+    /// In place of `storage.caBundle`.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The configuration that the operator would give to the pods of this InferenceService.
+///
+/// # Errors
+/// `ConfigInvalid` with file and field.
+pub fn from_manifests(run: &LocalRun) -> Result<ServingConfig, Failure> {
+    let mut services = Vec::new();
+    let mut versions = Vec::new();
+    for path in &run.files {
+        let text = read(path)?;
+        let at = |problem: String| invalid(format!("{}: {problem}", path.display()));
+        let documents = manifest::documents(&text).map_err(at)?;
+        services.extend(manifest::objects::<InferenceService>(&documents).map_err(at)?);
+        versions.extend(manifest::objects::<ModelVersion>(&documents).map_err(at)?);
+    }
+    let service = match (services.pop(), services.pop()) {
+        (Some(service), None) => service,
+        (None, _) => return Err(invalid("the files hold no InferenceService; give one with -f")),
+        _ => return Err(invalid("the files hold more than one InferenceService; give one")),
+    };
+    let (name, spec) = (service.metadata.name.unwrap_or_else(|| "run".to_owned()), service.spec);
+    let mut named = versions
+        .into_iter()
+        .filter(|v| v.metadata.name.as_deref() == Some(&spec.model_version));
+    let version = match (named.next(), named.next()) {
+        (Some(version), None) => version.spec,
+        (None, _) => {
+            return Err(invalid(format!(
+                "the files hold no ModelVersion {}, which {name} serves; give it with --model-version",
+                spec.model_version
+            )));
+        }
+        _ => {
+            return Err(invalid(format!(
+                "the files hold more than one ModelVersion {}; give one",
+                spec.model_version
+            )));
+        }
+    };
+    if version.model != spec.model {
+        return Err(invalid(format!(
+            "ModelVersion {} is of model {}, not of {}",
+            spec.model_version, version.model, spec.model
+        )));
+    }
+    let storage = spec.storage.unwrap_or_default();
+    if storage.ca_bundle.is_some() && run.ca_file.is_none() {
+        return Err(invalid(
+            "storage.caBundle names a ConfigMap, which only a cluster has; give --ca-file",
+        ));
+    }
+    let positive = |field: &str, value: i32| {
+        u32::try_from(value).map_err(|_| invalid(format!("{field} is {value}; it must be positive")))
+    };
+    let config = ServingConfig {
+        schema_version: SCHEMA_VERSION,
+        service: ServiceIdentity {
+            namespace: service.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
+            name,
+        },
+        version: ServedVersion {
+            name: spec.model_version,
+            artifact: version.artifact,
+        },
+        device: run.device,
+        storage: StorageSettings {
+            endpoint: storage.endpoint,
+            region: storage.region,
+            ca_file: run.ca_file.as_ref().map(|p| p.display().to_string()),
+        },
+        limits: ServingLimits {
+            max_concurrency: positive("server.maxConcurrency", spec.server.max_concurrency)?,
+            timeout_milliseconds: positive("server.timeoutMilliseconds", spec.server.timeout_milliseconds)?,
+        },
+    };
+    check(&config)?;
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: &str = r"
+apiVersion: flywheel.dev/v1alpha1
+kind: InferenceService
+metadata: {name: intent, namespace: team-a}
+spec:
+  model: intent
+  modelVersion: intent-v2
+  replicas: 1
+  server: {maxConcurrency: 64}
+";
+    const VERSION: &str = r"
+apiVersion: flywheel.dev/v1alpha1
+kind: ModelVersion
+metadata: {name: intent-v2}
+spec:
+  model: intent
+  version: 2
+  artifact: {uri: file:///models/intent/2, digest: 'sha256:0000000000000000000000000000000000000000000000000000000000000000'}
+";
+
+    fn run(files: &[&str]) -> Result<ServingConfig, Failure> {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files
+            .iter()
+            .enumerate()
+            .map(|(i, text)| {
+                let path = dir.path().join(format!("{i}.yaml"));
+                std::fs::write(&path, text).unwrap();
+                path
+            })
+            .collect();
+        from_manifests(&LocalRun {
+            files,
+            device: Device::Cpu,
+            ca_file: None,
+        })
+    }
+
+    #[test]
+    fn manifests_become_what_the_operator_would_give() {
+        let apart = run(&[SERVICE, VERSION]).unwrap();
+        let other = VERSION.replace("intent-v2", "intent-v1");
+        let together = format!("kind: ConfigMap\n---{other}---{VERSION}---{SERVICE}");
+        assert_eq!(apart, run(&[&together]).unwrap());
+        assert_eq!(apart.service.namespace, "team-a");
+        assert_eq!(apart.version.name, "intent-v2");
+        assert_eq!(
+            (apart.limits.max_concurrency, apart.limits.timeout_milliseconds),
+            (64, 1000)
+        );
+        assert_eq!(apart.version.artifact.uri.as_str(), "file:///models/intent/2");
+    }
+
+    #[test]
+    fn what_manifests_may_not_be() {
+        let changed = |from: &str, to: &str| vec![SERVICE.replace(from, to), VERSION.to_owned()];
+        let version = |from: &str, to: &str| vec![SERVICE.to_owned(), VERSION.replace(from, to)];
+        let rows: Vec<(&str, Vec<String>)> = vec![
+            ("no InferenceService", vec![VERSION.to_owned()]),
+            ("no ModelVersion intent-v2", vec![SERVICE.to_owned()]),
+            (
+                "more than one InferenceService",
+                vec![SERVICE.to_owned(), SERVICE.to_owned()],
+            ),
+            (
+                "more than one ModelVersion",
+                vec![SERVICE.to_owned(), VERSION.to_owned(), VERSION.to_owned()],
+            ),
+            ("no ModelVersion", version("intent-v2", "intent-v3")),
+            ("of model other", version("model: intent", "model: other")),
+            ("digest", version("sha256:0", "sha256:x")),
+            ("apiVersion must be", changed("v1alpha1", "v9")),
+            (
+                "unknown field spec.server.batching",
+                changed("maxConcurrency: 64", "batching: {a: 1}"),
+            ),
+            ("maxConcurrency is 0", changed("64", "0")),
+            ("must be positive", changed("64", "-1")),
+            (
+                "--ca-file",
+                changed(
+                    "  replicas: 1",
+                    "  replicas: 1\n  storage: {caBundle: {configMapRef: {name: a, key: b}}}",
+                ),
+            ),
+            ("0.yaml", vec!["a: [".to_owned()]),
+        ];
+        for (word, files) in rows {
+            let files: Vec<&str> = files.iter().map(String::as_str).collect();
+            let failure = run(&files).expect_err(word);
+            assert_eq!(failure.reason, FailureReason::ConfigInvalid);
+            assert!(failure.message.contains(word), "{word}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_release_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("serving.json");
+        let config = run(&[SERVICE, VERSION]).unwrap();
+        let mut json = serde_json::to_value(&config).unwrap();
+        std::fs::write(&path, json.to_string()).unwrap();
+        assert_eq!(from_file(&path).unwrap(), config);
+        json["later"] = 1.into();
+        std::fs::write(&path, json.to_string()).unwrap();
+        assert_eq!(
+            from_file(&path).unwrap(),
+            config,
+            "a newer operator's fields are passed over"
+        );
+        std::fs::write(&path, r#"{"schemaVersion": 2}"#).unwrap();
+        assert!(from_file(&path).unwrap_err().message.contains("schemaVersion is 2"));
+        std::fs::write(&path, "{").unwrap();
+        assert_eq!(from_file(&path).unwrap_err().reason, FailureReason::ConfigInvalid);
+        std::fs::write(&path, " ".repeat(2 * 1024 * 1024)).unwrap();
+        assert!(from_file(&path).unwrap_err().message.contains("more than"));
+        assert!(
+            from_file(&dir.path().join("none"))
+                .unwrap_err()
+                .message
+                .contains("cannot be read")
+        );
+    }
+}

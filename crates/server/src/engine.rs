@@ -1,0 +1,201 @@
+//! From texts to probabilities: permit, tokens, queue, workers, deadline.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::serving::ServingLimits;
+use flywheel_wire::error::{ErrorReason, Refusal};
+use flywheel_wire::predict::{MAX_TEXTS, too_many_texts};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::metrics::Metrics;
+use crate::model::{Encode, LoadedVersion};
+use crate::queue::{Fault, Item, Queue};
+use crate::worker::{self, Heartbeat};
+
+/// A loaded version with its workers. Dropping it lets them go.
+pub(crate) struct Engine {
+    labels: Vec<String>,
+    encoder: Arc<dyn Encode>,
+    queue: Arc<Queue>,
+    permits: Arc<Semaphore>,
+    most: usize,
+    timeout: Duration,
+    heartbeats: Vec<Arc<Heartbeat>>,
+}
+
+impl Engine {
+    /// Starts one worker per copy of the model and waits until all are warm. `broken` is told when a device works no more.
+    pub async fn start(
+        version: LoadedVersion,
+        limits: &ServingLimits,
+        metrics: &Arc<Metrics>,
+        broken: &mpsc::Sender<Failure>,
+    ) -> Result<Self, Failure> {
+        let most = limits.max_concurrency as usize;
+        let mut engine = Self {
+            labels: version.labels,
+            encoder: version.encoder,
+            queue: Arc::new(Queue::default()),
+            permits: Arc::new(Semaphore::new(most)),
+            most,
+            timeout: Duration::from_millis(limits.timeout_milliseconds.into()),
+            heartbeats: Vec::new(),
+        };
+        let workers = version.models.len();
+        let internal = |message: String| Failure::new(FailureReason::InternalError, message);
+        let (ready, mut outcomes) = mpsc::channel(workers.max(1));
+        for (index, model) in version.models.into_iter().enumerate() {
+            let beat = worker::start(
+                index,
+                model,
+                Arc::clone(&engine.queue),
+                Arc::clone(metrics),
+                ready.clone(),
+                broken.clone(),
+            )
+            .map_err(|e| internal(format!("cannot start a worker thread: {e}")))?;
+            engine.heartbeats.push(beat);
+        }
+        drop(ready);
+        for _ in 0..workers {
+            outcomes
+                .recv()
+                .await
+                .unwrap_or_else(|| Err(internal("a worker thread ended before it was warm".to_owned())))?;
+        }
+        Ok(engine)
+    }
+
+    /// Labels by class index.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// Probabilities for each text, in order. Dropping the future drops the work that no worker has begun.
+    ///
+    /// # Errors
+    /// [`ErrorReason::TooManyTexts`], [`ErrorReason::TooManyRequests`] at once when full,
+    /// [`ErrorReason::DeadlineExceeded`], [`ErrorReason::InternalError`].
+    pub async fn predict(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, Refusal> {
+        let count = texts.len();
+        let most = self.most.min(MAX_TEXTS);
+        if count > most {
+            // It would be answered 429 for ever.
+            return Err(too_many_texts(count, most));
+        }
+        let permit = u32::try_from(count)
+            .ok()
+            .and_then(|n| Arc::clone(&self.permits).try_acquire_many_owned(n).ok())
+            .ok_or_else(|| {
+                Refusal::new(
+                    ErrorReason::TooManyRequests,
+                    format!(
+                        "{} texts wait or are computed, as many as this pod takes; try again later",
+                        self.most
+                    ),
+                )
+            })?;
+        let deadline = Instant::now() + self.timeout;
+        tokio::time::timeout_at(deadline.into(), self.compute(texts, permit, deadline))
+            .await
+            .unwrap_or_else(|_| Err(self.too_late()))
+    }
+
+    async fn compute(
+        &self,
+        texts: Vec<String>,
+        mut permit: OwnedSemaphorePermit,
+        deadline: Instant,
+    ) -> Result<Vec<Vec<f32>>, Refusal> {
+        let encoder = Arc::clone(&self.encoder);
+        // The permit travels with the work: it is not given back while a blocking thread still tokenises.
+        let encoded = tokio::task::spawn_blocking(move || {
+            let mut rows = Vec::with_capacity(texts.len());
+            for text in &texts {
+                if Instant::now() >= deadline {
+                    return Ok(None);
+                }
+                rows.push(encoder.encode(text)?);
+            }
+            Ok::<_, String>(Some((rows, {
+                let count = texts.len();
+                (0..count).filter_map(|_| permit.split(1)).collect::<Vec<_>>()
+            })))
+        })
+        .await;
+        let (rows, permits) = match encoded {
+            Ok(Ok(Some(encoded))) => encoded,
+            Ok(Ok(None)) => return Err(self.too_late()),
+            Ok(Err(message)) => {
+                tracing::error!(message, "the tokenizer refused a text");
+                return Err(failed());
+            }
+            // The panic hook has logged its place.
+            Err(_) => return Err(failed()),
+        };
+        let mut replies = Vec::with_capacity(rows.len());
+        let mut items = Vec::with_capacity(rows.len());
+        for (row, permit) in rows.into_iter().zip(permits) {
+            let (reply, receiver) = oneshot::channel();
+            replies.push(receiver);
+            items.push(Item {
+                row,
+                deadline,
+                reply,
+                permit,
+            });
+        }
+        if !self.queue.push(items) {
+            return Err(failed());
+        }
+        let mut answers = Vec::with_capacity(replies.len());
+        for reply in replies {
+            match reply.await {
+                Ok(Ok(answer)) => answers.push(answer),
+                Ok(Err(Fault::Expired)) => return Err(self.too_late()),
+                Ok(Err(Fault::Failed)) | Err(_) => return Err(failed()),
+            }
+        }
+        Ok(answers)
+    }
+
+    fn too_late(&self) -> Refusal {
+        Refusal::new(
+            ErrorReason::DeadlineExceeded,
+            format!(
+                "no answer within {} ms, the service's timeoutMilliseconds",
+                self.timeout.as_millis()
+            ),
+        )
+    }
+
+    /// Texts that wait for a worker.
+    pub fn queue_depth(&self) -> usize {
+        self.queue.depth()
+    }
+
+    /// Texts that wait or are computed.
+    pub fn in_flight(&self) -> usize {
+        self.most.saturating_sub(self.permits.available_permits())
+    }
+
+    /// How long the longest batch has been computed so far.
+    pub fn longest_batch(&self) -> Duration {
+        self.heartbeats.iter().map(|b| b.busy()).max().unwrap_or_default()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+fn failed() -> Refusal {
+    Refusal::new(
+        ErrorReason::InternalError,
+        "the model could not compute this request; the pod's log says why",
+    )
+}

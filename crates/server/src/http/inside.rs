@@ -1,0 +1,56 @@
+//! The inside port: `/livez`, `/stats`, `/metrics`. Nothing here changes anything.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, Response, StatusCode};
+use axum::routing::get;
+use flywheel_contract::names::{LIVEZ_PATH, STATS_PATH};
+use flywheel_wire::error::{ErrorReason, Refusal};
+
+use super::{json_response, method_not_allowed, not_found, refusal_response};
+use crate::app::App;
+
+const METRICS_PATH: &str = "/metrics";
+const METRICS_TYPE: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route(LIVEZ_PATH, get(livez))
+        .route(STATS_PATH, get(stats))
+        .route(METRICS_PATH, get(metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(app)
+}
+
+async fn livez(State(app): State<Arc<App>>) -> Response<Body> {
+    if app.alive() {
+        json_response(StatusCode::OK, r#"{"live":true}"#)
+    } else {
+        refusal_response(&Refusal::new(
+            ErrorReason::InternalError,
+            "a batch has been computed for longer than any may take; restart the container",
+        ))
+    }
+}
+
+async fn stats(State(app): State<Arc<App>>) -> Response<Body> {
+    match serde_json::to_vec(&app.stats()) {
+        Ok(json) => json_response(StatusCode::OK, json),
+        Err(_) => refusal_response(&Refusal::new(
+            ErrorReason::InternalError,
+            "the figures cannot be written as JSON",
+        )),
+    }
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response<Body> {
+    let mut response = Response::new(Body::from(app.metrics_text()));
+    response.headers_mut().insert(CONTENT_TYPE, METRICS_TYPE);
+    response
+}

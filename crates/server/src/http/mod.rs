@@ -1,0 +1,47 @@
+//! What the two ports answer. The data port is for clients, the inside port for the operator and monitoring.
+
+mod body;
+mod data;
+mod inside;
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, Response, StatusCode};
+use flywheel_wire::error::{ErrorReason, Refusal};
+
+pub(crate) use data::router as data_router;
+pub(crate) use inside::router as inside_router;
+
+/// Seconds after which a client may try again.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+pub(crate) fn json_response(status: StatusCode, body: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+pub(crate) fn refusal_response(refusal: &Refusal) -> Response<Body> {
+    let status = StatusCode::from_u16(refusal.reason.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json_response(status, refusal.to_json());
+    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+    }
+    response
+}
+
+async fn not_found() -> Response<Body> {
+    refusal_response(&Refusal::new(
+        ErrorReason::NotFound,
+        "nothing is served under this path; the data port has /predict, /readyz and /openapi.json",
+    ))
+}
+
+async fn method_not_allowed() -> Response<Body> {
+    refusal_response(&Refusal::new(
+        ErrorReason::MethodNotAllowed,
+        "this path does not take this method; the header Allow says which it takes",
+    ))
+}

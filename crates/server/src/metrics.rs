@@ -1,0 +1,113 @@
+//! Figures of the inside port. No label takes a value from a request.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Bounds in seconds: 1 ms to 10 s, dense around 200 ms, the usual objective.
+const SECONDS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0,
+];
+/// Bounds in rows.
+const ROWS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    version: String,
+    status: &'static str,
+}
+
+/// The figures.
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Histogram, fn() -> Histogram>,
+    /// Rows of each batch.
+    pub batch_size: Histogram,
+    queue_depth: Gauge,
+    in_flight: Gauge,
+    load_seconds: Gauge<f64, AtomicU64>,
+    answered: [AtomicU64; 3],
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        let requests =
+            Family::<RequestLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| Histogram::new(SECONDS));
+        let batch_size = Histogram::new(ROWS);
+        let (queue_depth, in_flight) = (Gauge::default(), Gauge::default());
+        let load_seconds = Gauge::<f64, AtomicU64>::default();
+        registry.register(
+            "flywheel_request_duration_seconds",
+            "Time from a request's head to its answer, by version and class of status",
+            requests.clone(),
+        );
+        registry.register("flywheel_batch_size", "Texts computed together", batch_size.clone());
+        registry.register(
+            "flywheel_queue_depth",
+            "Texts that wait for a worker",
+            queue_depth.clone(),
+        );
+        registry.register(
+            "flywheel_in_flight_texts",
+            "Texts that wait or are computed",
+            in_flight.clone(),
+        );
+        registry.register(
+            "flywheel_model_load_seconds",
+            "Time to fetch, verify, load and warm up the version",
+            load_seconds.clone(),
+        );
+        Self {
+            registry,
+            requests,
+            batch_size,
+            queue_depth,
+            in_flight,
+            load_seconds,
+            answered: Default::default(),
+        }
+    }
+
+    /// Counts an answer of `/predict`.
+    pub fn answered(&self, version: &str, status: u16, duration: Duration) {
+        let (class, name) = match status {
+            0..400 => (0, "2xx"),
+            400..500 => (1, "4xx"),
+            _ => (2, "5xx"),
+        };
+        if let Some(count) = self.answered.get(class) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        let labels = RequestLabels {
+            version: version.to_owned(),
+            status: name,
+        };
+        self.requests.get_or_create(&labels).observe(duration.as_secs_f64());
+    }
+
+    /// Answers by class of status: 2xx, 4xx, 5xx.
+    pub fn answers(&self) -> [u64; 3] {
+        self.answered.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    pub fn loaded(&self, duration: Duration) {
+        self.load_seconds.set(duration.as_secs_f64());
+    }
+
+    /// The text that Prometheus reads.
+    pub fn text(&self, queue_depth: usize, in_flight: usize) -> String {
+        self.queue_depth.set(i64::try_from(queue_depth).unwrap_or(i64::MAX));
+        self.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
+        let mut text = String::new();
+        // Writing into a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

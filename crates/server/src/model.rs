@@ -1,0 +1,40 @@
+//! What the engine needs of a model: texts to token ids, token ids to probabilities.
+
+use std::sync::Arc;
+
+use flywheel_contract::failure::Failure;
+
+/// Turns texts into token ids; shared by many threads.
+pub trait Encode: Send + Sync {
+    /// Token ids of one text, special tokens included, at most as many as the model reads.
+    ///
+    /// # Errors
+    /// A sentence about the tokenizer, never about the text.
+    fn encode(&self, text: &str) -> Result<Vec<i64>, String>;
+}
+
+/// One copy of a model, owned by one thread.
+pub trait Model: Send {
+    /// Readies the calling thread and computes something known. Called once before the first request, and again after a
+    /// failure, to see whether the device still works.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn warm_up(&mut self) -> Result<(), Failure>;
+
+    /// Probability of each label for each row of token ids, in the order of the rows.
+    ///
+    /// # Errors
+    /// Why it could not be computed.
+    fn predict(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>, Failure>;
+}
+
+/// A version that can answer.
+pub struct LoadedVersion {
+    /// Labels by class index.
+    pub labels: Vec<String>,
+    /// Its tokenizer.
+    pub encoder: Arc<dyn Encode>,
+    /// One copy per worker thread; at least one.
+    pub models: Vec<Box<dyn Model>>,
+}

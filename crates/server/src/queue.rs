@@ -1,0 +1,267 @@
+//! Texts that wait for a worker, and how they are put together.
+//!
+//! Bounded by the permits that its items hold. A worker that comes for work takes what waits and never waits for more,
+//! so an idle pod adds no delay. Only rows of nearly one length share a batch: padding mixed lengths costs a CPU more
+//! than half of its work.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// Most rows of a batch.
+pub(crate) const MAX_BATCH_ROWS: usize = 32;
+/// Most tokens of a batch, padding included (a single row may have more). Beyond it a larger batch computes no faster
+/// per row on a core, and makes those behind it wait.
+const MAX_BATCH_TOKENS: usize = 1024;
+/// Rows whose lengths round up to the same multiple of this share a batch, tokens.
+const LENGTH_STEP: usize = 8;
+/// How far behind the oldest item rows of its length are looked for; bounds the time under the lock.
+const SCAN: usize = 1024;
+
+/// What became of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Its deadline passed before a worker came to it.
+    Expired,
+    /// The model could not compute it.
+    Failed,
+}
+
+/// One text on its way.
+pub(crate) struct Item {
+    /// Its token ids.
+    pub row: Vec<i64>,
+    /// When its answer is of no use any more.
+    pub deadline: Instant,
+    /// Where the answer goes; closed once nobody waits for it.
+    pub reply: oneshot::Sender<Result<Vec<f32>, Fault>>,
+    /// Its share of what the pod takes at once, given back with the item.
+    pub permit: OwnedSemaphorePermit,
+}
+
+impl Item {
+    /// Answers and gives the permit back.
+    pub fn answer(self, answer: Result<Vec<f32>, Fault>) {
+        drop(self.permit);
+        // Nobody waits any more: the client is gone or was answered 504.
+        let _ = self.reply.send(answer);
+    }
+}
+
+#[derive(Default)]
+struct State {
+    items: VecDeque<Item>,
+    /// Workers that wait for work.
+    idle: usize,
+    closed: bool,
+}
+
+/// The queue.
+#[derive(Default)]
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    ready: Condvar,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds texts; false once closed (their replies are dropped then).
+    pub fn push(&self, items: Vec<Item>) -> bool {
+        let mut state = self.lock();
+        if state.closed {
+            return false;
+        }
+        let many = items.len() > 1;
+        state.items.extend(items);
+        drop(state);
+        if many {
+            self.ready.notify_all();
+        } else {
+            self.ready.notify_one();
+        }
+        true
+    }
+
+    /// Waits for work; `None` once closed. Texts whose deadline has passed or whose client is gone never come out.
+    pub fn take(&self) -> Option<Vec<Item>> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            let batch = state.batch(Instant::now());
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+            state.idle += 1;
+            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
+
+    /// Texts that wait.
+    pub fn depth(&self) -> usize {
+        self.lock().items.len()
+    }
+
+    /// Lets workers go; what waits is dropped.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.items.clear();
+        drop(state);
+        self.ready.notify_all();
+    }
+}
+
+impl State {
+    /// The oldest item that is worth computing with others of its length. Leaves a share for workers that are idle, too:
+    /// two cores with half the rows each are done sooner than one with all.
+    fn batch(&mut self, now: Instant) -> Vec<Item> {
+        let mut batch: Vec<Item> = Vec::new();
+        let mut kept = VecDeque::new();
+        let most = self.items.len().div_ceil(self.idle + 1).clamp(1, MAX_BATCH_ROWS);
+        let mut padded = 0;
+        for _ in 0..self.items.len().min(SCAN) {
+            let Some(item) = self.items.pop_front() else { break };
+            if item.reply.is_closed() {
+                continue;
+            }
+            if item.deadline <= now {
+                item.answer(Err(Fault::Expired));
+                continue;
+            }
+            let length = item.row.len().max(1).next_multiple_of(LENGTH_STEP);
+            if batch.is_empty() {
+                padded = length;
+                batch.push(item);
+            } else if length == padded && (batch.len() + 1) * padded <= MAX_BATCH_TOKENS {
+                batch.push(item);
+            } else {
+                kept.push_back(item);
+            }
+            if batch.len() == most {
+                break;
+            }
+        }
+        while let Some(item) = kept.pop_back() {
+            self.items.push_front(item);
+        }
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::time::Duration;
+    use tokio::sync::Semaphore;
+
+    type Reply = oneshot::Receiver<Result<Vec<f32>, Fault>>;
+
+    fn item(permits: &Arc<Semaphore>, length: usize, deadline: Instant) -> (Item, Reply) {
+        let (reply, receiver) = oneshot::channel();
+        let permit = Arc::clone(permits).try_acquire_owned().unwrap();
+        let row = vec![1; length];
+        (
+            Item {
+                row,
+                deadline,
+                reply,
+                permit,
+            },
+            receiver,
+        )
+    }
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    fn lengths(batch: &[Item]) -> Vec<usize> {
+        batch.iter().map(|i| i.row.len()).collect()
+    }
+
+    #[test]
+    fn rows_of_alike_length_go_together_and_the_oldest_first() {
+        let permits = Arc::new(Semaphore::new(100));
+        let queue = Queue::default();
+        let (items, _replies): (Vec<_>, Vec<_>) =
+            [5, 60, 8, 3, 64, 9].iter().map(|n| item(&permits, *n, later())).unzip();
+        assert!(queue.push(items));
+        assert_eq!(lengths(&queue.take().unwrap()), [5, 8, 3]);
+        assert_eq!(lengths(&queue.take().unwrap()), [60, 64]);
+        assert_eq!(lengths(&queue.take().unwrap()), [9]);
+        assert_eq!(queue.depth(), 0);
+        assert_eq!(permits.available_permits(), 100);
+    }
+
+    #[test]
+    fn a_batch_has_bounds_in_rows_and_tokens() {
+        let permits = Arc::new(Semaphore::new(1000));
+        for (length, want) in [(8, MAX_BATCH_ROWS), (64, 16), (256, 4), (2000, 1)] {
+            let queue = Queue::default();
+            let (items, _replies): (Vec<_>, Vec<_>) = (0..100).map(|_| item(&permits, length, later())).unzip();
+            queue.push(items);
+            assert_eq!(queue.take().unwrap().len(), want, "{length}");
+            assert_eq!(queue.depth(), 100 - want);
+        }
+    }
+
+    #[test]
+    fn expired_texts_are_answered_and_those_of_gone_clients_dropped_unseen() {
+        let permits = Arc::new(Semaphore::new(3));
+        let queue = Queue::default();
+        let (expired, mut told) = item(&permits, 4, Instant::now());
+        let (gone, nobody) = item(&permits, 4, later());
+        let (alive, _reply) = item(&permits, 4, later());
+        drop(nobody);
+        queue.push(vec![expired, gone, alive]);
+        let batch = queue.take().unwrap();
+        assert_eq!(batch.len(), 1);
+        assert_eq!(told.try_recv().unwrap(), Err(Fault::Expired));
+        assert_eq!(permits.available_permits(), 2);
+    }
+
+    #[test]
+    fn idle_workers_share_and_a_closed_queue_lets_them_go() {
+        let permits = Arc::new(Semaphore::new(100));
+        let queue = Arc::new(Queue::default());
+        let (sender, batches) = std::sync::mpsc::channel();
+        let workers: Vec<_> = (0..2)
+            .map(|_| {
+                let (queue, sender) = (Arc::clone(&queue), sender.clone());
+                std::thread::spawn(move || {
+                    while let Some(batch) = queue.take() {
+                        sender.send(batch.len()).unwrap();
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                })
+            })
+            .collect();
+        let deadline = later();
+        while queue.lock().idle < 2 {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        let (items, _replies): (Vec<_>, Vec<_>) = (0..20).map(|_| item(&permits, 4, later())).unzip();
+        queue.push(items);
+        // Both were idle when twenty rows came: the first takes half or, woken after the other, the rest.
+        let first = batches.recv_timeout(Duration::from_secs(10)).unwrap();
+        let second = batches.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!((first, second), (10, 10));
+        queue.close();
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        assert!(!queue.push(vec![item(&permits, 4, later()).0]));
+        assert!(queue.take().is_none());
+    }
+}

@@ -1,0 +1,186 @@
+//! The order of a pod's life: ports, version, requests, drain.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::names::{DATA_PORT, INSIDE_PORT};
+use flywheel_contract::serving::{LoadState, ServingConfig};
+use flywheel_store::Limits;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::app::{App, Phase};
+use crate::{connection, http, load};
+
+/// Most connections of the data port at once.
+const DATA_CONNECTIONS: u32 = 1024;
+/// Most connections of the inside port at once; the operator and monitoring need a handful.
+const INSIDE_CONNECTIONS: u32 = 64;
+/// How long requests are still answered after the signal to end, since clients hear of it a little later. The pod's
+/// preStop hook has waited before the signal already.
+const LEAVE: Duration = Duration::from_secs(2);
+/// How long the requests that have begun may take from then on.
+const DRAIN: Duration = Duration::from_secs(20);
+/// How long answers may take to leave.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// Settings of the process, beside what the operator configures.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Folder of the artifact cache.
+    pub scratch: PathBuf,
+    /// How long the storage is waited for.
+    pub storage_limits: Limits,
+    /// Tries to fetch the artifact while the storage does not answer; at least 1.
+    pub load_tries: u32,
+}
+
+/// The two ports.
+pub struct Listeners {
+    /// For clients.
+    pub data: TcpListener,
+    /// For the operator and monitoring.
+    pub inside: TcpListener,
+}
+
+impl Listeners {
+    /// Binds both; without an address the usual port on all addresses of both families, or of IPv4 where there is no
+    /// IPv6.
+    ///
+    /// # Errors
+    /// `InternalError` with the address.
+    pub async fn bind(data: Option<SocketAddr>, inside: Option<SocketAddr>) -> Result<Self, Failure> {
+        let listeners = Self {
+            data: bind(data, DATA_PORT).await?,
+            inside: bind(inside, INSIDE_PORT).await?,
+        };
+        let address = |listener: &TcpListener| listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
+        tracing::info!(
+            data = address(&listeners.data),
+            inside = address(&listeners.inside),
+            "listening"
+        );
+        Ok(listeners)
+    }
+}
+
+async fn bind(address: Option<SocketAddr>, port: u16) -> Result<TcpListener, Failure> {
+    let one = |address: SocketAddr| async move {
+        TcpListener::bind(address).await.map_err(|e| {
+            Failure::new(
+                FailureReason::InternalError,
+                format!("cannot listen on {address}: {e}; free the port or give another address"),
+            )
+        })
+    };
+    match address {
+        Some(address) => one(address).await,
+        // Linux takes IPv4 on the unspecified IPv6 address as well, unless it was told otherwise.
+        None => match one(SocketAddr::from(([0_u16; 8], port))).await {
+            Ok(listener) => Ok(listener),
+            Err(_) => one(SocketAddr::from(([0_u8; 4], port))).await,
+        },
+    }
+}
+
+/// Both ports, being served.
+pub struct Server {
+    app: Arc<App>,
+    accepting: Vec<JoinHandle<()>>,
+    places: [(Arc<Semaphore>, u32); 2],
+}
+
+impl Server {
+    /// Begins to answer; `/predict` and `/readyz` say 503 until a version is installed.
+    #[must_use]
+    pub fn start(app: &Arc<App>, listeners: Listeners) -> Self {
+        let places = [DATA_CONNECTIONS, INSIDE_CONNECTIONS].map(|n| (Arc::new(Semaphore::new(n as usize)), n));
+        let routers = [http::data_router(Arc::clone(app)), http::inside_router(Arc::clone(app))];
+        let accepting = [listeners.data, listeners.inside]
+            .into_iter()
+            .zip(routers)
+            .zip(&places)
+            .map(|((listener, router), (places, _))| {
+                tokio::spawn(connection::accept(listener, router, app.phases(), Arc::clone(places)))
+            })
+            .collect();
+        Self {
+            app: Arc::clone(app),
+            accepting,
+            places,
+        }
+    }
+
+    /// Ends: unready at once, then [`LEAVE`] of answering as before, then only what has begun, at most [`DRAIN`], then
+    /// connections are closed. 24 s in all, within the 30 s of a pod.
+    pub async fn drain(self) {
+        self.app.advance(Phase::Leaving);
+        tracing::info!("told to end; unready, still answering");
+        sleep(LEAVE).await;
+        self.app.advance(Phase::Draining);
+        let mut requests = self.app.requests.subscribe();
+        if timeout(DRAIN, requests.wait_for(|n| *n == 0)).await.is_err() {
+            let left = *self.app.requests.borrow();
+            tracing::warn!(requests = left, "ending before these requests are answered");
+        }
+        self.app.advance(Phase::Closing);
+        let closed = async {
+            for (places, count) in &self.places {
+                // All places free is no connection left. Waiters come first, so no new one gets a place from now on.
+                let _ = places.acquire_many(*count).await;
+            }
+        };
+        let _ = timeout(CLOSE, closed).await;
+        for task in self.accepting {
+            task.abort();
+            // The port is free only once the task is gone.
+            let _ = task.await;
+        }
+        tracing::info!("drained");
+    }
+}
+
+/// Serves until `stop` resolves, and drains then.
+///
+/// # Errors
+/// Why no version could be loaded, or that the device works no more: the process must end with it.
+pub async fn serve(
+    config: &ServingConfig,
+    listeners: Listeners,
+    options: &Options,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    let (app, mut broken) = App::new(config);
+    let server = Server::start(&app, listeners);
+    let mut stop = pin!(stop);
+    let loaded = tokio::select! {
+        loaded = Box::pin(load::load(&app, config, options)) => loaded,
+        () = &mut stop => return Ok(()),
+    };
+    let installed = match loaded {
+        Ok(version) => app.install(version).await,
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = installed {
+        app.set_load(LoadState::Failed, Some(failure.clone()));
+        return Err(failure);
+    }
+    tokio::select! {
+        () = &mut stop => {
+            server.drain().await;
+            Ok(())
+        }
+        Some(failure) = broken.recv() => {
+            app.set_load(LoadState::Failed, Some(failure.clone()));
+            app.advance(Phase::Draining);
+            Err(failure)
+        }
+    }
+}

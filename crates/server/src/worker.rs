@@ -1,0 +1,159 @@
+//! A thread that owns one copy of the model and computes batches.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use flywheel_contract::failure::{Failure, FailureReason};
+use tokio::sync::mpsc;
+
+use crate::metrics::Metrics;
+use crate::model::Model;
+use crate::queue::{Fault, Item, Queue};
+
+/// Since when a worker has been computing one batch.
+#[derive(Debug)]
+pub(crate) struct Heartbeat {
+    origin: Instant,
+    /// Milliseconds after `origin`, plus one; 0 while it waits for work.
+    since: AtomicU64,
+}
+
+impl Heartbeat {
+    fn new() -> Self {
+        Self {
+            origin: Instant::now(),
+            since: AtomicU64::new(0),
+        }
+    }
+
+    fn begin(&self) {
+        self.since.store(self.now() + 1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+
+    /// How long the batch that is being computed has taken so far.
+    pub fn busy(&self) -> Duration {
+        match self.since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_millis(self.now().saturating_sub(since - 1)),
+        }
+    }
+}
+
+/// Starts a worker. `ready` gets the outcome of the warm-up on its thread; `broken` the failure of a device that works no
+/// more, after which the thread ends.
+pub(crate) fn start(
+    index: usize,
+    mut model: Box<dyn Model>,
+    queue: Arc<Queue>,
+    metrics: Arc<Metrics>,
+    ready: mpsc::Sender<Result<(), Failure>>,
+    broken: mpsc::Sender<Failure>,
+) -> std::io::Result<Arc<Heartbeat>> {
+    let heartbeat = Arc::new(Heartbeat::new());
+    let beat = Arc::clone(&heartbeat);
+    std::thread::Builder::new()
+        .name(format!("model-{index}"))
+        .spawn(move || {
+            let warm = guarded(|| model.warm_up());
+            let works = warm.is_ok();
+            // Whoever waits for it may have given up.
+            let _ = ready.try_send(warm);
+            if !works {
+                return;
+            }
+            while let Some(batch) = queue.take() {
+                beat.begin();
+                metrics.batch_size.observe(batch.len() as f64);
+                let result = compute(model.as_mut(), batch);
+                beat.end();
+                if let Err(failure) = result {
+                    // Full means that another worker has said it already.
+                    let _ = broken.try_send(failure);
+                    return;
+                }
+            }
+        })?;
+    Ok(heartbeat)
+}
+
+/// Computes a batch and answers every item. A row that cannot be computed fails alone: after a failure its companions
+/// are computed one by one. An error means that the device works no more.
+fn compute(model: &mut dyn Model, mut batch: Vec<Item>) -> Result<(), Failure> {
+    let rows: Vec<Vec<i64>> = batch.iter_mut().map(|item| std::mem::take(&mut item.row)).collect();
+    match predict(model, &rows) {
+        Ok(answers) => {
+            for (item, answer) in batch.into_iter().zip(answers) {
+                item.answer(Ok(answer));
+            }
+            Ok(())
+        }
+        Err(failure) => {
+            tracing::error!(
+                reason = failure.reason.as_str(),
+                message = failure.message,
+                rows = rows.len(),
+                "a batch failed"
+            );
+            check(model)?;
+            let alone = rows.len() == 1;
+            for (item, row) in batch.into_iter().zip(rows) {
+                if alone {
+                    item.answer(Err(Fault::Failed));
+                } else if item.reply.is_closed() {
+                    continue;
+                } else if item.deadline <= Instant::now() {
+                    item.answer(Err(Fault::Expired));
+                } else {
+                    match predict(model, std::slice::from_ref(&row)).map(|mut answers| answers.pop()) {
+                        Ok(Some(answer)) => item.answer(Ok(answer)),
+                        Ok(None) | Err(_) => {
+                            item.answer(Err(Fault::Failed));
+                            check(model)?;
+                        }
+                    }
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Whether something known can still be computed.
+fn check(model: &mut dyn Model) -> Result<(), Failure> {
+    guarded(|| model.warm_up()).map_err(|failure| {
+        Failure::new(
+            failure.reason,
+            format!(
+                "the device computes nothing any more, so the server ends: {}",
+                failure.message
+            ),
+        )
+    })
+}
+
+fn predict(model: &mut dyn Model, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>, Failure> {
+    let answers = guarded(|| model.predict(rows))?;
+    if answers.len() == rows.len() {
+        Ok(answers)
+    } else {
+        let message = format!("{} answers for {} rows", answers.len(), rows.len());
+        Err(Failure::new(FailureReason::InternalError, message))
+    }
+}
+
+/// Turns a panic into a failure. The panic hook has logged its place.
+fn guarded<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    // A model keeps nothing between two calls that a panic could leave half-done.
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err(Failure::new(FailureReason::InternalError, "the model panicked")))
+}

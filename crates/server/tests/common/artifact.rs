@@ -1,0 +1,268 @@
+//! A real artifact of a tiny BERT, and a storage that misbehaves on request.
+#![allow(dead_code)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use flywheel_contract::SCHEMA_VERSION;
+use flywheel_contract::artifact::{CONFIG_FILE, MANIFEST_FILE, Manifest, TOKENIZER_FILE, WEIGHTS_FILE};
+use flywheel_contract::scalar::{Device, Digest, Task, Uri};
+use flywheel_contract::serving::{ServedVersion, ServiceIdentity, ServingConfig, ServingLimits};
+use flywheel_contract::trainer::ArtifactRef;
+use flywheel_data::TextTokenizer;
+use flywheel_learn::config::EncoderConfig;
+use flywheel_learn::network::SequenceClassifier;
+use flywheel_learn::{Classifier, artifact};
+use serde_json::{Value, json};
+
+pub const LABELS: [&str; 4] = ["balance", "card", "refund", "transfer"];
+const MAX_LENGTH: usize = 64;
+
+/// A folder with an artifact.
+pub struct Artifact {
+    pub dir: tempfile::TempDir,
+    pub digest: Digest,
+}
+
+impl Artifact {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let pretrained = tempfile::tempdir().unwrap();
+        let vocabulary = vocabulary();
+        fs::write(pretrained.path().join("vocab.txt"), vocabulary.join("\n")).unwrap();
+        TextTokenizer::load(pretrained.path(), MAX_LENGTH, vocabulary.len())
+            .unwrap()
+            .save(pretrained.path())
+            .unwrap();
+        let config = json!({
+            "model_type": "bert", "vocab_size": vocabulary.len(), "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 96, "type_vocab_size": 2,
+        });
+        let Value::Object(raw) = config else {
+            panic!("no object")
+        };
+        let config = EncoderConfig::from_json(raw, Path::new("test")).unwrap();
+        let network = SequenceClassifier::random(&config, LABELS.len(), 0.0, 7, tch::Device::Cpu).unwrap();
+        // As they are made, the weights hardly tell two texts apart; larger ones do.
+        let _off = tch::no_grad_guard();
+        for (name, tensor) in network.parameters() {
+            if name.ends_with("weight") && !name.contains("LayerNorm") {
+                let _ = tensor.shallow_clone().g_mul_scalar_(8.0);
+            }
+        }
+        let labels = LABELS.map(str::to_owned);
+        artifact::write(dir.path(), &network, &labels, pretrained.path()).unwrap();
+        let mut made = Self {
+            dir,
+            digest: Digest::sha256(""),
+        };
+        made.describe(|_| ());
+        made
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn uri(&self) -> String {
+        format!("file://{}", self.dir.path().display())
+    }
+
+    /// Writes the manifest anew, right for the files as they are, then changed.
+    pub fn describe(&mut self, change: impl FnOnce(&mut Manifest)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut names: Vec<String> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != MANIFEST_FILE)
+            .collect();
+        names.sort();
+        let files = names
+            .iter()
+            .map(|name| {
+                runtime
+                    .block_on(flywheel_store::describe(self.dir.path(), name))
+                    .unwrap()
+            })
+            .collect();
+        let mut manifest = Manifest {
+            schema_version: SCHEMA_VERSION,
+            model: "intent".to_owned(),
+            task: Task::TextClassification,
+            architecture: "bert".to_owned(),
+            labels: LABELS.map(str::to_owned).to_vec(),
+            max_length: MAX_LENGTH as i32,
+            metrics: vec![],
+            files,
+        };
+        change(&mut manifest);
+        fs::write(self.path(MANIFEST_FILE), serde_json::to_vec_pretty(&manifest).unwrap()).unwrap();
+        self.digest = runtime
+            .block_on(flywheel_store::describe(self.dir.path(), MANIFEST_FILE))
+            .unwrap()
+            .digest;
+    }
+
+    /// Changes a file behind the manifest's back.
+    pub fn damage(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(self.path(name)).unwrap();
+        change(&mut bytes);
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    /// Probabilities as the network itself gives them, each text alone.
+    pub fn direct(&self, texts: &[&str]) -> Vec<Vec<f32>> {
+        let classifier = Classifier::load(self.dir.path(), tch::Device::Cpu).unwrap();
+        let vocabulary = classifier.config().vocab_size as usize;
+        let tokenizer = TextTokenizer::load(self.dir.path(), MAX_LENGTH, vocabulary).unwrap();
+        texts
+            .iter()
+            .map(|text| {
+                let ids = tokenizer.encode(&flywheel_data::clean_text(text)).unwrap().ids;
+                classifier.predict(&[ids]).unwrap().remove(0)
+            })
+            .collect()
+    }
+
+    /// The configuration of a pod that serves it from `uri`.
+    pub fn config(&self, uri: &str) -> ServingConfig {
+        ServingConfig {
+            schema_version: SCHEMA_VERSION,
+            service: ServiceIdentity {
+                namespace: "team".to_owned(),
+                name: "intent".to_owned(),
+            },
+            version: ServedVersion {
+                name: "intent-v3".to_owned(),
+                artifact: ArtifactRef {
+                    uri: Uri(uri.to_owned()),
+                    digest: self.digest.clone(),
+                },
+            },
+            device: Device::Cpu,
+            storage: Default::default(),
+            limits: ServingLimits {
+                max_concurrency: 256,
+                timeout_milliseconds: 20_000,
+            },
+        }
+    }
+}
+
+/// Makes the header of the weights promise a tensor beyond the end of the file.
+pub fn lie(bytes: &mut Vec<u8>) {
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let (_, tensor) = header
+        .as_object_mut()
+        .unwrap()
+        .iter_mut()
+        .find(|(name, _)| *name == "classifier.weight")
+        .unwrap();
+    tensor["shape"] = json!([1_000_000_000, 1_000_000_000]);
+    let header = header.to_string().into_bytes();
+    let mut changed = (header.len() as u64).to_le_bytes().to_vec();
+    changed.extend_from_slice(&header);
+    changed.extend_from_slice(&bytes[8 + length..]);
+    *bytes = changed;
+}
+
+pub const FILES: [&str; 4] = [MANIFEST_FILE, WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE];
+
+fn vocabulary() -> Vec<String> {
+    let mut tokens: Vec<String> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", "!", ".", ","]
+        .map(str::to_owned)
+        .to_vec();
+    for letter in 'a'..='z' {
+        tokens.push(letter.to_string());
+        tokens.push(format!("##{letter}"));
+    }
+    tokens.extend(["where", "is", "my", "card", "money", "back", "send", "please"].map(str::to_owned));
+    tokens
+}
+
+/// What a storage does with a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Behaviour {
+    /// Answers as it should.
+    Right,
+    /// 403.
+    Forbid,
+    /// 503.
+    Fail,
+    /// Closes the connection in the middle of the weights.
+    CutOff,
+    /// Says nothing.
+    Silent,
+}
+
+/// A web server over a folder.
+pub struct Storage {
+    pub address: SocketAddr,
+    pub behaviour: Arc<Mutex<Behaviour>>,
+    pub requests: Arc<AtomicUsize>,
+}
+
+impl Storage {
+    pub fn new(folder: &Path, behaviour: Behaviour) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let storage = Self {
+            address: listener.local_addr().unwrap(),
+            behaviour: Arc::new(Mutex::new(behaviour)),
+            requests: Arc::default(),
+        };
+        let (folder, behaviour, requests) = (
+            folder.to_owned(),
+            Arc::clone(&storage.behaviour),
+            Arc::clone(&storage.requests),
+        );
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { continue };
+                requests.fetch_add(1, Ordering::Relaxed);
+                let (folder, behaviour) = (folder.clone(), *behaviour.lock().unwrap());
+                thread::spawn(move || {
+                    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                    let first = lines.next().unwrap().unwrap();
+                    while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+                    let name = first.split(' ').nth(1).unwrap().trim_start_matches('/').to_owned();
+                    let plain =
+                        |status: &str| format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                    let answer = match (behaviour, fs::read(folder.join(&name))) {
+                        (Behaviour::Silent, _) => return thread::sleep(Duration::from_secs(60)),
+                        (Behaviour::Forbid, _) => plain("403 Forbidden").into_bytes(),
+                        (Behaviour::Fail, _) => plain("503 Service Unavailable").into_bytes(),
+                        (_, Err(_)) => plain("404 Not Found").into_bytes(),
+                        (_, Ok(bytes)) => {
+                            let mut answer = format!(
+                                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nlast-modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nconnection: close\r\n\r\n",
+                                bytes.len()
+                            )
+                            .into_bytes();
+                            let cut = matches!(behaviour, Behaviour::CutOff) && name == WEIGHTS_FILE;
+                            let end = if cut { bytes.len() / 2 } else { bytes.len() };
+                            answer.extend_from_slice(&bytes[..end]);
+                            answer
+                        }
+                    };
+                    let _ = stream.write_all(&answer);
+                });
+            }
+        });
+        storage
+    }
+
+    pub fn uri(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn set(&self, behaviour: Behaviour) {
+        *self.behaviour.lock().unwrap() = behaviour;
+    }
+}

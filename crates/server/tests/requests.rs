@@ -1,0 +1,452 @@
+//! The whole way of a request, over real sockets, with models that do what the text says: slow, failing, panicking.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Connection, PATIENCE, get, post, predict, until};
+use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::scalar::{Device, Digest};
+use flywheel_contract::serving::{ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, Stats};
+use flywheel_contract::trainer::ArtifactRef;
+use flywheel_server::model::{Encode, LoadedVersion, Model};
+use flywheel_server::{App, Listeners, Server};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+/// First token: what the model does with the row.
+const WORK: i64 = 1;
+const SLEEP: i64 = 2;
+const PANIC: i64 = 3;
+const FAIL: i64 = 4;
+const NAN: i64 = 5;
+
+/// `sleep 50`, `panic`, `fail`, `nan`, or work; the number, or the text's length, is the second token.
+struct Words;
+
+impl Encode for Words {
+    fn encode(&self, text: &str) -> Result<Vec<i64>, String> {
+        let (word, number) = text.split_once(' ').unwrap_or((text, "0"));
+        let number = number.parse().unwrap_or(0);
+        Ok(match word {
+            "sleep" => vec![SLEEP, number],
+            "panic" => vec![PANIC, 0],
+            "fail" => vec![FAIL, 0],
+            "nan" => vec![NAN, 0],
+            "refused" => return Err("no such token".to_owned()),
+            "broken" => panic!("a fault in the tokenizer at {text:?}"),
+            _ => vec![WORK, text.chars().count() as i64],
+        })
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    rows: AtomicUsize,
+    largest: AtomicUsize,
+    dead: AtomicBool,
+}
+
+struct Obedient(Arc<Seen>);
+
+impl Model for Obedient {
+    fn warm_up(&mut self) -> Result<(), Failure> {
+        if self.0.dead.load(Ordering::Relaxed) {
+            return Err(Failure::new(FailureReason::InternalError, "no kernel runs"));
+        }
+        Ok(())
+    }
+
+    fn predict(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>, Failure> {
+        self.0.rows.fetch_add(rows.len(), Ordering::Relaxed);
+        self.0.largest.fetch_max(rows.len(), Ordering::Relaxed);
+        rows.iter()
+            .map(|row| match row[0] {
+                SLEEP => {
+                    thread::sleep(Duration::from_millis(row[1] as u64));
+                    Ok(vec![1.0, 0.0])
+                }
+                PANIC => panic!("as asked"),
+                FAIL => Err(Failure::new(FailureReason::InternalError, "as asked")),
+                NAN => Ok(vec![f32::NAN, 0.5]),
+                // The longer the text, the surer of the second label.
+                _ => Ok(vec![1.0 / (1.0 + row[1] as f32), row[1] as f32 / (1.0 + row[1] as f32)]),
+            })
+            .collect()
+    }
+}
+
+struct Pod {
+    runtime: Runtime,
+    server: Option<Server>,
+    data: SocketAddr,
+    inside: SocketAddr,
+    seen: Arc<Seen>,
+    app: Arc<App>,
+    broken: tokio::sync::mpsc::Receiver<Failure>,
+}
+
+impl Pod {
+    fn loading(max_concurrency: u32, timeout_milliseconds: u32) -> Self {
+        let config = ServingConfig {
+            schema_version: flywheel_contract::SCHEMA_VERSION,
+            service: ServiceIdentity {
+                namespace: "team".to_owned(),
+                name: "intent".to_owned(),
+            },
+            version: ServedVersion {
+                name: "intent-v7".to_owned(),
+                artifact: ArtifactRef {
+                    uri: "file:///none".into(),
+                    digest: Digest::sha256(&"0".repeat(64)),
+                },
+            },
+            device: Device::Cpu,
+            storage: Default::default(),
+            limits: ServingLimits {
+                max_concurrency,
+                timeout_milliseconds,
+            },
+        };
+        let runtime = Runtime::new().unwrap();
+        let (app, broken) = App::new(&config);
+        let (data, inside, server) = runtime.block_on(async {
+            let bind = || TcpListener::bind("127.0.0.1:0");
+            let (data, inside) = (bind().await.unwrap(), bind().await.unwrap());
+            let addresses = (data.local_addr().unwrap(), inside.local_addr().unwrap());
+            (
+                addresses.0,
+                addresses.1,
+                Server::start(&app, Listeners { data, inside }),
+            )
+        });
+        Self {
+            runtime,
+            server: Some(server),
+            data,
+            inside,
+            seen: Arc::new(Seen::default()),
+            app,
+            broken,
+        }
+    }
+
+    fn install(&self, workers: usize) {
+        let version = LoadedVersion {
+            labels: vec!["short".to_owned(), "long".to_owned()],
+            encoder: Arc::new(Words),
+            models: (0..workers)
+                .map(|_| Box::new(Obedient(Arc::clone(&self.seen))) as Box<dyn Model>)
+                .collect(),
+        };
+        self.runtime.block_on(self.app.install(version)).unwrap();
+    }
+
+    fn ready(max_concurrency: u32, timeout_milliseconds: u32, workers: usize) -> Self {
+        let pod = Self::loading(max_concurrency, timeout_milliseconds);
+        pod.install(workers);
+        pod
+    }
+
+    fn stats(&self) -> Stats {
+        serde_json::from_slice(&get(self.inside, "/stats").body).unwrap()
+    }
+
+    /// Sends a text from a thread of its own.
+    fn send(&self, text: &str) -> thread::JoinHandle<common::Answer> {
+        let (address, body) = (self.data, json!({"text": text}));
+        thread::spawn(move || predict(address, &body))
+    }
+
+    fn busy_with(&self, texts: u32) {
+        until("texts are in flight", || {
+            (self.stats().in_flight == texts).then_some(())
+        });
+    }
+}
+
+#[test]
+fn unready_until_a_version_is_there() {
+    let pod = Pod::loading(8, 1000);
+    let (readyz, early) = (get(pod.data, "/readyz"), predict(pod.data, &json!({"text": "a"})));
+    for answer in [&readyz, &early] {
+        assert_eq!((answer.status, answer.reason().as_str()), (503, "NotReady"));
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+    assert_eq!(get(pod.inside, "/livez").status, 200);
+    let stats = pod.stats();
+    assert!(!stats.ready && stats.version.name == "intent-v7");
+    pod.install(1);
+    assert_eq!(get(pod.data, "/readyz").json(), json!({"ready": true}));
+    assert!(pod.stats().ready);
+    assert_eq!(predict(pod.data, &json!({"text": "a"})).status, 200);
+}
+
+#[test]
+fn one_text_and_a_list_have_the_documented_answers() {
+    let pod = Pod::ready(8, 5000, 2);
+    let mut connection = Connection::open(pod.data);
+    let headers = "content-type: application/json; charset=utf-8\r\nx-request-id: my/id\r\n";
+    let answer = connection.exchange(&common::with_headers("/predict", headers, br#"{"text": " abc "}"#));
+    assert_eq!(answer.header("x-request-id"), Some("my/id"));
+    assert_eq!(
+        answer.json(),
+        json!({
+            "intent_id": 1, "label": "long", "probability": 0.75_f32, "all_probs": {"short": 0.25_f32, "long": 0.75_f32},
+            "model_version": "intent-v7", "request_id": "my/id"
+        }),
+        "white space at the ends is cut off, as in training"
+    );
+    // The same connection goes on.
+    let list = connection.exchange(&post("/predict", r#"{"texts": ["é", "abcd", "ab"]}"#.as_bytes()));
+    let predictions = list.json()["predictions"].clone();
+    let longs: Vec<f64> = (0..3)
+        .map(|i| predictions[i]["all_probs"]["long"].as_f64().unwrap())
+        .collect();
+    assert!((longs[0] - 0.5).abs() < 1e-6 && (longs[1] - 0.8).abs() < 1e-6 && (longs[2] - 2.0 / 3.0).abs() < 1e-6);
+    let id = list.header("x-request-id").unwrap().to_owned();
+    for i in 0..3 {
+        assert_eq!(predictions[i]["request_id"], json!(format!("{id}-{i}")));
+    }
+    let bad_id = "content-type: application/json\r\nx-request-id: a b\r\n";
+    let other = connection.exchange(&common::with_headers("/predict", bad_id, br#"{"text": "a"}"#));
+    let made = other.json()["request_id"].as_str().unwrap().to_owned();
+    assert!(made != "a b" && made != id, "{made}");
+}
+
+#[test]
+fn a_full_pod_says_so_at_once() {
+    let pod = Pod::ready(2, 30_000, 1);
+    let first = pod.send("sleep 4000");
+    until("it is being computed", || {
+        (pod.seen.rows.load(Ordering::Relaxed) == 1).then_some(())
+    });
+    let second = pod.send("sleep 0");
+    pod.busy_with(2);
+    let mut connection = Connection::open(pod.data);
+    let best = (0..5)
+        .map(|_| {
+            let answer = connection.exchange(&post("/predict", br#"{"text": "a"}"#));
+            assert_eq!((answer.status, answer.reason().as_str()), (429, "TooManyRequests"));
+            assert_eq!(answer.header("retry-after"), Some("1"));
+            answer.took
+        })
+        .min()
+        .unwrap();
+    assert!(
+        best < Duration::from_millis(500),
+        "refusing waits for the model: {best:?}"
+    );
+    assert_eq!(get(pod.data, "/readyz").status, 200, "full is not unready");
+    assert_eq!(first.join().unwrap().status, 200);
+    assert_eq!(second.join().unwrap().status, 200);
+    pod.busy_with(0);
+    assert_eq!(predict(pod.data, &json!({"text": "a"})).status, 200);
+    // More texts than the pod ever takes at once would be refused for ever: that is no 429.
+    let answer = predict(pod.data, &json!({"texts": ["a", "b", "c"]}));
+    assert_eq!((answer.status, answer.reason().as_str()), (422, "TooManyTexts"));
+    let stats = pod.stats();
+    assert_eq!(stats.answered, [3, 6, 0]);
+}
+
+#[test]
+fn late_work_is_answered_504_and_never_computed() {
+    let pod = Pod::ready(8, 300, 1);
+    let slow = pod.send("sleep 3000");
+    until("it is being computed", || {
+        (pod.seen.rows.load(Ordering::Relaxed) == 1).then_some(())
+    });
+    let start = Instant::now();
+    let late = pod.send("sleep 1").join().unwrap();
+    assert_eq!((late.status, late.reason().as_str()), (504, "DeadlineExceeded"));
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    assert_eq!(slow.join().unwrap().status, 504);
+    // What the worker finds next is the request after the late one.
+    until("the slow one is done", || (pod.stats().in_flight == 0).then_some(()));
+    assert_eq!(predict(pod.data, &json!({"text": "a"})).status, 200);
+    assert_eq!(pod.seen.rows.load(Ordering::Relaxed), 2);
+    assert_eq!(pod.stats().answered, [1, 0, 2]);
+}
+
+#[test]
+fn work_of_a_client_that_is_gone_is_never_computed() {
+    let pod = Pod::ready(8, 30_000, 1);
+    let slow = pod.send("sleep 3000");
+    until("it is being computed", || {
+        (pod.seen.rows.load(Ordering::Relaxed) == 1).then_some(())
+    });
+    let mut gone = Connection::open(pod.data);
+    gone.send(&post("/predict", br#"{"text": "sleep 1"}"#));
+    pod.busy_with(2);
+    drop(gone);
+    assert_eq!(slow.join().unwrap().status, 200);
+    pod.busy_with(0);
+    assert_eq!(predict(pod.data, &json!({"text": "a"})).status, 200);
+    assert_eq!(pod.seen.rows.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn waiting_texts_are_computed_together_in_order() {
+    let pod = Pod::ready(64, 30_000, 1);
+    let slow = pod.send("sleep 500");
+    until("it is being computed", || {
+        (pod.seen.rows.load(Ordering::Relaxed) == 1).then_some(())
+    });
+    let texts: Vec<String> = (1..=40).map(|n| "x".repeat(n)).collect();
+    let answer = predict(pod.data, &json!({"texts": texts}));
+    for (i, p) in answer.json()["predictions"].as_array().unwrap().iter().enumerate() {
+        let want = (i + 1) as f64 / (i + 2) as f64;
+        assert!((p["all_probs"]["long"].as_f64().unwrap() - want).abs() < 1e-6, "{i}");
+    }
+    assert_eq!(slow.join().unwrap().status, 200);
+    assert_eq!(pod.seen.largest.load(Ordering::Relaxed), 32);
+    let metrics = get(pod.inside, "/metrics").text();
+    assert!(
+        metrics.contains("flywheel_batch_size_bucket{le=\"32.0\"} 3"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_poisoned_text_fails_alone() {
+    let pod = Pod::ready(64, 30_000, 1);
+    for poison in ["panic", "fail"] {
+        // Behind a slow one, so that good and bad ones wait together and share a batch.
+        let slow = pod.send("sleep 1500");
+        pod.busy_with(1);
+        let before = pod.seen.rows.load(Ordering::Relaxed);
+        let others: Vec<_> = ["a", poison, "abc", poison, "ab"].iter().map(|t| pod.send(t)).collect();
+        let statuses: Vec<u16> = others.into_iter().map(|t| t.join().unwrap().status).collect();
+        assert_eq!(statuses, [200, 500, 200, 500, 200], "{poison}");
+        assert_eq!(slow.join().unwrap().status, 200);
+        assert!(
+            pod.seen.rows.load(Ordering::Relaxed) - before > 5,
+            "computed together, then one by one"
+        );
+    }
+    for (text, status) in [("nan", 500), ("refused", 500), ("broken", 500), ("abc", 200)] {
+        let answer = predict(pod.data, &json!({"text": text}));
+        assert_eq!(answer.status, status, "{text}");
+        assert!(!answer.text().contains("as asked"), "no inner workings to clients");
+    }
+    pod.busy_with(0);
+    assert_eq!(get(pod.inside, "/livez").status, 200);
+}
+
+#[test]
+fn a_device_that_computes_nothing_any_more_is_told() {
+    let mut pod = Pod::ready(8, 2000, 1);
+    pod.seen.dead.store(true, Ordering::Relaxed);
+    assert_eq!(predict(pod.data, &json!({"text": "panic"})).status, 500);
+    let failure = pod
+        .runtime
+        .block_on(async { tokio::time::timeout(PATIENCE, pod.broken.recv()).await })
+        .unwrap()
+        .unwrap();
+    assert_eq!(failure.reason, FailureReason::InternalError);
+    assert!(failure.message.contains("no kernel runs"), "{failure}");
+}
+
+#[test]
+fn drain_answers_what_has_begun_and_refuses_the_rest() {
+    let mut pod = Pod::ready(8, 30_000, 1);
+    // Longer than the pod goes on answering after the signal.
+    let slow = pod.send("sleep 5000");
+    until("it is being computed", || {
+        (pod.seen.rows.load(Ordering::Relaxed) == 1).then_some(())
+    });
+    let mut kept = Connection::open(pod.data);
+    assert_eq!(
+        kept.exchange(b"GET /openapi.json HTTP/1.1\r\nhost: t\r\n\r\n").status,
+        200
+    );
+    let server = pod.server.take().unwrap();
+    let start = Instant::now();
+    let draining = pod.runtime.spawn(server.drain());
+    let readyz = until("unready", || Some(get(pod.data, "/readyz")).filter(|a| a.status == 503));
+    assert_eq!(readyz.reason(), "Draining");
+    assert!(start.elapsed() < Duration::from_secs(2));
+    // A client that has not heard of it yet is still answered, and sent elsewhere for its next request.
+    let mut early = Connection::open(pod.data);
+    early.send(&post("/predict", br#"{"text": "sleep 0"}"#));
+    // Asks for nothing, so that it never waits behind the slow one.
+    let refused = until("refused", || {
+        Some(predict(pod.data, &json!({}))).filter(|a| a.status == 503)
+    });
+    assert_eq!(refused.reason(), "Draining");
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert_eq!(kept.exchange(&post("/predict", br#"{"text": "a"}"#)).status, 503);
+    assert!(kept.answer().is_none(), "the kept connection is closed");
+    assert_eq!(slow.join().unwrap().status, 200);
+    let early = early.answer().unwrap();
+    assert_eq!((early.status, early.header("connection")), (200, Some("close")));
+    pod.runtime
+        .block_on(async { tokio::time::timeout(PATIENCE, draining).await })
+        .unwrap()
+        .unwrap();
+    assert!(start.elapsed() < Duration::from_secs(25));
+    assert!(
+        std::net::TcpStream::connect(pod.data).is_err(),
+        "nothing listens any more"
+    );
+}
+
+#[test]
+fn idle_connections_give_way_to_new_ones() {
+    let pod = Pod::ready(8, 5000, 1);
+    let inside = pod.inside;
+    // More than the inside port has places for.
+    let silent: Vec<_> = (0..80)
+        .filter_map(|_| std::net::TcpStream::connect(inside).ok())
+        .collect();
+    assert_eq!(silent.len(), 80);
+    let start = Instant::now();
+    assert_eq!(get(inside, "/livez").status, 200);
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+}
+
+#[test]
+fn many_clients_at_once_get_their_own_answers() {
+    let pod = Pod::ready(256, 30_000, 2);
+    let barrier = Arc::new(Barrier::new(16));
+    let clients: Vec<_> = (0..16_usize)
+        .map(|client| {
+            let (barrier, address) = (Arc::clone(&barrier), pod.data);
+            thread::spawn(move || {
+                let mut connection = Connection::open(address);
+                barrier.wait();
+                for i in 0..50 {
+                    let length = client * 50 + i + 1;
+                    let body = json!({"text": "x".repeat(length)}).to_string();
+                    let answer = connection.exchange(&post("/predict", body.as_bytes()));
+                    let want = length as f64 / (length + 1) as f64;
+                    let got = answer.json()["all_probs"]["long"].as_f64().unwrap();
+                    assert!((got - want).abs() < 1e-6, "{length}: {got}");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().unwrap();
+    }
+    let stats = pod.stats();
+    assert_eq!((stats.answered, stats.in_flight), ([800, 0, 0], 0));
+    let metrics = get(pod.inside, "/metrics").text();
+    assert!(
+        metrics.contains("flywheel_request_duration_seconds_count{version=\"intent-v7\",status=\"2xx\"} 800"),
+        "{metrics}"
+    );
+    for name in [
+        "flywheel_queue_depth 0",
+        "flywheel_in_flight_texts 0",
+        "flywheel_model_load_seconds ",
+    ] {
+        assert!(metrics.contains(name), "{name} in {metrics}");
+    }
+}

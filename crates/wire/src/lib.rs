@@ -1,0 +1,12 @@
+//! What clients of a serving pod send and get: bodies of `/predict`, errors, request ids, the OpenAPI document.
+//!
+//! Bytes come in, values or an [`error::Refusal`] go out; nothing here panics, whatever the bytes. This crate must not
+//! use an async runtime, a Kubernetes client or tensors.
+
+pub mod error;
+pub mod openapi;
+pub mod predict;
+pub mod request_id;
+
+pub use error::{ErrorBody, ErrorReason, Refusal};
+pub use predict::{PredictRequest, PredictResponse, Prediction};
