@@ -1,0 +1,286 @@
+//! The command `flywheel-localcluster`: arguments to calls of the library, nothing else.
+
+use std::io::IsTerminal;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use flywheel_localcluster::{
+    Cluster, ControlPlane, ControlPlaneOptions, Error, KUBERNETES, NodeKind, Options, Program, Result, down, image,
+    machine, names,
+};
+use tracing_subscriber::EnvFilter;
+
+/// A real Kubernetes cluster on this machine: control plane, nodes with simulated GPUs, DNS and an object store.
+///
+/// Needs root, Go and a few Debian packages (it names them). Everything is built once and kept in FLYWHEEL_CACHE
+/// (default ~/.cache/flywheel). With CLUSTER=current and KUBECONFIG set, your own cluster is used and nothing is started.
+#[derive(Parser)]
+#[command(name = "flywheel-localcluster", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Args)]
+struct Named {
+    /// Which cluster.
+    #[arg(long, default_value = "default", env = "FLYWHEEL_CLUSTER")]
+    name: String,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Start the cluster, or find it running and add the nodes that it lacks.
+    Up {
+        #[command(flatten)]
+        cluster: Named,
+        /// Real nodes without GPUs, where the operator runs.
+        #[arg(long, default_value_t = 1)]
+        system: u16,
+        /// Real nodes with simulated A100s.
+        #[arg(long, default_value_t = 1)]
+        a100: u16,
+        /// Real nodes with simulated T4s.
+        #[arg(long, default_value_t = 1)]
+        t4: u16,
+        /// Fake nodes (KWOK), A100 and T4 in turn; their pods only seem to run.
+        #[arg(long, default_value_t = 0)]
+        kwok: u16,
+        /// Version of Kubernetes.
+        #[arg(long, default_value = KUBERNETES)]
+        kubernetes_version: String,
+    },
+    /// End the cluster, or what an interrupted start has left.
+    Down {
+        #[command(flatten)]
+        cluster: Named,
+        /// Every cluster of this cache folder.
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+    },
+    /// Show what runs.
+    Status(Named),
+    /// Take a node off the network; what runs on it runs on.
+    Cut(OfNode),
+    /// Undo `cut`.
+    Heal(OfNode),
+    /// Hide the API server alone from a node and its pods.
+    Cutapi(OfNode),
+    /// Undo `cutapi`.
+    Healapi(OfNode),
+    /// Give the images of OCI archives to every real node.
+    LoadImage {
+        #[command(flatten)]
+        cluster: Named,
+        /// Archives, as `images` writes them.
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
+    /// Run kubectl on the cluster (--name comes before `kubectl`'s arguments).
+    #[command(disable_help_flag = true)]
+    Kubectl(Passed),
+    /// Run helm on the cluster.
+    #[command(disable_help_flag = true)]
+    Helm(Passed),
+    /// Print the environment for programs that use the cluster: eval "$(flywheel-localcluster env)".
+    Env(Named),
+    /// Run a command against a control plane of its own, without nodes and without root; it ends with the command.
+    ControlPlane {
+        /// Also run controller manager and scheduler.
+        #[arg(long)]
+        controllers: bool,
+        /// Version of Kubernetes.
+        #[arg(long, default_value = KUBERNETES)]
+        kubernetes_version: String,
+        /// Gets KUBECONFIG.
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<String>,
+    },
+    /// Build the programs that are missing, and print where each is.
+    Programs {
+        /// Install the missing Debian packages first (needs root).
+        #[arg(long)]
+        install_packages: bool,
+        /// Version of Kubernetes.
+        #[arg(long, default_value = KUBERNETES)]
+        kubernetes_version: String,
+    },
+    /// Build container images as OCI archives, and print where each is.
+    Images {
+        /// The operator's program.
+        #[arg(long)]
+        operator: Option<PathBuf>,
+        /// The trainer's program.
+        #[arg(long, requires = "libtorch")]
+        trainer: Option<PathBuf>,
+        /// The server's program.
+        #[arg(long, requires = "libtorch")]
+        server: Option<PathBuf>,
+        /// Folder with libtorch's `lib`.
+        #[arg(long)]
+        libtorch: Option<PathBuf>,
+        /// Where the archives go.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct OfNode {
+    #[command(flatten)]
+    cluster: Named,
+    /// Name of a real node, as `a100-1`.
+    node: String,
+}
+
+#[derive(Args)]
+struct Passed {
+    #[command(flatten)]
+    cluster: Named,
+    /// Passed on.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(action: Action) -> Result<ExitCode> {
+    match action {
+        Action::Up {
+            cluster,
+            system,
+            a100,
+            t4,
+            kwok,
+            kubernetes_version,
+        } => {
+            let nodes = [(NodeKind::System, system), (NodeKind::A100, a100), (NodeKind::T4, t4)].into();
+            let options = Options {
+                name: cluster.name,
+                nodes,
+                kwok,
+                kubernetes: kubernetes_version,
+            };
+            let cluster = Cluster::up(&options)?.leave_running();
+            println!("export KUBECONFIG={}", cluster.kubeconfig().display());
+        }
+        Action::Down { cluster, all } => {
+            let which = if all { names()? } else { vec![cluster.name] };
+            for name in which {
+                down(&name)?;
+                tracing::info!("cluster {name} is down");
+            }
+        }
+        Action::Status(cluster) => print!("{}", Cluster::find(&cluster.name)?.status()?),
+        Action::Cut(of) => Cluster::find(&of.cluster.name)?.cut(&of.node)?,
+        Action::Heal(of) => Cluster::find(&of.cluster.name)?.heal(&of.node)?,
+        Action::Cutapi(of) => Cluster::find(&of.cluster.name)?.cut_api(&of.node)?,
+        Action::Healapi(of) => Cluster::find(&of.cluster.name)?.heal_api(&of.node)?,
+        Action::LoadImage { cluster, archives } => {
+            let cluster = Cluster::find(&cluster.name)?;
+            for archive in archives {
+                cluster.load_image(&archive)?;
+                tracing::info!("{} is on {}", archive.display(), cluster.nodes().join(" "));
+            }
+        }
+        Action::Kubectl(passed) => {
+            let cluster = Cluster::find(&passed.cluster.name)?;
+            return become_command(cluster.kubectl().command().args(passed.arguments));
+        }
+        Action::Helm(passed) => {
+            let cluster = Cluster::find(&passed.cluster.name)?;
+            let helm = Program::Helm.ensure(KUBERNETES)?;
+            return become_command(
+                Command::new(helm)
+                    .env("KUBECONFIG", cluster.kubeconfig())
+                    .args(passed.arguments),
+            );
+        }
+        Action::Env(cluster) => {
+            for (name, value) in Cluster::find(&cluster.name)?.environment() {
+                println!("export {name}='{value}'");
+            }
+        }
+        Action::ControlPlane {
+            controllers,
+            kubernetes_version,
+            command,
+        } => {
+            let plane = ControlPlane::start(&ControlPlaneOptions {
+                kubernetes: kubernetes_version,
+                controllers,
+            })?;
+            let Some((program, arguments)) = command.split_first() else {
+                return Ok(ExitCode::SUCCESS);
+            };
+            let status = Command::new(program)
+                .args(arguments)
+                .env("KUBECONFIG", plane.kubeconfig())
+                .status()
+                .map_err(|source| Error::Io {
+                    what: format!("starting {program}"),
+                    source,
+                })?;
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
+        }
+        Action::Programs {
+            install_packages,
+            kubernetes_version,
+        } => {
+            if install_packages {
+                machine::install_packages()?;
+            }
+            for program in Program::ALL {
+                println!("{}", program.ensure(&kubernetes_version)?.display());
+            }
+        }
+        Action::Images {
+            operator,
+            trainer,
+            server,
+            libtorch,
+            out,
+        } => {
+            for archive in image::build_all(
+                &image::Sources {
+                    operator,
+                    trainer,
+                    server,
+                    libtorch,
+                },
+                &out,
+            )? {
+                println!("{}", archive.display());
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the command in our place, so that signals and its exit status are its own.
+fn become_command(command: &mut Command) -> Result<ExitCode> {
+    let source = command.exec();
+    Err(Error::Io {
+        what: format!("starting {}", command.get_program().to_string_lossy()),
+        source,
+    })
+}
