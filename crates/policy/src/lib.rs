@@ -1,0 +1,6 @@
+//! Every decision of the operator as a pure function.
+
+pub mod models;
+pub mod placement;
+pub mod serving;
+pub mod training;

@@ -1,0 +1,313 @@
+//! What a ModelVersion needs next, and whether it may be promoted.
+
+pub mod promote;
+
+use std::time::Duration;
+
+use flywheel_api::conditions::reasons;
+use flywheel_contract::failure::FailureClass;
+use flywheel_contract::termination::{Outcome, Verified};
+use jiff::Timestamp;
+
+use crate::training::attempt::{AttemptState, End, EndedAttempt};
+
+/// One try to verify the artifact.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TryView {
+    /// From 1.
+    pub number: u32,
+    /// When its Job was made.
+    pub created: Timestamp,
+    /// What it does.
+    pub state: AttemptState,
+}
+
+/// What is known of the artifact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verification {
+    /// Not yet.
+    Pending {
+        /// A condition's reason.
+        reason: String,
+        /// For people.
+        message: String,
+        /// Nothing more happens until somebody acts.
+        blocked: bool,
+    },
+    /// Every file is what the digest says.
+    Verified {
+        /// For people.
+        message: String,
+    },
+    /// It is not what the spec says, or cannot be read; trying again gives the same.
+    Failed {
+        /// A failure's reason.
+        reason: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Make the Job of this try.
+    Verify {
+        /// From 1.
+        number: u32,
+    },
+    /// Nothing.
+    Wait,
+}
+
+/// A decision with its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What is to be done.
+    pub intent: Intent,
+    /// What is known.
+    pub verification: Verification,
+    /// When to look again, where nothing happens before.
+    pub again: Duration,
+}
+
+/// Wait before the second try; doubled with each one.
+const FIRST_DELAY: Duration = Duration::from_secs(5);
+/// Longest wait before a try. Below the time for which a finished Job is kept, since the Job is the count of the tries.
+const LONGEST_DELAY: Duration = Duration::from_secs(240);
+/// Seconds for which a finished Job is kept.
+pub const JOB_TTL_SECONDS: i32 = 600;
+/// Tries after which somebody has to look; they go on, slowly, since a storage that was away comes back.
+const TRIES_BEFORE_STALLED: u32 = 5;
+/// When to look again while a Job works.
+const WAITING: Duration = Duration::from_secs(10);
+/// When to look again where nothing is expected.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// The wait before the try that follows this many: 5, 10, 20 … 240 s.
+#[must_use]
+pub fn delay(tries: u32) -> Duration {
+    FIRST_DELAY
+        .saturating_mul(1 << tries.saturating_sub(1).min(6))
+        .min(LONGEST_DELAY)
+}
+
+/// What the verification needs now. `known` is what the status says already: the artifact is read once, and again only
+/// where that was lost. `latest` is the last try whose Job is there.
+#[must_use]
+pub fn decide(known: Option<&Verification>, latest: Option<&TryView>, now: Timestamp) -> Decision {
+    if let Some(known @ (Verification::Verified { .. } | Verification::Failed { .. })) = known {
+        return Decision {
+            intent: Intent::Wait,
+            verification: known.clone(),
+            again: QUIET,
+        };
+    }
+    let pending = |reason: &str, message: String, blocked| Verification::Pending {
+        reason: reason.to_owned(),
+        message,
+        blocked,
+    };
+    let Some(latest) = latest else {
+        return Decision {
+            intent: Intent::Verify { number: 1 },
+            verification: pending(reasons::VERIFYING, "the artifact is going to be read".to_owned(), false),
+            again: WAITING,
+        };
+    };
+    let waiting = |reason: &str, message: &str, blocked| Decision {
+        intent: Intent::Wait,
+        verification: pending(reason, message.to_owned(), blocked),
+        again: WAITING,
+    };
+    match &latest.state {
+        AttemptState::NoPod { refused: Some(message) } => waiting(
+            reasons::POD_CREATION_FAILED,
+            &format!(
+                "the verifying pod cannot be made: {message}. Change quota, LimitRange or Pod Security of the namespace; it \
+                 is tried again by itself"
+            ),
+            true,
+        ),
+        AttemptState::Blocked { reason, message } => waiting(reason, message, true),
+        AttemptState::NoPod { refused: None }
+        | AttemptState::Unscheduled
+        | AttemptState::Starting
+        | AttemptState::Running => waiting(reasons::VERIFYING, "the artifact is being read", false),
+        AttemptState::Ended(ended) => after(latest, ended, now),
+    }
+}
+
+fn after(latest: &TryView, ended: &EndedAttempt, now: Timestamp) -> Decision {
+    let failed = |reason: &str, message: String| Decision {
+        intent: Intent::Wait,
+        verification: Verification::Failed {
+            reason: reason.to_owned(),
+            message,
+        },
+        again: QUIET,
+    };
+    let (reason, message) = match &ended.end {
+        End::Told(Outcome::Verified(Verified { files, bytes })) => {
+            return Decision {
+                intent: Intent::Wait,
+                verification: Verification::Verified {
+                    message: format!("{files} files, {bytes} bytes: all as the digest says"),
+                },
+                again: QUIET,
+            };
+        }
+        End::Told(Outcome::Failed(failure)) if failure.reason.class() == FailureClass::User => {
+            return failed(
+                failure.reason.as_str(),
+                format!(
+                    "{}. Then delete this ModelVersion and make it again",
+                    failure.message.trim_end_matches('.')
+                ),
+            );
+        }
+        End::Told(Outcome::Failed(failure)) => (failure.reason.as_str(), failure.message.clone()),
+        End::Told(Outcome::Trained(_)) => (
+            reasons::POD_FAILED,
+            "the pod ended with a message that no verification gives; see verifierImage in the operator's settings"
+                .to_owned(),
+        ),
+        End::OutOfMemory => (
+            reasons::OUT_OF_MEMORY,
+            "the verifying container used more memory than its limit; see LimitRange of the namespace".to_owned(),
+        ),
+        End::Unclear { message } => (reasons::POD_FAILED, message.clone()),
+        End::Lost { how } => (reasons::POD_LOST, how.clone()),
+    };
+    let passed = now.duration_since(ended.at.unwrap_or(latest.created));
+    let wait = if passed.is_negative() {
+        delay(latest.number)
+    } else {
+        delay(latest.number).saturating_sub(passed.unsigned_abs())
+    };
+    Decision {
+        intent: if wait.is_zero() {
+            Intent::Verify {
+                number: latest.number.saturating_add(1),
+            }
+        } else {
+            Intent::Wait
+        },
+        verification: Verification::Pending {
+            reason: reason.to_owned(),
+            message: format!(
+                "the artifact could not be read: {}. It is tried again by itself",
+                message.trim_end_matches('.')
+            ),
+            blocked: latest.number >= TRIES_BEFORE_STALLED,
+        },
+        again: if wait.is_zero() { WAITING } else { wait.min(QUIET) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flywheel_contract::failure::{Failure, FailureReason};
+
+    use super::*;
+
+    const NOW: i64 = 1_700_000_000;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(NOW + seconds).unwrap()
+    }
+
+    fn ended(number: u32, end: End, seconds: i64) -> TryView {
+        TryView {
+            number,
+            created: at(-900),
+            state: AttemptState::Ended(EndedAttempt {
+                end,
+                at: Some(at(seconds)),
+            }),
+        }
+    }
+
+    fn failed(reason: FailureReason) -> End {
+        End::Told(Outcome::Failed(Failure::new(reason, "words.")))
+    }
+
+    fn kind(verification: &Verification) -> (&str, &str) {
+        match verification {
+            Verification::Pending {
+                reason, blocked: false, ..
+            } => ("Pending", reason),
+            Verification::Pending {
+                reason, blocked: true, ..
+            } => ("Blocked", reason),
+            Verification::Verified { .. } => ("Verified", ""),
+            Verification::Failed { reason, .. } => ("Failed", reason),
+        }
+    }
+
+    #[test]
+    fn each_try_has_its_verdict() {
+        let verified = End::Told(Outcome::Verified(Verified { files: 7, bytes: 9 }));
+        type Row<'a> = (&'a str, Option<TryView>, Intent, (&'a str, &'a str));
+        let table: Vec<Row<'_>> = vec![
+            ("new", None, Intent::Verify { number: 1 }, ("Pending", "Verifying")),
+            ("verified", Some(ended(1, verified, -1)), Intent::Wait, ("Verified", "")),
+            (
+                "wrong digest",
+                Some(ended(1, failed(FailureReason::DigestMismatch), -1)),
+                Intent::Wait,
+                ("Failed", "DigestMismatch"),
+            ),
+            (
+                "storage away",
+                Some(ended(1, failed(FailureReason::StorageUnavailable), -4)),
+                Intent::Wait,
+                ("Pending", "StorageUnavailable"),
+            ),
+            (
+                "storage away, waited",
+                Some(ended(1, failed(FailureReason::StorageUnavailable), -5)),
+                Intent::Verify { number: 2 },
+                ("Pending", "StorageUnavailable"),
+            ),
+            (
+                "storage long away",
+                Some(ended(5, failed(FailureReason::StorageUnavailable), -79)),
+                Intent::Wait,
+                ("Blocked", "StorageUnavailable"),
+            ),
+            (
+                "lost",
+                Some(ended(2, End::Lost { how: "deleted".into() }, -10)),
+                Intent::Verify { number: 3 },
+                ("Pending", "PodLost"),
+            ),
+        ];
+        for (case, latest, intent, verdict) in table {
+            let decision = decide(None, latest.as_ref(), at(0));
+            assert_eq!(decision.intent, intent, "{case}");
+            assert_eq!(kind(&decision.verification), verdict, "{case}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_is_not_read_again() {
+        for known in [
+            Verification::Verified { message: "m".into() },
+            Verification::Failed {
+                reason: "DigestMismatch".into(),
+                message: "m".into(),
+            },
+        ] {
+            let decision = decide(Some(&known), None, at(0));
+            assert_eq!((decision.intent, decision.verification), (Intent::Wait, known));
+        }
+    }
+
+    #[test]
+    fn a_finished_job_outlives_the_longest_wait() {
+        assert!(u64::try_from(JOB_TTL_SECONDS).unwrap() > 2 * LONGEST_DELAY.as_secs());
+        let seconds: Vec<u64> = (1..9).map(|n| delay(n).as_secs()).collect();
+        assert_eq!(seconds, [5, 10, 20, 40, 80, 160, 240, 240]);
+    }
+}

@@ -1,0 +1,322 @@
+//! Whether pods of an accelerator class find a node, and what to do where they do not.
+//!
+//! Pods are always created, so that a cluster autoscaler can act on them; what is found here only becomes a condition.
+
+use std::collections::BTreeMap;
+
+use flywheel_api::conditions::{cut, reasons};
+use serde::{Deserialize, Serialize};
+
+/// Labels that mark a node as one of a class: each key must be there with one of its values. The terms of a class are
+/// alternatives, since every cloud and every GPU operator labels nodes in its own way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LabelTerm(pub BTreeMap<String, Vec<String>>);
+
+impl LabelTerm {
+    /// Whether a node with these labels carries every key with one of its values.
+    #[must_use]
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.0
+            .iter()
+            .all(|(key, values)| labels.get(key).is_some_and(|value| values.contains(value)))
+    }
+
+    /// The term for people: `nvidia.com/gpu.product in (Tesla-T4, T4) and zone = a`.
+    fn text(&self) -> String {
+        let parts: Vec<String> = self
+            .0
+            .iter()
+            .map(|(key, values)| match values.as_slice() {
+                [one] => format!("{key}={one}"),
+                many => format!("{key} in ({})", many.join(", ")),
+            })
+            .collect();
+        parts.join(" and ")
+    }
+}
+
+/// What placement needs to know of an accelerator class.
+#[derive(Clone, Copy, Debug)]
+pub struct ClassView<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The resource that a GPU of it is, such as `nvidia.com/gpu`.
+    pub resource: &'a str,
+    /// Alternatives that mark its nodes; with none, every node is one.
+    pub terms: &'a [LabelTerm],
+}
+
+impl ClassView<'_> {
+    /// Whether a node with these labels is one of the class.
+    #[must_use]
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.terms.is_empty() || self.terms.iter().any(|term| term.matches(labels))
+    }
+}
+
+/// What placement needs to know of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeView<'a> {
+    /// Its labels.
+    pub labels: &'a BTreeMap<String, String>,
+}
+
+/// What the scheduler says of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSchedulingView {
+    /// The pod has a node.
+    pub scheduled: bool,
+    /// Message of its condition `PodScheduled` while that is False.
+    pub message: Option<String>,
+}
+
+/// Why pods have no node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// `NoMatchingGPU`, `InsufficientGPU` or `Unschedulable`.
+    pub reason: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// Most bytes of the scheduler's own words that go into a message.
+const SCHEDULER_WORDS_MAX: usize = 400;
+
+/// Why pods of this class have no node; `None` while all have one, or while the scheduler has not said that it finds none
+/// and there are nodes of the class.
+#[must_use]
+pub fn problem(class: &ClassView<'_>, nodes: &[NodeView<'_>], pods: &[PodSchedulingView]) -> Option<Problem> {
+    let waiting = pods.iter().filter(|p| !p.scheduled).count();
+    if waiting == 0 {
+        return None;
+    }
+    let (name, resource) = (class.name, class.resource);
+    let of = format!("{waiting} of {} pod(s) have no node", pods.len());
+    let matching = nodes.iter().filter(|n| class.matches(n.labels)).count();
+    if matching == 0 {
+        let terms: Vec<String> = class.terms.iter().map(LabelTerm::text).collect();
+        return Some(Problem {
+            reason: reasons::NO_MATCHING_GPU,
+            message: if terms.is_empty() {
+                format!("{of}: the cluster has no nodes. Add one with {resource}")
+            } else {
+                format!(
+                    "{of}: no node of the cluster is of the accelerator class {name}, which is marked by {}. Add such a \
+                     node, label one, name another class in accelerator.class, or have the administrator correct the \
+                     class in the operator's settings; the pods stay and start by themselves",
+                    terms.join(" or ")
+                )
+            },
+        });
+    }
+    let words = pods
+        .iter()
+        .filter(|p| !p.scheduled)
+        .filter_map(|p| p.message.as_deref())
+        .map(first_sentence)
+        .max_by_key(|words| (lacks(words, resource), std::cmp::Reverse(*words)))?;
+    Some(if lacks(words, resource) {
+        Problem {
+            reason: reasons::INSUFFICIENT_GPU,
+            message: format!(
+                "{of}: {matching} node(s) are of the accelerator class {name}, and none has a free {resource}. Wait for \
+                 other pods to end, scale them down, or add a node; if GPUs should be free, see whether the device plugin \
+                 reports {resource} on these nodes. The pods stay and start by themselves"
+            ),
+        }
+    } else {
+        Problem {
+            reason: reasons::UNSCHEDULABLE,
+            message: format!(
+                "{of}, though {matching} node(s) are of the accelerator class {name}. The scheduler says: {words}. \
+                 Correct resources, nodeSelector, affinity, tolerations or volumes of the spec, or make room"
+            ),
+        }
+    })
+}
+
+/// Whether the scheduler names this resource as missing. The name is compared as a whole: `nvidia.com/gpu` is not
+/// `nvidia.com/gpu.shared`.
+fn lacks(words: &str, resource: &str) -> bool {
+    words.split("Insufficient ").skip(1).any(|rest| {
+        rest.strip_prefix(resource).is_some_and(|after| {
+            !after.starts_with(|c: char| c.is_ascii_alphanumeric() || "-_/".contains(c)) && {
+                // A full stop ends the sentence, or goes on with the name.
+                !after
+                    .strip_prefix('.')
+                    .is_some_and(|more| more.starts_with(|c: char| c.is_ascii_alphanumeric()))
+            }
+        })
+    })
+}
+
+/// What the scheduler says before it goes on about preemption, which a user cannot act on.
+fn first_sentence(message: &str) -> &str {
+    let end = ["preemption:", "no new claims to deallocate"]
+        .iter()
+        .filter_map(|mark| message.find(mark))
+        .min()
+        .unwrap_or(message.len());
+    cut(
+        message.get(..end).unwrap_or(message).trim_end_matches([' ', '.', ',']),
+        SCHEDULER_WORDS_MAX,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn t4_terms() -> Vec<LabelTerm> {
+        vec![
+            LabelTerm(BTreeMap::from([(
+                "nvidia.com/gpu.product".to_owned(),
+                vec!["Tesla-T4".to_owned(), "T4".to_owned()],
+            )])),
+            LabelTerm(BTreeMap::from([(
+                "cloud.google.com/gke-accelerator".to_owned(),
+                vec!["nvidia-tesla-t4".to_owned()],
+            )])),
+        ]
+    }
+
+    fn judge(node_labels: &[BTreeMap<String, String>], pods: &[PodSchedulingView]) -> Option<Problem> {
+        let terms = t4_terms();
+        let class = ClassView {
+            name: "t4",
+            resource: "nvidia.com/gpu",
+            terms: &terms,
+        };
+        let nodes: Vec<NodeView<'_>> = node_labels.iter().map(|labels| NodeView { labels }).collect();
+        problem(&class, &nodes, pods)
+    }
+
+    fn waiting(message: &str) -> PodSchedulingView {
+        PodSchedulingView {
+            scheduled: false,
+            message: (!message.is_empty()).then(|| message.to_owned()),
+        }
+    }
+
+    const PLACED: PodSchedulingView = PodSchedulingView {
+        scheduled: true,
+        message: None,
+    };
+
+    #[test]
+    fn each_situation_has_its_reason() {
+        let t4 = labels(&[("nvidia.com/gpu.product", "Tesla-T4")]);
+        let gke = labels(&[("cloud.google.com/gke-accelerator", "nvidia-tesla-t4")]);
+        let a100 = labels(&[("nvidia.com/gpu.product", "A100-SXM4-40GB")]);
+        let full = "0/2 nodes are available: 1 Insufficient nvidia.com/gpu, 1 node(s) didn't match Pod's node \
+                    affinity/selector. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
+        let affinity = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.";
+        let cpu = "0/1 nodes are available: 1 Insufficient cpu.";
+        let shared = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.shared.";
+        let nodes_t4 = [t4.clone()];
+        let nodes_gke = [gke];
+        let nodes_a100 = [a100];
+        type Row<'a> = (
+            &'a str,
+            &'a [BTreeMap<String, String>],
+            Vec<PodSchedulingView>,
+            Option<&'a str>,
+        );
+        let table: Vec<Row<'_>> = vec![
+            ("no pods yet", &[], vec![], None),
+            ("all placed", &nodes_t4, vec![PLACED, PLACED], None),
+            ("all placed, nodes not known yet", &[], vec![PLACED], None),
+            ("no nodes", &[], vec![waiting("")], Some("NoMatchingGPU")),
+            (
+                "only other nodes",
+                &nodes_a100,
+                vec![waiting(affinity)],
+                Some("NoMatchingGPU"),
+            ),
+            (
+                "only other nodes, scheduler silent",
+                &nodes_a100,
+                vec![waiting("")],
+                Some("NoMatchingGPU"),
+            ),
+            ("scheduler has not spoken", &nodes_t4, vec![waiting("")], None),
+            (
+                "none free",
+                &nodes_t4,
+                vec![PLACED, waiting(full)],
+                Some("InsufficientGPU"),
+            ),
+            (
+                "none free, other label",
+                &nodes_gke,
+                vec![waiting(full)],
+                Some("InsufficientGPU"),
+            ),
+            ("no processor", &nodes_t4, vec![waiting(cpu)], Some("Unschedulable")),
+            (
+                "own affinity",
+                &nodes_t4,
+                vec![waiting(affinity)],
+                Some("Unschedulable"),
+            ),
+            (
+                "other resource of like name",
+                &nodes_t4,
+                vec![waiting(shared)],
+                Some("Unschedulable"),
+            ),
+            (
+                "GPU counts before the rest",
+                &nodes_t4,
+                vec![waiting(cpu), waiting(full)],
+                Some("InsufficientGPU"),
+            ),
+        ];
+        for (case, nodes, pods, expected) in table {
+            assert_eq!(judge(nodes, &pods).map(|p| p.reason), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn messages_name_the_class_its_labels_and_what_to_do() {
+        let none = judge(&[], &[waiting(""), PLACED]).unwrap().message;
+        for part in [
+            "1 of 2 pod(s)",
+            "class t4",
+            "nvidia.com/gpu.product in (Tesla-T4, T4) or cloud.google.com/gke-accelerator=nvidia-tesla-t4",
+            "Add such a node",
+        ] {
+            assert!(none.contains(part), "{part} is not in: {none}");
+        }
+        let t4 = labels(&[("nvidia.com/gpu.product", "T4")]);
+        let full = judge(std::slice::from_ref(&t4), &[waiting("1 Insufficient nvidia.com/gpu.")])
+            .unwrap()
+            .message;
+        for part in ["1 node(s)", "class t4", "nvidia.com/gpu", "device plugin"] {
+            assert!(full.contains(part), "{part} is not in: {full}");
+        }
+        let other = judge(&[t4], &[waiting("1 Insufficient cpu. preemption: nothing helps")])
+            .unwrap()
+            .message;
+        assert!(
+            other.contains("The scheduler says: 1 Insufficient cpu. Correct"),
+            "{other}"
+        );
+        assert!(!other.contains("preemption"), "{other}");
+    }
+
+    #[test]
+    fn the_order_of_pods_does_not_change_the_message() {
+        let t4 = labels(&[("nvidia.com/gpu.product", "T4")]);
+        let (a, b) = (waiting("1 Insufficient cpu"), waiting("1 Insufficient memory"));
+        assert_eq!(
+            judge(std::slice::from_ref(&t4), &[a.clone(), b.clone()]),
+            judge(&[t4], &[b, a])
+        );
+    }
+}

@@ -1,0 +1,211 @@
+//! Decisions about an InferenceService: whether the version that it names can be served, how pods are exchanged, and
+//! which conditions hold.
+//!
+//! Everything is judged anew from what is there (level-triggered): a version that appears, is verified or is replaced in
+//! the spec needs no memory of what was wrong before. Until then the pods that run go on.
+
+mod pods;
+mod standing;
+
+pub use pods::{PodView, Stage, Trouble};
+pub use standing::{DeploymentView, Judgement, Standing, View, judge};
+
+use std::time::Duration;
+
+use flywheel_api::conditions::{cut, reasons};
+use jiff::Timestamp;
+
+/// Seconds that a new pod waits for a free GPU beside the old ones before an old one makes room: pods that just ended and
+/// a cluster autoscaler that has nodes ready get the time that they need, and with one replica this avoids an outage.
+pub const SPARE_GPU_WAIT: Duration = Duration::from_secs(30);
+
+/// Most bytes of a verification's own words in a message.
+const WORDS_MAX: usize = 400;
+
+/// The ModelVersion that the spec names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VersionView {
+    /// There is none of that name.
+    Missing,
+    /// It is there.
+    Found {
+        /// Its model.
+        model: String,
+        /// What its verification said, where it failed.
+        failed_verification: Option<String>,
+    },
+}
+
+/// What to do about the pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Run the version that the spec names.
+    Serve,
+    /// Leave the pods' template as it is.
+    Hold(Hold),
+}
+
+/// Why the pods' template stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// One of [`reasons`].
+    pub reason: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+    /// Only the user can change it.
+    pub stalled: bool,
+}
+
+/// Whether the version can be served.
+#[must_use]
+pub fn decide(model: &str, version_name: &str, version: &VersionView) -> Intent {
+    match version {
+        VersionView::Missing => Intent::Hold(Hold {
+            reason: reasons::MODEL_VERSION_NOT_FOUND,
+            message: format!(
+                "there is no ModelVersion {version_name} in this namespace. It is served as soon as it is there; or set \
+                 modelVersion to one of `kubectl get modelversions`"
+            ),
+            stalled: false,
+        }),
+        VersionView::Found { model: theirs, .. } if theirs != model => Intent::Hold(Hold {
+            reason: reasons::MODEL_MISMATCH,
+            message: format!(
+                "the ModelVersion {version_name} is of the model {theirs}, and this service is for {model}. Set modelVersion \
+                 to a version of {model}"
+            ),
+            stalled: true,
+        }),
+        VersionView::Found {
+            failed_verification: Some(why),
+            ..
+        } => Intent::Hold(Hold {
+            reason: reasons::MODEL_VERSION_NOT_VERIFIED,
+            message: format!(
+                "the ModelVersion {version_name} failed its verification ({}). Set modelVersion to another one, or delete it \
+                 and make it anew from a sound artifact",
+                cut(why.trim_end_matches('.'), WORDS_MAX)
+            ),
+            stalled: true,
+        }),
+        VersionView::Found { .. } => Intent::Serve,
+    }
+}
+
+/// How pods are exchanged when the template changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exchange {
+    /// A new pod starts beside the old ones; an old one ends when it is ready.
+    Surge,
+    /// An old pod ends first and leaves its GPU to a new one: none is spare.
+    Replace,
+}
+
+/// What the choice of [`Exchange`] depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct ExchangeView {
+    /// What the Deployment does now.
+    pub now: Exchange,
+    /// Pods of an older template are there beside those of the newest.
+    pub old_pods: bool,
+    /// Since when a pod waits for a free GPU of the class, where placement says that none is free.
+    pub waiting_since: Option<Timestamp>,
+}
+
+/// How to exchange pods, and when to look again where that depends on time.
+///
+/// Once an old pod had to make room this stays so until the exchange is complete: the GPU that it left is taken by the
+/// new pod, so the next one would wait again.
+#[must_use]
+pub fn exchange(view: ExchangeView, now: Timestamp) -> (Exchange, Option<Duration>) {
+    if !view.old_pods {
+        return (Exchange::Surge, None);
+    }
+    match (view.now, view.waiting_since) {
+        (Exchange::Replace, _) => (Exchange::Replace, None),
+        (Exchange::Surge, None) => (Exchange::Surge, None),
+        (Exchange::Surge, Some(since)) => {
+            let waited = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+            match SPARE_GPU_WAIT.checked_sub(waited) {
+                Some(left) if !left.is_zero() => (Exchange::Surge, Some(left)),
+                _ => (Exchange::Replace, None),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(model: &str, failed: Option<&str>) -> VersionView {
+        VersionView::Found {
+            model: model.to_owned(),
+            failed_verification: failed.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_version_is_served_unless_something_speaks_against_it() {
+        let table = [
+            (VersionView::Missing, Some(("ModelVersionNotFound", false))),
+            (found("intent", None), None),
+            (found("spam", None), Some(("ModelMismatch", true))),
+            (found("spam", Some("digest")), Some(("ModelMismatch", true))),
+            (
+                found("intent", Some("a digest differs.")),
+                Some(("ModelVersionNotVerified", true)),
+            ),
+        ];
+        for (version, expected) in table {
+            let got = match decide("intent", "v2", &version) {
+                Intent::Serve => None,
+                Intent::Hold(hold) => {
+                    assert!(
+                        hold.message.contains("v2") && hold.message.contains("modelVersion"),
+                        "{}",
+                        hold.message
+                    );
+                    Some((hold.reason, hold.stalled))
+                }
+            };
+            assert_eq!(got, expected, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn old_pods_make_room_only_when_no_gpu_is_spare_for_a_while() {
+        let now = Timestamp::from_second(1_000).unwrap();
+        let since = |seconds: i64| Some(Timestamp::from_second(1_000 - seconds).unwrap());
+        let (surge, replace) = (Exchange::Surge, Exchange::Replace);
+        let table = [
+            ("nothing to exchange", surge, false, since(100), (surge, None)),
+            ("complete again", replace, false, None, (surge, None)),
+            ("a GPU is spare", surge, true, None, (surge, None)),
+            (
+                "just now",
+                surge,
+                true,
+                since(10),
+                (surge, Some(Duration::from_secs(20))),
+            ),
+            ("long enough", surge, true, since(30), (replace, None)),
+            ("goes on", replace, true, None, (replace, None)),
+            (
+                "a clock that runs behind",
+                surge,
+                true,
+                since(-5),
+                (surge, Some(SPARE_GPU_WAIT)),
+            ),
+        ];
+        for (case, now_is, old_pods, waiting_since, expected) in table {
+            let view = ExchangeView {
+                now: now_is,
+                old_pods,
+                waiting_since,
+            };
+            assert_eq!(exchange(view, now), expected, "{case}");
+        }
+    }
+}

@@ -1,0 +1,554 @@
+//! Which conditions of an InferenceService hold.
+
+use flywheel_api::conditions::{Desired, Status, cut, reasons, types};
+
+use super::Hold;
+use super::pods::{PodView, Stage};
+use crate::placement::Problem;
+
+/// What the Deployment says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeploymentView {
+    /// Its controller has seen the newest spec; the counts are worth nothing before.
+    pub observed: bool,
+    /// Pods there are.
+    pub replicas: i32,
+    /// Pods of the newest template.
+    pub updated: i32,
+    /// Pods that answer.
+    pub available: i32,
+    /// What the API server says against new pods: quota, LimitRange, Pod Security.
+    pub creation_failed: Option<String>,
+}
+
+/// All that the conditions depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The version that the spec names.
+    pub version: &'a str,
+    /// Pods that the spec asks for.
+    pub replicas: i32,
+    /// Why the template stays as it is; none while the version is served.
+    pub hold: Option<&'a Hold>,
+    /// The Deployment, where there is one.
+    pub deployment: Option<&'a DeploymentView>,
+    /// Pods that count.
+    pub pods: &'a [PodView],
+    /// Why pods have no node.
+    pub placement: Option<&'a Problem>,
+}
+
+/// How an InferenceService stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// All is as the spec says.
+    Ready,
+    /// Work goes on, by itself.
+    Working,
+    /// Nothing more happens until somebody acts.
+    Stalled,
+}
+
+/// What status says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// The summary.
+    pub standing: Standing,
+    /// Reason of the summary.
+    pub reason: &'static str,
+    /// Message of the summary.
+    pub message: String,
+    /// `DeploymentReady` and `RoutesReady`.
+    pub conditions: Vec<Desired>,
+    /// One word.
+    pub state: &'static str,
+    /// The version that every ready pod serves.
+    pub serving: Option<String>,
+    /// Pods that answer.
+    pub ready: usize,
+}
+
+/// Most bytes of the API server's own words in a message.
+const WORDS_MAX: usize = 500;
+
+/// Judges an InferenceService.
+#[must_use]
+pub fn judge(view: &View<'_>) -> Judgement {
+    let ready = view.pods.iter().filter(|p| p.stage == Stage::Ready).count();
+    let serving = single_version(view.pods);
+    let (deployment_holds, deployment_reason, deployment_message) = deployment(view, ready);
+    let scaled_to_zero = deployment_holds && view.replicas == 0;
+    let (routes, routes_reason, routes_message) = match ready {
+        0 if scaled_to_zero => (
+            Status::False,
+            reasons::SCALED_TO_ZERO,
+            "replicas is 0: no pod answers. Raise replicas to serve".to_owned(),
+        ),
+        0 => (
+            Status::False,
+            reasons::REPLICAS_UNAVAILABLE,
+            "no pod answers yet; the Service has no endpoints".to_owned(),
+        ),
+        n => (
+            Status::True,
+            reasons::AS_EXPECTED,
+            match &serving {
+                Some(version) => format!("{n} pod(s) answer with {version}"),
+                None => format!("{n} pod(s) of two versions answer"),
+            },
+        ),
+    };
+    let (standing, reason, message) = match view.hold {
+        Some(hold) => (
+            if hold.stalled {
+                Standing::Stalled
+            } else {
+                Standing::Working
+            },
+            hold.reason,
+            format!("{}{}", hold.message.trim_end_matches('.'), goes_on(&serving, ready)),
+        ),
+        None if deployment_holds => (Standing::Ready, deployment_reason, deployment_message.clone()),
+        None => (
+            Standing::Working,
+            deployment_reason,
+            match &serving {
+                Some(old) if old != view.version => {
+                    format!(
+                        "{}{}",
+                        deployment_message.trim_end_matches('.'),
+                        goes_on(&serving, ready)
+                    )
+                }
+                _ => deployment_message.clone(),
+            },
+        ),
+    };
+    let state = match standing {
+        Standing::Stalled => "Stalled",
+        Standing::Ready if scaled_to_zero => "ScaledToZero",
+        Standing::Ready => "Ready",
+        Standing::Working if ready > 0 => "Updating",
+        Standing::Working => "Starting",
+    };
+    let deployment_status = if deployment_holds { Status::True } else { Status::False };
+    Judgement {
+        standing,
+        reason,
+        message,
+        conditions: vec![
+            Desired::new(
+                types::DEPLOYMENT_READY,
+                deployment_status,
+                deployment_reason,
+                deployment_message,
+            ),
+            Desired::new(types::ROUTES_READY, routes, routes_reason, routes_message),
+        ],
+        state,
+        serving,
+        ready,
+    }
+}
+
+/// What clients get meanwhile.
+fn goes_on(serving: &Option<String>, ready: usize) -> String {
+    match (serving, ready) {
+        (_, 0) => String::new(),
+        (Some(version), n) => format!(". Meanwhile {n} pod(s) go on to answer with {version}"),
+        (None, n) => format!(". Meanwhile {n} pod(s) of two versions go on to answer"),
+    }
+}
+
+/// The version of all pods that answer, where it is one.
+fn single_version(pods: &[PodView]) -> Option<String> {
+    let mut versions = pods.iter().filter(|p| p.stage == Stage::Ready).map(|p| &p.version);
+    let first = versions.next()?.clone()?;
+    versions.all(|v| v.as_ref() == Some(&first)).then_some(first)
+}
+
+/// Whether the pods run and answer as the Deployment says, and why not.
+fn deployment(view: &View<'_>, ready: usize) -> (bool, &'static str, String) {
+    let wanted = view.replicas;
+    let Some(deployment) = view.deployment else {
+        return match view.hold {
+            // Nothing is made before somebody asks for pods.
+            None if wanted == 0 => (true, reasons::SCALED_TO_ZERO, "replicas is 0".to_owned()),
+            Some(hold) => (false, hold.reason, format!("no pods yet: {}", hold.message)),
+            None => (false, reasons::PROGRESSING, "the pods are being made".to_owned()),
+        };
+    };
+    let of = format!("{ready} of {wanted} pod(s) answer");
+    if let Some(words) = &deployment.creation_failed {
+        return (
+            false,
+            reasons::POD_CREATION_FAILED,
+            format!(
+                "{of}; the API server refuses new pods: {}. Ask for less in server.resources, or have the quota, limit range \
+                 or admission policy of the namespace changed",
+                cut(words.trim_end_matches('.'), WORDS_MAX)
+            ),
+        );
+    }
+    if let Some(problem) = view.placement {
+        return (false, problem.reason, problem.message.clone());
+    }
+    // Of several the one whose pod's name comes first, so that the message does not move while they last; pods of the
+    // version that the spec names count before others.
+    let trouble = view
+        .pods
+        .iter()
+        .filter_map(|p| {
+            p.trouble
+                .as_ref()
+                .map(|t| (p.version.as_deref() != Some(view.version), &p.name, t))
+        })
+        .min_by_key(|(other, name, _)| (*other, *name));
+    if let Some((_, _, trouble)) = trouble {
+        return (false, trouble.reason, format!("{of}; {}", trouble.message));
+    }
+    if !deployment.observed {
+        return (
+            false,
+            reasons::PROGRESSING,
+            format!("{of}; the Deployment is being changed"),
+        );
+    }
+    if wanted == 0 && deployment.replicas == 0 {
+        return (true, reasons::SCALED_TO_ZERO, "replicas is 0".to_owned());
+    }
+    if deployment.replicas == wanted && deployment.updated == wanted && deployment.available == wanted {
+        return (true, reasons::AS_EXPECTED, of);
+    }
+    let at = |stage: Stage| view.pods.iter().filter(|p| p.stage == stage).count();
+    let exchanging = deployment.replicas > deployment.updated;
+    let counts = [
+        (at(Stage::Pending), reasons::PENDING, "have no node yet"),
+        (
+            at(Stage::Starting),
+            reasons::STARTING,
+            "get their image and volumes (`kubectl describe pod` says more if that lasts)",
+        ),
+        (at(Stage::Loading), reasons::LOADING, "load the version"),
+    ];
+    for (n, reason, words) in counts {
+        if n > 0 {
+            return (false, reason, format!("{of}; {n} {words}"));
+        }
+    }
+    if exchanging {
+        return (
+            false,
+            reasons::PROGRESSING,
+            format!(
+                "{of}; {} of {wanted} are of the newest template",
+                deployment.updated.min(wanted)
+            ),
+        );
+    }
+    if deployment.replicas != wanted {
+        return (
+            false,
+            reasons::PROGRESSING,
+            format!("{of}; there are {} and {wanted} are asked for", deployment.replicas),
+        );
+    }
+    (
+        false,
+        reasons::REPLICAS_UNAVAILABLE,
+        format!("{of}; the others do not answer now"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::PodSchedulingView;
+    use crate::serving::Trouble;
+
+    fn pod(name: &str, version: &str, stage: Stage) -> PodView {
+        PodView {
+            name: name.to_owned(),
+            version: Some(version.to_owned()),
+            stage,
+            scheduling: PodSchedulingView {
+                scheduled: stage != Stage::Pending,
+                message: None,
+            },
+            waiting_since: None,
+            trouble: None,
+        }
+    }
+
+    fn counts(replicas: i32, updated: i32, available: i32) -> Option<DeploymentView> {
+        Some(DeploymentView {
+            observed: true,
+            replicas,
+            updated,
+            available,
+            creation_failed: None,
+        })
+    }
+
+    fn hold(stalled: bool) -> Hold {
+        Hold {
+            reason: if stalled {
+                reasons::MODEL_MISMATCH
+            } else {
+                reasons::MODEL_VERSION_NOT_FOUND
+            },
+            message: "no such version.".to_owned(),
+            stalled,
+        }
+    }
+
+    struct Case<'a> {
+        name: &'a str,
+        replicas: i32,
+        hold: Option<Hold>,
+        deployment: Option<DeploymentView>,
+        pods: Vec<PodView>,
+        placement: Option<Problem>,
+        /// standing, reason, DeploymentReady, RoutesReady, state, serving
+        expected: (Standing, &'a str, Status, Status, &'a str, Option<&'a str>),
+    }
+
+    fn case<'a>(
+        name: &'a str,
+        deployment: Option<DeploymentView>,
+        pods: Vec<PodView>,
+        expected: (Standing, &'a str, Status, Status, &'a str, Option<&'a str>),
+    ) -> Case<'a> {
+        Case {
+            name,
+            replicas: 2,
+            hold: None,
+            deployment,
+            pods,
+            placement: None,
+            expected,
+        }
+    }
+
+    #[test]
+    fn each_situation_has_its_conditions() {
+        use Stage::{Loading, Pending, Ready, Starting, Unready};
+        use Standing::{Stalled, Working};
+        use Status::{False, True};
+        let two = |version: &str| vec![pod("a", version, Ready), pod("b", version, Ready)];
+        let crash = |version: &str| PodView {
+            trouble: Some(Trouble {
+                reason: reasons::CRASH_LOOP,
+                message: "ended".to_owned(),
+            }),
+            ..pod("c", version, Starting)
+        };
+        let mut refused = counts(1, 1, 1);
+        refused.as_mut().unwrap().creation_failed = Some("exceeded quota".to_owned());
+        let mut unseen = counts(2, 2, 2);
+        unseen.as_mut().unwrap().observed = false;
+        let no_gpu = Problem {
+            reason: reasons::NO_MATCHING_GPU,
+            message: "no node of the class".to_owned(),
+        };
+        let table = vec![
+            case(
+                "nothing yet",
+                None,
+                vec![],
+                (Working, "Progressing", False, False, "Starting", None),
+            ),
+            case(
+                "all ready",
+                counts(2, 2, 2),
+                two("v2"),
+                (Standing::Ready, "AsExpected", True, True, "Ready", Some("v2")),
+            ),
+            case(
+                "not seen by the Deployment's controller",
+                unseen,
+                two("v2"),
+                (Working, "Progressing", False, True, "Updating", Some("v2")),
+            ),
+            case(
+                "no node yet",
+                counts(2, 2, 0),
+                vec![pod("a", "v2", Pending), pod("b", "v2", Starting)],
+                (Working, "Pending", False, False, "Starting", None),
+            ),
+            case(
+                "starting",
+                counts(2, 2, 0),
+                vec![pod("a", "v2", Starting), pod("b", "v2", Loading)],
+                (Working, "Starting", False, False, "Starting", None),
+            ),
+            case(
+                "loading",
+                counts(2, 2, 1),
+                vec![pod("a", "v2", Ready), pod("b", "v2", Loading)],
+                (Working, "Loading", False, True, "Updating", Some("v2")),
+            ),
+            case(
+                "one fell out",
+                counts(2, 2, 1),
+                vec![pod("a", "v2", Ready), pod("b", "v2", Unready)],
+                (Working, "ReplicasUnavailable", False, True, "Updating", Some("v2")),
+            ),
+            case(
+                "rollout begins",
+                counts(3, 1, 2),
+                [two("v1"), vec![pod("c", "v2", Loading)]].concat(),
+                (Working, "Loading", False, True, "Updating", Some("v1")),
+            ),
+            case(
+                "rollout, two versions answer",
+                counts(3, 1, 3),
+                [two("v1"), vec![pod("c", "v2", Ready)]].concat(),
+                (Working, "Progressing", False, True, "Updating", None),
+            ),
+            case(
+                "rollout crashes",
+                counts(3, 1, 2),
+                [two("v1"), vec![crash("v2")]].concat(),
+                (Working, "CrashLoop", False, True, "Updating", Some("v1")),
+            ),
+            case(
+                "quota",
+                refused,
+                vec![pod("a", "v2", Ready)],
+                (Working, "PodCreationFailed", False, True, "Updating", Some("v2")),
+            ),
+            case(
+                "scaling down",
+                counts(3, 3, 3),
+                [two("v2"), vec![pod("c", "v2", Ready)]].concat(),
+                (Working, "Progressing", False, True, "Updating", Some("v2")),
+            ),
+            Case {
+                placement: Some(no_gpu),
+                ..case(
+                    "no GPU",
+                    counts(2, 2, 0),
+                    vec![pod("a", "v2", Pending)],
+                    (Working, "NoMatchingGPU", False, False, "Starting", None),
+                )
+            },
+            Case {
+                replicas: 0,
+                ..case(
+                    "zero",
+                    counts(0, 0, 0),
+                    vec![],
+                    (Standing::Ready, "ScaledToZero", True, False, "ScaledToZero", None),
+                )
+            },
+            Case {
+                replicas: 0,
+                ..case(
+                    "to zero",
+                    counts(1, 1, 1),
+                    vec![pod("a", "v2", Ready)],
+                    (Working, "Progressing", False, True, "Updating", Some("v2")),
+                )
+            },
+            Case {
+                hold: Some(hold(false)),
+                ..case(
+                    "missing, nothing runs",
+                    None,
+                    vec![],
+                    (Working, "ModelVersionNotFound", False, False, "Starting", None),
+                )
+            },
+            Case {
+                hold: Some(hold(false)),
+                ..case(
+                    "missing, old runs",
+                    counts(2, 2, 2),
+                    two("v1"),
+                    (Working, "ModelVersionNotFound", True, True, "Updating", Some("v1")),
+                )
+            },
+            Case {
+                hold: Some(hold(true)),
+                ..case(
+                    "mismatch, old runs",
+                    counts(2, 2, 2),
+                    two("v1"),
+                    (Stalled, "ModelMismatch", True, True, "Stalled", Some("v1")),
+                )
+            },
+            Case {
+                hold: Some(hold(true)),
+                ..case(
+                    "mismatch, nothing runs",
+                    None,
+                    vec![],
+                    (Stalled, "ModelMismatch", False, False, "Stalled", None),
+                )
+            },
+        ];
+        for c in table {
+            let got = judge(&View {
+                version: "v2",
+                replicas: c.replicas,
+                hold: c.hold.as_ref(),
+                deployment: c.deployment.as_ref(),
+                pods: &c.pods,
+                placement: c.placement.as_ref(),
+            });
+            let status = |i: usize| got.conditions[i].status;
+            let seen = (
+                got.standing,
+                got.reason,
+                status(0),
+                status(1),
+                got.state,
+                got.serving.as_deref(),
+            );
+            assert_eq!(seen, c.expected, "{}: {}", c.name, got.message);
+        }
+    }
+
+    #[test]
+    fn the_message_says_what_goes_on_meanwhile() {
+        let pods = [pod("a", "v1", Stage::Ready)];
+        let deployment = counts(1, 1, 1).unwrap();
+        let stays = hold(true);
+        let judgement = judge(&View {
+            version: "v2",
+            replicas: 1,
+            hold: Some(&stays),
+            deployment: Some(&deployment),
+            pods: &pods,
+            placement: None,
+        });
+        assert_eq!(
+            judgement.message,
+            "no such version. Meanwhile 1 pod(s) go on to answer with v1"
+        );
+    }
+
+    #[test]
+    fn the_order_of_pods_changes_nothing() {
+        let trouble = |name: &str| PodView {
+            trouble: Some(Trouble {
+                reason: reasons::CRASH_LOOP,
+                message: format!("{name} ended"),
+            }),
+            ..pod(name, "v2", Stage::Starting)
+        };
+        let deployment = counts(2, 2, 0).unwrap();
+        let of = |pods: &[PodView]| {
+            judge(&View {
+                version: "v2",
+                replicas: 2,
+                hold: None,
+                deployment: Some(&deployment),
+                pods,
+                placement: None,
+            })
+        };
+        assert_eq!(of(&[trouble("a"), trouble("b")]), of(&[trouble("b"), trouble("a")]));
+    }
+}

@@ -1,0 +1,599 @@
+//! What one Job with a single pod does: read from the Job and its pods alone, without waiting for the Job's own verdict,
+//! which never comes from a dead node. Training attempts and verifications are both such Jobs.
+
+use flywheel_api::conditions::{cut, reasons};
+use flywheel_contract::failure::FailureReason;
+use flywheel_contract::names::EXIT_USAGE;
+use flywheel_contract::termination::{Outcome, TerminationMessage};
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
+
+/// What an attempt does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AttemptState {
+    /// There is no pod yet.
+    NoPod {
+        /// Why the API server refuses the pod, where an event tells.
+        refused: Option<String>,
+    },
+    /// The pod has no node yet.
+    Unscheduled,
+    /// The pod has a node; images and volumes are on their way.
+    Starting,
+    /// The pod cannot start until somebody acts.
+    Blocked {
+        /// A condition's reason.
+        reason: &'static str,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The pod runs.
+    Running,
+    /// It is over.
+    Ended(EndedAttempt),
+}
+
+impl AttemptState {
+    /// Whether a pod of it may run now or later.
+    #[must_use]
+    pub fn may_run(&self) -> bool {
+        match self {
+            Self::NoPod { .. } | Self::Unscheduled | Self::Starting | Self::Blocked { .. } | Self::Running => true,
+            // A lost pod may well run on, on a node that nobody reaches.
+            Self::Ended(ended) => matches!(ended.end, End::Lost { .. }),
+        }
+    }
+}
+
+/// The end of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndedAttempt {
+    /// How.
+    pub end: End,
+    /// When, where it is known.
+    pub at: Option<Timestamp>,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// Its termination message tells.
+    Told(Outcome),
+    /// The kernel killed the container for memory.
+    OutOfMemory,
+    /// It ended by itself without saying why.
+    Unclear {
+        /// Exit code and the end of its log.
+        message: String,
+    },
+    /// Its pod was taken away: deleted, evicted, preempted, or its node is gone.
+    Lost {
+        /// By what.
+        how: String,
+    },
+}
+
+/// Most bytes of a log's end that go into a message.
+const LOG_TAIL_MAX: usize = 400;
+/// Most bytes of the kubelet's words that go into a message.
+const KUBELET_WORDS_MAX: usize = 300;
+
+/// What the Job's only pod does. `container` names the container that counts; a mesh may have added others.
+#[must_use]
+pub fn state(job: &Job, pods: &[&Pod], container: &str) -> AttemptState {
+    let ends: Vec<(&Pod, EndedAttempt)> = pods
+        .iter()
+        .filter_map(|pod| Some((*pod, pod_end(pod, container)?)))
+        .collect();
+    if let Some((_, result)) = ends
+        .iter()
+        .find(|(_, e)| matches!(e.end, End::Told(Outcome::Trained(_) | Outcome::Verified(_))))
+    {
+        return AttemptState::Ended(result.clone());
+    }
+    if job.metadata.deletion_timestamp.is_some() {
+        return lost(
+            "its Job was deleted",
+            job.metadata.deletion_timestamp.as_ref().map(|t| t.0),
+        );
+    }
+    let live = pods
+        .iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none() && !ends.iter().any(|(p, _)| std::ptr::eq(*p, **pod)))
+        .max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|t| t.0));
+    if let Some(pod) = live {
+        return live_state(pod, container);
+    }
+    if job.spec.as_ref().and_then(|s| s.suspend) == Some(true) {
+        return AttemptState::NoPod { refused: None };
+    }
+    // Pods from before a suspension say nothing about the time after it. While the Job has not begun, all are such.
+    let begun = job.status.as_ref().and_then(|s| s.start_time.as_ref()).map(|t| t.0);
+    let is_of_this_run = |pod: &Pod| {
+        begun.is_some_and(|begun| {
+            pod.metadata
+                .creation_timestamp
+                .as_ref()
+                .is_none_or(|made| made.0 >= begun)
+        })
+    };
+    let last = ends
+        .into_iter()
+        .filter(|(pod, _)| is_of_this_run(pod))
+        .max_by_key(|(pod, end)| (end.at, pod.metadata.creation_timestamp.as_ref().map(|t| t.0)));
+    if let Some((_, end)) = last {
+        return AttemptState::Ended(end);
+    }
+    match job_finish(job) {
+        Some((true, at)) => lost("its pod is gone before its message was read", at),
+        Some((false, at)) => lost("its pod is gone", at),
+        None => AttemptState::NoPod { refused: None },
+    }
+}
+
+fn lost(how: &str, at: Option<Timestamp>) -> AttemptState {
+    AttemptState::Ended(EndedAttempt {
+        end: End::Lost { how: how.to_owned() },
+        at,
+    })
+}
+
+/// Whether the Job says that it is over: successfully or not, and since when.
+fn job_finish(job: &Job) -> Option<(bool, Option<Timestamp>)> {
+    job.status
+        .as_ref()?
+        .conditions
+        .iter()
+        .flatten()
+        .filter(|c| c.status == "True")
+        .find_map(|c| {
+            let at = c.last_transition_time.as_ref().map(|t| t.0);
+            match c.type_.as_str() {
+                "Complete" | "SuccessCriteriaMet" => Some((true, at)),
+                "Failed" | "FailureTarget" => Some((false, at)),
+                _ => None,
+            }
+        })
+}
+
+fn status_of<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    statuses
+        .iter()
+        .find(|s| s.name == container)
+        .or_else(|| statuses.first())
+}
+
+fn live_state(pod: &Pod, container: &str) -> AttemptState {
+    if pod.spec.as_ref().is_none_or(|s| s.node_name.is_none()) {
+        return AttemptState::Unscheduled;
+    }
+    let state = status_of(pod, container).and_then(|s| s.state.as_ref());
+    if state.is_some_and(|s| s.running.is_some()) {
+        return AttemptState::Running;
+    }
+    let Some(waiting) = state.and_then(|s| s.waiting.as_ref()) else {
+        return AttemptState::Starting;
+    };
+    let words = cut(waiting.message.as_deref().unwrap_or_default(), KUBELET_WORDS_MAX);
+    match waiting.reason.as_deref().unwrap_or_default() {
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "RegistryUnavailable"
+        | "ImageInspectError" => AttemptState::Blocked {
+            reason: reasons::IMAGE_PULL_FAILED,
+            // The kubelet's words change with every try (back-off), and would make a write of each; the image does not.
+            message: format!(
+                "the image {} cannot be pulled. See that it exists, that the nodes reach its registry, and that \
+                 imagePullSecrets names its credentials; it is tried again by itself",
+                status_of(pod, container).map_or("", |s| s.image.as_str())
+            ),
+        },
+        reason @ ("CreateContainerConfigError" | "CreateContainerError" | "RunContainerError") => {
+            AttemptState::Blocked {
+                reason: reasons::POD_CONFIG_INVALID,
+                message: format!(
+                    "the container cannot be started ({reason}: {words}). Make the Secret or ConfigMap that the spec names, or \
+                 correct the name; it is tried again by itself"
+                ),
+            }
+        }
+        _ => AttemptState::Starting,
+    }
+}
+
+/// How this pod ended; `None` while it goes on. A pod that is being deleted has ended, whatever it still does: a dead node
+/// would never say so.
+fn pod_end(pod: &Pod, container: &str) -> Option<EndedAttempt> {
+    let status = pod.status.as_ref();
+    let phase = status.and_then(|s| s.phase.as_deref()).unwrap_or_default();
+    let terminated = status_of(pod, container)
+        .and_then(|s| s.state.as_ref())
+        .and_then(|s| s.terminated.as_ref());
+    let deleted = pod.metadata.deletion_timestamp.as_ref().map(|t| t.0);
+    if terminated.is_none() && !matches!(phase, "Failed" | "Succeeded") && deleted.is_none() {
+        return None;
+    }
+    let at = terminated.and_then(|t| t.finished_at.as_ref()).map(|t| t.0).or(deleted);
+    let told = terminated
+        .and_then(|t| t.message.as_deref())
+        .and_then(TerminationMessage::parse)
+        .map(|m| m.outcome);
+    let end = match told {
+        // A pod that was told to stop says so; what told it counts.
+        Some(Outcome::Failed(failure)) if failure.reason == FailureReason::Interrupted => match taken_away(pod) {
+            Some(how) => End::Lost { how },
+            None => End::Told(Outcome::Failed(failure)),
+        },
+        Some(outcome) => End::Told(outcome),
+        None => without_message(pod, terminated),
+    };
+    Some(EndedAttempt { end, at })
+}
+
+fn without_message(pod: &Pod, terminated: Option<&ContainerStateTerminated>) -> End {
+    if terminated.is_some_and(|t| t.reason.as_deref() == Some("OOMKilled")) {
+        return End::OutOfMemory;
+    }
+    if let Some(how) = taken_away(pod) {
+        return End::Lost { how };
+    }
+    let Some(terminated) = terminated else {
+        let status = pod.status.as_ref();
+        return End::Unclear {
+            message: format!(
+                "the pod failed before its container ran ({}: {})",
+                status.and_then(|s| s.reason.as_deref()).unwrap_or("no reason"),
+                cut(
+                    status.and_then(|s| s.message.as_deref()).unwrap_or("no message"),
+                    KUBELET_WORDS_MAX
+                )
+            ),
+        };
+    };
+    let tail = terminated.message.as_deref().unwrap_or_default().trim();
+    let code = terminated.exit_code;
+    End::Unclear {
+        message: match (code, tail) {
+            (0, _) => "the container ended without a result".to_owned(),
+            (EXIT_USAGE, _) => {
+                format!("exit code {code}: the image does not know its arguments; see that it is the right one")
+            }
+            (_, "") => format!("exit code {code}, and no log"),
+            _ => format!("exit code {code}; the end of its log: {}", last(tail, LOG_TAIL_MAX)),
+        },
+    }
+}
+
+/// What took the pod away, where something did that its program is not to blame for.
+fn taken_away(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref();
+    let reason = status.and_then(|s| s.reason.as_deref()).unwrap_or_default();
+    let message = status.and_then(|s| s.message.as_deref()).unwrap_or_default();
+    // A pod that goes beyond its own limit of scratch space would do so again.
+    if reason == "Evicted" && message.contains("exceeds") {
+        return None;
+    }
+    let disrupted = status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten())
+        .find(|c| c.type_ == "DisruptionTarget" && c.status == "True");
+    if let Some(condition) = disrupted {
+        return Some(format!(
+            "{}: {}",
+            condition.reason.as_deref().unwrap_or("disrupted"),
+            cut(condition.message.as_deref().unwrap_or(message), KUBELET_WORDS_MAX)
+        ));
+    }
+    let by_node = matches!(
+        reason,
+        "Evicted"
+            | "Preempting"
+            | "Preempted"
+            | "NodeShutdown"
+            | "NodeLost"
+            | "NodeAffinity"
+            | "Terminated"
+            | "Shutdown"
+            | "UnexpectedAdmissionError"
+    ) || reason.starts_with("OutOf");
+    if by_node {
+        return Some(format!("{reason}: {}", cut(message, KUBELET_WORDS_MAX)));
+    }
+    pod.metadata
+        .deletion_timestamp
+        .is_some()
+        .then(|| "its pod was deleted".to_owned())
+}
+
+/// The last `max` bytes of a text, not cutting a character in two.
+fn last(text: &str, max: usize) -> &str {
+    let from = (text.len().saturating_sub(max)..=text.len())
+        .find(|i| text.is_char_boundary(*i))
+        .unwrap_or(0);
+    text.get(from..).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use flywheel_contract::failure::Failure;
+    use flywheel_contract::termination::Verified;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn job(status: Value) -> Job {
+        serde_json::from_value(json!({
+            "metadata": {"name": "j"}, "spec": {"template": {}},
+            "status": status
+        }))
+        .unwrap()
+    }
+
+    fn pod(extra: Value, status: Value) -> Pod {
+        let mut pod = json!({
+            "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:10Z"},
+            "spec": {"nodeName": "n", "containers": []},
+            "status": status
+        });
+        for (key, value) in extra.as_object().unwrap() {
+            pod["metadata"][key] = value.clone();
+        }
+        serde_json::from_value(pod).unwrap()
+    }
+
+    fn ended(code: i32, reason: &str, message: &str) -> Value {
+        json!({"phase": if code == 0 { "Succeeded" } else { "Failed" }, "containerStatuses": [{
+            "name": "trainer", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": code, "reason": reason, "message": message, "finishedAt": "2026-01-01T00:01:00Z"}}
+        }]})
+    }
+
+    fn waiting(reason: &str) -> Value {
+        json!({"phase": "Pending", "containerStatuses": [
+            {"name": "mesh", "image": "m", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {}}},
+            {"name": "trainer", "image": "registry/x:1", "imageID": "", "ready": false, "restartCount": 0,
+             "state": {"waiting": {"reason": reason, "message": "secret \"s3\" not found"}}}
+        ]})
+    }
+
+    fn told(outcome: Outcome) -> String {
+        TerminationMessage::new(outcome).to_json()
+    }
+
+    fn of(job_status: Value, pods: &[Pod]) -> AttemptState {
+        let pods: Vec<&Pod> = pods.iter().collect();
+        state(&job(job_status), &pods, "trainer")
+    }
+
+    fn word(state: &AttemptState) -> &'static str {
+        match state {
+            AttemptState::NoPod { .. } => "NoPod",
+            AttemptState::Unscheduled => "Unscheduled",
+            AttemptState::Starting => "Starting",
+            AttemptState::Blocked { reason, .. } => reason,
+            AttemptState::Running => "Running",
+            AttemptState::Ended(e) => match &e.end {
+                End::Told(Outcome::Failed(f)) => f.reason.as_str(),
+                End::Told(_) => "Done",
+                End::OutOfMemory => "OutOfMemory",
+                End::Unclear { .. } => "Unclear",
+                End::Lost { .. } => "Lost",
+            },
+        }
+    }
+
+    #[test]
+    fn each_sight_has_its_state() {
+        let run = json!({"startTime": "2026-01-01T00:00:10Z"});
+        let done = told(Outcome::Verified(Verified { files: 1, bytes: 2 }));
+        let user = told(Outcome::Failed(Failure::new(FailureReason::DatasetEmpty, "no rows")));
+        let interrupted = told(Outcome::Failed(Failure::new(FailureReason::Interrupted, "SIGTERM")));
+        let deleted = json!({"deletionTimestamp": "2026-01-01T00:00:59Z"});
+        let running = json!({"phase": "Running", "containerStatuses": [{"name": "trainer", "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {}}}]});
+        let disruption = |mut status: Value| {
+            status["conditions"] = json!([{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "preempted"}]);
+            status
+        };
+        let none = json!({});
+        let table: Vec<(&str, Value, Vec<Pod>, &str)> = vec![
+            ("just made", json!({}), vec![], "NoPod"),
+            (
+                "no container status",
+                run.clone(),
+                vec![pod(none.clone(), json!({"phase": "Pending"}))],
+                "Starting",
+            ),
+            (
+                "pulling",
+                run.clone(),
+                vec![pod(none.clone(), waiting("ContainerCreating"))],
+                "Starting",
+            ),
+            (
+                "no image",
+                run.clone(),
+                vec![pod(none.clone(), waiting("ImagePullBackOff"))],
+                "ImagePullFailed",
+            ),
+            (
+                "no secret",
+                run.clone(),
+                vec![pod(none.clone(), waiting("CreateContainerConfigError"))],
+                "PodConfigInvalid",
+            ),
+            (
+                "running",
+                run.clone(),
+                vec![pod(none.clone(), running.clone())],
+                "Running",
+            ),
+            (
+                "done",
+                run.clone(),
+                vec![pod(none.clone(), ended(0, "Completed", &done))],
+                "Done",
+            ),
+            (
+                "done while being deleted",
+                run.clone(),
+                vec![pod(deleted.clone(), ended(0, "Completed", &done))],
+                "Done",
+            ),
+            (
+                "told",
+                run.clone(),
+                vec![pod(none.clone(), ended(1, "Error", &user))],
+                "DatasetEmpty",
+            ),
+            (
+                "out of memory",
+                run.clone(),
+                vec![pod(none.clone(), ended(137, "OOMKilled", ""))],
+                "OutOfMemory",
+            ),
+            (
+                "crashed",
+                run.clone(),
+                vec![pod(none.clone(), ended(139, "Error", "panicked"))],
+                "Unclear",
+            ),
+            (
+                "ended well without a word",
+                run.clone(),
+                vec![pod(none.clone(), ended(0, "Completed", ""))],
+                "Unclear",
+            ),
+            (
+                "interrupted by nobody",
+                run.clone(),
+                vec![pod(none.clone(), ended(1, "Error", &interrupted))],
+                "Interrupted",
+            ),
+            (
+                "interrupted by deletion",
+                run.clone(),
+                vec![pod(deleted.clone(), ended(1, "Error", &interrupted))],
+                "Lost",
+            ),
+            (
+                "preempted",
+                run.clone(),
+                vec![pod(none.clone(), disruption(ended(143, "Error", "")))],
+                "Lost",
+            ),
+            (
+                "evicted for the node's memory",
+                run.clone(),
+                vec![pod(
+                    none.clone(),
+                    json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}),
+                )],
+                "Lost",
+            ),
+            (
+                "evicted for its own disk",
+                run.clone(),
+                vec![pod(
+                    none.clone(),
+                    json!({"phase": "Failed", "reason": "Evicted", "message": "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi."}),
+                )],
+                "Unclear",
+            ),
+            (
+                "refused by the kubelet",
+                run.clone(),
+                vec![pod(
+                    none.clone(),
+                    json!({"phase": "Failed", "reason": "OutOfnvidia.com/gpu", "message": "m"}),
+                )],
+                "Lost",
+            ),
+            (
+                "being deleted",
+                run.clone(),
+                vec![pod(deleted.clone(), running.clone())],
+                "Lost",
+            ),
+            (
+                "gone",
+                json!({"startTime": "2026-01-01T00:00:10Z", "conditions": [{"type": "Failed", "status": "True"}]}),
+                vec![],
+                "Lost",
+            ),
+            (
+                "gone after success",
+                json!({"conditions": [{"type": "Complete", "status": "True"}]}),
+                vec![],
+                "Lost",
+            ),
+            (
+                "resumed, the old pod still ends",
+                json!({"startTime": "2026-01-01T00:05:00Z"}),
+                vec![pod(deleted.clone(), running.clone())],
+                "NoPod",
+            ),
+            (
+                "resumed, not begun",
+                json!({}),
+                vec![pod(deleted.clone(), running.clone())],
+                "NoPod",
+            ),
+            (
+                "replaced by the Job",
+                run.clone(),
+                vec![pod(deleted, running.clone()), pod(none, running)],
+                "Running",
+            ),
+        ];
+        for (case, job_status, pods, expected) in table {
+            assert_eq!(word(&of(job_status, &pods)), expected, "{case}");
+        }
+        let mut unscheduled = pod(json!({}), json!({"phase": "Pending"}));
+        unscheduled.spec.as_mut().unwrap().node_name = None;
+        assert_eq!(of(run, &[unscheduled]), AttemptState::Unscheduled);
+    }
+
+    #[test]
+    fn a_suspended_job_has_no_pod_whatever_its_old_pods_say() {
+        let mut job = job(json!({"startTime": "2026-01-01T00:00:10Z"}));
+        job.spec.as_mut().unwrap().suspend = Some(true);
+        let old = pod(
+            json!({"deletionTimestamp": "2026-01-01T00:00:59Z"}),
+            ended(143, "Error", ""),
+        );
+        assert_eq!(state(&job, &[&old], "trainer"), AttemptState::NoPod { refused: None });
+    }
+
+    #[test]
+    fn messages_say_what_to_do_and_keep_the_end_of_a_log() {
+        let run = json!({"startTime": "2026-01-01T00:00:10Z"});
+        let AttemptState::Blocked { message, .. } = of(run.clone(), &[pod(json!({}), waiting("ErrImagePull"))]) else {
+            panic!("blocked")
+        };
+        assert!(
+            message.contains("registry/x:1") && message.contains("imagePullSecrets"),
+            "{message}"
+        );
+        let AttemptState::Blocked { message, .. } =
+            of(run.clone(), &[pod(json!({}), waiting("CreateContainerConfigError"))])
+        else {
+            panic!("blocked")
+        };
+        assert!(message.contains("secret \"s3\" not found"), "{message}");
+        let log = format!("{}the end", "é".repeat(3000));
+        let AttemptState::Ended(end) = of(run, &[pod(json!({}), ended(134, "Error", &log))]) else {
+            panic!("ended")
+        };
+        let End::Unclear { message } = end.end else {
+            panic!("unclear")
+        };
+        assert!(
+            message.contains("134") && message.ends_with("the end") && message.len() < 600,
+            "{message}"
+        );
+    }
+}

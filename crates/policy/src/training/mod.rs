@@ -1,0 +1,345 @@
+//! What a TrainingJob needs next.
+//!
+//! [`attempt`] reads one attempt's Job and pods, [`restart`] says whether and when another attempt follows a failure, and
+//! [`decide`] puts both together with what the spec says.
+
+pub mod attempt;
+pub mod restart;
+
+use std::time::Duration;
+
+use flywheel_api::conditions::reasons;
+use flywheel_contract::termination::{Outcome, Trained};
+use jiff::Timestamp;
+
+use crate::placement::Problem;
+use attempt::{AttemptState, End};
+use restart::After;
+
+/// What the spec wishes, as far as decisions need it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes {
+    /// Stop the pods and wait.
+    pub suspend: bool,
+    /// Restarts that count.
+    pub max_restarts: u32,
+}
+
+/// One attempt, as its Job and pods show it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttemptView {
+    /// From 1.
+    pub number: u32,
+    /// Counted restarts before it.
+    pub counted: u32,
+    /// When its Job was made.
+    pub created: Timestamp,
+    /// Its Job says `suspend: true`.
+    pub suspended: bool,
+    /// What it does.
+    pub state: AttemptState,
+}
+
+/// How the job ended, as its status tells; it counts where the Jobs that it was read from are gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A result is committed and its ModelVersion made.
+    Complete,
+    /// It failed for this reason.
+    Failed {
+        /// The condition's reason.
+        reason: String,
+        /// Its message.
+        message: String,
+    },
+}
+
+/// All that is known of a TrainingJob.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Its attempts in order.
+    pub attempts: Vec<AttemptView>,
+    /// Highest attempt that the status names, for when its Job was deleted.
+    pub last_attempt: u32,
+    /// What the status says of its end.
+    pub ended: Option<Ended>,
+    /// A ModelVersion with our uid in `source` is there.
+    pub version_made: bool,
+    /// Why pods have no node.
+    pub placement: Option<Problem>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Intent {
+    /// Make the Job of this attempt, after this many counted restarts.
+    StartAttempt {
+        /// From 1.
+        attempt: u32,
+        /// Counted restarts before it.
+        counted: u32,
+    },
+    /// Set `suspend` of this attempt's Job.
+    SetSuspend {
+        /// The attempt.
+        attempt: u32,
+        /// The wish.
+        suspend: bool,
+    },
+    /// Make the ModelVersion.
+    Complete(Box<Trained>),
+    /// Nothing.
+    Wait,
+}
+
+/// Where the job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Its pods have no node yet.
+    Pending,
+    /// Its pods cannot start until somebody acts.
+    Blocked,
+    /// Its pods have a node and are being started.
+    Starting,
+    /// Its pods run.
+    Running,
+    /// An attempt ended and the next is not running yet.
+    Restarting,
+    /// The spec asks it to wait.
+    Suspended,
+    /// A result is committed.
+    Complete,
+    /// It ended without a result.
+    Failed,
+}
+
+/// A decision with its reason.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// What is to be done.
+    pub intent: Intent,
+    /// Attempts whose Jobs are to be deleted, since their pods could still run, or since there are too many.
+    pub remove: Vec<u32>,
+    /// Where the job stands.
+    pub phase: Phase,
+    /// Reason of the conditions.
+    pub reason: String,
+    /// Message of the conditions: what is, and where something is wrong, what to do.
+    pub message: String,
+    /// When to look again, where nothing happens before.
+    pub again: Duration,
+}
+
+/// Attempts whose Jobs are kept for their logs.
+pub const KEPT_ATTEMPTS: usize = 3;
+/// When to look again while pods wait for a node: a GPU condition must appear within 30 s.
+const WAITING: Duration = Duration::from_secs(10);
+/// When to look again while pods run.
+const RUNNING: Duration = Duration::from_secs(5);
+/// When to look again where nothing is expected.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What the job needs now.
+#[must_use]
+pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
+    let finished = |phase, reason: &str, message: &str| Decision {
+        intent: Intent::Wait,
+        remove: live(&observed.attempts, None),
+        phase,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        again: QUIET,
+    };
+    if observed.version_made || observed.ended == Some(Ended::Complete) {
+        return finished(Phase::Complete, reasons::TRAINED, COMPLETE_MESSAGE);
+    }
+    // Any attempt may bring the result: a pod that was given up may have committed it in its last seconds.
+    let result = observed.attempts.iter().rev().find_map(|attempt| match &attempt.state {
+        AttemptState::Ended(ended) => match &ended.end {
+            End::Told(Outcome::Trained(trained)) => Some((attempt.number, trained)),
+            _ => None,
+        },
+        _ => None,
+    });
+    if let Some((number, trained)) = result {
+        return Decision {
+            intent: Intent::Complete(Box::new(trained.clone())),
+            remove: live(&observed.attempts, Some(number)),
+            phase: Phase::Complete,
+            reason: reasons::TRAINED.to_owned(),
+            message: COMPLETE_MESSAGE.to_owned(),
+            again: QUIET,
+        };
+    }
+    let Some(latest) = observed.attempts.last() else {
+        return without_attempt(wishes, observed);
+    };
+    let mut decision = match &latest.state {
+        AttemptState::Ended(ended) => match restart::after(wishes.max_restarts, latest, ended, now) {
+            After::Fail { reason, message } => finished(Phase::Failed, &reason, &message),
+            After::Restart { .. } if wishes.suspend => suspended(Intent::Wait),
+            After::Restart {
+                counted,
+                wait,
+                reason,
+                message,
+            } => Decision {
+                intent: if wait.is_zero() {
+                    Intent::StartAttempt {
+                        attempt: latest.number.saturating_add(1),
+                        counted,
+                    }
+                } else {
+                    Intent::Wait
+                },
+                remove: Vec::new(),
+                phase: Phase::Restarting,
+                reason,
+                message,
+                again: if wait.is_zero() { RUNNING } else { wait },
+            },
+        },
+        _ if wishes.suspend => suspended(if latest.suspended {
+            Intent::Wait
+        } else {
+            Intent::SetSuspend {
+                attempt: latest.number,
+                suspend: true,
+            }
+        }),
+        state => {
+            let mut decision = going_on(latest, state, observed.placement.as_ref());
+            if latest.suspended {
+                decision.intent = Intent::SetSuspend {
+                    attempt: latest.number,
+                    suspend: false,
+                };
+            }
+            decision
+        }
+    };
+    // A pod that was taken from a dead node would hold its GPU in the scheduler's books for as long as its Job keeps it.
+    let lost = observed
+        .attempts
+        .iter()
+        .filter(|a| matches!(&a.state, AttemptState::Ended(e) if matches!(e.end, End::Lost { .. })));
+    let starts = usize::from(matches!(decision.intent, Intent::StartAttempt { .. }));
+    let surplus = observed
+        .attempts
+        .len()
+        .saturating_sub(KEPT_ATTEMPTS.saturating_sub(starts));
+    for old in lost.chain(observed.attempts.iter().take(surplus)) {
+        // The latest attempt is the memory of the restart budget until the next one stands.
+        if old.number != latest.number && !decision.remove.contains(&old.number) {
+            decision.remove.push(old.number);
+        }
+    }
+    decision
+}
+
+/// One message from the start of the first attempt until its pod has a node, so that it is written once.
+const NO_NODE_YET: &str = "waiting for a node";
+const COMPLETE_MESSAGE: &str = "the training is complete and its ModelVersion is there";
+
+/// Numbers of the attempts whose pods may still run, but for one.
+fn live(attempts: &[AttemptView], except: Option<u32>) -> Vec<u32> {
+    attempts
+        .iter()
+        .filter(|a| Some(a.number) != except && a.state.may_run())
+        .map(|a| a.number)
+        .collect()
+}
+
+fn suspended(intent: Intent) -> Decision {
+    Decision {
+        intent,
+        remove: Vec::new(),
+        phase: Phase::Suspended,
+        reason: reasons::SUSPENDED.to_owned(),
+        message: "spec.suspend is true: no pods run. Set it to false to go on".to_owned(),
+        again: QUIET,
+    }
+}
+
+fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
+    if let Some(Ended::Failed { reason, message }) = &observed.ended {
+        return Decision {
+            intent: Intent::Wait,
+            remove: Vec::new(),
+            phase: Phase::Failed,
+            reason: reason.clone(),
+            message: message.clone(),
+            again: QUIET,
+        };
+    }
+    if wishes.suspend {
+        return suspended(Intent::Wait);
+    }
+    let again = observed.last_attempt > 0;
+    Decision {
+        intent: Intent::StartAttempt {
+            attempt: observed.last_attempt.saturating_add(1),
+            counted: 0,
+        },
+        remove: Vec::new(),
+        phase: if again { Phase::Restarting } else { Phase::Pending },
+        reason: if again { reasons::POD_LOST } else { reasons::PENDING }.to_owned(),
+        message: if again {
+            "the Job of the last attempt was deleted; a new attempt is started".to_owned()
+        } else {
+            NO_NODE_YET.to_owned()
+        },
+        again: WAITING,
+    }
+}
+
+/// An attempt that has not ended.
+fn going_on(latest: &AttemptView, state: &AttemptState, placement: Option<&Problem>) -> Decision {
+    let later = latest.number > 1;
+    let decision = |phase, reason: &str, message: String, again| Decision {
+        intent: Intent::Wait,
+        remove: Vec::new(),
+        phase: match phase {
+            Phase::Pending | Phase::Starting if later => Phase::Restarting,
+            phase => phase,
+        },
+        reason: reason.to_owned(),
+        message,
+        again,
+    };
+    match state {
+        AttemptState::NoPod {
+            refused: Some(message), ..
+        } => decision(
+            Phase::Blocked,
+            reasons::POD_CREATION_FAILED,
+            format!(
+                "the pod cannot be made: {message}. Change quota, LimitRange or Pod Security of the namespace, or the job's \
+                 resources; it is tried again by itself"
+            ),
+            WAITING,
+        ),
+        AttemptState::Blocked { reason, message } => decision(Phase::Blocked, reason, message.clone(), WAITING),
+        AttemptState::NoPod { refused: None } | AttemptState::Unscheduled => match placement {
+            Some(problem) => decision(Phase::Pending, problem.reason, problem.message.clone(), WAITING),
+            None => decision(Phase::Pending, reasons::PENDING, NO_NODE_YET.to_owned(), WAITING),
+        },
+        AttemptState::Starting => decision(
+            Phase::Starting,
+            reasons::STARTING,
+            "the pod has a node and is being started".to_owned(),
+            WAITING,
+        ),
+        AttemptState::Running => decision(Phase::Running, reasons::RUNNING, "the pod runs".to_owned(), RUNNING),
+        // Handled before; said again rather than assumed.
+        AttemptState::Ended(_) => decision(
+            Phase::Restarting,
+            reasons::NEW_ATTEMPT,
+            "the attempt ended".to_owned(),
+            RUNNING,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! What every reconcile gets: one value, shared.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+
+use crate::backoff::Backoff;
+use crate::cache::Caches;
+use crate::kubeio::{AppliedMemo, StatusMemo, Writes};
+use crate::lease::LeaseHandle;
+use crate::scrape::Scraper;
+use crate::settings::Settings;
+use crate::telemetry::Metrics;
+
+/// Name under which events and metrics are reported.
+pub const CONTROLLER_NAME: &str = "flywheel-operator";
+
+/// Where "now" comes from; tests have their own.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Clock {
+    /// The machine's clock.
+    #[must_use]
+    pub fn system() -> Self {
+        Self(Arc::new(Timestamp::now))
+    }
+
+    /// A clock that a test turns.
+    #[must_use]
+    pub fn scripted(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// The time, in whole seconds as Kubernetes keeps it.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        let now = (self.0)();
+        Timestamp::from_second(now.as_second()).unwrap_or(now)
+    }
+}
+
+impl std::fmt::Debug for Clock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+/// All that a reconcile may use.
+pub struct Context {
+    /// Live reads; writes go through [`Context::writes`].
+    pub client: Client,
+    /// Namespace that the operator runs in; its pods may reach the inside ports of trainers and servers.
+    pub operator_namespace: String,
+    /// What the administrator says.
+    pub settings: Settings,
+    /// What is known of the cluster without asking.
+    pub caches: Caches,
+    /// Whether this replica leads.
+    pub lease: LeaseHandle,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Events.
+    pub recorder: Recorder,
+    /// Reads pods over HTTP.
+    pub scraper: Scraper,
+    /// The time.
+    pub clock: Clock,
+    /// Failures in a row per object.
+    pub backoff: Backoff,
+    /// What was last applied.
+    pub applied: AppliedMemo,
+    /// What statuses were last written.
+    pub statuses: StatusMemo,
+    /// When progress was last written, per TrainingJob.
+    pub progress: crate::training::ProgressMemo,
+    /// Held while a ModelVersion gets its number.
+    pub version_numbers: tokio::sync::Mutex<()>,
+}
+
+impl Context {
+    /// A context on this client.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        operator_namespace: String,
+        settings: Settings,
+        caches: Caches,
+        lease: LeaseHandle,
+        metrics: Metrics,
+    ) -> Self {
+        let reporter = Reporter {
+            controller: CONTROLLER_NAME.to_owned(),
+            instance: None,
+        };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            operator_namespace,
+            settings,
+            caches,
+            lease,
+            metrics,
+            scraper: Scraper::new(),
+            clock: Clock::system(),
+            backoff: Backoff::default(),
+            applied: AppliedMemo::default(),
+            statuses: StatusMemo::default(),
+            progress: crate::training::ProgressMemo::default(),
+            version_numbers: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// The time, in whole seconds.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The writer with this field manager.
+    #[must_use]
+    pub fn writes(&self, manager: &'static str) -> Writes<'_> {
+        Writes::new(self, manager)
+    }
+
+    /// A context for tests: this client, example settings, empty caches to fill, always leading, and a clock that stands.
+    #[cfg(test)]
+    #[must_use]
+    pub fn test(client: Client, now: Timestamp) -> Self {
+        let mut context = Self::new(
+            client,
+            "flywheel-system".to_owned(),
+            Settings::example(),
+            Caches::none(),
+            LeaseHandle::always(),
+            Metrics::default(),
+        );
+        context.clock = Clock::scripted(move || now);
+        context
+    }
+}

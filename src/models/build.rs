@@ -1,0 +1,103 @@
+//! The Job that verifies an artifact. It needs no GPU and runs on any node.
+
+use std::collections::BTreeMap;
+
+use flywheel_api::ModelVersion;
+use flywheel_api::names::{
+    FLYWHEEL, LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MANAGED_BY, LABEL_MODEL_VERSION, LABEL_NAME, LABEL_PART_OF,
+    VERIFIER, verify_attempt,
+};
+use flywheel_api::pod::{ResourceList, ResourceQuantity, Resources};
+use flywheel_contract::SCHEMA_VERSION;
+use flywheel_contract::trainer::VerifyConfig;
+use flywheel_policy::models::JOB_TTL_SECONDS;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt as _;
+
+use crate::error::Error;
+use crate::podspec::{PodInputs, Probes, storage_settings, template};
+use crate::settings::Settings;
+use crate::training::build::job::{config, single_pod_job};
+use crate::training::owned_by;
+
+/// Longest verification, in seconds: tens of GiB over a slow line.
+const DEADLINE_SECONDS: i64 = 3600;
+/// Seconds that the verifier has to end by itself; it holds nothing.
+const TERMINATION_GRACE_SECONDS: i64 = 5;
+
+/// The Job of try `number`.
+///
+/// # Errors
+/// The configuration is too long for a pod.
+pub fn job(version: &ModelVersion, number: u32, settings: &Settings) -> Result<Job, Error> {
+    let spec = &version.spec;
+    let name = version.name_any();
+    let labels: BTreeMap<String, String> = [
+        (LABEL_NAME, FLYWHEEL.to_owned()),
+        (LABEL_COMPONENT, VERIFIER.to_owned()),
+        (LABEL_MANAGED_BY, FLYWHEEL.to_owned()),
+        (LABEL_PART_OF, spec.model.clone()),
+        (LABEL_MODEL_VERSION, name.clone()),
+        (LABEL_ATTEMPT, number.to_string()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect();
+    let configuration = VerifyConfig {
+        schema_version: SCHEMA_VERSION,
+        artifact: spec.artifact.clone(),
+        storage: storage_settings(spec.storage.as_ref()),
+    };
+    // It streams and hashes: memory does not grow with the artifact.
+    let resources = Resources {
+        requests: Some(amounts("100m", "64Mi")),
+        limits: Some(amounts("1", "512Mi")),
+    };
+    let pod = template(PodInputs {
+        container: VERIFIER,
+        labels: labels.clone(),
+        annotations: BTreeMap::new(),
+        class: None,
+        image: &settings.verifier_image,
+        image_pull_policy: settings.image_pull_policy,
+        args: vec!["verify".to_owned()],
+        env: vec![config(&configuration)?],
+        ports: Vec::new(),
+        resources: Some(&resources),
+        settings: None,
+        settings_path: "spec",
+        storage: spec.storage.as_ref(),
+        service_account: spec.service_account_name.as_deref(),
+        image_pull_secrets: &settings.image_pull_secrets,
+        volumes: Vec::new(),
+        volume_mounts: Vec::new(),
+        probes: Probes::default(),
+        lifecycle: None,
+        restart_policy: "Never",
+        termination_grace_seconds: TERMINATION_GRACE_SECONDS,
+    })?;
+    let mut job = single_pod_job(
+        ObjectMeta {
+            name: Some(verify_attempt(&name, number)),
+            namespace: version.namespace(),
+            labels: Some(labels),
+            owner_references: owned_by(version)?,
+            ..ObjectMeta::default()
+        },
+        pod,
+    );
+    if let Some(spec) = job.spec.as_mut() {
+        spec.active_deadline_seconds = Some(DEADLINE_SECONDS);
+        spec.ttl_seconds_after_finished = Some(JOB_TTL_SECONDS);
+    }
+    Ok(job)
+}
+
+fn amounts(cpu: &str, memory: &str) -> ResourceList {
+    ResourceList {
+        cpu: Some(ResourceQuantity::from(cpu)),
+        memory: Some(ResourceQuantity::from(memory)),
+        ephemeral_storage: None,
+    }
+}

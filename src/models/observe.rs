@@ -1,0 +1,111 @@
+//! What there is: what the status says of the artifact, the last verifying Job, and who serves the version.
+
+use std::sync::Arc;
+
+use flywheel_api::ModelVersion;
+use flywheel_api::conditions::{find, types};
+use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MODEL_VERSION, VERIFIER};
+use flywheel_contract::failure::{FailureClass, FailureReason};
+use flywheel_policy::models::{TryView, Verification};
+use flywheel_policy::training::attempt::{AttemptState, state};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt as _;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::kubeio::is_controlled_by;
+use crate::training::{number, refused_creation};
+
+/// Age of a Job from which a missing pod is asked about; the Job controller needs a moment.
+const POD_DUE_SECONDS: i64 = 3;
+/// Most services that a status names.
+const SERVICES_MAX: usize = 16;
+
+/// All that is seen of a ModelVersion.
+pub struct Observation {
+    /// What the status says already.
+    pub known: Option<Verification>,
+    /// The last verifying Job.
+    pub latest: Option<TryView>,
+    /// Names of InferenceServices that serve it, or are to.
+    pub services: Vec<String>,
+}
+
+/// Looks at everything that the decision needs.
+pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observation, Error> {
+    let (namespace, name) = (version.namespace().unwrap_or_default(), version.name_any());
+    let uid = version.uid().unwrap_or_default();
+    let known = version.status.as_ref().and_then(|s| known(&s.conditions));
+    let services = context
+        .caches
+        .inference_services
+        .list(&namespace, |s| {
+            s.spec.model_version == name || s.status.as_ref().and_then(|s| s.model_version.as_ref()) == Some(&name)
+        })
+        .iter()
+        .take(SERVICES_MAX)
+        .map(|s| s.name_any())
+        .collect();
+    let mut observation = Observation {
+        known,
+        latest: None,
+        services,
+    };
+    if observation.known.is_some() {
+        return Ok(observation);
+    }
+    let jobs = context.caches.jobs.list(&namespace, |j| {
+        let labels = j.labels();
+        labels.get(LABEL_MODEL_VERSION) == Some(&name)
+            && labels.get(LABEL_COMPONENT).map(String::as_str) == Some(VERIFIER)
+            && is_controlled_by(&j.metadata, &uid)
+    });
+    let Some((tried, job)) = jobs
+        .iter()
+        .filter_map(|j| Some((number(j, LABEL_ATTEMPT)?, j)))
+        .max_by_key(|(tried, _)| *tried)
+    else {
+        return Ok(observation);
+    };
+    let job_uid = job.uid().unwrap_or_default();
+    let pods = context
+        .caches
+        .pods
+        .list(&namespace, |p| is_controlled_by(&p.metadata, &job_uid));
+    let pods: Vec<&Pod> = pods.iter().map(Arc::as_ref).collect();
+    let created = job
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map_or_else(|| context.now(), |t| t.0);
+    let mut seen = state(job, &pods, VERIFIER);
+    if let AttemptState::NoPod { refused } = &mut seen
+        && context.now().duration_since(created).as_secs() >= POD_DUE_SECONDS
+    {
+        *refused = refused_creation(context, &namespace, &job_uid).await?;
+    }
+    observation.latest = Some(TryView {
+        number: tried,
+        created,
+        state: seen,
+    });
+    Ok(observation)
+}
+
+/// What the conditions say for good: verified, or a failure that trying again does not mend.
+fn known(conditions: &[Condition]) -> Option<Verification> {
+    let verified = find(conditions, types::VERIFIED)?;
+    if verified.status == "True" {
+        return Some(Verification::Verified {
+            message: verified.message.clone(),
+        });
+    }
+    let of_the_user = FailureReason::ALL
+        .iter()
+        .any(|r| r.as_str() == verified.reason && r.class() == FailureClass::User);
+    (verified.status == "False" && of_the_user).then(|| Verification::Failed {
+        reason: verified.reason.clone(),
+        message: verified.message.clone(),
+    })
+}

@@ -1,0 +1,129 @@
+//! The controller against a fake API server that allows exactly the calls of each scenario.
+
+use flywheel_api::names;
+use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::termination::{Outcome, TerminationMessage, Verified};
+use flywheel_testkit::objects::{NAMESPACE, inference_service, model_version, pod_of, stored_job};
+use flywheel_testkit::{Call, Scenario, Step};
+use k8s_openapi::api::batch::v1::Job;
+use kube::Client;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::cache::Cache;
+use crate::settings::Settings;
+
+const JOBS: &str = "/apis/batch/v1/namespaces/team/jobs";
+const STATUS: &str = "/apis/flywheel.dev/v1alpha1/namespaces/team/modelversions/intent-v1/status";
+
+fn context(client: Client, fill: impl FnOnce(&mut Context)) -> Arc<Context> {
+    let mut context = Context::test(client, "2026-01-01T00:10:00Z".parse().unwrap());
+    let policy = crate::training::build::network_policy::network_policy(NAMESPACE, "flywheel-system");
+    context.caches.network_policies = Cache::of([crate::kubeio::as_applied(&policy, "policy-uid").unwrap()]);
+    fill(&mut context);
+    Arc::new(context)
+}
+
+fn ended_with(job: &Job, outcome: Outcome) -> k8s_openapi::api::core::v1::Pod {
+    let message = TerminationMessage::new(outcome).to_json();
+    let state = json!({"terminated": {"exitCode": 0, "finishedAt": "2026-01-01T00:09:59Z", "message": message}});
+    pod_of(job, names::VERIFIER, "Succeeded", &state)
+}
+
+fn condition<'a>(call: &'a Call, kind: &str) -> (&'a str, &'a str) {
+    let found = call.body["status"]["conditions"]
+        .as_array()
+        .and_then(|all| all.iter().find(|c| c["type"] == kind))
+        .unwrap_or_else(|| panic!("no condition {kind} in {:#}", call.body));
+    (found["status"].as_str().unwrap(), found["reason"].as_str().unwrap())
+}
+
+fn value(version: &ModelVersion) -> Value {
+    serde_json::to_value(version).unwrap()
+}
+
+#[tokio::test]
+async fn a_new_version_is_verified_by_one_job() {
+    let version = model_version(&json!({}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, value(&version)),
+        Step::event(NAMESPACE),
+    ]);
+    reconcile(Arc::new(version), context(client, |_| {})).await.unwrap();
+    let calls = scenario.finish().await;
+    insta::assert_json_snapshot!("verify_job", calls[0].body);
+    assert_eq!(condition(&calls[1], "Verified"), ("Unknown", "Verifying"));
+    assert_eq!(condition(&calls[1], "Reconciling"), ("True", "Verifying"));
+}
+
+#[tokio::test]
+async fn a_verified_version_is_judged_by_its_gates_and_never_read_again() {
+    for (min, promotable) in [("0.90", ("True", "GatesPassed")), ("0.95", ("False", "GatesFailed"))] {
+        let version = model_version(&json!({"spec": {
+            "metrics": [{"name": "test/accuracy", "value": "0.931"}], "gates": [{"metric": "test/accuracy", "min": min}]
+        }}));
+        let job = stored_job(&build::job(&version, 1, &Settings::example()).unwrap(), "verify-uid");
+        let pod = ended_with(&job, Outcome::Verified(Verified { files: 7, bytes: 99 }));
+        let (client, scenario) = Scenario::start(vec![
+            Step::accept_status(STATUS, value(&version)),
+            Step::event(NAMESPACE),
+        ]);
+        let context = context(client, |c| {
+            c.caches.jobs = Cache::of([job]);
+            c.caches.pods = Cache::of([pod]);
+            c.caches.inference_services = Cache::of([inference_service(&json!({}))]);
+        });
+        reconcile(Arc::new(version.clone()), context).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(condition(&calls[0], "Promotable"), promotable);
+        assert_eq!(condition(&calls[0], "Ready"), ("True", "Verified"));
+        assert_eq!(condition(&calls[0], "Served"), ("True", "Served"));
+        assert_eq!(calls[0].body["status"]["services"], json!(["intent"]));
+        assert_eq!(calls[0].body["status"]["metric"], "test/accuracy 0.93");
+
+        // The Job is gone by its time to live; nothing is made anew, and nothing is written but what changed.
+        let mut known = value(&version);
+        known["status"] = calls[0].body["status"].clone();
+        let known: ModelVersion = serde_json::from_value(known).unwrap();
+        let (client, scenario) = Scenario::start(vec![]);
+        let context = self::context(client, |c| {
+            c.caches.inference_services = Cache::of([inference_service(&json!({}))]);
+        });
+        reconcile(Arc::new(known), context).await.unwrap();
+        scenario.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_digest_stalls_and_a_lost_storage_is_tried_again() {
+    let version = model_version(&json!({}));
+    let job = stored_job(&build::job(&version, 1, &Settings::example()).unwrap(), "verify-uid");
+    let fill = |reason| {
+        let pod = ended_with(&job, Outcome::Failed(Failure::new(reason, "words.")));
+        let job = job.clone();
+        move |c: &mut Context| {
+            c.caches.jobs = Cache::of([job]);
+            c.caches.pods = Cache::of([pod]);
+        }
+    };
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, value(&version)),
+        Step::event(NAMESPACE),
+    ]);
+    let context_1 = context(client, fill(FailureReason::DigestMismatch));
+    reconcile(Arc::new(version.clone()), context_1).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[0], "Stalled"), ("True", "DigestMismatch"));
+    assert_eq!(condition(&calls[0], "Verified"), ("False", "DigestMismatch"));
+
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, value(&version)),
+        Step::event(NAMESPACE),
+    ]);
+    let context_2 = context(client, fill(FailureReason::StorageUnavailable));
+    let again = reconcile(Arc::new(version), context_2).await.unwrap();
+    assert_eq!(again, Duration::from_secs(4), "five seconds after its end");
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[0], "Reconciling"), ("True", "StorageUnavailable"));
+}

@@ -1,0 +1,168 @@
+//! Affinity and spread of pods: the class's label terms crossed with the user's own, and the open objects read strictly.
+
+use flywheel_policy::placement::LabelTerm;
+use k8s_openapi::api::core::v1::{
+    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, TopologySpreadConstraint,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Most node terms of a pod: every one is compared with every node.
+const NODE_TERMS_MAX: usize = 128;
+
+/// What cannot be used, below the pod settings.
+pub(super) struct Unusable {
+    /// Path below the pod settings.
+    pub path: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl Unusable {
+    fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// The pod's affinity. The class's terms and the user's required node terms are OR lists, so their cross product says both.
+pub(super) fn affinity(class: &[LabelTerm], theirs: Option<&Value>) -> Result<Option<Affinity>, Unusable> {
+    let path = "affinity";
+    let mut affinity: Affinity = match theirs {
+        Some(value) => strict(value, path)?,
+        None => Affinity::default(),
+    };
+    let node = affinity.node_affinity.take().unwrap_or_default();
+    let user_terms = match &node.required_during_scheduling_ignored_during_execution {
+        Some(required) => {
+            // A term without any requirement matches no node; crossed with the class it would match all of the class.
+            let terms: Vec<&NodeSelectorTerm> = required
+                .node_selector_terms
+                .iter()
+                .filter(|t| says_something(t))
+                .collect();
+            if terms.is_empty() {
+                return Err(Unusable::new(
+                    "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms",
+                    "no term has a matchExpressions or matchFields entry, which matches no node; add one or remove the rule",
+                ));
+            }
+            Some(terms)
+        }
+        None => None,
+    };
+    // One empty term matches every node, and so does the OR of the terms then.
+    let class_terms: Vec<NodeSelectorTerm> = if class.iter().any(|t| t.0.is_empty()) {
+        Vec::new()
+    } else {
+        class.iter().map(class_term).collect()
+    };
+    let terms = match (class_terms.as_slice(), user_terms) {
+        (ours, None) => ours.to_vec(),
+        ([], Some(theirs)) => theirs.into_iter().cloned().collect(),
+        (ours, Some(theirs)) => ours
+            .iter()
+            .flat_map(|a| theirs.iter().map(move |b| both(a, b)))
+            .take(NODE_TERMS_MAX + 1)
+            .collect(),
+    };
+    if terms.len() > NODE_TERMS_MAX {
+        return Err(Unusable::new(
+            path,
+            format!(
+                "the node terms crossed with those of the accelerator class are more than {NODE_TERMS_MAX}; give fewer"
+            ),
+        ));
+    }
+    let required = (!terms.is_empty()).then_some(NodeSelector {
+        node_selector_terms: terms,
+    });
+    let node = NodeAffinity {
+        required_during_scheduling_ignored_during_execution: required,
+        preferred_during_scheduling_ignored_during_execution: node.preferred_during_scheduling_ignored_during_execution,
+    };
+    if node != NodeAffinity::default() {
+        affinity.node_affinity = Some(node);
+    }
+    Ok((affinity != Affinity::default()).then_some(affinity))
+}
+
+/// The pod's spread constraints.
+pub(super) fn spread(theirs: &[Value]) -> Result<Vec<TopologySpreadConstraint>, Unusable> {
+    theirs
+        .iter()
+        .enumerate()
+        .map(|(i, value)| strict(value, &format!("topologySpreadConstraints[{i}]")))
+        .collect()
+}
+
+fn says_something(term: &NodeSelectorTerm) -> bool {
+    term.match_expressions.as_ref().is_some_and(|e| !e.is_empty())
+        || term.match_fields.as_ref().is_some_and(|f| !f.is_empty())
+}
+
+fn class_term(term: &LabelTerm) -> NodeSelectorTerm {
+    NodeSelectorTerm {
+        match_expressions: Some(
+            term.0
+                .iter()
+                .map(|(key, values)| NodeSelectorRequirement {
+                    key: key.clone(),
+                    operator: "In".to_owned(),
+                    values: Some(values.clone()),
+                })
+                .collect(),
+        ),
+        match_fields: None,
+    }
+}
+
+fn both(ours: &NodeSelectorTerm, theirs: &NodeSelectorTerm) -> NodeSelectorTerm {
+    let join = |a: &Option<Vec<NodeSelectorRequirement>>, b: &Option<Vec<NodeSelectorRequirement>>| {
+        let all: Vec<NodeSelectorRequirement> = a.iter().chain(b).flatten().cloned().collect();
+        (!all.is_empty()).then_some(all)
+    };
+    NodeSelectorTerm {
+        match_expressions: join(&ours.match_expressions, &theirs.match_expressions),
+        match_fields: join(&ours.match_fields, &theirs.match_fields),
+    }
+}
+
+/// An open object as the type that it must be; an unknown field is an error, since a misspelt rule would otherwise be no rule.
+fn strict<T: DeserializeOwned + Serialize>(value: &Value, path: &str) -> Result<T, Unusable> {
+    let typed: T = serde_json::from_value(value.clone())
+        .map_err(|e| Unusable::new(path, format!("this is not what a pod has there: {e}; correct it")))?;
+    let read =
+        serde_json::to_value(&typed).map_err(|e| Unusable::new(path, format!("this cannot be written again: {e}")))?;
+    match unknown_field(value, &read, path) {
+        Some(field) => Err(Unusable::new(
+            field,
+            "a pod has no such field there; correct its name or remove it",
+        )),
+        None => Ok(typed),
+    }
+}
+
+/// Path of the first field of `given` that is not in `read`.
+fn unknown_field(given: &Value, read: &Value, path: &str) -> Option<String> {
+    match (given, read) {
+        (Value::Object(given), Value::Object(read)) => {
+            given.iter().filter(|(_, v)| !v.is_null()).find_map(|(key, value)| {
+                let at = format!("{path}.{key}");
+                match read.get(key) {
+                    Some(have) => unknown_field(value, have, &at),
+                    None => Some(at),
+                }
+            })
+        }
+        (Value::Array(given), Value::Array(read)) => given
+            .iter()
+            .zip(read)
+            .enumerate()
+            .find_map(|(i, (g, r))| unknown_field(g, r, &format!("{path}[{i}]"))),
+        _ => None,
+    }
+}

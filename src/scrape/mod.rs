@@ -1,0 +1,141 @@
+//! The one reader of pods over HTTP. What a pod says is untrusted: bounded in time and size, and only ever shown.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::de::DeserializeOwned;
+
+/// Longest wait for a pod's whole answer. A reconcile reads at most a few pods, so this is far below its own limit.
+pub const TIMEOUT: Duration = Duration::from_millis(800);
+/// Longest wait for the connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+/// Most bytes of an answer.
+pub const BODY_MAX: usize = 64 * 1024;
+
+/// Why a pod could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ScrapeError {
+    /// No answer in time.
+    #[error("no answer within {} ms", TIMEOUT.as_millis())]
+    Timeout,
+    /// The connection or the request failed.
+    #[error("{0}")]
+    Http(String),
+    /// Another status than 200.
+    #[error("status {0}")]
+    Status(u16),
+    /// Not the JSON that was expected.
+    #[error("unreadable answer: {0}")]
+    Body(String),
+}
+
+/// Reads pods. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Scraper {
+    client: Client<HttpConnector, Empty<Bytes>>,
+}
+
+impl Default for Scraper {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scraper {
+    /// A reader without connections yet.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        Self {
+            client: Client::builder(TokioExecutor::new())
+                .pool_idle_timeout(Duration::from_secs(30))
+                .pool_max_idle_per_host(1)
+                .build(connector),
+        }
+    }
+
+    /// The JSON at `http://ip:port/path`.
+    ///
+    /// # Errors
+    /// No answer in time, another status than 200, more than [`BODY_MAX`] bytes, or other JSON.
+    pub async fn get_json<T: DeserializeOwned>(&self, ip: IpAddr, port: u16, path: &str) -> Result<T, ScrapeError> {
+        let host = match ip {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => format!("[{ip}]"),
+        };
+        let uri: http::Uri = format!("http://{host}:{port}{path}")
+            .parse()
+            .map_err(|e| ScrapeError::Http(format!("{e}")))?;
+        let read = async {
+            let answer = self
+                .client
+                .get(uri)
+                .await
+                .map_err(|e| ScrapeError::Http(e.to_string()))?;
+            if answer.status() != http::StatusCode::OK {
+                return Err(ScrapeError::Status(answer.status().as_u16()));
+            }
+            let body = Limited::new(answer.into_body(), BODY_MAX)
+                .collect()
+                .await
+                .map_err(|e| ScrapeError::Body(e.to_string()))?;
+            serde_json::from_slice(&body.to_bytes()).map_err(|e| ScrapeError::Body(e.to_string()))
+        };
+        tokio::time::timeout(TIMEOUT, read)
+            .await
+            .map_err(|_| ScrapeError::Timeout)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// A server that answers every connection with these bytes and then keeps it open.
+    async fn server(answer: Vec<u8>) -> u16 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let answer = answer.clone();
+                tokio::spawn(async move {
+                    let mut buffer = [0; 1024];
+                    let _ = socket.read(&mut buffer).await;
+                    let _ = socket.write_all(&answer).await;
+                    let _ = socket.read(&mut buffer).await;
+                });
+            }
+        });
+        port
+    }
+
+    async fn read(answer: String) -> Result<serde_json::Value, ScrapeError> {
+        let port = server(answer.into_bytes()).await;
+        Scraper::new()
+            .get_json(IpAddr::from([127, 0, 0, 1]), port, "/progress")
+            .await
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_and_a_bad_one_is_bounded() {
+        let ok = "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}".to_owned();
+        assert_eq!(read(ok).await.unwrap()["a"], 1);
+        let missing = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned();
+        assert!(matches!(read(missing).await, Err(ScrapeError::Status(404))));
+        let huge = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n\"{}\"",
+            "x".repeat(99_998)
+        );
+        assert!(matches!(read(huge).await, Err(ScrapeError::Body(_))));
+        let silent = "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{".to_owned();
+        assert!(matches!(read(silent).await, Err(ScrapeError::Timeout)));
+    }
+}

@@ -1,0 +1,200 @@
+//! Brings the children of an InferenceService to what was built.
+
+use std::collections::BTreeSet;
+
+use flywheel_api::InferenceService;
+use flywheel_api::names::ANNOTATION_CONFIG_DIGEST;
+use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::ResourceExt as _;
+use serde_json::json;
+
+use super::build::{config_map, revision};
+use super::observe::{Observed, deployment_view};
+use crate::context::Context;
+use crate::error::Error;
+use crate::kubeio::{SCALE_MANAGER, SERVING_MANAGER, is_controlled_by};
+
+/// What happens to the stored template.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Store {
+    /// It is stored for the first time.
+    New(ControllerRevision),
+    /// It was stored before and is the newest again: its number changes, its content never does.
+    Renumber(ControllerRevision, i64),
+    /// It is there as it should be.
+    Keep,
+}
+
+/// All that should be there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Objects {
+    /// The Service.
+    pub service: Service,
+    /// What the pods read.
+    pub config_map: ConfigMap,
+    /// The stored template.
+    pub revision: Store,
+    /// Hash of the inputs that the template was rendered from.
+    pub inputs_hash: String,
+    /// The Deployment, without its size.
+    pub deployment: Deployment,
+    /// Its size.
+    pub replicas: i32,
+    /// Who may reach the pods.
+    pub network_policy: NetworkPolicy,
+    /// How many pods may be taken at once; none is wanted where this is none.
+    pub disruption_budget: Option<PodDisruptionBudget>,
+}
+
+/// Applies all, and takes away what is needed no more. The Deployment as the API server has it.
+///
+/// The Service comes first, since it is the name that a stranger has most likely taken; what pods read comes before pods.
+///
+/// # Errors
+/// [`Error::NameTaken`], [`Error::ChildRefused`], or the API server does not answer.
+pub async fn apply(
+    service: &InferenceService,
+    objects: Objects,
+    observed: &Observed,
+    context: &Context,
+) -> Result<Deployment, Error> {
+    let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+    let uid = service.uid().unwrap_or_default();
+    let writes = context.writes(SERVING_MANAGER);
+    let caches = &context.caches;
+    let Objects {
+        service: front,
+        config_map,
+        revision: store,
+        inputs_hash,
+        deployment,
+        replicas,
+        network_policy,
+        disruption_budget,
+    } = objects;
+
+    let cached = caches.services.get(&namespace, &name);
+    writes.apply_owned(&front, cached.as_deref(), &uid).await?;
+    let cached = caches.config_maps.get(&namespace, &config_map.name_any());
+    writes.apply_owned(&config_map, cached.as_deref(), &uid).await?;
+    match store {
+        Store::New(revision) => {
+            writes.create_owned(&revision, &uid).await?;
+        }
+        Store::Renumber(present, number) => {
+            writes.merge_fields(&present, json!({ "revision": number })).await?;
+        }
+        Store::Keep => {}
+    }
+    let mut present = writes
+        .apply_owned(&deployment, observed.deployment.as_deref(), &uid)
+        .await?
+        .into_inner();
+    if present.spec.as_ref().and_then(|s| s.replicas) != Some(replicas) {
+        let fields = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": replicas}});
+        present = context.writes(SCALE_MANAGER).apply_fields(&present, fields).await?;
+    }
+    let cached = caches.network_policies.get(&namespace, &name);
+    writes.apply_owned(&network_policy, cached.as_deref(), &uid).await?;
+    let cached = caches.disruption_budgets.get(&namespace, &name);
+    match (disruption_budget, cached) {
+        (Some(budget), cached) => {
+            writes.apply_owned(&budget, cached.as_deref(), &uid).await?;
+        }
+        (None, Some(superfluous)) if is_controlled_by(&superfluous.metadata, &uid) => {
+            writes.delete(superfluous.as_ref()).await?;
+        }
+        (None, _) => {}
+    }
+
+    let view = deployment_view(&present);
+    if view.observed && view.replicas == view.updated {
+        for map in unused(
+            &observed.config_maps,
+            &config_map.name_any(),
+            &name,
+            &observed.replica_sets,
+        ) {
+            writes.delete(map).await?;
+        }
+    }
+    for old in revision::superfluous(&observed.revisions, &inputs_hash) {
+        writes.delete(old).await?;
+    }
+    Ok(present)
+}
+
+/// ConfigMaps that neither the newest template nor a ReplicaSet with pods reads.
+fn unused<'a>(
+    maps: &'a [std::sync::Arc<ConfigMap>],
+    current: &str,
+    service: &str,
+    sets: &[std::sync::Arc<ReplicaSet>],
+) -> Vec<&'a ConfigMap> {
+    let used: BTreeSet<String> = sets
+        .iter()
+        .filter(|set| {
+            set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1) > 0
+                || set.status.as_ref().is_some_and(|s| s.replicas > 0)
+        })
+        .filter_map(|set| {
+            let template = set.spec.as_ref()?.template.as_ref()?;
+            let digest = template
+                .metadata
+                .as_ref()?
+                .annotations
+                .as_ref()?
+                .get(ANNOTATION_CONFIG_DIGEST)?;
+            Some(config_map::name_of_digest(service, digest))
+        })
+        .collect();
+    maps.iter()
+        .map(std::convert::AsRef::as_ref)
+        .filter(|map| map.name_any() != current && !used.contains(&map.name_any()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn configurations_stay_as_long_as_a_replica_set_needs_them() {
+        let map = |text: &str| -> Arc<ConfigMap> {
+            Arc::new(serde_json::from_value(json!({"metadata": {"name": config_map::name("intent", text)}})).unwrap())
+        };
+        let set = |text: &str, wanted: i32, there: i32| -> Arc<ReplicaSet> {
+            Arc::new(
+                serde_json::from_value(json!({
+                    "metadata": {"name": text},
+                    "spec": {"replicas": wanted, "selector": {}, "template": {"metadata": {"annotations": {
+                        ANNOTATION_CONFIG_DIGEST: config_map::digest(text)}}}},
+                    "status": {"replicas": there}
+                }))
+                .unwrap(),
+            )
+        };
+        let maps = [
+            map("current"),
+            map("asked for"),
+            map("still there"),
+            map("scaled down"),
+            map("forgotten"),
+        ];
+        let sets = [
+            set("asked for", 1, 0),
+            set("still there", 0, 1),
+            set("scaled down", 0, 0),
+        ];
+        let names: Vec<String> = unused(&maps, &maps[0].name_any(), "intent", &sets)
+            .iter()
+            .map(|m| m.name_any())
+            .collect();
+        assert_eq!(names, [maps[3].name_any(), maps[4].name_any()]);
+    }
+}

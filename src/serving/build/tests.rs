@@ -1,0 +1,214 @@
+use flywheel_api::InferenceService;
+use flywheel_contract::scalar::Digest;
+use flywheel_contract::trainer::ArtifactRef;
+use flywheel_policy::serving::Exchange;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::settings::Settings;
+
+fn artifact() -> ArtifactRef {
+    ArtifactRef {
+        uri: "s3://models/intent/1".into(),
+        digest: Digest::sha256(&"ab".repeat(32)),
+    }
+}
+
+fn service(spec: Value) -> InferenceService {
+    let mut whole = json!({
+        "apiVersion": "flywheel.dev/v1alpha1", "kind": "InferenceService",
+        "metadata": {"name": "intent", "namespace": "team", "uid": "5f0c", "generation": 1},
+        "spec": {"model": "intent", "modelVersion": "intent-v1", "replicas": 2, "accelerator": {"class": "a100"}}
+    });
+    if let (Some(into), Value::Object(more)) = (whole["spec"].as_object_mut(), spec) {
+        into.extend(more);
+    }
+    serde_json::from_value(whole).unwrap()
+}
+
+fn rendered(service: &InferenceService) -> template::Rendered {
+    let settings = Settings::example();
+    template::render(service, &artifact(), settings.class("a100").unwrap(), &settings).unwrap()
+}
+
+#[test]
+fn the_objects_of_a_service() {
+    let service = service(json!({
+        "server": {"resources": {"requests": {"cpu": 2, "memory": "4Gi"}}, "timeoutMilliseconds": 2500},
+        "storage": {"secretRef": {"name": "s3"}, "endpoint": "http://minio.minio:9000"},
+        "serviceAccountName": "bucket-reader"
+    }));
+    let rendered = rendered(&service);
+    insta::assert_json_snapshot!("config_map", config_map::build(&service, &rendered.config));
+    insta::assert_json_snapshot!(
+        "revision",
+        revision::build(&service, &"0123456789abcdef".repeat(4), 3, &rendered).unwrap()
+    );
+    insta::assert_json_snapshot!(
+        "deployment",
+        deployment::build(&service, rendered.template, Exchange::Surge)
+    );
+    insta::assert_json_snapshot!("service", service::build(&service));
+    insta::assert_json_snapshot!("network_policy", network_policy::build(&service, "flywheel-system"));
+    insta::assert_json_snapshot!("disruption_budget", disruption_budget::build(&service).unwrap());
+    assert_eq!(service::url(&service), "http://intent.team.svc");
+    assert_eq!(
+        selector_text("intent"),
+        "app.kubernetes.io/component=server,flywheel.dev/inference-service=intent"
+    );
+}
+
+#[test]
+fn one_replica_has_no_budget() {
+    for (replicas, expected) in [(0, false), (1, false), (2, true)] {
+        let service = service(json!({ "replicas": replicas }));
+        assert_eq!(disruption_budget::build(&service).is_some(), expected, "{replicas}");
+    }
+}
+
+#[test]
+fn the_exchange_reads_back() {
+    let service = service(json!({}));
+    for exchange in [Exchange::Surge, Exchange::Replace] {
+        let built = deployment::build(&service, PodTemplateSpec::default(), exchange);
+        assert_eq!(deployment::exchange_of(&built), exchange);
+        assert_eq!(
+            built.spec.unwrap().replicas,
+            None,
+            "the template's manager does not own the size"
+        );
+    }
+}
+
+#[test]
+fn the_pod_reads_the_configuration_of_its_own_template() {
+    let one = rendered(&service(json!({})));
+    let two = rendered(&service(json!({"modelVersion": "intent-v2"})));
+    let volume = |r: &template::Rendered| {
+        let volumes = r.template.spec.as_ref().unwrap().volumes.clone().unwrap();
+        volumes.iter().find_map(|v| v.config_map.as_ref()).unwrap().name.clone()
+    };
+    for r in [&one, &two] {
+        assert_eq!(volume(r), config_map::name("intent", &r.config));
+    }
+    assert_ne!(volume(&one), volume(&two));
+}
+
+#[test]
+fn a_long_name_still_gives_names_of_objects() {
+    let name = "x".repeat(63);
+    for child in [config_map::name(&name, "{}"), revision::name(&name, &"f".repeat(64))] {
+        assert!(child.len() <= names::NAME_MAX, "{child}");
+    }
+}
+
+/// A change here would restart every serving pod of every user at the next upgrade of the operator.
+#[test]
+fn the_hash_of_inputs_never_changes() {
+    let plain = template::inputs_hash(&service(json!({})), &artifact()).unwrap();
+    assert_eq!(
+        plain,
+        "00e6d07114e10c9cfd8a61ce651042bff5bbbf3134d605b9f71d96e9aec64347"
+    );
+    let full = service(json!({
+        "server": {
+            "image": "example/server:2", "maxConcurrency": 8, "timeoutMilliseconds": 500,
+            "resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "2Gi"}},
+            "pod": {"labels": {"a": "b"}, "affinity": {"z": 1, "a": {"y": [1, 2]}}}
+        },
+        "storage": {"secretRef": {"name": "s3"}, "region": "eu-1"},
+        "serviceAccountName": "reader"
+    }));
+    assert_eq!(
+        template::inputs_hash(&full, &artifact()).unwrap(),
+        "339c78c6245b70995950595b7adf2dcc40b002f6103ae1b3fd2976c7d8ee858b"
+    );
+}
+
+#[test]
+fn the_hash_changes_with_what_pods_depend_on_only() {
+    let hash = |spec: Value| template::inputs_hash(&service(spec), &artifact()).unwrap();
+    let plain = hash(json!({}));
+    for same in [
+        json!({"replicas": 7}),
+        json!({"server": {}}),
+        json!({"server": {"maxConcurrency": 256}}),
+        json!({"server": {"maxConcurrency": 256, "timeoutMilliseconds": 1000}}),
+    ] {
+        assert_eq!(hash(same.clone()), plain, "{same}");
+    }
+    let mut hashes = vec![plain];
+    for other in [
+        json!({"modelVersion": "intent-v2"}),
+        json!({"accelerator": {"class": "t4"}}),
+        json!({"server": {"maxConcurrency": 255}}),
+        json!({"server": {"image": "example/server:2"}}),
+        json!({"server": {"pod": {"labels": {"a": "b"}}}}),
+        json!({"storage": {"region": "eu-1"}}),
+        json!({"serviceAccountName": "reader"}),
+    ] {
+        hashes.push(hash(other));
+    }
+    let mut artifact = artifact();
+    artifact.uri = "s3://models/intent/2".into();
+    hashes.push(template::inputs_hash(&service(json!({})), &artifact).unwrap());
+    let count = hashes.len();
+    hashes.sort();
+    hashes.dedup();
+    assert_eq!(hashes.len(), count);
+}
+
+#[test]
+fn a_stored_template_reads_back_as_it_was() {
+    let service = service(json!({"server": {"pod": {"tolerations": [{"operator": "Exists"}]}}}));
+    let rendered = rendered(&service);
+    let stored = revision::build(&service, "h", 1, &rendered).unwrap();
+    let wire = serde_json::to_string(&stored).unwrap();
+    let back: k8s_openapi::api::apps::v1::ControllerRevision = serde_json::from_str(&wire).unwrap();
+    assert_eq!(revision::rendered(&back), Some(rendered));
+    assert_eq!(revision::inputs_of(&back), Some("h"));
+}
+
+#[test]
+fn the_newest_three_templates_are_kept_and_the_one_in_use() {
+    let service = service(json!({}));
+    let rendered = rendered(&service);
+    let all: Vec<_> = (1..=6)
+        .map(|n| revision::build(&service, &format!("hash-{n:06}"), n, &rendered).unwrap())
+        .collect();
+    let gone = |hash: &str| -> Vec<i64> { revision::superfluous(&all, hash).iter().map(|r| r.revision).collect() };
+    assert_eq!(gone("hash-000006"), [3, 2, 1]);
+    assert_eq!(
+        gone("hash-000001"),
+        [4, 3, 2],
+        "the one in use is kept whatever its number"
+    );
+    assert_eq!(revision::newest(&all), 6);
+    assert_eq!(revision::newest(&[]), 0);
+}
+
+proptest! {
+    #[test]
+    fn the_same_input_gives_the_same_objects(
+        replicas in 0..5i32,
+        concurrency in 1..1000i32,
+        timeout in 1..600_000i32,
+        labels in prop::collection::btree_map("[a-z]{1,5}", "[a-z]{0,5}", 0..3),
+        image in prop::option::of("[a-z]{1,8}:[0-9]"),
+    ) {
+        let spec = json!({
+            "replicas": replicas,
+            "server": {"maxConcurrency": concurrency, "timeoutMilliseconds": timeout, "image": image, "pod": {"labels": labels}}
+        });
+        let (a, b) = (service(spec.clone()), service(spec));
+        let (one, two) = (rendered(&a), rendered(&b));
+        prop_assert_eq!(&one, &two);
+        prop_assert_eq!(template::inputs_hash(&a, &artifact()).unwrap(), template::inputs_hash(&b, &artifact()).unwrap());
+        let grace = one.template.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap();
+        prop_assert!(grace * 1000 >= i64::from(timeout) + 30_000, "a request may end before the pod does");
+        let text = |exchange| serde_json::to_string(&deployment::build(&a, one.template.clone(), exchange)).unwrap();
+        prop_assert_eq!(text(Exchange::Surge), text(Exchange::Surge));
+    }
+}

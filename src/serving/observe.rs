@@ -1,0 +1,167 @@
+//! What is there for an InferenceService: its version, its children and their pods, from the caches.
+
+use std::sync::Arc;
+
+use flywheel_api::conditions::{find, reasons, types};
+use flywheel_api::names::{LABEL_COMPONENT, LABEL_INFERENCE_SERVICE, SERVER};
+use flywheel_api::{InferenceService, ModelVersion};
+use flywheel_contract::trainer::ArtifactRef;
+use flywheel_policy::placement::Problem;
+use flywheel_policy::serving::{DeploymentView, Exchange, ExchangeView, PodView, VersionView};
+use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt as _;
+
+use super::build::deployment;
+use crate::cluster::placement_problem;
+use crate::context::Context;
+use crate::kubeio::is_controlled_by;
+
+/// What is there.
+#[derive(Debug)]
+pub struct Observed {
+    /// The version that the spec names.
+    pub version: VersionView,
+    /// Its artifact, where it is there.
+    pub artifact: Option<ArtifactRef>,
+    /// Our Deployment.
+    pub deployment: Option<Arc<Deployment>>,
+    /// Pods that count.
+    pub pods: Vec<PodView>,
+    /// Why pods have no node.
+    pub placement: Option<Problem>,
+    /// Stored templates.
+    pub revisions: Vec<ControllerRevision>,
+    /// Configurations of pods.
+    pub config_maps: Vec<Arc<ConfigMap>>,
+    /// ReplicaSets of the Deployment.
+    pub replica_sets: Vec<Arc<ReplicaSet>>,
+}
+
+/// Reads the caches.
+#[must_use]
+pub fn observe(service: &InferenceService, context: &Context) -> Observed {
+    let caches = &context.caches;
+    let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+    let uid = service.uid().unwrap_or_default();
+    let version = caches.model_versions.get(&namespace, &service.spec.model_version);
+    let labelled = |labels: Option<&std::collections::BTreeMap<String, String>>| {
+        labels.is_some_and(|l| {
+            l.get(LABEL_INFERENCE_SERVICE) == Some(&name) && l.get(LABEL_COMPONENT).is_some_and(|c| c == SERVER)
+        })
+    };
+    let pods: Vec<PodView> = caches
+        .pods
+        .list(&namespace, |pod| labelled(pod.metadata.labels.as_ref()))
+        .iter()
+        .filter_map(|pod| PodView::of(pod, SERVER))
+        .collect();
+    let scheduling: Vec<_> = pods.iter().map(|p| p.scheduling.clone()).collect();
+    let class = &service.spec.accelerator.class;
+    // An unknown class is found by build.
+    let placement = context
+        .settings
+        .accelerator_classes
+        .get(class)
+        .and_then(|settings| placement_problem(caches, class, settings, &scheduling));
+    Observed {
+        version: version_view(version.as_deref()),
+        artifact: version.map(|v| v.spec.artifact.clone()),
+        deployment: caches
+            .deployments
+            .get(&namespace, &name)
+            .filter(|d| is_controlled_by(&d.metadata, &uid)),
+        pods,
+        placement,
+        revisions: caches
+            .controller_revisions
+            .list(&namespace, |r| is_controlled_by(&r.metadata, &uid))
+            .iter()
+            .map(|r| r.as_ref().clone())
+            .collect(),
+        config_maps: caches
+            .config_maps
+            .list(&namespace, |m| is_controlled_by(&m.metadata, &uid)),
+        replica_sets: caches
+            .replica_sets
+            .list(&namespace, |set| labelled(set.metadata.labels.as_ref())),
+    }
+}
+
+fn version_view(version: Option<&ModelVersion>) -> VersionView {
+    let Some(version) = version else {
+        return VersionView::Missing;
+    };
+    let verified = version
+        .status
+        .as_ref()
+        .and_then(|s| find(&s.conditions, types::VERIFIED))
+        // One about another object of this name, or an older spec, says nothing.
+        .filter(|c| {
+            c.observed_generation
+                .is_none_or(|g| Some(g) == version.metadata.generation)
+        });
+    VersionView::Found {
+        model: version.spec.model.clone(),
+        failed_verification: verified
+            .filter(|c| c.status == "False" && is_final(&c.reason))
+            .map(|c| format!("{}: {}", c.reason, c.message)),
+    }
+}
+
+/// Whether a verification with this reason has failed for good; one that has not ended yet is no reason not to serve.
+fn is_final(reason: &str) -> bool {
+    ![
+        reasons::VERIFYING,
+        reasons::UNKNOWN,
+        reasons::PROGRESSING,
+        reasons::PENDING,
+        reasons::STARTING,
+    ]
+    .contains(&reason)
+}
+
+/// What the Deployment says, for policy.
+#[must_use]
+pub fn deployment_view(deployment: &Deployment) -> DeploymentView {
+    let status = deployment.status.as_ref();
+    let count = |n: Option<i32>| n.unwrap_or(0);
+    DeploymentView {
+        observed: status.and_then(|s| s.observed_generation) >= deployment.metadata.generation,
+        replicas: count(status.and_then(|s| s.replicas)),
+        updated: count(status.and_then(|s| s.updated_replicas)),
+        available: count(status.and_then(|s| s.available_replicas)),
+        creation_failed: status
+            .and_then(|s| s.conditions.as_ref())
+            .and_then(|list| list.iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True"))
+            .map(|c| c.message.clone().unwrap_or_default()),
+    }
+}
+
+impl Observed {
+    /// What the choice how to exchange pods depends on.
+    #[must_use]
+    pub fn exchange_view(&self) -> ExchangeView {
+        let Some(present) = self.deployment.as_deref() else {
+            return ExchangeView {
+                now: Exchange::Surge,
+                old_pods: false,
+                waiting_since: None,
+            };
+        };
+        let view = deployment_view(present);
+        let none_free = self
+            .placement
+            .as_ref()
+            .is_some_and(|p| p.reason == reasons::INSUFFICIENT_GPU);
+        ExchangeView {
+            now: deployment::exchange_of(present),
+            old_pods: view.observed && view.replicas > view.updated,
+            waiting_since: if none_free {
+                self.pods.iter().filter_map(|p| p.waiting_since).min()
+            } else {
+                None
+            },
+        }
+    }
+}

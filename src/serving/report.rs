@@ -1,0 +1,91 @@
+//! Status and events of an InferenceService, from what was observed and applied.
+
+use flywheel_api::InferenceService;
+use flywheel_api::conditions::{find, reasons, types};
+use flywheel_api::inference_service::InferenceServiceStatus;
+use flywheel_contract::scalar::Device;
+use flywheel_policy::serving::{Hold, Judgement, Standing, View, judge};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt as _;
+
+use super::build;
+use super::observe::{Observed, deployment_view};
+use crate::context::Context;
+use crate::error::Error;
+use crate::kubeio::{Note, SERVING_MANAGER};
+use crate::report::{self, conditions, summary};
+
+/// Reasons that come and go while pods start; an event for each would be noise.
+const PASSING: [&str; 6] = [
+    reasons::PROGRESSING,
+    reasons::PENDING,
+    reasons::STARTING,
+    reasons::LOADING,
+    reasons::REPLICAS_UNAVAILABLE,
+    reasons::UNKNOWN,
+];
+
+/// What came of applying.
+#[derive(Debug)]
+pub struct Outcome<'a> {
+    /// The Deployment as the API server has it.
+    pub deployment: Option<&'a Deployment>,
+    /// Why the spec is not followed.
+    pub hold: Option<Hold>,
+    /// What the pods compute on.
+    pub device: Option<Device>,
+}
+
+/// Writes the status where it changed, and an event where the summary did.
+///
+/// # Errors
+/// The API server does not take the status.
+pub async fn report(
+    service: &InferenceService,
+    observed: &Observed,
+    outcome: &Outcome<'_>,
+    context: &Context,
+) -> Result<Judgement, Error> {
+    let deployment = outcome.deployment.map(deployment_view);
+    let judgement = judge(&View {
+        version: &service.spec.model_version,
+        replicas: service.spec.replicas,
+        hold: outcome.hold.as_ref(),
+        deployment: deployment.as_ref(),
+        pods: &observed.pods,
+        placement: observed.placement.as_ref(),
+    });
+    let before = service.status.as_ref();
+    let present = before.map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let standing = match judgement.standing {
+        Standing::Ready => report::Standing::Ready,
+        Standing::Working => report::Standing::Working,
+        Standing::Stalled => report::Standing::Stalled,
+    };
+    let mut desired = summary(standing, judgement.reason, &judgement.message);
+    desired.extend(judgement.conditions.iter().cloned());
+    let replicas = deployment.as_ref().map_or(0, |d| d.replicas);
+    let status = InferenceServiceStatus {
+        observed_generation: service.metadata.generation,
+        state: Some(judgement.state.to_owned()),
+        conditions: conditions(present, &desired, service.metadata.generation, context.now()),
+        url: Some(build::service::url(service)),
+        model_version: judgement.serving.clone(),
+        replicas: Some(replicas),
+        pods: Some(format!("{}/{}", judgement.ready, service.spec.replicas)),
+        selector: Some(build::selector_text(&service.name_any())),
+        device: outcome.device,
+    };
+    let writes = context.writes(SERVING_MANAGER);
+    let changed = find(present, types::READY).is_none_or(|c| c.reason != judgement.reason);
+    if writes.status(service, &status).await? && changed && !PASSING.contains(&judgement.reason) {
+        let note = Note {
+            warning: judgement.standing != Standing::Ready,
+            reason: judgement.reason.to_owned(),
+            action: "Serve",
+            text: judgement.message.clone(),
+        };
+        writes.event(service, &note).await;
+    }
+    Ok(judgement)
+}

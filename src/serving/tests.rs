@@ -1,0 +1,709 @@
+//! The controller against an API server in memory: it stores what is applied, counts writes, and refuses what it is told to.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use flywheel_api::conditions::find;
+use http_body_util::BodyExt as _;
+use jiff::Timestamp;
+use kube::Client;
+use kube::client::Body;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::cache::Cache;
+use crate::settings::Settings;
+
+const SERVICE: &str = "/apis/flywheel.dev/v1alpha1/namespaces/team/inferenceservices/intent";
+const FRONT: &str = "/api/v1/namespaces/team/services/intent";
+const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/team/deployments/intent";
+const VERSIONS: &str = "/apis/flywheel.dev/v1alpha1/namespaces/team/modelversions/";
+const PODS: &str = "/api/v1/namespaces/team/pods/";
+const CONFIG_MAPS: &str = "/api/v1/namespaces/team/configmaps/";
+const REVISIONS: &str = "/apis/apps/v1/namespaces/team/controllerrevisions/";
+const REPLICA_SETS: &str = "/apis/apps/v1/namespaces/team/replicasets/";
+const NODES: &str = "/api/v1/nodes/";
+const BUDGET: &str = "/apis/policy/v1/namespaces/team/poddisruptionbudgets/intent";
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<String, Value>,
+    writes: Vec<String>,
+    /// Resource (plural) that is refused with 403.
+    refused: Option<&'static str>,
+    counter: u64,
+}
+
+impl State {
+    fn put(&mut self, path: &str, mut object: Value, spec_changed: bool) -> Value {
+        self.counter += 1;
+        let counter = self.counter;
+        let generation = self
+            .objects
+            .get(path)
+            .map_or(0, |o| o["metadata"]["generation"].as_u64().unwrap_or(0));
+        let metadata = object["metadata"].as_object_mut().unwrap();
+        metadata.entry("uid").or_insert_with(|| json!(format!("uid-{counter}")));
+        metadata.insert("resourceVersion".to_owned(), json!(counter.to_string()));
+        metadata.insert("generation".to_owned(), json!(generation + u64::from(spec_changed)));
+        metadata
+            .entry("creationTimestamp")
+            .or_insert_with(|| json!("2026-01-01T00:00:00Z"));
+        self.objects.insert(path.to_owned(), object.clone());
+        object
+    }
+
+    fn answer(&mut self, method: &str, path: &str, query: &str, kind: &str, body: Option<Value>) -> (u16, Value) {
+        let plural = path
+            .split('/')
+            .rev()
+            .nth(usize::from(method != "POST"))
+            .unwrap_or_default();
+        let name = path.rsplit('/').next().unwrap_or_default();
+        if method == "GET" {
+            return match self.objects.get(path) {
+                Some(object) => (200, object.clone()),
+                None => (404, failure(404, "NotFound")),
+            };
+        }
+        let manager = query
+            .split('&')
+            .find_map(|p| p.strip_prefix("fieldManager="))
+            .unwrap_or_default();
+        if path.ends_with("/events") {
+            return (201, with_metadata(body.unwrap()));
+        }
+        let what = match (method, kind) {
+            ("PATCH", "application/apply-patch+yaml") => "apply",
+            ("PATCH", _) => "merge",
+            ("POST", _) => "create",
+            _ => "delete",
+        };
+        let target = match method {
+            "POST" => format!(
+                "{path}/{}",
+                body.as_ref().unwrap()["metadata"]["name"].as_str().unwrap()
+            ),
+            _ => path.to_owned(),
+        };
+        let shown = if method == "POST" {
+            path.rsplit('/').next().unwrap()
+        } else {
+            plural
+        };
+        let short = match name {
+            "status" => "status".to_owned(),
+            _ => shown.to_owned(),
+        };
+        self.writes.push(match manager {
+            crate::kubeio::SCALE_MANAGER => format!("{what} {short} as scale"),
+            _ => format!("{what} {short}"),
+        });
+        if self.refused.is_some_and(|r| r == shown) {
+            return (403, failure(403, "Forbidden"));
+        }
+        match what {
+            "delete" => match self.objects.remove(&target) {
+                Some(object) => (200, object),
+                None => (404, failure(404, "NotFound")),
+            },
+            "create" if self.objects.contains_key(&target) => (409, failure(409, "AlreadyExists")),
+            "create" => (201, self.put(&target, body.unwrap(), true)),
+            _ => {
+                let body = body.unwrap();
+                if let Some(status) = path.strip_suffix("/status") {
+                    let mut object = self.objects[status].clone();
+                    object["status"] = body["status"].clone();
+                    return (200, self.put(status, object, false));
+                }
+                let before = self.objects.get(&target).cloned();
+                let mut object = before.clone().unwrap_or_else(|| json!({}));
+                merge(&mut object, &body);
+                if shown == "deployments" && object["spec"]["replicas"].is_null() {
+                    object["spec"]["replicas"] = json!(1);
+                }
+                let changed = before.is_none_or(|b| b["spec"] != object["spec"]);
+                (200, self.put(&target, object, changed))
+            }
+        }
+    }
+}
+
+fn with_metadata(mut object: Value) -> Value {
+    object["metadata"]["resourceVersion"] = json!("1");
+    object
+}
+
+fn failure(code: u16, reason: &str) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": format!("the test says {reason}")})
+}
+
+/// What server-side apply by one manager comes to where nothing is taken away within a list.
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+struct World {
+    state: Arc<Mutex<State>>,
+    settings: Settings,
+    seconds: i64,
+}
+
+impl World {
+    /// One service of version `intent-v1`, which is there and verified, on an empty cluster with one node of its class.
+    fn new(spec: Value) -> Self {
+        let world = Self {
+            state: Arc::default(),
+            settings: Settings::example(),
+            seconds: 1_800_000_000,
+        };
+        let mut service = json!({
+            "apiVersion": "flywheel.dev/v1alpha1", "kind": "InferenceService",
+            "metadata": {"name": "intent", "namespace": "team", "uid": "owner"},
+            "spec": {"model": "intent", "modelVersion": "intent-v1", "replicas": 2, "accelerator": {"class": "a100"}}
+        });
+        merge(&mut service["spec"], &spec);
+        world.put(SERVICE, service);
+        world.version("intent-v1", "intent", Some("True"));
+        world.put(
+            &format!("{NODES}n1"),
+            json!({"metadata": {"name": "n1", "labels": {"nvidia.com/gpu.product": "A100-SXM4-40GB"}}}),
+        );
+        world
+    }
+
+    fn put(&self, path: &str, object: Value) {
+        self.state.lock().unwrap().put(path, object, true);
+    }
+
+    fn version(&self, name: &str, model: &str, verified: Option<&str>) {
+        let conditions: Vec<Value> = verified
+            .into_iter()
+            .map(|status| {
+                json!({"type": "Verified", "status": status, "reason": if status == "True" { "Verified" } else { "DigestMismatch" },
+                    "message": "a file differs", "lastTransitionTime": "2026-01-01T00:00:00Z"})
+            })
+            .collect();
+        self.put(
+            &format!("{VERSIONS}{name}"),
+            json!({
+                "apiVersion": "flywheel.dev/v1alpha1", "kind": "ModelVersion",
+                "metadata": {"name": name, "namespace": "team"},
+                "spec": {"model": model, "version": 1, "artifact": {"uri": format!("s3://models/{name}"), "digest": format!("sha256:{}", "0".repeat(64))}},
+                "status": {"conditions": conditions}
+            }),
+        );
+    }
+
+    /// Changes the user's spec.
+    fn spec(&self, change: Value) {
+        let mut state = self.state.lock().unwrap();
+        let mut service = state.objects[SERVICE].clone();
+        merge(&mut service["spec"], &change);
+        state.put(SERVICE, service, true);
+    }
+
+    /// What the Deployment's controller would write.
+    fn deployment_status(&self, replicas: i32, updated: i32, available: i32) {
+        let mut state = self.state.lock().unwrap();
+        let mut object = state.objects[DEPLOYMENT].clone();
+        object["status"] = json!({
+            "observedGeneration": object["metadata"]["generation"], "replicas": replicas,
+            "updatedReplicas": updated, "readyReplicas": available, "availableReplicas": available
+        });
+        state.put(DEPLOYMENT, object, false);
+    }
+
+    fn pod(&self, name: &str, version: &str, ready: bool) {
+        self.put(
+            &format!("{PODS}{name}"),
+            json!({
+                "metadata": {"name": name, "namespace": "team", "labels": {
+                    "app.kubernetes.io/component": "server", "flywheel.dev/inference-service": "intent",
+                    "flywheel.dev/model-version": version}},
+                "spec": {"nodeName": "n1", "containers": []},
+                "status": {"phase": "Running", "conditions": [
+                    {"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": if ready { "True" } else { "False" }}],
+                    "containerStatuses": [{"name": "server", "image": "i", "imageID": "", "ready": ready, "started": ready,
+                        "restartCount": 0, "state": {"running": {}}}]}
+            }),
+        );
+    }
+
+    fn waiting_pod(&self, name: &str, version: &str, since: i64) {
+        let since = Timestamp::from_second(since).unwrap().to_string();
+        self.put(
+            &format!("{PODS}{name}"),
+            json!({
+                "metadata": {"name": name, "namespace": "team", "labels": {
+                    "app.kubernetes.io/component": "server", "flywheel.dev/inference-service": "intent",
+                    "flywheel.dev/model-version": version}},
+                "spec": {"containers": []},
+                "status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                    "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", "lastTransitionTime": since}]}
+            }),
+        );
+    }
+
+    fn remove(&self, path: &str) {
+        self.state.lock().unwrap().objects.remove(path).unwrap();
+    }
+
+    fn object(&self, path: &str) -> Value {
+        self.state
+            .lock()
+            .unwrap()
+            .objects
+            .get(path)
+            .cloned()
+            .unwrap_or(Value::Null)
+    }
+
+    fn names(&self, under: &str) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        state
+            .objects
+            .keys()
+            .filter_map(|p| p.strip_prefix(under))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn ready(&self) -> (String, String, String) {
+        let service = self.service();
+        let condition = find(&service.status.as_ref().unwrap().conditions, "Ready")
+            .cloned()
+            .unwrap();
+        (condition.status, condition.reason, condition.message)
+    }
+
+    fn is(&self, kind: &str) -> bool {
+        flywheel_api::conditions::is_true(&self.service().status.as_ref().unwrap().conditions, kind)
+    }
+
+    fn service(&self) -> InferenceService {
+        serde_json::from_value(self.object(SERVICE)).unwrap()
+    }
+
+    fn cache<K>(&self, under: &str) -> Cache<K>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + 'static,
+    {
+        let state = self.state.lock().unwrap();
+        let found = state.objects.iter().filter(|(path, _)| path.starts_with(under));
+        Cache::of(found.map(|(_, object)| serde_json::from_value(object.clone()).unwrap()))
+    }
+
+    fn context(&self) -> Context {
+        let state = Arc::clone(&self.state);
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let state = Arc::clone(&state);
+            async move {
+                let (parts, body) = request.into_parts();
+                let bytes = body.collect().await.unwrap().to_bytes();
+                let body = (!bytes.is_empty()).then(|| serde_json::from_slice(&bytes).unwrap());
+                let kind = parts.headers.get("content-type").map_or("", |v| v.to_str().unwrap());
+                let (code, answer) = state.lock().unwrap().answer(
+                    parts.method.as_str(),
+                    parts.uri.path(),
+                    parts.uri.query().unwrap_or_default(),
+                    kind,
+                    body,
+                );
+                let body = Body::from(serde_json::to_vec(&answer).unwrap());
+                Ok::<_, std::convert::Infallible>(http::Response::builder().status(code).body(body).unwrap())
+            }
+        });
+        let now = Timestamp::from_second(self.seconds).unwrap();
+        let mut context = Context::test(Client::new(service, "team"), now);
+        context.settings = self.settings.clone();
+        let caches = &mut context.caches;
+        caches.inference_services = self.cache(SERVICE);
+        caches.model_versions = self.cache(VERSIONS);
+        // As the real cache: only what carries our label.
+        let front = self.object(FRONT);
+        if front["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "flywheel" {
+            caches.services = self.cache(FRONT);
+        }
+        caches.deployments = self.cache(DEPLOYMENT);
+        caches.pods = self.cache(PODS);
+        caches.config_maps = self.cache(CONFIG_MAPS);
+        caches.controller_revisions = self.cache(REVISIONS);
+        caches.replica_sets = self.cache(REPLICA_SETS);
+        caches.network_policies = self.cache("/apis/networking.k8s.io/");
+        caches.disruption_budgets = self.cache(BUDGET);
+        caches.nodes = Some(self.cache(NODES));
+        context
+    }
+
+    /// One reconcile by an operator that has just started; what it wrote, and when it wants to look again.
+    async fn reconcile(&self) -> (Vec<String>, Duration) {
+        self.state.lock().unwrap().writes.clear();
+        let work = super::reconcile(Arc::new(self.service()), Arc::new(self.context()));
+        let again = tokio::time::timeout(Duration::from_secs(10), work)
+            .await
+            .unwrap()
+            .unwrap();
+        (self.state.lock().unwrap().writes.clone(), again)
+    }
+
+    async fn writes(&self) -> Vec<String> {
+        self.reconcile().await.0
+    }
+
+    /// A service that serves `intent-v1` with two pods.
+    async fn serving() -> Self {
+        let world = Self::new(json!({}));
+        world.reconcile().await;
+        world.deployment_status(2, 2, 2);
+        world.pod("a", "intent-v1", true);
+        world.pod("b", "intent-v1", true);
+        world.reconcile().await;
+        assert_eq!(world.ready().0, "True", "{:?}", world.ready());
+        assert_eq!(world.writes().await, [""; 0]);
+        world
+    }
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[tokio::test]
+async fn a_new_service_is_made_in_order_and_then_left_alone() {
+    let world = World::new(json!({}));
+    assert_eq!(
+        world.writes().await,
+        [
+            "apply services",
+            "apply configmaps",
+            "create controllerrevisions",
+            "apply deployments",
+            "apply deployments as scale",
+            "apply networkpolicies",
+            "apply poddisruptionbudgets",
+            "apply status",
+        ]
+    );
+    assert_eq!(world.object(DEPLOYMENT)["spec"]["replicas"], 2);
+    assert_eq!(world.ready().1, "Progressing");
+    assert!(world.is("Reconciling"));
+    assert_eq!(world.writes().await, NOTHING, "the second reconcile has nothing to do");
+
+    world.deployment_status(2, 2, 1);
+    world.pod("a", "intent-v1", true);
+    world.pod("b", "intent-v1", false);
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(world.ready().1, "Loading");
+
+    world.deployment_status(2, 2, 2);
+    world.pod("b", "intent-v1", true);
+    assert_eq!(world.writes().await, ["apply status"]);
+    let status = world.service().status.unwrap();
+    assert_eq!(status.url.as_deref(), Some("http://intent.team.svc"));
+    assert_eq!(status.model_version.as_deref(), Some("intent-v1"));
+    assert_eq!((status.replicas, status.pods.as_deref()), (Some(2), Some("2/2")));
+    assert_eq!(status.device, Some(flywheel_contract::scalar::Device::Cpu));
+    assert!(!world.is("Reconciling") && world.is("Ready") && world.is("RoutesReady") && world.is("DeploymentReady"));
+    assert_eq!(world.writes().await, NOTHING);
+}
+
+#[tokio::test]
+async fn a_strangers_service_is_left_alone_and_nothing_else_is_made() {
+    let world = World::new(json!({}));
+    let theirs =
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "intent", "namespace": "team"}, "spec": {}});
+    world.put(FRONT, theirs);
+    let before = world.object(FRONT);
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(world.object(FRONT), before);
+    let (status, reason, message) = world.ready();
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "NameTaken"));
+    assert!(message.contains("Service intent"), "{message}");
+    assert!(world.is("Stalled") && !world.is("Reconciling"));
+    assert_eq!(world.writes().await, NOTHING, "no storm");
+
+    world.remove(FRONT);
+    assert!(
+        world.writes().await.contains(&"apply deployments".to_owned()),
+        "goes on by itself"
+    );
+    assert!(!world.is("Stalled"));
+}
+
+#[tokio::test]
+async fn a_version_that_cannot_be_served_changes_no_pod() {
+    let world = World::serving().await;
+    let before = world.object(DEPLOYMENT);
+    world.spec(json!({"modelVersion": "intent-v2"}));
+    assert_eq!(world.writes().await, ["apply status"]);
+    let (_, reason, message) = world.ready();
+    assert_eq!(reason, "ModelVersionNotFound");
+    assert!(
+        message.contains("intent-v2") && message.contains("go on to answer with intent-v1"),
+        "{message}"
+    );
+    assert!(!world.is("Stalled") && world.is("RoutesReady"));
+
+    world.version("intent-v2", "spam", None);
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(world.ready().1, "ModelMismatch");
+    assert!(world.is("Stalled"));
+
+    world.version("intent-v2", "intent", Some("False"));
+    assert_eq!(world.writes().await, ["apply status"]);
+    let (_, reason, message) = world.ready();
+    assert_eq!(reason, "ModelVersionNotVerified");
+    assert!(message.contains("DigestMismatch: a file differs"), "{message}");
+    assert_eq!(world.object(DEPLOYMENT), before, "the pods that run go on");
+    assert_eq!(world.writes().await, NOTHING);
+
+    // Its size still follows.
+    world.spec(json!({"replicas": 3}));
+    assert_eq!(world.writes().await, ["apply deployments as scale", "apply status"]);
+
+    world.version("intent-v2", "intent", Some("True"));
+    let writes = world.writes().await;
+    assert_eq!(
+        writes,
+        [
+            "apply configmaps",
+            "create controllerrevisions",
+            "apply deployments",
+            "apply status"
+        ]
+    );
+    assert_ne!(world.object(DEPLOYMENT)["spec"]["template"], before["spec"]["template"]);
+}
+
+#[tokio::test]
+async fn a_deployment_that_was_deleted_comes_back_though_its_version_is_gone() {
+    let world = World::serving().await;
+    let template = world.object(DEPLOYMENT)["spec"]["template"].clone();
+    world.remove(&format!("{VERSIONS}intent-v1"));
+    world.remove(DEPLOYMENT);
+    let writes = world.writes().await;
+    assert_eq!(
+        writes,
+        ["apply deployments", "apply deployments as scale", "apply status"]
+    );
+    assert_eq!(world.object(DEPLOYMENT)["spec"]["template"], template);
+    assert_eq!(world.ready().1, "ModelVersionNotFound");
+}
+
+#[tokio::test]
+async fn old_configurations_go_after_the_exchange_only() {
+    let world = World::serving().await;
+    let first = world.names(CONFIG_MAPS);
+    let digest =
+        world.object(DEPLOYMENT)["spec"]["template"]["metadata"]["annotations"]["flywheel.dev/config-digest"].clone();
+    let old_set = |replicas: i32| {
+        world.put(
+            &format!("{REPLICA_SETS}intent-1"),
+            json!({"metadata": {"name": "intent-1", "namespace": "team", "labels": {
+                    "app.kubernetes.io/component": "server", "flywheel.dev/inference-service": "intent"}},
+                "spec": {"replicas": replicas, "selector": {}, "template": {"metadata": {"annotations": {"flywheel.dev/config-digest": digest}}}},
+                "status": {"replicas": replicas}}),
+        );
+    };
+    old_set(2);
+    world.version("intent-v2", "intent", None);
+    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.reconcile().await;
+    assert_eq!(world.names(CONFIG_MAPS).len(), 2);
+
+    world.deployment_status(3, 1, 2);
+    world.reconcile().await;
+    assert_eq!(world.names(CONFIG_MAPS).len(), 2, "old pods may still restart");
+    assert_eq!(
+        world.service().status.unwrap().model_version.as_deref(),
+        Some("intent-v1")
+    );
+    world.pod("c", "intent-v2", true);
+    world.reconcile().await;
+    assert_eq!(
+        world.service().status.unwrap().model_version,
+        None,
+        "two versions answer"
+    );
+
+    world.deployment_status(2, 2, 2);
+    world.remove(&format!("{PODS}a"));
+    world.remove(&format!("{PODS}b"));
+    world.pod("d", "intent-v2", true);
+    assert_eq!(world.writes().await, ["apply status"], "the ReplicaSet still has pods");
+    old_set(0);
+    assert_eq!(world.writes().await, ["delete configmaps"]);
+    assert!(!world.names(CONFIG_MAPS).contains(&first[0]));
+    assert_eq!(world.names(REVISIONS).len(), 2, "the way back is kept");
+    assert_eq!(world.writes().await, NOTHING);
+}
+
+#[tokio::test]
+async fn a_way_back_finds_its_template_again() {
+    let mut world = World::serving().await;
+    let first = world.object(DEPLOYMENT)["spec"]["template"].clone();
+    world.version("intent-v2", "intent", None);
+    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.reconcile().await;
+    assert_ne!(world.object(DEPLOYMENT)["spec"]["template"], first);
+    // What the administrator changed meanwhile does not change what ran before.
+    world.settings.accelerator_classes.get_mut("a100").unwrap().server_image =
+        "localhost/flywheel-server:next".to_owned();
+    world.spec(json!({"modelVersion": "intent-v1"}));
+    assert_eq!(
+        world.writes().await,
+        ["merge controllerrevisions", "apply deployments", "apply status"]
+    );
+    assert_eq!(world.object(DEPLOYMENT)["spec"]["template"], first);
+    assert_eq!(world.writes().await, NOTHING);
+}
+
+#[tokio::test]
+async fn a_new_operator_touches_no_template() {
+    let mut world = World::serving().await;
+    let before = world.object(DEPLOYMENT);
+    // What a builder of another version would make different: image, labels of the class, taints.
+    let class = world.settings.accelerator_classes.get_mut("a100").unwrap();
+    class.server_image = "localhost/flywheel-server:next".to_owned();
+    class.label_terms.clear();
+    class.tolerations.clear();
+    world.settings.image_pull_secrets.push("new-registry".to_owned());
+    assert_eq!(world.writes().await, NOTHING);
+    // Nor does a class that is gone stop what runs.
+    world.settings.accelerator_classes.remove("a100");
+    assert_eq!(world.writes().await, NOTHING);
+    assert_eq!(world.object(DEPLOYMENT), before);
+
+    // The user's own change takes all of it.
+    world.settings = Settings::example();
+    world.settings.accelerator_classes.get_mut("a100").unwrap().server_image =
+        "localhost/flywheel-server:next".to_owned();
+    world.spec(json!({"server": {"timeoutMilliseconds": 2000}}));
+    world.reconcile().await;
+    assert_eq!(
+        world.object(DEPLOYMENT)["spec"]["template"]["spec"]["containers"][0]["image"],
+        "localhost/flywheel-server:next"
+    );
+}
+
+#[tokio::test]
+async fn a_size_is_changed_apart_from_the_template() {
+    let world = World::serving().await;
+    world.spec(json!({"replicas": 5}));
+    assert_eq!(world.writes().await, ["apply deployments as scale", "apply status"]);
+    assert_eq!(world.object(DEPLOYMENT)["spec"]["replicas"], 5);
+    world.spec(json!({"replicas": 1}));
+    assert_eq!(
+        world.writes().await,
+        [
+            "apply deployments as scale",
+            "delete poddisruptionbudgets",
+            "apply status"
+        ]
+    );
+    world.spec(json!({"replicas": 0}));
+    world.reconcile().await;
+    world.deployment_status(0, 0, 0);
+    world.remove(&format!("{PODS}a"));
+    world.remove(&format!("{PODS}b"));
+    world.reconcile().await;
+    assert_eq!(world.ready().1, "ScaledToZero");
+    assert!(world.is("Ready"));
+}
+
+#[tokio::test]
+async fn a_service_without_pods_makes_no_deployment() {
+    let world = World::new(json!({"replicas": 0}));
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(
+        (world.ready().0.as_str(), world.ready().1.as_str()),
+        ("True", "ScaledToZero")
+    );
+    world.spec(json!({"replicas": 1}));
+    assert!(world.writes().await.contains(&"apply deployments".to_owned()));
+}
+
+#[tokio::test]
+async fn an_old_pod_makes_room_when_no_gpu_is_spare() {
+    let mut world = World::serving().await;
+    world.version("intent-v2", "intent", None);
+    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.reconcile().await;
+    world.deployment_status(3, 1, 2);
+    world.waiting_pod("c", "intent-v2", world.seconds - 10);
+    let (writes, again) = world.reconcile().await;
+    assert_eq!(writes, ["apply status"]);
+    assert_eq!(world.ready().1, "InsufficientGPU");
+    assert!(again <= Duration::from_secs(5), "new nodes trigger nothing: {again:?}");
+
+    world.seconds += 25;
+    assert_eq!(world.writes().await, ["apply deployments"]);
+    let strategy = |world: &World| world.object(DEPLOYMENT)["spec"]["strategy"]["rollingUpdate"].clone();
+    assert_eq!(strategy(&world), json!({"maxSurge": 0, "maxUnavailable": 1}));
+
+    world.deployment_status(2, 1, 1);
+    world.remove(&format!("{PODS}a"));
+    world.pod("c", "intent-v2", true);
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(
+        strategy(&world),
+        json!({"maxSurge": 0, "maxUnavailable": 1}),
+        "until the exchange is complete"
+    );
+
+    world.deployment_status(2, 2, 2);
+    world.remove(&format!("{PODS}b"));
+    world.pod("d", "intent-v2", true);
+    world.reconcile().await;
+    assert_eq!(strategy(&world), json!({"maxSurge": 1, "maxUnavailable": 0}));
+}
+
+#[tokio::test]
+async fn what_the_user_has_to_mend_is_said_and_costs_nothing() {
+    let cases = [
+        (
+            json!({"accelerator": {"class": "h100"}}),
+            None,
+            "UnknownAcceleratorClass",
+            "it has a100",
+        ),
+        (
+            json!({"server": {"pod": {"affinity": {"nodeAfinity": {}}}}}),
+            None,
+            "InvalidSpec",
+            "spec.server.pod.affinity.nodeAfinity",
+        ),
+        (
+            json!({}),
+            Some("services"),
+            "ChildRefused",
+            "the API server refuses the Service intent",
+        ),
+    ];
+    for (spec, refused, reason, words) in cases {
+        let world = World::new(spec);
+        world.state.lock().unwrap().refused = refused;
+        let writes = world.writes().await;
+        assert!(
+            writes.len() <= 2 && writes.contains(&"apply status".to_owned()),
+            "{writes:?}"
+        );
+        let (_, got, message) = world.ready();
+        assert_eq!(got, reason);
+        assert!(message.contains(words), "{words} is not in: {message}");
+        assert!(world.is("Stalled"));
+        assert_eq!(world.object(DEPLOYMENT), Value::Null);
+        assert!(
+            !world.writes().await.contains(&"apply status".to_owned()),
+            "no second status"
+        );
+    }
+}

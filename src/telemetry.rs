@@ -1,0 +1,206 @@
+//! Logs and metrics. Neither ever holds a text of a request or a data set.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Starts logging to standard output; `RUST_LOG` filters, `info` without it.
+///
+/// # Errors
+/// Logging was started already, or the filter cannot be read.
+pub fn start_logging(format: LogFormat) -> Result<(), String> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|e| format!("RUST_LOG={text}: {e}"))?,
+        _ => EnvFilter::new("info,kube=warn,hyper=warn,tower=warn"),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    match format {
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .try_init(),
+        LogFormat::Text => builder.try_init(),
+    }
+    .map_err(|e| e.to_string())
+}
+
+/// Labels of a reconcile.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReconcileLabels {
+    kind: String,
+    result: String,
+}
+
+/// Labels of what counts per kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: String,
+}
+
+/// Labels of a write.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WriteLabels {
+    verb: String,
+    kind: String,
+    result: String,
+}
+
+/// Upper bounds of the reconcile histogram, in seconds: from a look at the caches to the time limit.
+const SECONDS: [f64; 9] = [0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 5.0, 20.0];
+
+fn histogram() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+/// The operator's counters.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    reconciles: Family<ReconcileLabels, Counter<u64, AtomicU64>>,
+    seconds: Family<KindLabels, Histogram, fn() -> Histogram>,
+    writes: Family<WriteLabels, Counter<u64, AtomicU64>>,
+    watch_errors: Family<KindLabels, Counter<u64, AtomicU64>>,
+    scrapes: Family<ReconcileLabels, Counter<u64, AtomicU64>>,
+    objects: Family<KindLabels, Gauge<i64, AtomicI64>>,
+    leads: Gauge<i64, AtomicI64>,
+    registry: Arc<Registry>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let reconciles = Family::default();
+        let seconds = Family::new_with_constructor(histogram as fn() -> Histogram);
+        let writes = Family::default();
+        let watch_errors = Family::default();
+        let scrapes = Family::default();
+        let objects = Family::default();
+        let leads = Gauge::default();
+        let mut registry = Registry::with_prefix("flywheel_operator");
+        registry.register(
+            "reconciles",
+            "Reconciles by kind and how they ended",
+            reconciles.clone(),
+        );
+        registry.register("reconcile_seconds", "How long a reconcile takes", seconds.clone());
+        registry.register("api_writes", "Writes to the API server", writes.clone());
+        registry.register("watch_errors", "Errors of watches, by kind", watch_errors.clone());
+        registry.register("scrapes", "Reads of pods over HTTP", scrapes.clone());
+        registry.register("cached_objects", "Objects in the caches", objects.clone());
+        registry.register("leads", "1 while this replica leads", leads.clone());
+        Self {
+            reconciles,
+            seconds,
+            writes,
+            watch_errors,
+            scrapes,
+            objects,
+            leads,
+            registry: Arc::new(registry),
+        }
+    }
+}
+
+impl Metrics {
+    /// A reconcile of `kind` ended with `result` (`Ok` or an error's kind) after `took`.
+    pub fn reconcile(&self, kind: &str, result: &str, took: Duration) {
+        self.reconciles
+            .get_or_create(&ReconcileLabels {
+                kind: kind.to_owned(),
+                result: result.to_owned(),
+            })
+            .inc();
+        self.seconds
+            .get_or_create(&KindLabels { kind: kind.to_owned() })
+            .observe(took.as_secs_f64());
+    }
+
+    /// A write was answered, or failed.
+    pub fn write(&self, verb: &str, kind: &str, ok: bool) {
+        self.writes
+            .get_or_create(&WriteLabels {
+                verb: verb.to_owned(),
+                kind: kind.to_owned(),
+                result: if ok { "Ok" } else { "Error" }.to_owned(),
+            })
+            .inc();
+    }
+
+    /// A watch failed; it is started again.
+    pub fn watch_error(&self, kind: &str) {
+        self.watch_errors
+            .get_or_create(&KindLabels { kind: kind.to_owned() })
+            .inc();
+    }
+
+    /// A pod was read, or could not be.
+    pub fn scrape(&self, what: &str, ok: bool) {
+        self.scrapes
+            .get_or_create(&ReconcileLabels {
+                kind: what.to_owned(),
+                result: if ok { "Ok" } else { "Error" }.to_owned(),
+            })
+            .inc();
+    }
+
+    /// Whether this replica leads.
+    pub fn leads(&self, leads: bool) {
+        self.leads.set(i64::from(leads));
+    }
+
+    /// The metrics as OpenMetrics text.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn encode(&self, sizes: &[(&'static str, usize)]) -> Result<String, std::fmt::Error> {
+        for (kind, size) in sizes {
+            self.objects
+                .get_or_create(&KindLabels {
+                    kind: (*kind).to_owned(),
+                })
+                .set(i64::try_from(*size).unwrap_or(i64::MAX));
+        }
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = Metrics::default();
+        metrics.reconcile("TrainingJob", "Ok", Duration::from_millis(3));
+        metrics.write("create", "Job", true);
+        metrics.leads(true);
+        let text = metrics.encode(&[("pods", 7)]).unwrap();
+        for line in [
+            r#"flywheel_operator_reconciles_total{kind="TrainingJob",result="Ok"} 1"#,
+            r#"flywheel_operator_api_writes_total{verb="create",kind="Job",result="Ok"} 1"#,
+            r#"flywheel_operator_cached_objects{kind="pods"} 7"#,
+            "flywheel_operator_leads 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+    }
+}

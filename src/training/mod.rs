@@ -1,0 +1,208 @@
+//! The TrainingJob controller: attempts are Jobs, a result becomes a ModelVersion.
+
+pub mod build;
+mod observe;
+mod report;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flywheel_api::TrainingJob;
+use flywheel_api::conditions::reasons;
+use flywheel_api::names;
+use flywheel_contract::termination::Trained;
+use flywheel_policy::training::{Decision, Intent, Phase, Wishes, decide};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+
+pub(crate) use observe::{number, refused_creation};
+pub use report::ProgressMemo;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::kubeio::{Created, TRAINING_MANAGER, owner_reference, within};
+use crate::run::RESYNC;
+use observe::Observation;
+
+/// When to look again at a job that only its user can help, where the cause is outside of its spec.
+const BLOCKED: Duration = Duration::from_secs(30);
+/// Age from which a NetworkPolicy that nobody needs is removed; a job that was just applied may not be in the cache yet.
+const SWEEP_AGE: Duration = Duration::from_secs(60);
+
+/// One pass over a TrainingJob; when to look again.
+///
+/// # Errors
+/// The API server does not answer, or refuses what is not the user's to mend.
+pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<Duration, Error> {
+    if job.metadata.deletion_timestamp.is_some() {
+        // Jobs and pods follow by their owner references.
+        context.progress.forget(&job.uid().unwrap_or_default());
+        return Ok(RESYNC);
+    }
+    let observation = observe::observe(&job, &context).await?;
+    let wishes = Wishes {
+        suspend: job.spec.suspend,
+        max_restarts: u32::try_from(job.spec.recovery.max_restarts).unwrap_or(0),
+    };
+    let mut decision = decide(wishes, &observation.observed, context.now());
+    if let Err(error) = apply(&job, &context, &observation, &decision).await {
+        let Some((reason, message)) = error.problem() else {
+            return Err(error);
+        };
+        decision = Decision {
+            intent: Intent::Wait,
+            remove: Vec::new(),
+            phase: Phase::Blocked,
+            reason: reason.to_owned(),
+            message,
+            again: BLOCKED,
+        };
+    }
+    report::report(&job, &context, &observation, &decision).await?;
+    Ok(decision.again)
+}
+
+/// Makes the cluster follow the decision.
+async fn apply(
+    job: &TrainingJob,
+    context: &Context,
+    observation: &Observation,
+    decision: &Decision,
+) -> Result<(), Error> {
+    let writes = context.writes(TRAINING_MANAGER);
+    let uid = job.uid().unwrap_or_default();
+    match &decision.intent {
+        Intent::StartAttempt { attempt, counted } => {
+            let built = build::job::job(job, *attempt, *counted, &context.settings)?;
+            apply_network_policy(context, &job.namespace().unwrap_or_default(), TRAINING_MANAGER).await?;
+            let created = writes.create_owned(&built, &uid).await?;
+            if let Created::New(_) = created {
+                tracing::info!(attempt, counted, why = decision.message, "an attempt is started");
+            }
+        }
+        Intent::SetSuspend { attempt, suspend } => {
+            if let Some(present) = observation.job_of(*attempt) {
+                writes
+                    .merge_fields(present, json!({"spec": {"suspend": suspend}}))
+                    .await?;
+                tracing::info!(attempt, suspend, "the attempt is suspended or resumed");
+            }
+        }
+        Intent::Complete(trained) => ensure_version(job, context, trained).await?,
+        Intent::Wait => {}
+    }
+    for number in &decision.remove {
+        if let Some(present) = observation.job_of(*number) {
+            writes.delete(present).await?;
+            tracing::info!(attempt = number, "the Job of an attempt is removed");
+        }
+    }
+    Ok(())
+}
+
+/// Makes the one NetworkPolicy of all training and verifying pods of a namespace, unless it is there.
+///
+/// # Errors
+/// [`Error::NameTaken`] where somebody else's has the name.
+pub async fn apply_network_policy(context: &Context, namespace: &str, manager: &'static str) -> Result<(), Error> {
+    let built = build::network_policy::network_policy(namespace, &context.operator_namespace);
+    let cached = context
+        .caches
+        .network_policies
+        .get(namespace, names::TRAINERS_NETWORK_POLICY);
+    context
+        .writes(manager)
+        .apply_if(&built, cached.as_deref(), |present| {
+            present.labels().get(names::LABEL_MANAGED_BY).map(String::as_str) == Some(names::FLYWHEEL)
+        })
+        .await?;
+    Ok(())
+}
+
+/// Name of the ModelVersion that this job makes.
+pub(crate) fn version_name(job: &TrainingJob) -> String {
+    job.spec
+        .output
+        .version_name
+        .clone()
+        .unwrap_or_else(|| names::default_version(&job.name_any(), &job.uid().unwrap_or_default()))
+}
+
+/// Makes the ModelVersion. One of that name with the same artifact is as good as ours.
+async fn ensure_version(job: &TrainingJob, context: &Context, trained: &Trained) -> Result<(), Error> {
+    let namespace = job.namespace().unwrap_or_default();
+    let name = version_name(job);
+    // Two jobs of one model that end at once must not take the same number.
+    let _one_at_a_time = context.version_numbers.lock().await;
+    let api: Api<flywheel_api::ModelVersion> = Api::namespaced(context.client.clone(), &namespace);
+    let of_model = ListParams::default().fields(&format!("spec.model={}", job.spec.output.model));
+    let versions = within("list ModelVersions", api.list(&of_model)).await?;
+    let next = versions
+        .iter()
+        .map(|v| v.spec.version)
+        .max()
+        .unwrap_or(0)
+        .saturating_add(1);
+    let present = match versions.into_iter().find(|v| v.name_any() == name) {
+        Some(present) => present,
+        None => {
+            let built = build::model_version::model_version(job, &name, next, trained);
+            match context.writes(TRAINING_MANAGER).create(&built).await? {
+                Created::New(_) => {
+                    tracing::info!(model_version = name, number = next, "the ModelVersion is made");
+                    return Ok(());
+                }
+                Created::Present(present) => present,
+            }
+        }
+    };
+    if present.spec.artifact.digest == trained.artifact.digest {
+        return Ok(());
+    }
+    Err(Error::InvalidSpec {
+        reason: reasons::VERSION_CONFLICT,
+        message: format!(
+            "the ModelVersion {name} is there already with another artifact ({}), so the result ({}) got none. Delete that \
+             one, or apply a TrainingJob with another output.versionName",
+            present.spec.artifact.uri, trained.artifact.uri
+        ),
+    })
+}
+
+/// Removes the NetworkPolicies of namespaces that have neither TrainingJobs nor Jobs of ours.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn sweep(context: &Context) -> Result<(), Error> {
+    let policies = context
+        .caches
+        .network_policies
+        .all(|p| p.metadata.name.as_deref() == Some(names::TRAINERS_NETWORK_POLICY));
+    for policy in policies {
+        let namespace = policy.namespace().unwrap_or_default();
+        let old = policy
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .is_some_and(|made| context.now().duration_since(made.0).unsigned_abs() >= SWEEP_AGE);
+        if old
+            && context.caches.training_jobs.list(&namespace, |_| true).is_empty()
+            && context.caches.jobs.list(&namespace, |_| true).is_empty()
+        {
+            context.writes(TRAINING_MANAGER).delete(policy.as_ref()).await?;
+            tracing::info!(namespace, "the NetworkPolicy of training pods is removed");
+        }
+    }
+    Ok(())
+}
+
+/// Owner references of a child.
+pub(crate) fn owned_by<K: crate::kubeio::Kind>(
+    owner: &K,
+) -> Result<Option<Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference>>, Error> {
+    Ok(Some(vec![owner_reference(owner)?]))
+}

@@ -1,0 +1,231 @@
+//! What there is: attempts from their Jobs and pods, the ModelVersion, what the scheduler and the pods say.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use flywheel_api::conditions::{find, types};
+use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COUNTED_RESTARTS, LABEL_TRAINING_JOB, TRAINER, training_attempt};
+use flywheel_api::{ModelVersion, TrainingJob};
+use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
+use flywheel_contract::progress::Progress;
+use flywheel_policy::training::attempt::{AttemptState, state};
+use flywheel_policy::training::{AttemptView, Ended, Observed};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt as _};
+
+use super::version_name;
+use crate::cluster::{placement_problem, scheduling};
+use crate::context::Context;
+use crate::error::Error;
+use crate::kubeio::{is_controlled_by, within};
+
+/// Age of a Job from which a missing pod is asked about; the Job controller needs a moment.
+const POD_DUE_SECONDS: i64 = 3;
+
+/// All that is seen of a TrainingJob.
+pub struct Observation {
+    /// For the decision.
+    pub observed: Observed,
+    /// Jobs by attempt.
+    jobs: Vec<(u32, Arc<Job>)>,
+    /// What the running pod tells.
+    pub progress: Option<Progress>,
+    /// The ModelVersion of the job's version name, whosever it is.
+    pub version: Option<Arc<ModelVersion>>,
+}
+
+impl Observation {
+    /// The Job of an attempt.
+    pub fn job_of(&self, attempt: u32) -> Option<&Job> {
+        self.jobs
+            .iter()
+            .find(|(n, _)| *n == attempt)
+            .map(|(_, job)| job.as_ref())
+    }
+}
+
+/// Looks at everything that the decision needs.
+pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation, Error> {
+    let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
+    let uid = job.uid().unwrap_or_default();
+    let is_ours = |labels: &std::collections::BTreeMap<String, String>| labels.get(LABEL_TRAINING_JOB) == Some(&name);
+
+    let mut jobs: Vec<(u32, Arc<Job>)> = context
+        .caches
+        .jobs
+        .list(&namespace, |j| {
+            is_ours(j.labels()) && is_controlled_by(&j.metadata, &uid)
+        })
+        .into_iter()
+        .filter_map(|j| Some((number(&j, LABEL_ATTEMPT)?, j)))
+        .collect();
+    jobs.sort_by_key(|(attempt, _)| *attempt);
+
+    let status = job.status.as_ref();
+    let told = status
+        .and_then(|s| s.attempt)
+        .and_then(|a| u32::try_from(a).ok())
+        .unwrap_or(0);
+    let ended = status.and_then(|s| ended(&s.conditions));
+    let cached = jobs.last().map_or(0, |(attempt, _)| *attempt);
+    // The status names an attempt that the cache does not show: it lags, or the Job was deleted. A finished job needs none.
+    if told > cached && ended.is_none() {
+        let api: Api<Job> = Api::namespaced(context.client.clone(), &namespace);
+        let live = within("get Job", api.get_opt(&training_attempt(&name, told))).await?;
+        if let Some(live) = live.filter(|j| is_controlled_by(&j.metadata, &uid)) {
+            jobs.push((told, Arc::new(live)));
+        }
+    }
+
+    let pods = context.caches.pods.list(&namespace, |p| is_ours(p.labels()));
+    let mut attempts = Vec::new();
+    for (attempt, child) in &jobs {
+        let child_uid = child.uid().unwrap_or_default();
+        let of_job: Vec<&Pod> = pods
+            .iter()
+            .map(Arc::as_ref)
+            .filter(|p| is_controlled_by(&p.metadata, &child_uid))
+            .collect();
+        attempts.push(AttemptView {
+            number: *attempt,
+            counted: number(child, LABEL_COUNTED_RESTARTS).unwrap_or(0),
+            created: child
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map_or_else(|| context.now(), |t| t.0),
+            suspended: child.spec.as_ref().and_then(|s| s.suspend) == Some(true),
+            state: state(child, &of_job, TRAINER),
+        });
+    }
+
+    let mut placement = None;
+    let mut progress = None;
+    if let (Some(view), Some((_, child))) = (attempts.last_mut(), jobs.last()) {
+        let child_uid = child.uid().unwrap_or_default();
+        let of_job = || pods.iter().filter(|p| is_controlled_by(&p.metadata, &child_uid));
+        match &mut view.state {
+            AttemptState::NoPod { refused }
+                if !view.suspended && context.now().duration_since(view.created).as_secs() >= POD_DUE_SECONDS =>
+            {
+                *refused = refused_creation(context, &namespace, &child_uid).await?;
+            }
+            AttemptState::Unscheduled => {
+                let class = &job.spec.trainer.accelerator.class;
+                if let Ok(settings) = context.settings.class(class) {
+                    let views: Vec<_> = of_job().map(|p| scheduling(p)).collect();
+                    placement = placement_problem(&context.caches, class, settings, &views);
+                }
+            }
+            AttemptState::Running => progress = scrape(context, view.number, of_job()).await,
+            _ => {}
+        }
+    }
+
+    let version = context.caches.model_versions.get(&namespace, &version_name(job));
+    let version_made = version.as_ref().is_some_and(|v| {
+        v.spec
+            .source
+            .as_ref()
+            .and_then(|s| s.training_job.as_ref())
+            .is_some_and(|s| s.uid == uid)
+    });
+    Ok(Observation {
+        observed: Observed {
+            last_attempt: attempts.last().map_or(0, |a| a.number).max(told),
+            attempts,
+            ended,
+            version_made,
+            placement,
+        },
+        jobs,
+        progress,
+        version,
+    })
+}
+
+/// A label's number.
+pub(crate) fn number(job: &Job, label: &str) -> Option<u32> {
+    job.labels().get(label)?.parse().ok()
+}
+
+/// How the job ended, as its status tells.
+fn ended(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]) -> Option<Ended> {
+    let is_true = |kind| find(conditions, kind).filter(|c| c.status == "True");
+    if is_true(types::COMPLETE).is_some() {
+        return Some(Ended::Complete);
+    }
+    is_true(types::FAILED).map(|c| Ended::Failed {
+        reason: c.reason.clone(),
+        message: c.message.clone(),
+    })
+}
+
+/// Why the API server refuses a Job's pods: only an event of the Job tells.
+pub(crate) async fn refused_creation(
+    context: &Context,
+    namespace: &str,
+    job_uid: &str,
+) -> Result<Option<String>, Error> {
+    let api: Api<Event> = Api::namespaced(context.client.clone(), namespace);
+    let of_job = ListParams::default()
+        .fields(&format!("involvedObject.uid={job_uid},reason=FailedCreate"))
+        .limit(20);
+    let events = within("list Events", api.list(&of_job)).await?;
+    let time = |event: &Event| {
+        event
+            .last_timestamp
+            .as_ref()
+            .map(|t| t.0)
+            .or(event.event_time.as_ref().map(|t| t.0))
+    };
+    Ok(events
+        .into_iter()
+        .max_by_key(time)
+        .and_then(|event| event.message)
+        .map(|message| without_pod_name(&message).to_owned()))
+}
+
+/// The message without the pod's name, which is another one with every try.
+fn without_pod_name(message: &str) -> &str {
+    message
+        .split_once("is forbidden: ")
+        .map_or(message, |(_, rest)| rest)
+        .trim()
+}
+
+/// What the running pod tells; nothing where it cannot be read, which is no error.
+async fn scrape<'a>(context: &Context, attempt: u32, pods: impl Iterator<Item = &'a Arc<Pod>>) -> Option<Progress> {
+    let ip: IpAddr = pods
+        .filter_map(|p| p.status.as_ref()?.pod_ip.as_ref()?.parse().ok())
+        .next()?;
+    let read = context
+        .scraper
+        .get_json::<Progress>(ip, INSIDE_PORT, PROGRESS_PATH)
+        .await;
+    context.metrics.scrape("progress", read.is_ok());
+    match read {
+        Ok(progress) => (progress.attempt == attempt).then_some(progress),
+        Err(error) => {
+            tracing::debug!(%error, "the pod's progress could not be read");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_reads_the_same_with_every_try() {
+        let quota = r#"Error creating: pods "intent-train-1-0-k7lpw" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1"#;
+        assert_eq!(
+            without_pod_name(quota),
+            "exceeded quota: gpus, requested: requests.nvidia.com/gpu=1"
+        );
+        assert_eq!(without_pod_name("Error creating: other"), "Error creating: other");
+    }
+}
