@@ -1,7 +1,7 @@
 //! The CRDs as files: what the derive makes, with the defaults and bounds that it cannot express.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::CustomResourceExt as _;
+use kube_core::CustomResourceExt as _;
 use serde_json::{Value, json};
 
 use crate::{InferenceService, ModelVersion, TrainingJob};

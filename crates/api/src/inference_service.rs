@@ -2,7 +2,7 @@
 
 use flywheel_contract::scalar::Device;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{CustomResource, KubeSchema};
+use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,8 @@ use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
     group = "flywheel.dev", version = "v1alpha1", kind = "InferenceService", namespaced,
     status = "InferenceServiceStatus", shortname = "infsvc", category = "flywheel",
     derive = "PartialEq",
+    crates(kube = "::kube_derive", kube_core = "::kube_core"),
+    attr = "x_kube(crates(kube_core = \"::kube_core\"))",
     doc = "Serves a ModelVersion on pods of an accelerator class, behind a Service of the same name.",
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63")
         .message("the name must be a DNS label that starts with a letter (lower case, at most 63 characters)")
@@ -27,6 +29,7 @@ use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; make a new InferenceService").field_path(".model"))]
 pub struct InferenceServiceSpec {
     /// Name of the model.

@@ -1,6 +1,6 @@
 //! Reading objects from YAML files without a cluster: what `kubectl apply` would refuse is refused here, too.
 
-use kube::core::Resource;
+use kube_core::Resource;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -3,7 +3,7 @@
 use flywheel_contract::scalar::{Digest, Metric};
 use flywheel_contract::trainer::ArtifactRef;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{CustomResource, KubeSchema};
+use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,8 @@ use crate::training_job::Gate;
     group = "flywheel.dev", version = "v1alpha1", kind = "ModelVersion", namespaced,
     status = "ModelVersionStatus", shortname = "mv", category = "flywheel",
     derive = "PartialEq",
+    crates(kube = "::kube_derive", kube_core = "::kube_core"),
+    attr = "x_kube(crates(kube_core = \"::kube_core\"))",
     doc = "One version of a model: an artifact by place and content. Made by a finished TrainingJob, or by hand for an artifact that exists.",
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63")
         .message("the name must be a DNS label that starts with a letter (lower case, at most 63 characters)")
@@ -30,6 +32,7 @@ use crate::training_job::Gate;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
 pub struct ModelVersionSpec {
     /// Name of the model.
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::KubeSchema;
+use kube_derive::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -179,6 +179,7 @@ pub enum TaintEffect {
 /// One more environment variable. Give `value` or `valueFrom`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("has(self.value) != has(self.valueFrom)").message("give either value or valueFrom"))]
 #[x_kube(validation = Rule::new("!self.name.startsWith('FLYWHEEL_')").message("names that start with FLYWHEEL_ are Flywheel's own").field_path(".name"))]
 pub struct EnvVar {
@@ -197,6 +198,7 @@ pub struct EnvVar {
 /// Where the value of an environment variable stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("has(self.secretKeyRef) != has(self.configMapKeyRef)").message("give either secretKeyRef or configMapKeyRef"))]
 pub struct EnvVarSource {
     /// Key of a Secret.
@@ -210,6 +212,7 @@ pub struct EnvVarSource {
 /// A volume of one of the kinds that reach nothing of the host. Exactly one kind is given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("(has(self.emptyDir) ? 1 : 0) + (has(self.configMap) ? 1 : 0) + (has(self.secret) ? 1 : 0) + (has(self.persistentVolumeClaim) ? 1 : 0) == 1").message("give exactly one of emptyDir, configMap, secret, persistentVolumeClaim"))]
 #[x_kube(validation = Rule::new("!self.name.startsWith('flywheel-')").message("names that start with flywheel- are Flywheel's own").field_path(".name"))]
 pub struct Volume {
@@ -263,6 +266,7 @@ pub struct ClaimVolume {
 /// Where a volume appears in the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("!['/etc/flywheel', '/var/lib/flywheel', '/opt/flywheel', '/dev', '/proc', '/sys'].exists(p, self.mountPath == p || self.mountPath.startsWith(p + '/'))").message("this path belongs to Flywheel or the system").field_path(".mountPath"))]
 pub struct VolumeMount {
     /// Name of a volume in `volumes`.
@@ -279,6 +283,7 @@ pub struct VolumeMount {
 /// A claim on a device (dynamic resource allocation). Give one of the two names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("has(self.resourceClaimName) != has(self.resourceClaimTemplateName)").message("give either resourceClaimName or resourceClaimTemplateName"))]
 pub struct ResourceClaim {
     /// Name within the pod.
@@ -297,6 +302,7 @@ pub struct ResourceClaim {
 /// Settings of the pods that Flywheel makes. Whatever stands here, the pods pass Pod Security `restricted`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("!has(self.labels) || self.labels.all(k, !k.startsWith('flywheel.dev/') && !k.startsWith('app.kubernetes.io/'))").message("labels under flywheel.dev/ and app.kubernetes.io/ are Flywheel's own").field_path(".labels"))]
 #[x_kube(validation = Rule::new("!has(self.annotations) || self.annotations.all(k, !k.startsWith('flywheel.dev/'))").message("annotations under flywheel.dev/ are Flywheel's own").field_path(".annotations"))]
 #[x_kube(validation = Rule::new("!has(self.priorityClassName) || !self.priorityClassName.startsWith('system-')").message("system- priority classes are not for workloads").field_path(".priorityClassName"))]

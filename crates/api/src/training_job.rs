@@ -4,7 +4,7 @@ use flywheel_contract::dataset::Dataset;
 use flywheel_contract::hyperparameters::{Hyperparameters, Model};
 use flywheel_contract::scalar::{Decimal, Metric, Task, Uri};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{CustomResource, KubeSchema};
+use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,8 @@ use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
     group = "flywheel.dev", version = "v1alpha1", kind = "TrainingJob", namespaced,
     status = "TrainingJobStatus", shortname = "tj", category = "flywheel",
     derive = "PartialEq",
+    crates(kube = "::kube_derive", kube_core = "::kube_core"),
+    attr = "x_kube(crates(kube_core = \"::kube_core\"))",
     doc = "Trains a model and leaves a ModelVersion behind.",
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63")
         .message("the name must be a DNS label that starts with a letter (lower case, at most 63 characters)")
@@ -28,6 +30,7 @@ use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; apply a new TrainingJob").field_path(".model"))]
 #[x_kube(validation = Rule::new("self.dataset == oldSelf.dataset").message("dataset cannot be changed; apply a new TrainingJob").field_path(".dataset"))]
 #[x_kube(validation = Rule::new("self.hyperparameters == oldSelf.hyperparameters").message("hyperparameters cannot be changed; apply a new TrainingJob").field_path(".hyperparameters"))]

@@ -162,7 +162,8 @@ mod tests {
     #[test]
     fn what_a_manifest_may_not_say() {
         assert_eq!(manifest().check(), Ok(()));
-        let bad: [(&str, fn(&mut Manifest)); 7] = [
+        type Change = fn(&mut Manifest);
+        let bad: [(&str, Change); 7] = [
             ("schemaVersion", |m| m.schema_version = 99),
             ("two labels", |m| m.labels.truncate(1)),
             ("called", |m| m.files[0].name = "../etc/passwd".to_owned()),

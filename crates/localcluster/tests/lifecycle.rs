@@ -364,6 +364,10 @@ fn cut_and_heal() {
     cluster.heal("t4-1").unwrap();
     eventually("healed", Duration::from_secs(30), || reaches(&cluster, "near", &far));
 
+    let lease = ["get", "lease", "t4-1", "-n", "kube-node-lease"];
+    eventually("the node's first lease", Duration::from_secs(60), || {
+        cluster.kubectl().run(lease).is_ok()
+    });
     // Without the API server a node's pods still reach the others: exec goes from the API server to the kubelet, and
     // its answers come from another port than the one that is dropped.
     cluster.cut_api("t4-1").unwrap();

@@ -1,0 +1,140 @@
+# The only entry: people and CI call the same targets. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# `ci` builds quickly and is for tests and test images; `release` is for released images and benchmarks.
+PROFILE ?= ci
+export FLYWHEEL_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/flywheel
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+# Name of the local cluster, and its size beside one system node.
+export FLYWHEEL_CLUSTER ?= default
+A100 ?= 1
+T4 ?= 1
+KWOK ?= 0
+
+BIN := $(CARGO_TARGET_DIR)/$(PROFILE)
+TORCH := $(FLYWHEEL_CACHE)/libtorch-2.13.0-cpu
+PYTHON := $(FLYWHEEL_CACHE)/python
+EXAMPLE_PYTHON := $(FLYWHEEL_CACHE)/example-python
+EXAMPLE := $(FLYWHEEL_CACHE)/example
+IMAGES := $(FLYWHEEL_CACHE)/images/$(PROFILE)
+LOCALCLUSTER := $(BIN)/flywheel-localcluster
+CARGO := cargo
+# What links libtorch finds it by these, at build and at run time.
+WITH_TORCH := LIBTORCH=$(TORCH) LD_LIBRARY_PATH=$(TORCH)/lib
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: quickstart
+quickstart: ## Everything once: cluster, chart, a training, a service, answers
+	@scripts/quickstart.sh
+
+# --- what the machine needs -------------------------------------------------------------------------------------------
+.PHONY: packages
+packages:
+	@scripts/packages.sh
+
+$(TORCH)/build-version: scripts/setup-libtorch.sh | packages
+	@scripts/setup-libtorch.sh >/dev/null
+	@touch $@
+
+# transformers and its torch, for parity tests and benchmarks.
+$(PYTHON)/.ready: tests/python/requirements.txt | packages
+	@echo "python: installing transformers and torch (about 3 GB, once)" >&2
+	@python3 -m venv $(PYTHON) && $(PYTHON)/bin/pip install -q --disable-pip-version-check -r $< && touch $@
+
+$(EXAMPLE_PYTHON)/.ready: examples/intent/requirements.txt | packages
+	@python3 -m venv $(EXAMPLE_PYTHON) && $(EXAMPLE_PYTHON)/bin/pip install -q --disable-pip-version-check -r $< && touch $@
+
+.PHONY: setup
+setup: $(TORCH)/build-version $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready programs ## Download and build all that tests need
+
+.PHONY: programs
+programs: localcluster ## Kubernetes, etcd, containerd, CoreDNS, MinIO, helm: built once, 11 minutes on two cores
+	@$(LOCALCLUSTER) programs --install-packages >/dev/null
+
+# --- our own programs -------------------------------------------------------------------------------------------------
+.PHONY: localcluster
+localcluster:
+	@$(CARGO) build -q --profile $(PROFILE) -p flywheel-localcluster
+
+.PHONY: build
+build: $(TORCH)/build-version ## Operator, trainer, server, localcluster
+	@# The whole workspace, as the tests do: one set of features, so that dependencies are built once.
+	@$(WITH_TORCH) $(CARGO) build --profile $(PROFILE) --workspace --bins
+
+.PHONY: images
+images: build ## Container images as OCI archives
+	@$(LOCALCLUSTER) images --operator $(BIN)/flywheel-operator --trainer $(BIN)/flywheel-trainer --server $(BIN)/flywheel-server \
+	  --libtorch $(TORCH) --out $(IMAGES)
+
+.PHONY: push
+push: images ## Push the images to REGISTRY=... (needs skopeo)
+	@: $${REGISTRY:?say where: make push REGISTRY=registry.example.com/team}
+	@command -v skopeo >/dev/null || { echo "push: skopeo is missing (apt-get install skopeo)" >&2; exit 1; }
+	@for image in operator trainer server; do \
+	  skopeo copy oci-archive:$(IMAGES)/$$image.tar docker://$$REGISTRY/flywheel-$$image:$${TAG:-dev}; done
+
+.PHONY: crds
+crds: ## Write crds/, the chart's copies and docs/api.md from crates/api
+	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin crdgen crds
+	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin crdgen charts/flywheel/crds
+	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin apidocs docs/api.md
+
+# --- the local cluster ------------------------------------------------------------------------------------------------
+.PHONY: cluster
+cluster: programs ## Start the local cluster (A100=1 T4=1 KWOK=0 nodes); with CLUSTER=current use your own
+	@$(LOCALCLUSTER) up --a100 $(A100) --t4 $(T4) --kwok $(KWOK)
+
+.PHONY: cluster-down
+cluster-down: localcluster ## End it and leave nothing behind
+	@$(LOCALCLUSTER) down
+
+.PHONY: install
+install: images ## Load the images and install or upgrade the chart
+	@$(LOCALCLUSTER) load-image $(IMAGES)/*.tar
+	@$(LOCALCLUSTER) kubectl apply --server-side --force-conflicts --field-manager=helm -f crds >/dev/null
+	@$(LOCALCLUSTER) helm upgrade --install flywheel charts/flywheel --namespace flywheel-system --create-namespace \
+	  --values examples/local-cluster-values.yaml --wait --timeout 2m >/dev/null
+
+.PHONY: example-data
+example-data: $(EXAMPLE_PYTHON)/.ready ## The example's data and encoder, into the cluster's object store
+	@eval "$$($(LOCALCLUSTER) env)"; $(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE) --bucket flywheel
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+.PHONY: lint
+lint: $(TORCH)/build-version ## Formatting, clippy with warnings denied, generated files
+	@$(CARGO) fmt --all --check
+	@$(WITH_TORCH) $(CARGO) clippy -q --profile $(PROFILE) --workspace --all-targets -- -D warnings
+	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin crdgen -- --check crds
+	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin crdgen -- --check charts/flywheel/crds
+	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin apidocs -- --check docs/api.md
+
+.PHONY: deny
+deny: ## Licences and sources of dependencies (needs cargo-deny)
+	@$(CARGO) deny check bans licenses sources
+
+.PHONY: test
+test: ## What CI runs
+	@scripts/test.sh
+
+.PHONY: test-all
+test-all: ## And what takes longer: the whole life of local clusters, the oldest API server
+	@ALL=1 scripts/test.sh
+
+.PHONY: bench-spine
+bench-spine: PROFILE := release
+bench-spine: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Accuracy, latencies, weight (ONLY= SEEDS= DATA= MINUTES=)
+	@$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE)
+	@if [[ ",$${ONLY:-accuracy,latency,operator}," == *,latency,* || ",$${ONLY:-accuracy,latency,operator}," == *,operator,* ]]; then \
+	  eval "$$($(LOCALCLUSTER) env)"; export KUBECONFIG; fi; \
+	KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" OPERATOR=$(BIN)/flywheel-operator TRAINER=$(BIN)/flywheel-trainer \
+	ENCODER=$(EXAMPLE)/minilm-l6 FLYWHEEL_PYTHON=$(PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/spine.py
+
+.PHONY: fmt
+fmt:
+	@$(CARGO) fmt --all

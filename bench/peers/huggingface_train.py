@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Peer of `make bench-spine`: the same fine-tuning with Hugging Face transformers' Trainer, as its documentation sets it up.
+
+Reads the three CSV files that the benchmark wrote for both sides (text,label), so that both learn from the same rows.
+Prints one JSON line: {"accuracy", "macroF1", "seconds", "cpuSeconds"}.
+"""
+import argparse
+import csv
+import json
+import resource
+import time
+
+import numpy
+import torch
+from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments,
+                          set_seed)
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return [(r["text"], r["label"]) for r in csv.DictReader(file)]
+
+
+class Encoded(torch.utils.data.Dataset):
+    def __init__(self, tokenizer, data, labels, max_length):
+        self.encodings = tokenizer([t for t, _ in data], truncation=True, max_length=max_length)
+        self.labels = [labels[l] for _, l in data]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return {**{k: v[i] for k, v in self.encodings.items()}, "labels": self.labels[i]}
+
+
+def macro_f1(truth, answer, classes):
+    scores = []
+    for c in range(classes):
+        hit = ((answer == c) & (truth == c)).sum()
+        total = (answer == c).sum() + (truth == c).sum()
+        scores.append(2 * hit / total if total else 0.0)
+    return float(numpy.mean(scores))
+
+
+def main():
+    p = argparse.ArgumentParser()
+    for name in ("train", "validation", "test", "model", "out"):
+        p.add_argument(f"--{name}", required=True)
+    p.add_argument("--epochs", type=int, required=True)
+    p.add_argument("--batch-size", type=int, required=True)
+    p.add_argument("--learning-rate", type=float, required=True)
+    p.add_argument("--weight-decay", type=float, required=True)
+    p.add_argument("--warmup-ratio", type=float, required=True)
+    p.add_argument("--max-length", type=int, required=True)
+    p.add_argument("--seed", type=int, required=True)
+    p.add_argument("--threads", type=int, required=True)
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    set_seed(a.seed)
+    train, validation, test = rows(a.train), rows(a.validation), rows(a.test)
+    labels = {l: i for i, l in enumerate(sorted({l for _, l in train}))}
+    tokenizer = AutoTokenizer.from_pretrained(a.model)
+    model = AutoModelForSequenceClassification.from_pretrained(a.model, num_labels=len(labels))
+    sets = [Encoded(tokenizer, s, labels, a.max_length) for s in (train, validation, test)]
+    steps = -(-len(train) // a.batch_size) * a.epochs
+    arguments = TrainingArguments(
+        output_dir=a.out, num_train_epochs=a.epochs, per_device_train_batch_size=a.batch_size, per_device_eval_batch_size=64,
+        learning_rate=a.learning_rate, weight_decay=a.weight_decay, warmup_steps=round(a.warmup_ratio * steps), seed=a.seed,
+        eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="accuracy",
+        report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model=model, args=arguments, train_dataset=sets[0], eval_dataset=sets[1],
+                      data_collator=DataCollatorWithPadding(tokenizer),
+                      compute_metrics=lambda e: {"accuracy": float((e.predictions.argmax(-1) == e.label_ids).mean())})
+    start = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - start
+    out = trainer.predict(sets[2])
+    answer = out.predictions.argmax(-1)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({"accuracy": float((answer == out.label_ids).mean()), "macroF1": macro_f1(out.label_ids, answer, len(labels)),
+                      "seconds": seconds, "cpuSeconds": usage.ru_utime + usage.ru_stime}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# `make test`: every stage in turn, with its time; the sum of the test runner's results last.
+# A stage that cannot run fails. ALL=1 adds what takes longer (`make test-all`).
+set -uo pipefail
+cd "$(dirname "$0")/.."
+[ "$(id -u)" = 0 ] || { echo "test: the local cluster needs root: run \`sudo -E make test\`" >&2; exit 1; }
+log=$(mktemp -d "${TMPDIR:-/tmp}/flywheel-test.XXXXXX")
+export FLYWHEEL_CLUSTER=test-$$
+table=() failed=() begin=$SECONDS
+
+stage() { # name, command…: runs it, keeps its output for the sum, notes time and outcome
+  local name=$1 start=$SECONDS code=0; shift
+  printf '\n=== %s\n' "$name"
+  "$@" 2>&1 | tee "$log/${#table[@]}.log" || code=$?
+  table+=("$(printf '%-44s %5d s   %s' "$name" $((SECONDS - start)) "$([ $code = 0 ] && echo ok || echo FAILED)")")
+  [ $code = 0 ] || failed+=("$name")
+  return $code
+}
+finish() {
+  make cluster-down >/dev/null 2>&1
+  printf '\n=== time per stage (%d s in all)\n' $((SECONDS - begin))
+  printf '%s\n' "${table[@]}"
+  [ ${#failed[@]} = 0 ] || printf 'FAILED: %s\n' "${failed[@]}"
+  # The runner's closing lines, added up.
+  cat "$log"/*.log | awk '/^test result: /{p+=$4; f+=$6; i+=$8} END{printf "\n%d passed, %d failed, %d skipped\n", p, f, i}'
+  rm -rf "$log"
+  [ ${#failed[@]} = 0 ]; exit
+}
+trap finish EXIT
+
+torch=${FLYWHEEL_CACHE:?run it through make}/libtorch-2.13.0-cpu
+test_with() { # cargo test with all that tests look for in the environment
+  env LIBTORCH="$torch" LD_LIBRARY_PATH="$torch/lib" FLYWHEEL_PYTHON="$FLYWHEEL_CACHE/python/bin/python" \
+    cargo test --profile ci --locked --no-fail-fast "$@"
+}
+bin=${CARGO_TARGET_DIR:?run it through make}/ci
+
+stage "setup: packages, libtorch, python, programs" make setup || exit 1
+stage "lint: fmt, clippy, generated files" make lint
+stage "build: programs and images" make images || exit 1
+stage "cluster: three nodes" make cluster || exit 1
+eval "$("$bin/flywheel-localcluster" env)"
+# One selection of packages for all, so that dependencies are built with one set of features.
+stage "unit, property, golden, fake server" test_with --workspace --lib --bins || true
+stage "trainer, server, store, data, learn" test_with --workspace --test training --test bad_input --test requests --test program \
+  --test store --test minio --test sets --test artifact --test parity || true
+stage "rules, CRDs, chart on a real API server" test_with --workspace --test house --test crds --test chart --test control_plane || true
+stage "install: images, chart" make install || exit 1
+stage "example data" make example-data || exit 1
+stage "end to end with real pods" test_with --workspace --test end_to_end -- --nocapture || true
+[ -z "${ALL:-}" ] || stage "life of local clusters" test_with --workspace --test lifecycle || true

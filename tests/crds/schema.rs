@@ -1,0 +1,230 @@
+//! Places in a CRD's schema that restrict an object, and the CRD without one of them.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::plane::with;
+
+/// What restricts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keyword {
+    /// A bound, pattern or enum by its word.
+    Plain(&'static str),
+    /// A name in `required`.
+    Required(String),
+    /// A CEL rule by its place in the list.
+    Rule(usize),
+}
+
+impl Keyword {
+    /// The schema's word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Plain(word) => word,
+            Self::Required(_) => "required",
+            Self::Rule(_) => RULES,
+        }
+    }
+}
+
+const RULES: &str = "x-kubernetes-validations";
+const PLAIN: [&str; 10] = [
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "pattern",
+    "enum",
+];
+
+/// One restriction.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub kind: String,
+    /// JSON pointer of the node in the schema.
+    pub schema: String,
+    pub keyword: Keyword,
+    /// A good object that has a value there, by its place in the list, and the value's JSON pointer.
+    pub base: usize,
+    pub instance: String,
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {:?}", self.kind, self.instance, self.keyword)
+    }
+}
+
+/// A CRD.
+pub struct Crd {
+    pub object: Value,
+}
+
+/// The good objects of a kind, each with a full status, those that say most first.
+pub fn bases(crd: &Crd, good: &[Value]) -> Vec<Value> {
+    let mut all: Vec<Value> = good
+        .iter()
+        .filter(|o| o["kind"] == crd.kind())
+        .map(|o| with(o, "/status", full_status(crd.kind())))
+        .collect();
+    all.sort_by_key(|o| std::cmp::Reverse(o.to_string().len()));
+    all
+}
+
+fn full_status(kind: &str) -> Value {
+    let condition = json!([{"type": "Ready", "status": "True", "reason": "AsExpected", "message": "m", "observedGeneration": 1,
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    match kind {
+        "TrainingJob" => {
+            json!({"observedGeneration": 1, "state": "Running", "conditions": condition, "nodes": "1/1", "attempt": 1,
+            "restarts": 0, "progress": {"step": "1/2", "loss": "0.3", "phase": "Training", "etaSeconds": 3},
+            "result": {"modelVersion": "v", "metrics": [{"name": "test/accuracy", "value": "0.9"}]}, "device": "Cpu"})
+        }
+        "ModelVersion" => json!({"observedGeneration": 1, "state": "Verified", "conditions": condition,
+            "metric": "test/accuracy 0.93", "served": "True", "services": ["intent"]}),
+        _ => {
+            json!({"observedGeneration": 1, "state": "Ready", "conditions": condition, "url": "http://i", "modelVersion": "v",
+            "replicas": 1, "pods": "1/1", "selector": "a=b", "device": "Cuda"})
+        }
+    }
+}
+
+impl Crd {
+    pub fn new(object: Value) -> Self {
+        Self { object }
+    }
+
+    pub fn kind(&self) -> &str {
+        self.object["spec"]["names"]["kind"].as_str().unwrap()
+    }
+
+    pub fn schema(&self) -> &Value {
+        &self.object["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    }
+
+    /// Every restriction of spec and status, each with a good value that it is about. One that no good object reaches ends
+    /// the test.
+    pub fn sites(&self, bases: &[Value]) -> Vec<Site> {
+        let mut sites = vec![];
+        self.walk(&mut |pointer, node| {
+            let mut keywords: Vec<Keyword> = PLAIN
+                .into_iter()
+                .filter(|word| node.get(*word).is_some_and(|v| !v.is_object()))
+                .map(Keyword::Plain)
+                .collect();
+            let names = node["required"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|n| n.as_str().unwrap().to_owned());
+            keywords.extend(names.map(Keyword::Required));
+            keywords.extend((0..node[RULES].as_array().map_or(0, Vec::len)).map(Keyword::Rule));
+            for keyword in keywords {
+                let kind = self.kind().to_owned();
+                let found = bases
+                    .iter()
+                    .enumerate()
+                    .find_map(|(i, base)| Some((i, self.find(base, pointer)?)));
+                let (base, instance) =
+                    found.unwrap_or_else(|| panic!("{kind}: no good object has a value for {pointer} ({keyword:?})"));
+                // The root's only properties of its own are those of every Kubernetes object.
+                sites.push(Site {
+                    kind,
+                    schema: pointer.to_owned(),
+                    keyword,
+                    base,
+                    instance,
+                });
+            }
+        });
+        sites
+    }
+
+    /// Every node of the schema with its JSON pointer.
+    pub fn walk(&self, visit: &mut dyn FnMut(&str, &Value)) {
+        fn go(node: &Value, pointer: &str, visit: &mut dyn FnMut(&str, &Value)) {
+            visit(pointer, node);
+            for (name, inner) in node["properties"].as_object().into_iter().flatten() {
+                go(inner, &format!("{pointer}/properties/{name}"), visit);
+            }
+            for key in ["items", "additionalProperties"] {
+                if node[key].is_object() {
+                    go(&node[key], &format!("{pointer}/{key}"), visit);
+                }
+            }
+        }
+        go(self.schema(), "", visit);
+    }
+
+    /// JSON pointer of a value that the schema's node at `pointer` is about.
+    pub fn find(&self, object: &Value, pointer: &str) -> Option<String> {
+        fn go(value: &Value, parts: &[&str], at: String) -> Option<String> {
+            match parts {
+                [] => Some(at),
+                ["properties", name, rest @ ..] => go(value.get(name)?, rest, format!("{at}/{name}")),
+                ["items", rest @ ..] => value
+                    .as_array()?
+                    .iter()
+                    .enumerate()
+                    .find_map(|(i, item)| go(item, rest, format!("{at}/{i}"))),
+                ["additionalProperties", rest @ ..] => value
+                    .as_object()?
+                    .iter()
+                    .find_map(|(key, item)| go(item, rest, format!("{at}/{}", key.replace('/', "~1")))),
+                _ => None,
+            }
+        }
+        let parts: Vec<&str> = pointer.split('/').skip(1).collect();
+        go(object, &parts, String::new())
+    }
+
+    /// The node of a site.
+    pub fn node(&self, site: &Site) -> &Value {
+        self.schema().pointer(&site.schema).unwrap()
+    }
+
+    /// The CRD under another group, without the site's restriction.
+    pub fn mutant(&self, site: &Site, group: &str) -> Value {
+        let names = &self.object["spec"]["names"];
+        let plural = names["plural"].as_str().unwrap();
+        let mut version = self.object["spec"]["versions"][0].clone();
+        version.as_object_mut().unwrap().remove("additionalPrinterColumns");
+        let schema = version.pointer_mut("/schema/openAPIV3Schema").unwrap();
+        let node = schema.pointer_mut(&site.schema).unwrap().as_object_mut().unwrap();
+        match &site.keyword {
+            Keyword::Plain(word) => drop(node.remove(*word).unwrap()),
+            Keyword::Required(name) => node["required"].as_array_mut().unwrap().retain(|n| n != name),
+            Keyword::Rule(i) => drop(node[RULES].as_array_mut().unwrap().remove(*i)),
+        }
+        if node
+            .get("required")
+            .is_some_and(|r| r.as_array().is_some_and(Vec::is_empty))
+        {
+            node.remove("required");
+        }
+        forget_descriptions(schema);
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{plural}.{group}")},
+            "spec": {"group": group, "scope": "Namespaced", "versions": [version],
+                "names": {"kind": names["kind"], "plural": plural, "singular": names["singular"]}}})
+    }
+}
+
+/// Descriptions cost the API server time and are no restriction.
+fn forget_descriptions(node: &mut Value) {
+    match node {
+        Value::Object(map) => {
+            if map.get("description").is_some_and(Value::is_string) {
+                map.remove("description");
+            }
+            map.values_mut().for_each(forget_descriptions);
+        }
+        Value::Array(list) => list.iter_mut().for_each(forget_descriptions),
+        _ => {}
+    }
+}
