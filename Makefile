@@ -48,7 +48,7 @@ $(PYTHON)/.ready: tests/python/requirements.txt | packages
 	@python3 -m venv $(PYTHON) && $(PYTHON)/bin/pip install -q --disable-pip-version-check -r $< && touch $@
 
 $(EXAMPLE_PYTHON)/.ready: examples/intent/requirements.txt | packages
-	@python3 -m venv $(EXAMPLE_PYTHON) && $(EXAMPLE_PYTHON)/bin/pip install -q --disable-pip-version-check -r $< && touch $@
+	@python3 -m venv $(EXAMPLE_PYTHON) && $(EXAMPLE_PYTHON)/bin/pip install -q --disable-pip-version-check --no-deps -r $< && touch $@
 
 .PHONY: setup
 setup: $(TORCH)/build-version $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready programs ## Download and build all that tests need
