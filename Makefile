@@ -13,6 +13,8 @@ export FLYWHEEL_CLUSTER ?= default
 A100 ?= 1
 T4 ?= 1
 KWOK ?= 0
+# Values of the chart; with CLUSTER=current give your own, with the registry of `make push`.
+VALUES ?= examples/local-cluster-values.yaml
 
 BIN := $(CARGO_TARGET_DIR)/$(PROFILE)
 TORCH := $(FLYWHEEL_CACHE)/libtorch-2.13.0-cpu
@@ -95,11 +97,11 @@ cluster-down: localcluster ## End it and leave nothing behind
 	@$(LOCALCLUSTER) down
 
 .PHONY: install
-install: images ## Load the images and install or upgrade the chart
-	@$(LOCALCLUSTER) load-image $(IMAGES)/*.tar
+install: images ## Load the images and install or upgrade the chart (VALUES=)
+	@[ "$${CLUSTER:-}" = current ] || $(LOCALCLUSTER) load-image $(IMAGES)/*.tar
 	@$(LOCALCLUSTER) kubectl apply --server-side --force-conflicts --field-manager=helm -f crds >/dev/null
 	@$(LOCALCLUSTER) helm upgrade --install flywheel charts/flywheel --namespace flywheel-system --create-namespace \
-	  --values examples/local-cluster-values.yaml --wait --timeout 2m >/dev/null
+	  --values $(VALUES) --wait --timeout 2m >/dev/null
 
 .PHONY: example-data
 example-data: $(EXAMPLE_PYTHON)/.ready ## The example's data and encoder, into the cluster's object store

@@ -54,11 +54,10 @@ kubectl get infsvc -n intent
 step "questions"
 address=$(kubectl get service intent -n intent -o jsonpath='{.spec.clusterIP}')
 port=$(kubectl get service intent -n intent -o jsonpath='{.spec.ports[0].port}')
-pod=$(kubectl get pods -n intent -l flywheel.dev/inference-service=intent -o jsonpath='{.items[0].status.podIP}')
 for text in "could you dim the lamp in the study a little" "how much longer on the egg timer" "play the last song once more" \
   "make it two degrees warmer upstairs" "is the back door closed"; do
-  # From a node's network, as a pod would; without one (CLUSTER=current) through the API server's port-forward.
-  answer=$(curl -sS -m 5 -w '\n%{time_total}' -H 'content-type: application/json' -d "{\"text\": \"$text\"}" "http://$pod:8080/predict")
+  # The machine reaches the cluster's Services, as pods do.
+  answer=$(curl -sS -m 5 -w '\n%{time_total}' -H 'content-type: application/json' -d "{\"text\": \"$text\"}" "http://$address:$port/predict")
   printf '  %-46s %-26s p=%.2f  %4.0f ms\n' "$text" "$(sed -n 's/.*"label":"\([^"]*\)".*/\1/p' <<<"$answer")" \
     "$(sed -n 's/.*"probability":\([0-9.e-]*\).*/\1/p' <<<"$answer")" "$(awk 'END{print $1*1000}' <<<"$answer")"
 done

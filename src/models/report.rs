@@ -2,7 +2,7 @@
 
 use flywheel_api::ModelVersion;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
-use flywheel_api::model_version::ModelVersionStatus;
+use flywheel_api::model_version::{ModelVersionSpec, ModelVersionStatus};
 use flywheel_contract::failure::FailureReason;
 use flywheel_policy::models::promote::Verdict;
 use flywheel_policy::models::{Decision, Verification};
@@ -40,13 +40,7 @@ pub async fn report(
             version.metadata.generation,
             context.now(),
         ),
-        metric: version.spec.metrics.iter().flatten().next().map(|m| {
-            let value = m
-                .value
-                .value()
-                .map_or_else(|| m.value.to_string(), |v| format!("{v:.2}"));
-            format!("{} {value}", m.name)
-        }),
+        metric: shown_metric(&version.spec),
         served: Some(if served { "True" } else { "False" }.to_owned()),
         services: observation.services.clone(),
     };
@@ -159,4 +153,19 @@ fn desired(verification: &Verification, verdict: &Verdict, services: &[String]) 
         Verification::Verified { message } => summary(Standing::Ready, reasons::VERIFIED, message),
     });
     all
+}
+
+/// The metric of the column: that of the first gate, else the accuracy on the test set, else the first there is.
+fn shown_metric(spec: &ModelVersionSpec) -> Option<String> {
+    let metrics = spec.metrics.as_deref().unwrap_or_default();
+    let gate = spec.gates.iter().flatten().map(|g| g.metric.as_str()).next();
+    let shown = metrics
+        .iter()
+        .find(|m| m.name == gate.unwrap_or("test/accuracy"))
+        .or(metrics.first())?;
+    let value = shown
+        .value
+        .value()
+        .map_or_else(|| shown.value.to_string(), |v| format!("{v:.2}"));
+    Some(format!("{} {value}", shown.name))
 }

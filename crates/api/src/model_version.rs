@@ -27,7 +27,7 @@ use crate::training_job::Gate;
     printcolumn(name = "Model", type_ = "string", json_path = ".spec.model"),
     printcolumn(name = "Version", type_ = "integer", json_path = ".spec.version"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state", description = "Verified, and whether its gates hold"),
-    printcolumn(name = "Metric", type_ = "string", json_path = ".status.metric", description = "The first metric"),
+    printcolumn(name = "Metric", type_ = "string", json_path = ".status.metric", description = "The metric of the first gate, else test/accuracy"),
     printcolumn(name = "Served", type_ = "string", json_path = ".status.served", description = "Whether an InferenceService serves it"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -108,7 +108,7 @@ pub struct ModelVersionStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// The first metric with two digits, such as `test/accuracy 0.93`.
+    /// The metric of the first gate (else test/accuracy) with two digits, such as `test/accuracy 0.93`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<String>,
     /// `True` or `False`, for the column.

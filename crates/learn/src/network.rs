@@ -336,7 +336,6 @@ impl SequenceClassifier {
     ) -> Result<(Self, Vec<String>)> {
         let plan = plan(config, classes as i64);
         let sources = sources(&plan, file, config.architecture.prefix(), taking)?;
-        tch::manual_seed(seed);
         let mut parameters = Parameters::new();
         let mut made = Vec::new();
         for (tensor, source) in plan.into_iter().zip(sources) {
@@ -344,7 +343,7 @@ impl SequenceClassifier {
                 Some(name) => file.read(&name, device)?,
                 None => {
                     made.push(tensor.name.clone());
-                    fresh(&tensor, config, device)?
+                    fresh(&tensor, config, seed, device)?
                 }
             };
             parameters.insert(tensor.name, value);
@@ -357,10 +356,9 @@ impl SequenceClassifier {
     /// # Errors
     /// [`Error::Torch`], [`Error::OutOfMemory`].
     pub fn random(config: &EncoderConfig, classes: usize, dropout: f64, seed: i64, device: Device) -> Result<Self> {
-        tch::manual_seed(seed);
         let mut parameters = Parameters::new();
         for tensor in plan(config, classes as i64) {
-            let value = fresh(&tensor, config, device)?;
+            let value = fresh(&tensor, config, seed, device)?;
             parameters.insert(tensor.name, value);
         }
         Self::assemble(config.clone(), parameters, dropout, device)
@@ -556,16 +554,51 @@ impl SequenceClassifier {
     }
 }
 
-/// A tensor that no file gives. Made on the CPU, so that a seed means the same on every device.
-fn fresh(tensor: &Planned, config: &EncoderConfig, device: Device) -> Result<Tensor> {
+/// A tensor that no file gives. Made on the CPU, so that a seed means the same on every device, and from a generator of
+/// its own: libtorch's is shared by all threads of the process.
+fn fresh(tensor: &Planned, config: &EncoderConfig, seed: i64, device: Device) -> Result<Tensor> {
     let options = (Kind::Float, Device::Cpu);
     let shape = tensor.shape.as_slice();
     let value = match tensor.initial {
-        Initial::Normal => Tensor::f_randn(shape, options)?.f_mul_scalar(config.initializer_range)?,
+        Initial::Normal => {
+            let count = usize::try_from(shape.iter().product::<i64>()).unwrap_or(0);
+            let numbers = normal(seed, &tensor.name, count, config.initializer_range);
+            Tensor::f_from_slice(&numbers)?.f_reshape(shape)?
+        }
         Initial::Zeros => Tensor::f_zeros(shape, options)?,
         Initial::Ones => Tensor::f_ones(shape, options)?,
     };
     Ok(value.f_to_device(device)?)
+}
+
+/// `count` normal numbers of this deviation, fixed by seed and name: SplitMix64 (Steele, Lea, Flood, 2014), begun at an
+/// FNV-1a hash of the name, through the Box-Muller transform.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "53 random bits fit a double exactly; weights are single precision"
+)]
+fn normal(seed: i64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
+    let mut state = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64 ^ seed.cast_unsigned(), |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    let mut uniform = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        // In (0, 1]: the logarithm below must stay finite.
+        ((z >> 11) + 1) as f64 / (1_u64 << 53) as f64
+    };
+    (0..count)
+        .map(|_| {
+            let (radius, angle) = (uniform(), uniform());
+            ((-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos() * deviation) as f32
+        })
+        .collect()
 }
 
 /// The rows of a [B, C] tensor as plain numbers.

@@ -89,7 +89,7 @@ impl Observer<Evaluation> for Seen {
 #[test]
 fn a_separable_set_is_learned() {
     let _turn = turn();
-    let task = tiny(1, 0.1);
+    let task = tiny(2, 0.1);
     let mut seen = Seen::default();
     let outcome = fit(&task, &separable(90, 0), &separable(30, 0), &settings(), &mut seen).unwrap();
     let (first, last) = (seen.epochs[0].1, seen.epochs[4].1);

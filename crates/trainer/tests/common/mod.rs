@@ -102,6 +102,7 @@ impl World {
             .args(["--scratch", &self.dir.path().display().to_string()])
             .args(["--storage-timeout", "2"])
             .env_remove("AWS_ACCESS_KEY_ID")
+            .env_remove("AWS_SECRET_ACCESS_KEY")
             .env_remove("RUST_LOG")
             .stdin(Stdio::null());
         command
