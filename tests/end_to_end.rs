@@ -298,11 +298,25 @@ fn the_examples_train_a_model_and_serve_it() {
         "{one}"
     );
 
-    // Through the Service's name, from another namespace, as clients do.
-    let client = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "client", "namespace": "object-store"}, "spec": {
-        "restartPolicy": "Never", "containers": [{"name": "client", "image": "localhost/flywheel-pause:dev", "imagePullPolicy": "Never",
-            "command": ["/bin/busybox", "wget", "-q", "-O-", "--header", "content-type: application/json", "--post-data", "{\"text\": \"lights on\"}",
-                "http://intent.intent.svc.cluster.local/predict"]}]}});
+    // Through the Service's name, from another namespace, as clients do. (busybox's wget sends two content types.)
+    let body = "{\"text\": \"lights on\"}";
+    let request = format!(
+        "POST /predict HTTP/1.1\\r\\nHost: intent\\r\\nContent-Type: application/json\\r\\nContent-Length: {}\\r\\nConnection: close\\r\\n\\r\\n{}",
+        body.len(),
+        body.replace('"', "\\\"")
+    );
+    let client = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "client", "namespace": "object-store"},
+        "spec": {
+            // A node may learn of the Service's new pod a second after the service is Ready.
+            "restartPolicy": "OnFailure",
+            "containers": [{
+                "name": "client", "image": "localhost/flywheel-pause:dev", "imagePullPolicy": "Never",
+                "command": ["/bin/busybox", "sh", "-c",
+                    format!("(printf \"{request}\"; /bin/busybox sleep 3) | /bin/busybox timeout 10 /bin/busybox nc intent.intent.svc.cluster.local 80")]
+            }]
+        }
+    });
     let _ = kubectl(&["delete", "pod", "-n", "object-store", "client", "--ignore-not-found"]);
     apply(&client);
     wait(
