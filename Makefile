@@ -5,7 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 # `ci` builds quickly and is for tests and test images; `release` is for released images and benchmarks.
-PROFILE ?= ci
+export PROFILE ?= ci
 export FLYWHEEL_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/flywheel
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # Name of the local cluster, and its size beside one system node.
@@ -16,13 +16,14 @@ KWOK ?= 0
 # Values of the chart; with CLUSTER=current give your own, with the registry of `make push`.
 VALUES ?= examples/local-cluster-values.yaml
 
-BIN := $(CARGO_TARGET_DIR)/$(PROFILE)
+# Not `:=`: a target may choose another profile.
+BIN = $(CARGO_TARGET_DIR)/$(PROFILE)
 TORCH := $(FLYWHEEL_CACHE)/libtorch-2.13.0-cpu
 PYTHON := $(FLYWHEEL_CACHE)/python
 EXAMPLE_PYTHON := $(FLYWHEEL_CACHE)/example-python
 EXAMPLE := $(FLYWHEEL_CACHE)/example
-IMAGES := $(FLYWHEEL_CACHE)/images/$(PROFILE)
-LOCALCLUSTER := $(BIN)/flywheel-localcluster
+IMAGES = $(FLYWHEEL_CACHE)/images/$(PROFILE)
+LOCALCLUSTER = $(BIN)/flywheel-localcluster
 CARGO := cargo
 # What links libtorch finds it by these, at build and at run time.
 WITH_TORCH := LIBTORCH=$(TORCH) LD_LIBRARY_PATH=$(TORCH)/lib
@@ -61,7 +62,7 @@ programs: localcluster ## Kubernetes, etcd, containerd, CoreDNS, MinIO, helm: bu
 
 # --- our own programs -------------------------------------------------------------------------------------------------
 .PHONY: localcluster
-localcluster:
+localcluster: | packages
 	@$(CARGO) build -q --profile $(PROFILE) -p flywheel-localcluster
 
 .PHONY: build
@@ -75,11 +76,12 @@ images: build ## Container images as OCI archives
 	  --libtorch $(TORCH) --out $(IMAGES)
 
 .PHONY: push
-push: images ## Push the images to REGISTRY=... (needs skopeo)
+push: ## Push released images to REGISTRY=... (TAG=; needs skopeo)
 	@: $${REGISTRY:?say where: make push REGISTRY=registry.example.com/team}
 	@command -v skopeo >/dev/null || { echo "push: skopeo is missing (apt-get install skopeo)" >&2; exit 1; }
+	@$(MAKE) images PROFILE=release
 	@for image in operator trainer server; do \
-	  skopeo copy oci-archive:$(IMAGES)/$$image.tar docker://$$REGISTRY/flywheel-$$image:$${TAG:-dev}; done
+	  skopeo copy oci-archive:$(FLYWHEEL_CACHE)/images/release/$$image.tar docker://$$REGISTRY/flywheel-$$image:$${TAG:-dev}; done
 
 .PHONY: crds
 crds: ## Write crds/, the chart's copies and docs/api.md from crates/api
@@ -98,14 +100,15 @@ cluster-down: localcluster ## End it and leave nothing behind
 
 .PHONY: install
 install: images ## Load the images and install or upgrade the chart (VALUES=)
+	@# The tag stays the same from build to build; the image's digest in an annotation brings new pods.
 	@[ "$${CLUSTER:-}" = current ] || $(LOCALCLUSTER) load-image $(IMAGES)/*.tar
 	@$(LOCALCLUSTER) kubectl apply --server-side --force-conflicts --field-manager=helm -f crds >/dev/null
 	@$(LOCALCLUSTER) helm upgrade --install flywheel charts/flywheel --namespace flywheel-system --create-namespace \
-	  --values $(VALUES) --wait --timeout 2m >/dev/null
+	  --values $(VALUES) --set-string podAnnotations.image-digest=$$(sha256sum <$(IMAGES)/operator.tar | cut -c1-64) --wait --timeout 2m >/dev/null
 
 .PHONY: example-data
 example-data: $(EXAMPLE_PYTHON)/.ready ## The example's data and encoder, into the cluster's object store
-	@eval "$$($(LOCALCLUSTER) env)"; $(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE) --bucket flywheel
+	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && $(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE) --bucket flywheel
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 .PHONY: lint
@@ -133,7 +136,7 @@ bench-spine: PROFILE := release
 bench-spine: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Accuracy, latencies, weight (ONLY= SEEDS= DATA= MINUTES=)
 	@$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE)
 	@if [[ ",$${ONLY:-accuracy,latency,operator}," == *,latency,* || ",$${ONLY:-accuracy,latency,operator}," == *,operator,* ]]; then \
-	  eval "$$($(LOCALCLUSTER) env)"; export KUBECONFIG; fi; \
+	  variables=$$($(LOCALCLUSTER) env) && eval "$$variables"; fi; \
 	KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" OPERATOR=$(BIN)/flywheel-operator TRAINER=$(BIN)/flywheel-trainer \
 	ENCODER=$(EXAMPLE)/minilm-l6 FLYWHEEL_PYTHON=$(PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/spine.py
 

@@ -117,7 +117,6 @@ def latency(report, runs=3):
         job["spec"]["hyperparameters"]["epochs"] = 1
         job["spec"]["output"]["versionName"] = name
         job["spec"]["output"]["gates"] = []
-        kubectl("delete", "inferenceservice", "--all", "-n", "intent", "--wait=true")
         start = time.time()
         kubectl("apply", "-f", "-", text=json.dumps(job))
         pod = None
@@ -131,6 +130,8 @@ def latency(report, runs=3):
                     first.append(time.time() - start)
                     break
             time.sleep(0.1)
+        if not pod:
+            raise RuntimeError(f"{name} has no running pod after 300 s: kubectl describe tj {name} -n intent")
         ended = made = None
         while time.time() - start < 1200 and not made:
             if not ended:
@@ -140,6 +141,8 @@ def latency(report, runs=3):
             if ended and kubectl("get", "modelversion", "-n", "intent", name, "--ignore-not-found", "-o", "name"):
                 made = time.time()
             time.sleep(0.1)
+        if not made:
+            raise RuntimeError(f"{name} gave no ModelVersion in 1200 s: kubectl describe tj {name} -n intent")
         versions.append(made - ended)
         service = {"apiVersion": "flywheel.dev/v1alpha1", "kind": "InferenceService", "metadata": {"name": name, "namespace": "intent"},
                    "spec": {"model": "intent", "modelVersion": name, "replicas": 1, "storage": job["spec"]["storage"]}}
@@ -180,7 +183,7 @@ def operator(report, minutes=None):
     pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and (p / "comm").exists()
             and (p / "comm").read_text().strip() == "flywheel-operat"]
     if not pids:
-        print("operator: none runs on this machine; start a cluster with 50 nodes (make cluster KWOK=47, make install)", file=sys.stderr)
+        print("operator: none runs on this machine; start a cluster with 50 nodes and released images (make cluster KWOK=47; make install PROFILE=release)", file=sys.stderr)
         return
     nodes = len(get("nodes")["items"])
     started = max(int((Path("/proc") / str(p) / "stat").read_text().rsplit(")", 1)[1].split()[19]) for p in pids) / os.sysconf("SC_CLK_TCK")

@@ -3,8 +3,8 @@
 # namespace, and the Secret with the credentials. With your own bucket, only the Secret is needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cluster=${CARGO_TARGET_DIR:-target}/ci/flywheel-localcluster
-eval "$("$cluster" env)"
+cluster=${CARGO_TARGET_DIR:-target}/${PROFILE:-ci}/flywheel-localcluster
+variables=$("$cluster" env) && eval "$variables"
 hostport=${FLYWHEEL_S3_ENDPOINT#*://}
 "$cluster" kubectl apply --server-side -f examples/intent/namespace.yaml -f - >/dev/null <<YAML
 apiVersion: v1

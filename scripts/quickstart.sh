@@ -24,9 +24,9 @@ make programs
 make images >/dev/null
 step "cluster: one system node, one A100 node, one T4 node (GPUs simulated, pods compute on the processor)"
 make cluster >/dev/null
-cluster=${CARGO_TARGET_DIR:-target}/ci/flywheel-localcluster
+cluster=${CARGO_TARGET_DIR:-target}/${PROFILE:-ci}/flywheel-localcluster
 kubectl() { "$cluster" kubectl "$@"; }
-eval "$("$cluster" env)"
+variables=$("$cluster" env) && eval "$variables"
 step "images onto the nodes, chart"
 make install
 kubectl get pods -n flywheel-system
@@ -57,7 +57,7 @@ port=$(kubectl get service intent -n intent -o jsonpath='{.spec.ports[0].port}')
 for text in "could you dim the lamp in the study a little" "how much longer on the egg timer" "play the last song once more" \
   "make it two degrees warmer upstairs" "is the back door closed"; do
   # The machine reaches the cluster's Services, as pods do.
-  answer=$(curl -sS -m 5 -w '\n%{time_total}' -H 'content-type: application/json' -d "{\"text\": \"$text\"}" "http://$address:$port/predict")
+  answer=$(curl -fsS -m 5 -w '\n%{time_total}' -H 'content-type: application/json' -d "{\"text\": \"$text\"}" "http://$address:$port/predict")
   printf '  %-46s %-26s p=%.2f  %4.0f ms\n' "$text" "$(sed -n 's/.*"label":"\([^"]*\)".*/\1/p' <<<"$answer")" \
     "$(sed -n 's/.*"probability":\([0-9.e-]*\).*/\1/p' <<<"$answer")" "$(awk 'END{print $1*1000}' <<<"$answer")"
 done

@@ -2,7 +2,7 @@
 # A CPU libtorch for tch 0.26, from the PyPI wheel alone: prints the folder to use as LIBTORCH.
 #
 # The wheel of torch for Linux is a CUDA build. Its libtorch_cpu.so needs libcudart and libcupti, for the profiler only:
-# both are stubbed here, so that nothing of NVIDIA's is downloaded. The GPU image uses the whole wheel instead (docs/gpu.md).
+# both are stubbed here, so that nothing of NVIDIA's is downloaded.
 set -euo pipefail
 version=2.13.0 # the one release that tch 0.26 accepts
 dir=${FLYWHEEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/flywheel}/libtorch-$version-cpu

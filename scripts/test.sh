@@ -3,7 +3,7 @@
 # A stage that cannot run fails. ALL=1 adds what takes longer (`make test-all`).
 set -uo pipefail
 cd "$(dirname "$0")/.."
-[ "$(id -u)" = 0 ] || { echo "test: the local cluster needs root: run \`sudo -E make test\`" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || { echo "test: the local cluster needs root: run \`sudo -E env PATH=\"\$PATH\" make test\`" >&2; exit 1; }
 log=$(mktemp -d "${TMPDIR:-/tmp}/flywheel-test.XXXXXX")
 export FLYWHEEL_CLUSTER=test-$$
 table=() failed=() begin=$SECONDS
@@ -39,7 +39,8 @@ stage "setup: packages, libtorch, python, programs" make setup || exit 1
 stage "lint: fmt, clippy, generated files" make lint
 stage "build: programs and images" make images || exit 1
 stage "cluster: three nodes" make cluster || exit 1
-eval "$("$bin/flywheel-localcluster" env)"
+variables=$("$bin/flywheel-localcluster" env) || exit 1
+eval "$variables"
 # One selection of packages for all, so that dependencies are built with one set of features.
 stage "unit, property, golden, fake server" test_with --workspace --lib --bins || true
 stage "trainer, server, store, data, learn" test_with --workspace --test training --test bad_input --test requests --test program \

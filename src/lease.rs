@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 
 use crate::error::Error;
@@ -205,7 +205,15 @@ pub async fn run(
         api.clone(),
         crate::client::watch_config().fields(&format!("metadata.name={LEASE_NAME}")),
     );
-    let mut changes = std::pin::pin!(watch.filter_map(|event| async move { event.ok() }).fuse());
+    // With a back-off: while the API server refuses, a watch ends at once, again and again.
+    let mut changes = std::pin::pin!(
+        watch
+            .default_backoff()
+            .filter_map(|event| async move {
+                matches!(event, Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_))).then_some(())
+            })
+            .fuse()
+    );
     loop {
         let was_leading = *leading.borrow();
         match step(&api, &mut election).await {

@@ -128,7 +128,9 @@ impl State {
         let mut kept = VecDeque::new();
         let most = self.items.len().div_ceil(self.idle + 1).clamp(1, MAX_BATCH_ROWS);
         let mut padded = 0;
-        for _ in 0..self.items.len().min(SCAN) {
+        // Items that nobody waits for any more do not count: a worker must not go to sleep with live ones behind them.
+        let mut looked_at = 0;
+        while looked_at < SCAN {
             let Some(item) = self.items.pop_front() else { break };
             if item.reply.is_closed() {
                 continue;
@@ -137,6 +139,7 @@ impl State {
                 item.answer(Err(Fault::Expired));
                 continue;
             }
+            looked_at += 1;
             let length = item.row.len().max(1).next_multiple_of(LENGTH_STEP);
             if batch.is_empty() {
                 padded = length;
@@ -228,6 +231,18 @@ mod tests {
         assert_eq!(batch.len(), 1);
         assert_eq!(told.try_recv().unwrap(), Err(Fault::Expired));
         assert_eq!(permits.available_permits(), 2);
+    }
+
+    #[test]
+    fn many_that_nobody_waits_for_do_not_hide_a_live_one() {
+        let permits = Arc::new(Semaphore::new(2 * SCAN));
+        let queue = Queue::default();
+        let (mut items, replies): (Vec<_>, Vec<_>) = (0..SCAN + 1).map(|_| item(&permits, 4, later())).unzip();
+        drop(replies);
+        let (alive, _reply) = item(&permits, 4, later());
+        items.push(alive);
+        queue.push(items);
+        assert_eq!(queue.lock().batch(Instant::now()).len(), 1);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! One [`Store`] reads `file://`, `s3://`, `http://` and `https://` and writes the first two. Every operation ends: each
 //! has a deadline that grows with the size, tries again what may pass ([`StoreError::Unavailable`] at the end), and gives
-//! up at once on what will not (refused, not found, wrong). Everything is written by a conditional create, so nothing
-//! that is already there is ever overwritten. No Kubernetes, no tensors, no serving of HTTP.
+//! up at once on what will not (refused, not found, wrong). Files up to 256 MiB, manifests and results are written
+//! by a conditional create, so nothing that is already there is overwritten; a larger file goes in parts after a look,
+//! since S3 has no conditional create for parts here. No Kubernetes, no tensors, no serving of HTTP.
 
 mod artifact;
 mod client;

@@ -5,7 +5,7 @@ pub mod promote;
 use std::time::Duration;
 
 use flywheel_api::conditions::reasons;
-use flywheel_contract::failure::FailureClass;
+use flywheel_contract::failure::{FailureClass, FailureReason};
 use flywheel_contract::termination::{Outcome, Verified};
 use jiff::Timestamp;
 
@@ -157,7 +157,10 @@ fn after(latest: &TryView, ended: &EndedAttempt, now: Timestamp) -> Decision {
                 again: QUIET,
             };
         }
-        End::Told(Outcome::Failed(failure)) if failure.reason.class() == FailureClass::User => {
+        // Keys can be mended or rotated while the version stays as it is, so a refusal is asked about again.
+        End::Told(Outcome::Failed(failure))
+            if failure.reason.class() == FailureClass::User && failure.reason != FailureReason::StorageForbidden =>
+        {
             return failed(
                 failure.reason.as_str(),
                 format!(
@@ -207,7 +210,7 @@ fn after(latest: &TryView, ended: &EndedAttempt, now: Timestamp) -> Decision {
 
 #[cfg(test)]
 mod tests {
-    use flywheel_contract::failure::{Failure, FailureReason};
+    use flywheel_contract::failure::Failure;
 
     use super::*;
 
@@ -269,6 +272,12 @@ mod tests {
                 Some(ended(1, failed(FailureReason::StorageUnavailable), -5)),
                 Intent::Verify { number: 2 },
                 ("Pending", "StorageUnavailable"),
+            ),
+            (
+                "keys refused: they may be mended",
+                Some(ended(1, failed(FailureReason::StorageForbidden), -5)),
+                Intent::Verify { number: 2 },
+                ("Pending", "StorageForbidden"),
             ),
             (
                 "storage long away",
