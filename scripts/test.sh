@@ -48,7 +48,8 @@ stage "trainer, server, store, data, learn" test_with --workspace --test trainin
 stage "rules, CRDs, chart on a real API server" test_with --workspace --test house --test crds --test chart --test control_plane || true
 stage "install: images, chart" make install || exit 1
 stage "example data" make example-data || exit 1
-stage "end to end with real pods" test_with --workspace --test end_to_end -- --nocapture || true
+# One after the other: they share two cores and the simulated GPUs.
+stage "end to end with real pods" test_with --workspace --test end_to_end -- --nocapture --test-threads=1 || true
 if [ -n "${ALL:-}" ]; then
   # The oldest and the newest API server that the Go modules give.
   for version in 1.34.4 1.37.2; do
