@@ -17,6 +17,7 @@ stage() { # name, command…: runs it, keeps its output for the sum, notes time 
   return $code
 }
 finish() {
+  local code=$?
   make cluster-down >/dev/null 2>&1
   printf '\n=== time per stage (%d s in all)\n' $((SECONDS - begin))
   printf '%s\n' "${table[@]}"
@@ -24,7 +25,8 @@ finish() {
   # The runner's closing lines, added up.
   cat "$log"/*.log | awk '/^test result: /{p+=$4; f+=$6; i+=$8} END{printf "\n%d passed, %d failed, %d skipped\n", p, f, i}'
   rm -rf "$log"
-  [ ${#failed[@]} = 0 ]; exit
+  [ ${#failed[@]} = 0 ] || code=1
+  exit $code
 }
 trap finish EXIT
 
