@@ -5,6 +5,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::scalar::Uri;
 
+/// Most rows of a data set, over all of its files.
+pub const ROWS_MAX: i32 = 10_000_000;
+
+/// One of the sets that a data set becomes; metrics begin with the same words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum SetName {
+    /// Trained on.
+    Train,
+    /// Chooses the best epoch.
+    Validation,
+    /// Measured on at the end.
+    Test,
+    /// Compared on between versions.
+    Golden,
+}
+
+impl SetName {
+    /// All, in the order in which rows are assigned.
+    pub const ALL: [Self; 4] = [Self::Train, Self::Validation, Self::Test, Self::Golden];
+}
+
+impl std::fmt::Display for SetName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Train => "training",
+            Self::Validation => "validation",
+            Self::Test => "test",
+            Self::Golden => "golden",
+        })
+    }
+}
+
 /// Format of a source. Without it the suffix decides (`.csv`, `.jsonl`, `.ndjson`, `.parquet`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Format {
@@ -66,6 +99,33 @@ impl Default for Split {
     }
 }
 
+/// Limits of the data checks. A check without one only reports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataLimits {
+    /// Most texts that stand with more than one label, over all sets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = ROWS_MAX))]
+    pub max_conflicts: Option<i32>,
+    /// Most rows of the validation, test and golden sets together whose text nearly stands in the training set, which
+    /// makes their metrics too good: Jaccard similarity of character trigrams of at least 0.8, whatever case and punctuation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = ROWS_MAX))]
+    pub max_near_duplicates: Option<i32>,
+    /// Most training rows of the largest label for each of the smallest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = ROWS_MAX))]
+    pub max_imbalance_ratio: Option<i32>,
+    /// Fewest training rows of any label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = ROWS_MAX))]
+    pub min_rows_per_label: Option<i32>,
+    /// Largest share of texts, over all sets, that are longer than `maxLength` tokens and so are cut, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub max_truncated_percent: Option<i32>,
+}
+
 /// Labelled examples and how they become training, validation and test sets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -117,6 +177,10 @@ pub struct Dataset {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
     pub golden: Option<Vec<Source>>,
+    /// What the data checks must not exceed. Every check is reported either way; one whose limit is broken ends the job
+    /// before the first step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<DataLimits>,
     /// Put up to 64 test texts with the model's own answers into the artifact, for agreement checks. Off keeps texts out.
     #[serde(default = "yes")]
     pub evaluation_sample: bool,

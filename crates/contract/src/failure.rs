@@ -55,6 +55,8 @@ failure_reasons! {
     SingleClass => User,
     /// A label stands in the validation, test or golden set only.
     LabelNotInTrain => User,
+    /// A data check found more than `dataset.limits` allows.
+    DatasetCheckFailed => User,
     /// The pretrained folder or a file of it does not exist.
     PretrainedNotFound => User,
     /// `config.json` cannot be used: unknown architecture, bad bounds.
@@ -75,6 +77,8 @@ failure_reasons! {
     OutputConflict => User,
     /// The artifact or a file that its manifest names does not exist.
     ArtifactNotFound => User,
+    /// The storage does not refuse a conditional write whose condition does not hold, so checkpoints cannot be guarded.
+    StoreLacksConditionalPut => User,
     /// The digest or length of a file of the artifact is not the one recorded.
     DigestMismatch => User,
     /// The manifest cannot be read, names a file twice, or names a file outside the artifact.
@@ -85,6 +89,8 @@ failure_reasons! {
     OutOfMemory => OutOfMemory,
     /// The storage did not answer in time, again and again.
     StorageUnavailable => Infrastructure,
+    /// A later attempt, or another pod of the same one, has taken the checkpoints over; this one wrote nothing since.
+    Fenced => Infrastructure,
     /// The pod was told to end before it was done.
     Interrupted => Infrastructure,
     /// A fault in Flywheel or libtorch.

@@ -6,6 +6,7 @@
 //! This crate must not use a Kubernetes client, an async runtime or tensors.
 
 pub mod artifact;
+pub mod checkpoint;
 pub mod dataset;
 pub mod failure;
 pub mod hyperparameters;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::trainer::DatasetCounts;
+
 /// Phase of a training pod. Each has its own time limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
@@ -15,6 +17,8 @@ pub enum Phase {
     Training,
     /// Metrics on validation, test or golden set.
     Evaluating,
+    /// The last checkpoint is written before the pod ends.
+    Checkpointing,
     /// The artifact is written.
     Uploading,
     /// The result is committed.
@@ -56,4 +60,38 @@ pub struct Progress {
     /// Accuracy of the last validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_accuracy: Option<f64>,
+    /// Seconds since the last sign of work: a batch computed, bytes received or sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat_seconds: Option<f64>,
+    /// Median time of the last steps; absent before there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_step_seconds: Option<f64>,
+    /// Step of the checkpoint that this attempt went on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_from_step: Option<u64>,
+    /// How the saving of the state goes.
+    #[serde(default)]
+    pub checkpoint: CheckpointProgress,
+    /// What the data checks found; absent before they are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<DatasetCounts>,
+}
+
+/// How the saving of the state goes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CheckpointProgress {
+    /// Step of the newest committed checkpoint, of whichever attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
+    /// Seconds since this attempt's last commit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<f64>,
+    /// Writes that failed since the last one that did not.
+    pub failures: u32,
+    /// Checkpoints that were found broken and passed over when this attempt began.
+    pub invalid: u32,
+    /// The last problem, for people; no secrets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }

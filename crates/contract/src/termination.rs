@@ -1,11 +1,15 @@
 //! What a pod leaves behind in its container's status: at most 4 KiB, scalars only.
 
+use std::fs::OpenOptions;
+use std::io::{Error, Write};
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::names::TERMINATION_MAX_BYTES;
 use crate::scalar::{Digest, Metric};
-use crate::trainer::ArtifactRef;
+use crate::trainer::{ArtifactRef, DatasetCounts};
 
 /// The message, as JSON in the termination log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,6 +19,26 @@ pub struct TerminationMessage {
     pub schema_version: u32,
     /// How it ended.
     pub outcome: Outcome,
+    /// How far a training was; absent from other programs and before the checkpoint store was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
+    /// What a training's data checks found; absent before they are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<DatasetCounts>,
+}
+
+/// How far a training was when its pod ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Position {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Step that this attempt began with.
+    pub resumed_from_step: u64,
+    /// Step of the newest committed checkpoint; 0 without one.
+    pub checkpoint_step: u64,
+    /// Attempt that `HEAD` names: higher than the pod's own where it was fenced.
+    pub head_attempt: u32,
 }
 
 /// How a pod's program ended.
@@ -60,10 +84,13 @@ impl TerminationMessage {
         Self {
             schema_version: crate::SCHEMA_VERSION,
             outcome,
+            position: None,
+            dataset: None,
         }
     }
 
-    /// The JSON, within [`TERMINATION_MAX_BYTES`]: a failure's text is cut, then metrics are left out from the end.
+    /// The JSON, within [`TERMINATION_MAX_BYTES`]: what is said of the data set is left out, then a failure's text is cut, then
+    /// metrics are left out from the end.
     #[must_use]
     pub fn to_json(&self) -> String {
         let mut message = self.clone();
@@ -71,6 +98,9 @@ impl TerminationMessage {
             let text = serde_json::to_string(&message).unwrap_or_default();
             if text.len() <= TERMINATION_MAX_BYTES {
                 return text;
+            }
+            if message.dataset.take().is_some() {
+                continue;
             }
             let over = text.len() - TERMINATION_MAX_BYTES;
             match &mut message.outcome {
@@ -99,6 +129,36 @@ impl TerminationMessage {
     }
 }
 
+/// Where a program leaves its message.
+#[derive(Clone, Debug)]
+pub struct TerminationLog {
+    /// A file that was asked for; made where it is not there.
+    pub asked: Option<PathBuf>,
+    /// The kubelet's file ([`crate::names::TERMINATION_LOG`]); used only where it is there, as it is in pods.
+    pub usual: Option<PathBuf>,
+}
+
+impl TerminationLog {
+    /// Writes the message; the last one written holds. Without a file to write to nothing is done.
+    ///
+    /// # Errors
+    /// The system's, with the path, for the caller to log: what the message says is in the log as well.
+    pub fn write(&self, message: &TerminationMessage) -> Result<(), Error> {
+        let (path, create) = match (&self.asked, &self.usual) {
+            (Some(path), _) => (path, true),
+            (None, Some(path)) if path.exists() => (path, false),
+            _ => return Ok(()),
+        };
+        OpenOptions::new()
+            .write(true)
+            .create(create)
+            .truncate(true)
+            .open(path)
+            .and_then(|mut file| file.write_all(message.to_json().as_bytes()))
+            .map_err(|e| Error::new(e.kind(), format!("{}: {e}", path.display())))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,9 +167,16 @@ mod tests {
     #[test]
     fn a_long_failure_is_cut_to_what_the_kubelet_keeps_and_stays_readable() {
         for text in ["x".repeat(9000), "é\"\n".repeat(4000)] {
-            let json =
-                TerminationMessage::new(Outcome::Failed(Failure::new(FailureReason::DatasetInvalid, text))).to_json();
+            let message = TerminationMessage {
+                dataset: Some(DatasetCounts::default()),
+                ..TerminationMessage::new(Outcome::Failed(Failure::new(FailureReason::DatasetInvalid, text)))
+            };
+            let json = message.to_json();
             assert!(json.len() <= TERMINATION_MAX_BYTES, "{}", json.len());
+            assert!(
+                !json.contains("duplicates"),
+                "the counts give way to the failure's text"
+            );
             let Some(TerminationMessage {
                 outcome: Outcome::Failed(f),
                 ..
@@ -146,6 +213,39 @@ mod tests {
             panic!("unreadable");
         };
         assert_eq!(t.metrics.first().map(|m| m.name.as_str()), Some("test/m0"));
+    }
+
+    #[test]
+    fn the_usual_file_is_never_made_but_one_that_was_asked_for_is() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let message = TerminationMessage {
+            position: Some(Position {
+                step: 7,
+                ..Position::default()
+            }),
+            ..TerminationMessage::new(Outcome::Failed(Failure::new(FailureReason::DigestMismatch, "x")))
+        };
+        let (usual, asked) = (dir.path().join("usual"), dir.path().join("asked"));
+        let log = |asked: Option<&PathBuf>| TerminationLog {
+            asked: asked.cloned(),
+            usual: Some(usual.clone()),
+        };
+        log(None).write(&message).expect("nothing to do");
+        assert!(!usual.exists());
+        std::fs::write(
+            &usual,
+            "something longer than the message that will be there ".repeat(9),
+        )
+        .expect("written");
+        log(None).write(&message).expect("written");
+        log(Some(&asked)).write(&message).expect("written");
+        for path in [&usual, &asked] {
+            let text = std::fs::read_to_string(path).expect("read");
+            assert_eq!(TerminationMessage::parse(&text), Some(message.clone()));
+        }
+        let nowhere = dir.path().join("none/asked");
+        let error = log(Some(&nowhere)).write(&message).expect_err("no folder");
+        assert!(error.to_string().contains("none/asked"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::Dataset;
+use crate::checkpoint::Checkpoint;
+use crate::dataset::{Dataset, SetName};
 use crate::hyperparameters::{Hyperparameters, Model};
 use crate::scalar::{Device, Digest, Metric, Task, Uri};
 use crate::storage::StorageSettings;
@@ -44,21 +45,35 @@ pub struct TrainerConfig {
     pub storage: StorageSettings,
     /// Name of the model, for the artifact's manifest.
     pub model_name: String,
-    /// Folder under which this job writes: `<outputUri>/<uid>/…`, never anything else.
+    /// Folder under which this job writes: `<outputUri>/<uid>/…`, never anything else but its checkpoints.
     pub output_uri: Uri,
+    /// Where and how often its state is saved.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
 }
 
 impl TrainerConfig {
-    /// Folder of this job, `<outputUri>/<uid>`; holds `result.json` and one folder per attempt.
+    /// Folder of this job, `<outputUri>/<uid>`; holds one result and one folder with an artifact per attempt that came so
+    /// far.
     #[must_use]
     pub fn job_uri(&self) -> Uri {
         self.output_uri.join(&self.job.uid)
     }
 
-    /// Where [`TrainingResult`] is committed, once, by a conditional create.
+    /// Folder of the lineage: `HEAD` and the checkpoints of all attempts.
     #[must_use]
-    pub fn result_uri(&self) -> Uri {
-        self.job_uri().join("result.json")
+    pub fn lineage_uri(&self) -> Uri {
+        self.checkpoint
+            .uri
+            .as_ref()
+            .unwrap_or(&self.output_uri)
+            .join(&self.job.uid)
+    }
+
+    /// File of this attempt's [`TrainingResult`] in the job's folder. It counts once `HEAD` names it.
+    #[must_use]
+    pub fn result_path(&self) -> String {
+        format!("attempt-{}.result.json", self.job.attempt)
     }
 
     /// Folder of the artifact that this attempt writes.
@@ -99,9 +114,9 @@ pub struct DatasetCounts {
     pub rows: u64,
     /// Rows without text or label, dropped.
     pub empty: u64,
-    /// Rows whose text was there before, dropped where `deduplicate` is on.
+    /// Rows whose text was there before in the same set, dropped where `deduplicate` is on.
     pub duplicates: u64,
-    /// Texts that stand with more than one label (the first is kept).
+    /// Texts that stand with more than one label, in one set or in several (in each set the first is kept).
     pub conflicts: u64,
     /// Texts longer than `maxLength` tokens, cut.
     pub truncated: u64,
@@ -115,11 +130,109 @@ pub struct DatasetCounts {
     pub test: u64,
     /// Size of the golden set.
     pub golden: u64,
-    /// Number of labels.
+    /// Number of labels in the training set.
     pub labels: u64,
+    /// Number of labels in the validation set.
+    pub validation_labels: u64,
+    /// Number of labels in the test set.
+    pub test_labels: u64,
+    /// Number of labels in the golden set.
+    pub golden_labels: u64,
+    /// Training rows of the largest label.
+    pub largest_label: u64,
+    /// Training rows of the smallest label.
+    pub smallest_label: u64,
+    /// Labels with fewer training rows than `limits.minRowsPerLabel`, or 10 where that is not given.
+    pub rare_labels: u64,
+    /// Rows whose text stands in another set as well, nearly or exactly; pairs of sets without such are left out.
+    pub near_duplicates: Vec<NearDuplicates>,
+    /// Rows of the validation, test and golden sets with so many alike texts in other sets that not each was compared:
+    /// there may be this many more near-duplicates.
+    pub uncompared: u64,
 }
 
-/// The end of a training, `result.json`. Committed before the pod ends; a later attempt that finds it ends with it.
+impl DatasetCounts {
+    /// Rows of the validation, test and golden sets that are near-duplicates of training rows.
+    #[must_use]
+    pub fn near_duplicates_of_train(&self) -> u64 {
+        self.near_duplicates
+            .iter()
+            .filter(|pair| pair.of == SetName::Train)
+            .map(|pair| pair.rows)
+            .sum()
+    }
+
+    /// Rows of all four sets.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.train + self.validation + self.test + self.golden
+    }
+
+    /// Training rows of the largest label for each of the smallest.
+    #[must_use]
+    pub fn imbalance_ratio(&self) -> f64 {
+        self.largest_label as f64 / self.smallest_label.max(1) as f64
+    }
+
+    /// Share of [`Self::kept`] that is cut, in percent.
+    #[must_use]
+    pub fn truncated_percent(&self) -> f64 {
+        100.0 * self.truncated as f64 / self.kept().max(1) as f64
+    }
+}
+
+/// Rows of one set whose text nearly stands in another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NearDuplicates {
+    /// The set that the rows are of.
+    pub set: SetName,
+    /// The set that holds the like of them.
+    pub of: SetName,
+    /// How many there are.
+    pub rows: u64,
+    /// Of these, those whose very text stands there.
+    pub identical: u64,
+}
+
+/// Two rows that a data check found, by place: texts are not told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatasetExample {
+    /// What is the matter with them.
+    pub problem: DatasetProblem,
+    /// Conflict: the row that was read first. Near-duplicate: the row of the earlier set (training, validation, test, golden).
+    pub first: RowPlace,
+    /// The other.
+    pub second: RowPlace,
+}
+
+/// What can be the matter with two rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DatasetProblem {
+    /// The same text with two labels.
+    Conflict,
+    /// Nearly the same text in two sets.
+    NearDuplicate,
+}
+
+/// Where a row stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RowPlace {
+    /// The file.
+    pub uri: Uri,
+    /// Line (CSV, JSONL) or row (Parquet), from 1.
+    pub line: u64,
+}
+
+impl std::fmt::Display for RowPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} line {}", self.uri, self.line)
+    }
+}
+
+/// The end of a training. Committed by a swap of `HEAD` before the pod ends; a later attempt that finds it ends with it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrainingResult {
@@ -133,6 +246,9 @@ pub struct TrainingResult {
     pub dataset_digest: Digest,
     /// What became of the rows.
     pub counts: DatasetCounts,
+    /// A few rows for each problem that the data checks found.
+    #[serde(default)]
+    pub examples: Vec<DatasetExample>,
     /// Final values on validation, test and golden set, of the weights in the artifact.
     pub metrics: Vec<Metric>,
     /// One entry per epoch.

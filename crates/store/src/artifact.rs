@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Store;
 use crate::error::{Result, StoreError};
-use crate::transfer::{Fetched, Sink};
+use crate::transfer::{Fetched, Sink, disk};
 
 impl Store {
     /// Reads an artifact's manifest and checks its digest and sense.
@@ -41,15 +41,20 @@ impl Store {
     /// As [`Store::manifest`], for any file.
     pub async fn download_artifact(&self, artifact: &ArtifactRef, folder: &Path) -> Result<Manifest> {
         let (manifest, bytes) = self.manifest_bytes(artifact).await?;
-        let disk = |action, path: &Path| {
-            let path = path.display().to_string();
-            move |source| StoreError::Disk { action, path, source }
-        };
+        self.download_files(&artifact.uri, &manifest.files, folder).await?;
+        // Last, so that a folder with a manifest is a whole one.
+        let path = folder.join(MANIFEST_FILE);
+        tokio::fs::write(&path, &bytes).await.map_err(disk("write", &path))?;
+        Ok(manifest)
+    }
+
+    /// Downloads the files that a manifest lists, each under a temporary name until it is whole and right.
+    pub(crate) async fn download_files(&self, from: &Uri, files: &[ManifestFile], folder: &Path) -> Result<()> {
         tokio::fs::create_dir_all(folder)
             .await
             .map_err(disk("create", folder))?;
-        for file in &manifest.files {
-            let uri = artifact.uri.join(&file.name);
+        for file in files {
+            let uri = from.join(&file.name);
             let target = folder.join(&file.name);
             let part = folder.join(format!(".{}.part", file.name));
             let fetched = self.fetch(&uri, file.length, &mut Sink::File(&part)).await;
@@ -61,10 +66,18 @@ impl Store {
                 }
             }
         }
-        // Last, so that a folder with a manifest is a whole one.
-        let path = folder.join(MANIFEST_FILE);
-        tokio::fs::write(&path, &bytes).await.map_err(disk("write", &path))?;
-        Ok(manifest)
+        Ok(())
+    }
+
+    /// Reads the files that a manifest lists and checks every digest and length, keeping nothing; returns the bytes.
+    pub(crate) async fn verify_files(&self, from: &Uri, files: &[ManifestFile]) -> Result<u64> {
+        let mut bytes = 0;
+        for file in files {
+            let uri = from.join(&file.name);
+            check(&uri, file, self.fetch(&uri, file.length, &mut Sink::Nowhere).await)?;
+            bytes += file.length;
+        }
+        Ok(bytes)
     }
 
     /// Reads an artifact and checks every digest and length, keeping nothing.
@@ -73,12 +86,7 @@ impl Store {
     /// As [`Store::manifest`], for any file.
     pub async fn verify_artifact(&self, artifact: &ArtifactRef) -> Result<Verified> {
         let manifest = self.manifest(artifact).await?;
-        let mut bytes = 0;
-        for file in &manifest.files {
-            let uri = artifact.uri.join(&file.name);
-            check(&uri, file, self.fetch(&uri, file.length, &mut Sink::Nowhere).await)?;
-            bytes += file.length;
-        }
+        let bytes = self.verify_files(&artifact.uri, &manifest.files).await?;
         Ok(Verified {
             files: u32::try_from(manifest.files.len()).unwrap_or(u32::MAX),
             bytes,
@@ -92,11 +100,7 @@ impl Store {
     /// back is not what the manifest says, and the others of [`StoreError`].
     pub async fn upload_artifact(&self, folder: &Path, uri: &Uri) -> Result<ArtifactRef> {
         let path = folder.join(MANIFEST_FILE);
-        let bytes = tokio::fs::read(&path).await.map_err(|source| StoreError::Disk {
-            action: "read",
-            path: path.display().to_string(),
-            source,
-        })?;
+        let bytes = tokio::fs::read(&path).await.map_err(disk("read", &path))?;
         let manifest = parse(&uri.join(MANIFEST_FILE), &bytes)?;
         let artifact = ArtifactRef {
             uri: uri.clone(),
@@ -117,11 +121,7 @@ impl Store {
 /// [`StoreError::Disk`].
 pub async fn describe(folder: &Path, name: &str) -> Result<ManifestFile> {
     let path = folder.join(name);
-    let length = tokio::fs::metadata(&path).await.map_err(|source| StoreError::Disk {
-        action: "read",
-        path: path.display().to_string(),
-        source,
-    })?;
+    let length = tokio::fs::metadata(&path).await.map_err(disk("read", &path))?;
     Ok(ManifestFile {
         name: name.to_owned(),
         length: length.len(),

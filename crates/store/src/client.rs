@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use flywheel_contract::scalar::Uri;
 use flywheel_contract::storage::StorageSettings;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::http::HttpBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -12,6 +12,7 @@ use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::Store;
 use crate::error::{Result, StoreError, short};
+use crate::transfer::Traffic;
 
 /// Variables of which one is set where credentials are.
 const CREDENTIALS: [&str; 4] = [
@@ -35,6 +36,7 @@ pub(crate) struct Location {
     pub(crate) writable: bool,
     /// Whether AWS is asked without any credentials but the node's own.
     pub(crate) bare: bool,
+    pub(crate) traffic: Arc<Traffic>,
 }
 
 fn invalid(uri: &str, problem: impl Into<String>) -> StoreError {
@@ -155,6 +157,7 @@ impl Store {
             path,
             writable: matches!(scheme, "file" | "s3"),
             bare: scheme == "s3" && self.settings.endpoint.is_none() && !has_credentials(),
+            traffic: Arc::clone(&self.traffic),
         })
     }
 
@@ -189,6 +192,10 @@ impl Store {
                 builder = builder.with_skip_signature(endpoint.is_some() && !has_credentials());
                 Arc::new(
                     builder
+                        // Whatever the environment says: a storage without them is found out by a probe.
+                        .with_conditional_put(S3ConditionalPut::ETagMatch)
+                        // Not every storage knows the request that removes many objects.
+                        .with_disable_bulk_delete(true)
                         .with_allow_http(plain)
                         .with_client_options(self.options(plain))
                         .build()?,

@@ -14,7 +14,7 @@ pub enum Purpose {
     Pretrained,
     /// An artifact that is there already.
     Artifact,
-    /// Writing an artifact or a result.
+    /// Writing an artifact, a checkpoint or a result.
     Output,
 }
 
@@ -71,6 +71,16 @@ pub enum StoreError {
         /// More to check, or empty.
         hint: &'static str,
     },
+    /// No room is left.
+    #[error(
+        "{uri}: the storage is full ({problem}). Make room or give it more; of checkpoints, `checkpoint.keep` says how many stay"
+    )]
+    Full {
+        /// Where.
+        uri: String,
+        /// Its words.
+        problem: String,
+    },
     /// Something else is there already.
     #[error(
         "{uri} already holds something else, which is neither read nor overwritten; choose another output URI or move it away"
@@ -95,6 +105,44 @@ pub enum StoreError {
         /// Where.
         uri: String,
         /// What is wrong.
+        problem: String,
+    },
+    /// A checkpoint that is not what its `HEAD` and its manifest say. An older one can be used.
+    #[error("{uri}: the checkpoint cannot be used: {problem}. An older one is used; check the storage if this repeats")]
+    Checkpoint {
+        /// Its folder.
+        uri: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// `HEAD` is not one of this job, or cannot be read as one.
+    #[error(
+        "{uri} is no HEAD of this job's checkpoints: {problem}. It is neither used nor overwritten; choose another `checkpoint.uri` (or output URI), or move it away"
+    )]
+    Head {
+        /// Where.
+        uri: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Another writer holds the lineage.
+    #[error(
+        "{uri}: attempt {attempt}, in another pod, has taken the checkpoints over, so this pod writes nothing more. Nothing is lost: that attempt goes on from the newest checkpoint"
+    )]
+    Fenced {
+        /// The lineage.
+        uri: String,
+        /// The attempt that `HEAD` names.
+        attempt: u32,
+    },
+    /// A write whose condition does not hold is not refused.
+    #[error(
+        "{uri}: the storage has no conditional writes ({problem}), so writers could not be kept apart and results could be overwritten. Use one that honours If-None-Match and If-Match, as Amazon S3 and MinIO do, or a file system with hard links"
+    )]
+    LacksConditionalPut {
+        /// Where it was tried.
+        uri: String,
+        /// What it did.
         problem: String,
     },
     /// The local disk.
@@ -127,9 +175,11 @@ impl StoreError {
                 Purpose::Pretrained => FailureReason::PretrainedInvalid,
                 Purpose::Artifact | Purpose::Output => FailureReason::ManifestInvalid,
             },
-            Self::Unavailable { .. } => FailureReason::StorageUnavailable,
-            Self::Conflict { .. } => FailureReason::OutputConflict,
-            Self::Digest { .. } => FailureReason::DigestMismatch,
+            Self::Unavailable { .. } | Self::Full { .. } => FailureReason::StorageUnavailable,
+            Self::Conflict { .. } | Self::Head { .. } => FailureReason::OutputConflict,
+            Self::Digest { .. } | Self::Checkpoint { .. } => FailureReason::DigestMismatch,
+            Self::Fenced { .. } => FailureReason::Fenced,
+            Self::LacksConditionalPut { .. } => FailureReason::StoreLacksConditionalPut,
             Self::Manifest { .. } => FailureReason::ManifestInvalid,
             Self::Disk { .. } => FailureReason::InternalError,
         }
@@ -149,7 +199,7 @@ pub(crate) enum Attempt {
     Again(String),
     /// It will not.
     Stop(StoreError),
-    /// Something is there already (answer to a conditional create).
+    /// The condition of a write does not hold: something is there already, or something else.
     Exists,
 }
 
@@ -176,14 +226,25 @@ pub(crate) fn sort(uri: &str, error: &object_store::Error) -> Attempt {
             problem,
         })
     };
+    let full = |problem: String| {
+        Attempt::Stop(StoreError::Full {
+            uri: uri.to_owned(),
+            problem,
+        })
+    };
+    // Only conditional writes ask for what a storage may not have.
+    let lacks = |problem: String| {
+        Attempt::Stop(StoreError::LacksConditionalPut {
+            uri: uri.to_owned(),
+            problem,
+        })
+    };
     match error {
         E::NotFound { .. } => stop(StoreError::NotFound { uri: uri.to_owned() }),
         E::AlreadyExists { .. } | E::Precondition { .. } => Attempt::Exists,
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => forbidden(FORBIDDEN_HINT),
-        E::InvalidPath { .. }
-        | E::NotSupported { .. }
-        | E::NotImplemented { .. }
-        | E::UnknownConfigurationKey { .. } => invalid(problem),
+        E::NotImplemented { .. } => lacks(problem),
+        E::InvalidPath { .. } | E::NotSupported { .. } | E::UnknownConfigurationKey { .. } => invalid(problem),
         _ => {
             if let Some(kind) = io_kind(error) {
                 use std::io::ErrorKind as K;
@@ -191,6 +252,9 @@ pub(crate) fn sort(uri: &str, error: &object_store::Error) -> Attempt {
                     K::PermissionDenied | K::ReadOnlyFilesystem => forbidden(FORBIDDEN_FILE_HINT),
                     K::NotFound => stop(StoreError::NotFound { uri: uri.to_owned() }),
                     K::NotADirectory | K::IsADirectory | K::InvalidFilename => invalid(problem),
+                    K::StorageFull | K::QuotaExceeded => full(problem),
+                    // A file is created by a hard link, which not every file system has.
+                    K::Unsupported => lacks(problem),
                     _ => Attempt::Again(problem),
                 };
             }
@@ -203,9 +267,8 @@ pub(crate) fn sort(uri: &str, error: &object_store::Error) -> Attempt {
                 {
                     forbidden(FORBIDDEN_HINT)
                 }
-                Some(501) => invalid(format!(
-                    "{problem}; the storage must know conditional writes (If-None-Match), without which results could be overwritten"
-                )),
+                Some(501) => lacks(problem),
+                Some(507) => full(problem),
                 Some(408 | 429) | None if !misconfigured(error) => Attempt::Again(problem),
                 Some(code) if code >= 500 => Attempt::Again(problem),
                 Some(300..400) => invalid(format!("{problem}; check endpoint and region")),

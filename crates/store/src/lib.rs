@@ -1,14 +1,16 @@
-//! The bucket of the user: URIs, credentials, streaming hashes, artifacts.
+//! The bucket of the user: URIs, credentials, streaming hashes, artifacts, checkpoints.
 //!
 //! One [`Store`] reads `file://`, `s3://`, `http://` and `https://` and writes the first two. Every operation ends: each
 //! has a deadline that grows with the size, tries again what may pass ([`StoreError::Unavailable`] at the end), and gives
 //! up at once on what will not (refused, not found, wrong). Files up to 256 MiB, manifests and results are written
 //! by a conditional create, so nothing that is already there is overwritten; a larger file goes in parts after a look,
-//! since S3 has no conditional create for parts here. No Kubernetes, no tensors, no serving of HTTP.
+//! since S3 has no conditional create for parts here. Checkpoints are committed through a [`Lineage`], whose `HEAD`
+//! keeps a writer that was replaced from committing anything. No Kubernetes, no tensors, no serving of HTTP.
 
 mod artifact;
 mod client;
 mod error;
+mod lineage;
 mod transfer;
 
 use std::collections::HashMap;
@@ -20,6 +22,8 @@ use object_store::{Certificate, ObjectStore};
 
 pub use artifact::describe;
 pub use error::{Purpose, Result, StoreError};
+pub use lineage::Lineage;
+use transfer::Traffic;
 pub use transfer::{Created, Fetched};
 
 /// How long a store waits, and for what.
@@ -56,6 +60,7 @@ pub struct Store {
     certificates: Vec<Certificate>,
     /// One client per bucket or host, with its connections.
     clients: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    traffic: Arc<Traffic>,
 }
 
 impl std::fmt::Debug for Store {
@@ -92,6 +97,13 @@ impl Store {
             limits,
             certificates: client::certificates(settings)?,
             clients: Mutex::new(HashMap::new()),
+            traffic: Arc::default(),
         })
+    }
+
+    /// Time since bytes of an object last came in or were taken by the storage; none before the first.
+    #[must_use]
+    pub fn idle(&self) -> Option<Duration> {
+        self.traffic.idle()
     }
 }

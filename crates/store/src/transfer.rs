@@ -1,12 +1,13 @@
 //! Reading and writing single objects: streaming, hashing, bounds, deadlines, tries.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use flywheel_contract::scalar::{Digest, Uri};
 use futures::StreamExt;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
@@ -21,6 +22,23 @@ const WAIT_FIRST: Duration = Duration::from_millis(200);
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes of one part. S3 takes at most 10,000 parts, so this allows 320 GB.
 const PART_BYTES: usize = 32 * 1024 * 1024;
+
+/// When bytes last came or went.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic(Mutex<Option<Instant>>);
+
+impl Traffic {
+    fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub(crate) fn idle(&self) -> Option<Duration> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map(|at| at.elapsed())
+    }
+}
 
 /// What was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,14 +67,14 @@ pub(crate) enum Sink<'a> {
 }
 
 /// Deadline of one operation over all its tries.
-struct Clock {
+pub(crate) struct Clock {
     limits: Limits,
     start: Instant,
     deadline: Instant,
 }
 
 impl Clock {
-    fn new(limits: Limits, bytes: u64) -> Self {
+    pub(crate) fn new(limits: Limits, bytes: u64) -> Self {
         let start = Instant::now();
         let mut clock = Self {
             limits,
@@ -97,7 +115,7 @@ impl Clock {
     }
 
     /// Waits for a request that sends much: only the deadline bounds it.
-    async fn all<T>(&self, work: impl Future<Output = T>) -> std::result::Result<T, Attempt> {
+    pub(crate) async fn all<T>(&self, work: impl Future<Output = T>) -> std::result::Result<T, Attempt> {
         let wait = self.left();
         tokio::time::timeout(wait, work)
             .await
@@ -106,7 +124,7 @@ impl Clock {
 }
 
 /// The pause before try number `tries` + 1, or the final error where it would end after the deadline.
-async fn pause(at: &Location, clock: &Clock, tries: u32, problem: String) -> Result<()> {
+pub(crate) async fn pause(at: &Location, clock: &Clock, tries: u32, problem: String) -> Result<()> {
     let wait = WAIT_FIRST
         .saturating_mul(1 << tries.saturating_sub(1).min(16))
         .min(WAIT_MAX);
@@ -128,7 +146,7 @@ async fn pause(at: &Location, clock: &Clock, tries: u32, problem: String) -> Res
     Ok(())
 }
 
-fn disk(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+pub(crate) fn disk(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
     let path = path.display().to_string();
     move |source| StoreError::Disk { action, path, source }
 }
@@ -190,7 +208,7 @@ impl Store {
         loop {
             tries += 1;
             match fetch_once(&at, max, sink, &mut clock).await {
-                Ok(fetched) => return Ok(fetched),
+                Ok((fetched, _)) => return Ok(fetched),
                 Err(Attempt::Stop(error)) => return Err(error),
                 Err(Attempt::Exists) => return Err(odd(&at)),
                 Err(Attempt::Again(problem)) => pause(&at, &clock, tries, problem).await?,
@@ -205,27 +223,17 @@ impl Store {
     pub async fn put_create(&self, uri: &Uri, bytes: Bytes) -> Result<Created> {
         let at = self.writable(uri)?;
         let clock = Clock::new(self.limits, bytes.len() as u64);
-        let options = || PutOptions {
-            mode: PutMode::Create,
-            ..PutOptions::default()
-        };
         let mut tries = 0;
         loop {
             tries += 1;
-            let payload = PutPayload::from_bytes(bytes.clone());
-            let attempt = match clock.all(at.client.put_opts(&at.path, payload, options())).await {
-                Ok(Ok(_)) => return Ok(Created::New),
-                Ok(Err(e)) => sort(&at.uri, &e),
-                Err(late) => late,
-            };
-            match attempt {
-                Attempt::Exists => {
+            match put_once(&at, &bytes, PutMode::Create, &clock).await {
+                Ok(_) => return Ok(Created::New),
+                Err(Attempt::Exists) => {
                     let digest = Digest::sha256(&hex::encode(Sha256::digest(&bytes)));
                     return self.same(uri, bytes.len() as u64, &digest).await;
                 }
-                Attempt::Stop(StoreError::NotFound { uri }) => return Err(no_bucket(uri)),
-                Attempt::Stop(error) => return Err(error),
-                Attempt::Again(problem) => pause(&at, &clock, tries, problem).await?,
+                Err(Attempt::Stop(error)) => return Err(error),
+                Err(Attempt::Again(problem)) => pause(&at, &clock, tries, problem).await?,
             }
         }
     }
@@ -272,7 +280,45 @@ impl Store {
         self.writable(uri).map(|_| ())
     }
 
-    fn writable(&self, uri: &Uri) -> Result<Location> {
+    /// Names of what lies directly in a folder: objects, and folders that hold some. Empty where there is no folder.
+    pub(crate) async fn list(&self, uri: &Uri) -> Result<Listing> {
+        let at = self.locate(uri)?;
+        let clock = Clock::new(self.limits, 0);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match list_once(&at, &clock).await {
+                Ok(listing) => return Ok(listing),
+                Err(Attempt::Stop(error)) => return Err(error),
+                Err(Attempt::Exists) => return Err(odd(&at)),
+                Err(Attempt::Again(problem)) => pause(&at, &clock, tries, problem).await?,
+            }
+        }
+    }
+
+    /// Removes an object; where there is none, nothing is to be done. For a lineage's own folder alone: nothing else is
+    /// ever removed.
+    pub(crate) async fn delete(&self, uri: &Uri) -> Result<()> {
+        let at = self.writable(uri)?;
+        let clock = Clock::new(self.limits, 0);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let attempt = match clock.begin(at.client.delete(&at.path)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(e)) => sort(&at.uri, &e),
+                Err(late) => late,
+            };
+            match attempt {
+                Attempt::Stop(StoreError::NotFound { .. }) => return Ok(()),
+                Attempt::Stop(error) => return Err(error),
+                Attempt::Exists => return Err(odd(&at)),
+                Attempt::Again(problem) => pause(&at, &clock, tries, problem).await?,
+            }
+        }
+    }
+
+    pub(crate) fn writable(&self, uri: &Uri) -> Result<Location> {
         let at = self.locate(uri)?;
         if at.writable {
             return Ok(at);
@@ -297,7 +343,7 @@ impl Store {
     }
 }
 
-fn odd(at: &Location) -> StoreError {
+pub(crate) fn odd(at: &Location) -> StoreError {
     StoreError::Invalid {
         uri: at.uri.clone(),
         problem: "the storage answered a read with a failed precondition; check endpoint and region".to_owned(),
@@ -319,12 +365,13 @@ fn part_of(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-async fn fetch_once(
+/// Reads an object once; with it comes what a conditional write of it has to name.
+pub(crate) async fn fetch_once(
     at: &Location,
     max: u64,
     sink: &mut Sink<'_>,
     clock: &mut Clock,
-) -> std::result::Result<Fetched, Attempt> {
+) -> std::result::Result<(Fetched, UpdateVersion), Attempt> {
     let too_large = |size| {
         Attempt::Stop(StoreError::TooLarge {
             uri: at.uri.clone(),
@@ -337,6 +384,10 @@ async fn fetch_once(
         .await?
         .map_err(|e| sort(&at.uri, &e))?;
     let size = answer.meta.size;
+    let version = UpdateVersion {
+        e_tag: answer.meta.e_tag.clone(),
+        version: answer.meta.version.clone(),
+    };
     if size > max {
         return Err(too_large(Some(size)));
     }
@@ -362,6 +413,7 @@ async fn fetch_once(
         if length > max {
             return Err(too_large(None));
         }
+        at.traffic.note();
         hasher.update(&chunk);
         match (&mut file, &mut *sink) {
             (Some(file), Sink::File(path)) => {
@@ -381,9 +433,49 @@ async fn fetch_once(
     if let (Some(mut file), Sink::File(path)) = (file, sink) {
         file.flush().await.map_err(|e| Attempt::Stop(disk("write", path)(e)))?;
     }
-    Ok(Fetched {
-        length,
-        digest: Digest::sha256(&hex::encode(hasher.finalize())),
+    let digest = Digest::sha256(&hex::encode(hasher.finalize()));
+    Ok((Fetched { length, digest }, version))
+}
+
+/// Writes an object once, on a condition.
+pub(crate) async fn put_once(
+    at: &Location,
+    bytes: &Bytes,
+    mode: PutMode,
+    clock: &Clock,
+) -> std::result::Result<UpdateVersion, Attempt> {
+    let options = PutOptions {
+        mode,
+        ..PutOptions::default()
+    };
+    let payload = PutPayload::from_bytes(bytes.clone());
+    match clock.all(at.client.put_opts(&at.path, payload, options)).await? {
+        Ok(put) => {
+            at.traffic.note();
+            Ok(put.into())
+        }
+        Err(e) => Err(match sort(&at.uri, &e) {
+            Attempt::Stop(StoreError::NotFound { uri }) => Attempt::Stop(no_bucket(uri)),
+            attempt => attempt,
+        }),
+    }
+}
+
+/// What lies directly in a folder.
+pub(crate) struct Listing {
+    pub(crate) objects: Vec<String>,
+    pub(crate) folders: Vec<String>,
+}
+
+pub(crate) async fn list_once(at: &Location, clock: &Clock) -> std::result::Result<Listing, Attempt> {
+    let listed = clock
+        .all(at.client.list_with_delimiter(Some(&at.path)))
+        .await?
+        .map_err(|e| sort(&at.uri, &e))?;
+    let name = |path: &object_store::path::Path| path.filename().map(str::to_owned);
+    Ok(Listing {
+        objects: listed.objects.iter().filter_map(|o| name(&o.location)).collect(),
+        folders: listed.common_prefixes.iter().filter_map(name).collect(),
     })
 }
 
@@ -422,6 +514,7 @@ async fn send_parts(
             .all(upload.put_part(part.into()))
             .await?
             .map_err(|e| sort(&at.uri, &e))?;
+        at.traffic.note();
     }
     clock.all(upload.complete()).await?.map_err(|e| sort(&at.uri, &e))?;
     Ok(())

@@ -10,11 +10,17 @@
 )]
 
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Instant;
 
+use flywheel_contract::checkpoint::CheckpointRef;
 use flywheel_contract::failure::FailureReason;
-use flywheel_contract::scalar::Uri;
+use flywheel_contract::scalar::{Digest, Uri};
 use flywheel_contract::storage::StorageSettings;
-use flywheel_store::{Created, Limits, Purpose, Store, StoreError};
+use flywheel_contract::trainer::JobIdentity;
+use flywheel_store::{Created, Limits, Lineage, Purpose, Store, StoreError};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 fn endpoint() -> String {
     std::env::var("FLYWHEEL_S3_ENDPOINT").expect(
@@ -104,6 +110,104 @@ async fn a_bucket_that_does_not_exist_is_told_so() {
         .unwrap_err();
     assert_eq!(error.reason(Purpose::Output), FailureReason::StorageInvalid, "{error}");
     assert!(error.to_string().contains("no such bucket"), "{error}");
+}
+
+fn job(attempt: u32) -> JobIdentity {
+    JobIdentity {
+        namespace: "team".to_owned(),
+        name: "intent".to_owned(),
+        uid: "uid".to_owned(),
+        attempt,
+    }
+}
+
+fn content(step: u64) -> Vec<u8> {
+    step.to_string().repeat(5000).into_bytes()
+}
+
+async fn commit(lineage: &mut Lineage, step: u64) -> Result<CheckpointRef, StoreError> {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["model.safetensors", "state.json"].map(str::to_owned);
+    for file in &files {
+        std::fs::write(folder.path().join(file), content(step)).unwrap();
+    }
+    let dataset = Digest::sha256(&"d".repeat(64));
+    lineage.commit(folder.path(), &files, step, &dataset).await
+}
+
+fn steps(lineage: &Lineage) -> Vec<u64> {
+    lineage.head().checkpoints.iter().map(|c| c.step).collect()
+}
+
+/// Trials of a writer that is stopped at a random moment of a commit, replaced, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_writer_commits_nothing_after_it_was_replaced() {
+    const TRIALS: u64 = 100;
+    let stores = [0, 1].map(|_| Arc::new(store(Limits::default())));
+    let (mut refused, mut landed) = (0, 0);
+    for seed in 0..TRIALS {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let uri = place(&format!("fence-{seed}"));
+        let mut old = stores[0].take_lineage(&uri, &job(1), 2).await.unwrap();
+        let start = Instant::now();
+        commit(&mut old, 10).await.unwrap();
+
+        let stop = start.elapsed().mul_f64(rng.random());
+        let mut stopped = Box::pin(commit(&mut old, 20));
+        // Not polled any more: what it has sent is on its way, its answers wait.
+        let early = tokio::time::timeout(stop, &mut stopped).await;
+        let mut new = stores[1].take_lineage(&uri, &job(2), 2).await.unwrap();
+        let mut expected = steps(&new);
+        landed += u64::from(expected == [20, 10]);
+        for step in 30..30 + rng.random_range(0..3) {
+            commit(&mut new, step).await.unwrap();
+            expected.insert(0, step);
+            expected.truncate(2);
+        }
+        let first = match early {
+            Ok(done) => done,
+            Err(_) => stopped.as_mut().await,
+        };
+        drop(stopped);
+        let mut refusals = 0;
+        for outcome in [first, commit(&mut old, 50).await, commit(&mut old, 60).await] {
+            match outcome {
+                Err(StoreError::Fenced { attempt: 2, .. }) => refusals += 1,
+                outcome => assert!(outcome.is_ok() && refusals == 0, "seed {seed}: {outcome:?}"),
+            }
+        }
+        assert!(refusals >= 2, "seed {seed}");
+        refused += refusals;
+
+        let last = stores[1].take_lineage(&uri, &job(3), 2).await.unwrap();
+        assert_eq!(steps(&last), expected, "seed {seed}");
+        for checkpoint in &last.head().checkpoints {
+            let folder = tempfile::tempdir().unwrap();
+            last.fetch(checkpoint, folder.path()).await.unwrap();
+            assert!(std::fs::read(folder.path().join("state.json")).unwrap() == content(checkpoint.step));
+        }
+    }
+    println!("{TRIALS} trials, {refused} commits refused, {landed} landed before the takeover, 0 stale");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_that_take_a_lineage_at_once_each_swaps_once() {
+    let store = Arc::new(store(Limits::default()));
+    for round in 0..5 {
+        let uri = place(&format!("crowd-{round}"));
+        let tasks: Vec<_> = (0..8)
+            .map(|_| {
+                let (store, uri) = (Arc::clone(&store), uri.clone());
+                tokio::spawn(async move { store.take_lineage(&uri, &job(1), 2).await.unwrap().head().clone() })
+            })
+            .collect();
+        let mut sequences = Vec::new();
+        for task in tasks {
+            sequences.push(task.await.unwrap().sequence);
+        }
+        sequences.sort_unstable();
+        assert_eq!(sequences, [1, 2, 3, 4, 5, 6, 7, 8]);
+    }
 }
 
 #[test]

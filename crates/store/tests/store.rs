@@ -11,15 +11,17 @@
 mod faults;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faults::{Fault, Server};
 use flywheel_contract::artifact::{CONFIG_FILE, MANIFEST_FILE, Manifest, TOKENIZER_FILE, WEIGHTS_FILE};
+use flywheel_contract::checkpoint::CheckpointRef;
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::scalar::{Digest, Metric, Task, Uri};
 use flywheel_contract::storage::StorageSettings;
-use flywheel_contract::trainer::ArtifactRef;
-use flywheel_store::{Created, Limits, Purpose, Store, StoreError, describe};
+use flywheel_contract::trainer::{ArtifactRef, JobIdentity};
+use flywheel_store::{Created, Limits, Lineage, Purpose, Store, StoreError, describe};
 
 const ALWAYS: usize = usize::MAX;
 
@@ -341,7 +343,7 @@ async fn s3_creates_by_condition_and_finds_its_own_lost_answer() {
     for (code, reason) in [
         (403, FailureReason::StorageForbidden),
         (404, FailureReason::StorageInvalid),
-        (501, FailureReason::StorageInvalid),
+        (501, FailureReason::StoreLacksConditionalPut),
         (500, FailureReason::StorageUnavailable),
     ] {
         server.heal();
@@ -512,6 +514,94 @@ async fn what_is_read_back_after_an_upload_is_checked() {
         .await
         .unwrap_err();
     assert_eq!(error.reason(Purpose::Output), FailureReason::DigestMismatch, "{error}");
+}
+
+fn job(attempt: u32) -> JobIdentity {
+    JobIdentity {
+        namespace: "team".to_owned(),
+        name: "intent".to_owned(),
+        uid: "uid".to_owned(),
+        attempt,
+    }
+}
+
+async fn commit(lineage: &mut Lineage, step: u64) -> Result<CheckpointRef, StoreError> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("state.json"), step.to_string()).unwrap();
+    let dataset = Digest::sha256(&"d".repeat(64));
+    lineage
+        .commit(folder.path(), &["state.json".to_owned()], step, &dataset)
+        .await
+}
+
+#[tokio::test]
+async fn checkpoints_are_committed_over_s3_and_the_replaced_writer_is_fenced() {
+    let server = Server::start();
+    let store = Arc::new(s3(&server));
+    let uri: Uri = "s3://ckpt/team/uid".into();
+    let mut old = store.take_lineage(&uri, &job(1), 2).await.unwrap();
+    for step in [1, 2, 3] {
+        commit(&mut old, step).await.unwrap();
+        assert_eq!(old.leftover(), None);
+    }
+    // Answers that are lost after the server has done what they tell of.
+    for part in [
+        "PUT /ckpt/team/uid/HEAD",
+        "PUT /ckpt/team/uid/checkpoints/000000000005",
+        "DELETE ",
+    ] {
+        server.fault(part, Fault::Close, 1);
+    }
+    commit(&mut old, 4).await.unwrap();
+    commit(&mut old, 5).await.unwrap();
+    assert_eq!(old.leftover(), None);
+    let manifests = server.keys().into_iter().filter(|k| k.ends_with("/manifest.json"));
+    assert_eq!(manifests.count(), 2);
+
+    let mut new = store.take_lineage(&uri, &job(2), 2).await.unwrap();
+    let error = commit(&mut old, 6).await.unwrap_err();
+    assert_eq!(error.reason(Purpose::Output), FailureReason::Fenced, "{error}");
+    let steps: Vec<_> = new.head().checkpoints.iter().map(|c| c.step).collect();
+    assert_eq!(steps, [5, 4]);
+    let down = tempfile::tempdir().unwrap();
+    let newest = new.head().checkpoints[0].clone();
+    let manifest = new.fetch(&newest, down.path()).await.unwrap();
+    assert_eq!((manifest.step, manifest.attempt), (5, 1));
+    assert_eq!(std::fs::read(down.path().join("state.json")).unwrap(), b"5");
+
+    // What cannot be removed is told and does no harm.
+    server.fault("DELETE ", Fault::Status(403), ALWAYS);
+    commit(&mut new, 7).await.unwrap();
+    assert!(
+        new.leftover().unwrap().contains("refused access"),
+        "{:?}",
+        new.leftover()
+    );
+    server.heal();
+    commit(&mut new, 8).await.unwrap();
+    assert_eq!(new.leftover(), None);
+    let manifests = server.keys().into_iter().filter(|k| k.ends_with("/manifest.json"));
+    assert_eq!(manifests.count(), 2);
+
+    // A storage that is away fails the commit and loses nothing.
+    server.fault("", Fault::Status(503), ALWAYS);
+    let error = commit(&mut new, 9).await.unwrap_err();
+    assert_eq!(
+        error.reason(Purpose::Output),
+        FailureReason::StorageUnavailable,
+        "{error}"
+    );
+    server.heal();
+    let third = store.take_lineage(&uri, &job(2), 2).await.unwrap();
+    assert_eq!(third.head().checkpoints, new.head().checkpoints);
+
+    server.fault("PUT ", Fault::Status(501), ALWAYS);
+    let error = store.take_lineage(&uri, &job(3), 2).await.unwrap_err();
+    assert_eq!(
+        error.reason(Purpose::Output),
+        FailureReason::StoreLacksConditionalPut,
+        "{error}"
+    );
 }
 
 /// A server with TLS and a certificate that signs itself; answers each request with two bytes.

@@ -1,7 +1,9 @@
-//! A small object store in this process that can be told to misbehave: S3's GET, HEAD and conditional PUT in path style.
+//! A small object store in this process that can be told to misbehave: S3's GET, HEAD, conditional PUT, DELETE and the
+//! listing of a folder, in path style.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -114,18 +116,17 @@ fn answer(stream: TcpStream, state: &Mutex<State>, ended: &AtomicBool) -> std::i
     reader.read_line(&mut first)?;
     let mut words = first.split(' ');
     let method = words.next().unwrap_or_default().to_owned();
-    let path = words
-        .next()
-        .unwrap_or_default()
-        .split('?')
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    let (mut length, mut create) = (0, false);
+    let target = words.next().unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let (path, query) = (path.to_owned(), query.to_owned());
+    let (mut length, mut create, mut expected) = (0, false, None);
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         let line = line.trim().to_ascii_lowercase();
+        if let Some(tag) = line.strip_prefix("if-match:") {
+            expected = Some(tag.trim().to_owned());
+        }
         if line.is_empty() {
             break;
         }
@@ -138,6 +139,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>, ended: &AtomicBool) -> std::i
     reader.read_exact(&mut body)?;
 
     let line = format!("{method} {path}");
+    let mut written = None;
     let (fault, reply) = {
         let mut state = state.lock().unwrap();
         state.requests.push(line.clone());
@@ -154,10 +156,19 @@ fn answer(stream: TcpStream, state: &Mutex<State>, ended: &AtomicBool) -> std::i
             (_, "PUT") if create && state.objects.contains_key(&path) => {
                 (412, xml("PreconditionFailed", "there is one"))
             }
+            (_, "PUT") if expected.is_some() && expected != state.objects.get(&path).map(|b| tag_of(b)) => {
+                (412, xml("PreconditionFailed", "it is another one"))
+            }
             (_, "PUT") => {
+                written = Some(tag_of(&body));
                 state.objects.insert(path.clone(), body);
                 (200, Vec::new())
             }
+            (_, "DELETE") => {
+                state.objects.remove(&path);
+                (204, Vec::new())
+            }
+            (_, "GET") if query.contains("list-type=2") => (200, listing(&state.objects, &path, &query)),
             (_, "GET" | "HEAD") => match state.objects.get(&path) {
                 Some(bytes) => (200, bytes.clone()),
                 None => (404, xml("NoSuchKey", "there is none")),
@@ -188,8 +199,8 @@ fn answer(stream: TcpStream, state: &Mutex<State>, ended: &AtomicBool) -> std::i
     };
     write!(
         out,
-        "HTTP/1.1 {code} X\r\n{length}ETag: \"{:x}\"\r\nLast-Modified: Mon, 01 Jan 2024 00:00:00 GMT\r\nConnection: close\r\n\r\n",
-        bytes.len()
+        "HTTP/1.1 {code} X\r\n{length}ETag: {}\r\nLast-Modified: Mon, 01 Jan 2024 00:00:00 GMT\r\nConnection: close\r\n\r\n",
+        written.unwrap_or_else(|| tag_of(&bytes))
     )?;
     if method == "HEAD" {
         return Ok(());
@@ -206,6 +217,44 @@ fn answer(stream: TcpStream, state: &Mutex<State>, ended: &AtomicBool) -> std::i
         _ => out.write_all(&bytes)?,
     }
     out.flush()
+}
+
+/// An ETag that tells contents apart.
+fn tag_of(bytes: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    format!("\"{:016x}\"", hasher.finish())
+}
+
+/// Objects and folders directly under the query's prefix, which is that of a folder.
+fn listing(objects: &BTreeMap<String, Vec<u8>>, bucket: &str, query: &str) -> Vec<u8> {
+    let prefix = query
+        .split('&')
+        .find_map(|q| q.strip_prefix("prefix="))
+        .unwrap_or_default();
+    let prefix = prefix.replace("%2F", "/").replace("%2f", "/");
+    let within = format!("{}/", bucket.trim_end_matches('/'));
+    let mut text = "<ListBucketResult>".to_owned();
+    let mut folders = BTreeSet::new();
+    for (path, bytes) in objects {
+        let Some(key) = path.strip_prefix(&within) else {
+            continue;
+        };
+        match key.strip_prefix(&prefix).map(|rest| rest.split_once('/')) {
+            Some(Some((folder, _))) => drop(folders.insert(format!("{prefix}{folder}/"))),
+            Some(None) => {
+                text += &format!(
+                    "<Contents><Key>{key}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified><Size>{}</Size></Contents>",
+                    bytes.len()
+                );
+            }
+            None => (),
+        }
+    }
+    for folder in folders {
+        text += &format!("<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>");
+    }
+    (text + "</ListBucketResult>").into_bytes()
 }
 
 fn xml(code: &str, message: &str) -> Vec<u8> {
