@@ -74,7 +74,7 @@ def accuracy(report):
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             if run.returncode:
                 raise RuntimeError(f"flywheel-trainer: {run.stderr[-2000:]}")
-            result = json.loads(next((folder / "out").rglob("result.json")).read_text())
+            result = json.loads(next((folder / "out").rglob("attempt-*.result.json")).read_text())
             metric = {m["name"]: float(m["value"]) for m in result["metrics"]}
             ours = {"accuracy": metric["test/accuracy"], "seconds": result["trainSeconds"], "wall": time.monotonic() - start,
                     "cpuSeconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}

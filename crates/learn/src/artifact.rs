@@ -4,7 +4,6 @@
 //! Manifest, evaluation sample and data profile lie beside these files and are the trainer's.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use flywheel_contract::artifact::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
@@ -93,10 +92,7 @@ pub fn write(dir: &Path, network: &SequenceClassifier, labels: &[String], pretra
     weights::write(&dir.join(WEIGHTS_FILE), network.parameters())?;
     let path = dir.join(CONFIG_FILE);
     let config = format!("{:#}\n", network.config().classifier_json(labels));
-    let mut file = fs::File::create(&path).map_err(Error::file("write", &path))?;
-    file.write_all(config.as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(Error::file("write", &path))?;
+    fs::write(&path, config).map_err(Error::file("write", &path))?;
 
     let mut written = vec![WEIGHTS_FILE.to_owned(), CONFIG_FILE.to_owned()];
     for name in TOKENIZER_FILES {

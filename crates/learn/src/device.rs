@@ -38,6 +38,19 @@ pub fn resolve(device: Device) -> Result<tch::Device> {
     }
 }
 
+/// From now on this thread, and those that libtorch starts for it, take numbers too small for the usual form for zero.
+/// AdamW's means of gradients decay into such numbers (the embedding of a rare word), and processors are slow at them.
+/// Call it before the thread's first operation.
+///
+/// # Errors
+/// [`Error::Torch`].
+pub fn flush_denormals() -> Result<()> {
+    if !flywheel_torch_shim::flush_denormals()? {
+        tracing::info!("this processor cannot flush denormal numbers; long trainings may be slower");
+    }
+    Ok(())
+}
+
 /// Threads that one operation may use, for the calling thread (each worker calls it for itself). At least 1.
 pub fn set_threads(threads: usize) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));

@@ -111,12 +111,12 @@ pub enum Error {
         /// Its value.
         value: f64,
     },
-    /// The observer asked to stop.
-    #[error("training was stopped after step {step}")]
-    Interrupted {
-        /// Optimiser steps done.
-        step: u64,
-    },
+    /// A saved state is not one of this training.
+    #[error("the saved state cannot be gone on from: {0}")]
+    State(String),
+    /// Who watches wanted an end.
+    #[error("it was stopped before its end")]
+    Interrupted,
     /// Logits and labels that do not fit together.
     #[error(transparent)]
     Evaluation(#[from] crate::evaluate::EvaluationError),
@@ -144,11 +144,14 @@ impl Error {
             Self::Setting(_) => FailureReason::ConfigInvalid,
             Self::EmptySet(_) => FailureReason::DatasetEmpty,
             Self::LossNotFinite { .. } => FailureReason::LossNotFinite,
-            Self::Interrupted { .. } => FailureReason::Interrupted,
+            Self::Interrupted => FailureReason::Interrupted,
             Self::OutOfMemory(_) => FailureReason::OutOfMemory,
-            Self::LibraryMismatch(_) | Self::File { .. } | Self::Row { .. } | Self::Evaluation(_) | Self::Torch(_) => {
-                FailureReason::InternalError
-            }
+            Self::LibraryMismatch(_)
+            | Self::File { .. }
+            | Self::Row { .. }
+            | Self::State(_)
+            | Self::Evaluation(_)
+            | Self::Torch(_) => FailureReason::InternalError,
         }
     }
 

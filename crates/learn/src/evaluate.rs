@@ -5,6 +5,7 @@
 
 use flywheel_contract::hyperparameters::StoppingMetric;
 use flywheel_contract::scalar::Metric;
+use serde::{Deserialize, Serialize};
 
 /// Inputs that do not belong together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +44,8 @@ pub enum EvaluationError {
 }
 
 /// Figures of one labelled set.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Evaluation {
     /// Rows counted.
     pub rows: usize,
@@ -58,8 +60,6 @@ pub struct Evaluation {
     /// Mean over classes of the area under the ROC curve of that class against the rest, over the classes for which it
     /// is defined (some rows have the class and some do not); `None` where it is for none.
     pub auc: Option<f64>,
-    /// `confusion[truth][answer]` counts.
-    pub confusion: Vec<Vec<u64>>,
 }
 
 impl Evaluation {
@@ -90,45 +90,37 @@ impl Evaluation {
     }
 }
 
+/// How often each class was the answer to each, `[truth][answer]`, for logits, `[rows][classes]`, and labels, `[rows]`.
+///
+/// # Errors
+/// [`EvaluationError`] when the inputs do not belong together.
+pub fn confusion(logits: &[Vec<f32>], labels: &[i64]) -> Result<Vec<Vec<u64>>, EvaluationError> {
+    let truths = truths(logits, labels)?;
+    let classes = logits.first().map_or(0, Vec::len);
+    let mut confusion = vec![vec![0u64; classes]; classes];
+    for (logits, truth) in logits.iter().zip(truths) {
+        if let Some(count) = confusion.get_mut(truth).and_then(|r| r.get_mut(highest(logits))) {
+            *count += 1;
+        }
+    }
+    Ok(confusion)
+}
+
 /// Evaluates logits, `[rows][classes]`, against labels, `[rows]`.
 ///
 /// # Errors
 /// [`EvaluationError`] when the inputs do not belong together.
 pub fn evaluate(logits: &[Vec<f32>], labels: &[i64]) -> Result<Evaluation, EvaluationError> {
-    if logits.len() != labels.len() {
-        return Err(EvaluationError::Length {
-            outputs: logits.len(),
-            labels: labels.len(),
-        });
-    }
-    let classes = logits.first().ok_or(EvaluationError::Empty)?.len();
+    let truths = truths(logits, labels)?;
+    let confusion = confusion(logits, labels)?;
     let mut loss = 0.0;
-    let mut truths = Vec::with_capacity(labels.len());
-    let mut probabilities = Vec::with_capacity(labels.len());
-    let mut confusion = vec![vec![0u64; classes]; classes];
-    for (row, (logits, label)) in logits.iter().zip(labels).enumerate() {
-        if logits.len() != classes {
-            return Err(EvaluationError::Width {
-                row,
-                got: logits.len(),
-                want: classes,
-            });
-        }
-        let truth = usize::try_from(*label).ok().filter(|l| *l < classes);
-        let truth = truth.ok_or(EvaluationError::Label {
-            row,
-            label: *label,
-            classes,
-        })?;
+    let mut probabilities = Vec::with_capacity(truths.len());
+    for (logits, truth) in logits.iter().zip(&truths) {
         let log_probabilities = log_softmax(logits);
-        loss -= log_probabilities.get(truth).copied().unwrap_or(f64::NAN);
-        if let Some(count) = confusion.get_mut(truth).and_then(|r| r.get_mut(highest(logits))) {
-            *count += 1;
-        }
-        truths.push(truth);
+        loss -= log_probabilities.get(*truth).copied().unwrap_or(f64::NAN);
         probabilities.push(log_probabilities.into_iter().map(f64::exp).collect());
     }
-    let rows = labels.len();
+    let rows = truths.len();
     let (macro_f1, weighted_f1) = f1(&confusion);
     let right: u64 = confusion.iter().enumerate().filter_map(|(i, r)| r.get(i)).sum();
     Ok(Evaluation {
@@ -137,9 +129,35 @@ pub fn evaluate(logits: &[Vec<f32>], labels: &[i64]) -> Result<Evaluation, Evalu
         accuracy: right as f64 / rows as f64,
         macro_f1,
         weighted_f1,
-        auc: auc(&probabilities, &truths, classes),
-        confusion,
+        auc: auc(&probabilities, &truths, confusion.len()),
     })
+}
+
+/// The labels as class indices, after checking that each row has one logit per class and each label is a class.
+fn truths(logits: &[Vec<f32>], labels: &[i64]) -> Result<Vec<usize>, EvaluationError> {
+    if logits.len() != labels.len() {
+        return Err(EvaluationError::Length {
+            outputs: logits.len(),
+            labels: labels.len(),
+        });
+    }
+    let classes = logits.first().ok_or(EvaluationError::Empty)?.len();
+    let truths = logits.iter().zip(labels).enumerate().map(|(row, (logits, label))| {
+        if logits.len() != classes {
+            return Err(EvaluationError::Width {
+                row,
+                got: logits.len(),
+                want: classes,
+            });
+        }
+        let truth = usize::try_from(*label).ok().filter(|l| *l < classes);
+        truth.ok_or(EvaluationError::Label {
+            row,
+            label: *label,
+            classes,
+        })
+    });
+    truths.collect()
 }
 
 /// Natural logarithms of the softmax, in f64.
@@ -233,7 +251,7 @@ mod tests {
     }
 
     /// Six rows, three classes; answers 0 0 1 1 2 0 against truth 0 0 1 2 2 2.
-    fn table() -> Evaluation {
+    fn table() -> (Evaluation, Vec<Vec<u64>>) {
         let p: [&[f64]; 6] = [
             &[0.7, 0.2, 0.1],
             &[0.6, 0.3, 0.1],
@@ -242,13 +260,17 @@ mod tests {
             &[0.1, 0.1, 0.8],
             &[0.5, 0.25, 0.25],
         ];
-        evaluate(&logits(&p), &[0, 0, 1, 2, 2, 2]).unwrap()
+        let (logits, labels) = (logits(&p), [0, 0, 1, 2, 2, 2]);
+        (
+            evaluate(&logits, &labels).unwrap(),
+            confusion(&logits, &labels).unwrap(),
+        )
     }
 
     #[test]
     fn hand_computed_table() {
-        let e = table();
-        assert_eq!(e.confusion, [[2, 0, 0], [0, 1, 0], [1, 1, 1]]);
+        let (e, confusion) = table();
+        assert_eq!(confusion, [[2, 0, 0], [0, 1, 0], [1, 1, 1]]);
         close(e.accuracy, 4.0 / 6.0);
         // Class 0: 2·2/(2+3); class 1: 2·1/(1+2); class 2: 2·1/(3+1).
         let f1 = [0.8, 2.0 / 3.0, 0.5];
@@ -293,8 +315,9 @@ mod tests {
 
     #[test]
     fn equal_logits_answer_the_first_class() {
-        let e = evaluate(&[vec![0.0, 0.0], vec![0.0, 0.0]], &[0, 1]).unwrap();
-        assert_eq!(e.confusion, [[1, 0], [1, 0]]);
+        let rows = [vec![0.0, 0.0], vec![0.0, 0.0]];
+        let e = evaluate(&rows, &[0, 1]).unwrap();
+        assert_eq!(confusion(&rows, &[0, 1]).unwrap(), [[1, 0], [1, 0]]);
         close(e.loss, 2f64.ln());
         close(e.auc.unwrap(), 0.5);
     }
@@ -335,7 +358,7 @@ mod tests {
 
     #[test]
     fn metrics_and_score_name_what_the_contract_names() {
-        let e = table();
+        let (e, _) = table();
         let names: Vec<_> = e.metrics("test").into_iter().map(|m| m.name).collect();
         assert_eq!(
             names,

@@ -1,19 +1,23 @@
-//! Tensors: devices, architectures, tasks, optimiser, evaluation, artifacts.
+//! Tensors: devices, architectures, tasks, optimiser, evaluation, checkpoints, artifacts.
 //!
 //! ```text
 //! folder of a pretrained model ─ config ─┐
 //!                              ─ weights ┴─ network ─ task ─ train (optim, evaluate) ─ artifact ─ Classifier
+//!                                                              │↑
+//!                                                           checkpoint
 //! ```
 //! This crate knows neither Kubernetes nor HTTP nor texts: rows come in as token ids, answers go out as numbers.
 //! Calls into libtorch are the fallible ones wherever tch has them, so that a refusal is an error and not a panic.
 
 pub mod artifact;
+pub mod checkpoint;
 pub mod config;
 pub mod device;
 mod error;
 pub mod evaluate;
 pub mod network;
 pub mod optim;
+mod random;
 pub mod task;
 pub mod train;
 pub mod weights;

@@ -10,10 +10,44 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::{Activation, Architecture, EncoderConfig};
 use crate::error::{Error, Result};
+use crate::random::SplitMix64;
 use crate::weights::WeightFile;
 
 /// Weights by their Hugging Face names.
 pub type Parameters = BTreeMap<String, Tensor>;
+
+/// Copies of tensors on the host, made now.
+pub(crate) fn host_copies<'a>(tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>) -> Result<Parameters> {
+    let _no_grad = tch::no_grad_guard();
+    let copies = tensors.into_iter().map(|(name, tensor)| {
+        let mut copy = Tensor::f_empty(tensor.size(), (tensor.kind(), Device::Cpu))?;
+        copy.f_copy_(tensor)?;
+        Ok((name.clone(), copy))
+    });
+    copies.collect()
+}
+
+/// Overwrites every tensor with the one of its name.
+///
+/// # Errors
+/// [`Error::State`] when it is missing or has another shape (some tensors may be overwritten by then), [`Error::Torch`].
+pub(crate) fn fill(tensors: &Parameters, from: &Parameters) -> Result<()> {
+    let _no_grad = tch::no_grad_guard();
+    for (name, tensor) in tensors {
+        let source = from
+            .get(name)
+            .ok_or_else(|| Error::State(format!("tensor {name} is not in it")))?;
+        if source.size() != tensor.size() {
+            return Err(Error::State(format!(
+                "tensor {name} has shape {:?}, not {:?}",
+                source.size(),
+                tensor.size()
+            )));
+        }
+        tensor.shallow_clone().f_copy_(source)?;
+    }
+    Ok(())
+}
 
 /// Values of a tensor that no file gives.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -164,6 +198,15 @@ fn plan(config: &EncoderConfig, classes: i64) -> Vec<Planned> {
         add(format!("{name}.bias"), vec![to], Initial::Zeros, Part::Head);
     }
     plan
+}
+
+/// Name and shape of every weight that an encoder of this configuration with a head for `classes` classes trains.
+#[must_use]
+pub fn shapes(config: &EncoderConfig, classes: usize) -> BTreeMap<String, Vec<i64>> {
+    plan(config, classes as i64)
+        .into_iter()
+        .map(|tensor| (tensor.name, tensor.shape))
+        .collect()
 }
 
 /// Name under which a file holds a tensor: in full, without the prefix (a bare encoder), or with TensorFlow's old
@@ -571,28 +614,22 @@ fn fresh(tensor: &Planned, config: &EncoderConfig, seed: i64, device: Device) ->
     Ok(value.f_to_device(device)?)
 }
 
-/// `count` normal numbers of this deviation, fixed by seed and name: SplitMix64 (Steele, Lea, Flood, 2014), begun at an
-/// FNV-1a hash of the name, through the Box-Muller transform.
+/// `count` normal numbers of this deviation, fixed by seed and name: SplitMix64, begun at an FNV-1a hash of the name,
+/// through the Box-Muller transform.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     reason = "53 random bits fit a double exactly; weights are single precision"
 )]
 fn normal(seed: i64, name: &str, count: usize, deviation: f64) -> Vec<f32> {
-    let mut state = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64 ^ seed.cast_unsigned(), |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-    let mut uniform = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        // In (0, 1]: the logarithm below must stay finite.
-        ((z >> 11) + 1) as f64 / (1_u64 << 53) as f64
-    };
+    let mut numbers = SplitMix64(
+        name.bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64 ^ seed.cast_unsigned(), |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            }),
+    );
+    // In (0, 1]: the logarithm below must stay finite.
+    let mut uniform = || ((numbers.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64;
     (0..count)
         .map(|_| {
             let (radius, angle) = (uniform(), uniform());

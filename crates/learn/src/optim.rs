@@ -1,10 +1,10 @@
 //! AdamW over plain tensors, its learning rate, and gradient clipping.
 
-use flywheel_torch_shim::{AdamWLists, AdamWNumbers, fused_adamw, global_norm, scale_all};
+use flywheel_torch_shim::{AdamWLists, AdamWNumbers, drop_grads, fused_adamw, global_norm, scale_all};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::network::Parameters;
+use crate::network::{Parameters, fill, host_copies};
 
 /// Decay of the first and of the second moment; PyTorch's defaults.
 const BETAS: (f64, f64) = (0.9, 0.999);
@@ -45,6 +45,15 @@ impl Schedule {
     }
 }
 
+/// What AdamW remembers of past gradients, by the names of the weights.
+#[derive(Debug)]
+pub struct Moments {
+    /// Decaying means of the gradients.
+    pub exp_avg: Parameters,
+    /// Decaying means of their squares.
+    pub exp_avg_sq: Parameters,
+}
+
 /// Tensors with one weight decay, and their state.
 struct Group {
     weight_decay: f64,
@@ -73,16 +82,47 @@ impl AdamW {
         })
     }
 
-    /// Sets all gradients to zero.
+    /// Both moments on the host, by the names of their weights: what has to be saved beside the weights and the number of
+    /// steps.
+    ///
+    /// # Errors
+    /// [`Error::Torch`], [`Error::OutOfMemory`].
+    pub fn moments(&self) -> Result<Moments> {
+        let copies = |tensors: fn(&Group) -> &Vec<Tensor>| {
+            host_copies(self.groups.iter().flat_map(|g| g.names.iter().zip(tensors(g))))
+        };
+        Ok(Moments {
+            exp_avg: copies(|g| &g.exp_avg)?,
+            exp_avg_sq: copies(|g| &g.exp_avg_sq)?,
+        })
+    }
+
+    /// Takes up where another optimiser stood after `steps` steps.
+    ///
+    /// # Errors
+    /// [`Error::State`] when a moment is missing or of another shape, [`Error::Torch`].
+    pub fn restore(&mut self, steps: u64, moments: &Moments) -> Result<()> {
+        for group in &mut self.groups {
+            let named = |tensors: &[Tensor]| -> Parameters {
+                let names = group.names.iter().cloned();
+                names.zip(tensors.iter().map(Tensor::shallow_clone)).collect()
+            };
+            fill(&named(&group.exp_avg), &moments.exp_avg)?;
+            fill(&named(&group.exp_avg_sq), &moments.exp_avg_sq)?;
+            for count in &mut group.steps {
+                let _ = count.f_fill_(steps as f64)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes all gradients away; the next backward makes them anew.
     ///
     /// # Errors
     /// [`Error::Torch`].
     pub fn zero_grad(&mut self) -> Result<()> {
-        for param in self.groups.iter().flat_map(|g| &g.params) {
-            let mut grad = param.f_grad()?;
-            if grad.defined() {
-                let _ = grad.f_detach_()?.f_zero_()?;
-            }
+        for group in &self.groups {
+            drop_grads(&group.params)?;
         }
         Ok(())
     }
@@ -228,7 +268,63 @@ mod tests {
         assert!((optimiser.clip(1.0).unwrap() - 6.0).abs() < 1e-5);
         assert!((optimiser.clip(1.0).unwrap() - 1.0).abs() < 1e-5, "now at the limit");
         optimiser.zero_grad().unwrap();
+        (loss(&parameters) * 0.0).backward();
         assert_eq!(optimiser.clip(1.0).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn restored_moments_go_on_as_if_nothing_had_happened() {
+        let steps = |optimiser: &mut AdamW, parameters: &Parameters, numbers: std::ops::Range<i32>| {
+            for n in numbers {
+                optimiser.zero_grad().unwrap();
+                (loss(parameters) * f64::from(n + 1)).backward();
+                optimiser.step(0.1).unwrap();
+            }
+        };
+        let (whole, first) = (parameters(), parameters());
+        steps(&mut AdamW::new(&whole, 0.5).unwrap(), &whole, 0..5);
+        let mut optimiser = AdamW::new(&first, 0.5).unwrap();
+        steps(&mut optimiser, &first, 0..3);
+        let moments = optimiser.moments().unwrap();
+
+        let resume = |count, moments: &Moments| {
+            let second = parameters();
+            let mut optimiser = AdamW::new(&second, 0.5).unwrap();
+            fill(&second, &first).unwrap();
+            optimiser.restore(count, moments).unwrap();
+            steps(&mut optimiser, &second, 3..5);
+            whole.iter().all(|(name, tensor)| second[name] == *tensor)
+        };
+        assert!(resume(3, &moments));
+        // Both the count and each moment matter.
+        assert!(!resume(2, &moments));
+        let zeros = |p: &Parameters| p.iter().map(|(n, t)| (n.clone(), t.zeros_like())).collect();
+        let copies = |p: &Parameters| p.iter().map(|(n, t)| (n.clone(), t.copy())).collect();
+        assert!(!resume(
+            3,
+            &Moments {
+                exp_avg: zeros(&moments.exp_avg),
+                exp_avg_sq: copies(&moments.exp_avg_sq),
+            }
+        ));
+        assert!(!resume(
+            3,
+            &Moments {
+                exp_avg: copies(&moments.exp_avg),
+                exp_avg_sq: zeros(&moments.exp_avg_sq),
+            }
+        ));
+        // What does not fit is refused.
+        let mut lacking = Moments {
+            exp_avg: copies(&moments.exp_avg),
+            exp_avg_sq: copies(&moments.exp_avg_sq),
+        };
+        lacking.exp_avg_sq.remove("a.bias");
+        let error = AdamW::new(&parameters(), 0.5)
+            .unwrap()
+            .restore(3, &lacking)
+            .unwrap_err();
+        assert!(error.to_string().contains("a.bias"), "{error}");
     }
 
     #[test]

@@ -1,20 +1,27 @@
 //! The training loop: batches, steps, validation, early stopping, best weights. It knows a [`Task`], not a model; it
 //! reads no files and talks to nobody but its [`Observer`].
+//!
+//! Between two steps everything that the rest depends on is a [`State`]: the loop hands it out when asked, and begun with
+//! it goes on as if it had never stopped. Order and dropout are functions of the seed and the step's number, so no
+//! generator is part of it.
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, StoppingMetric};
 use flywheel_contract::scalar::Decimal;
-use tch::Tensor;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::optim::{AdamW, Schedule};
+use crate::network::{Parameters, fill, host_copies};
+use crate::optim::{AdamW, Moments, Schedule};
+use crate::random::step_seed;
 use crate::task::Task;
 
 /// Largest norm of all gradients together; the usual value for fine-tuning encoders.
 const MAX_GRAD_NORM: f64 = 1.0;
-/// Sets dropout's random numbers apart from those of initialisation, which come from the same seed.
-const DROPOUT_STREAM: i64 = 0x1e37_79b9_7f4a_7c15;
+/// Place of this process among those that train together. There is one.
+const RANK: u64 = 0;
 
 /// How to train, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,14 +122,115 @@ pub struct Epoch<'a, R> {
     pub validation: &'a R,
     /// Whether it is the best so far.
     pub best: bool,
+    /// Whether training ends with it.
+    pub last: bool,
 }
 
-/// Sees training go by and may stop it by [`ControlFlow::Break`].
+/// What an observer wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing.
+    GoOn,
+    /// The state, and on.
+    Save,
+    /// The state, and an end.
+    SaveAndStop,
+    /// An end.
+    Stop,
+}
+
+/// Sees training go by, may ask for its state and may end it ([`Error::Interrupted`]). Must return quickly.
 pub trait Observer<R> {
-    /// After every step. Must return quickly.
-    fn step(&mut self, step: &Step) -> ControlFlow<()>;
+    /// After every step.
+    fn step(&mut self, step: &Step) -> Next;
+    /// After every batch of a validation. [`Next::Save`] counts for nothing here, the next step asks again; the state of
+    /// [`Next::SaveAndStop`] is that before the validation.
+    fn validating(&mut self) -> Next;
     /// After every validation.
-    fn epoch(&mut self, epoch: &Epoch<'_, R>) -> ControlFlow<()>;
+    fn epoch(&mut self, epoch: &Epoch<'_, R>) -> Next;
+    /// The state that was asked for.
+    fn state(&mut self, state: State<R>);
+}
+
+/// Figures of an epoch that is done.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EpochFigures<R> {
+    /// Mean loss over its steps.
+    pub train_loss: f64,
+    /// Figures of the validation set.
+    pub validation: R,
+}
+
+/// A place between two steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cursor<R> {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// The epoch under way, from 1; one more than there are when training is over.
+    pub epoch: u32,
+    /// Its batches that are done.
+    pub batch: u64,
+    /// Sum of their losses.
+    pub loss_sum: f64,
+    /// The epochs that are done, in order.
+    pub epochs: Vec<EpochFigures<R>>,
+    /// The best of them, from 1; none before the first is done.
+    pub best_epoch: Option<u32>,
+    /// Seconds that it took to come here, stops left out.
+    pub seconds: f64,
+}
+
+impl<R> Cursor<R> {
+    /// Before the first step.
+    #[must_use]
+    pub fn start() -> Self {
+        Self {
+            step: 0,
+            epoch: 1,
+            batch: 0,
+            loss_sum: 0.0,
+            epochs: Vec::new(),
+            best_epoch: None,
+            seconds: 0.0,
+        }
+    }
+
+    /// Epochs done.
+    fn done(&self) -> u32 {
+        self.epoch.saturating_sub(1)
+    }
+
+    /// Whether no step is left to do; `Some(true)` where early stopping says so.
+    fn ended(&self, settings: &Settings) -> Option<bool> {
+        let idle = self.best_epoch.map(|best| self.done().saturating_sub(best));
+        let patience = settings
+            .early_stopping
+            .as_ref()
+            .and_then(|s| u32::try_from(s.patience).ok());
+        if self.done() >= settings.epochs {
+            Some(false)
+        } else if patience.zip(idle).is_some_and(|(patience, idle)| idle >= patience) {
+            Some(true)
+        } else {
+            None
+        }
+    }
+}
+
+/// All that training needs to go on from a place as if it had never stopped. Tensors lie on the host and are nobody
+/// else's.
+#[derive(Debug)]
+pub struct State<R> {
+    /// The place.
+    pub cursor: Cursor<R>,
+    /// Weights.
+    pub weights: Parameters,
+    /// What the optimiser remembers.
+    pub moments: Moments,
+    /// Weights of the best epoch; none before one is done.
+    pub best: Option<Parameters>,
 }
 
 /// How training ended. The network holds the weights of the best epoch.
@@ -132,24 +240,29 @@ pub struct Outcome<R> {
     pub best_epoch: u32,
     /// Validation figures of those weights.
     pub validation: R,
-    /// Epochs done.
-    pub epochs: u32,
+    /// Every epoch, in order.
+    pub epochs: Vec<EpochFigures<R>>,
     /// Steps done.
     pub steps: u64,
     /// Whether early stopping ended it.
     pub stopped_early: bool,
+    /// Seconds from the first to the last step, validations included, stops left out.
+    pub seconds: f64,
 }
 
-/// Trains a task's network in place. With one thread on a CPU the same inputs give the same weights bit for bit.
+/// Trains a task's network in place, from the network's weights or from a state. With one thread on a CPU the same inputs
+/// give the same weights bit for bit, however often training was stopped and gone on with.
 ///
 /// # Errors
-/// [`Error::EmptySet`], [`Error::LossNotFinite`] with the step, [`Error::Interrupted`] when the observer stops it, and
-/// what the task and libtorch refuse. After an error the weights are those of some step.
+/// [`Error::EmptySet`], [`Error::LossNotFinite`] with the step, [`Error::Interrupted`] when the observer ends it,
+/// [`Error::State`] for a state of another network, and what the task and libtorch refuse. After an error the weights
+/// are those of some step.
 pub fn fit<T: Task>(
     task: &T,
     train: &T::Set,
     validation: &T::Set,
     settings: &Settings,
+    from: Option<State<T::Report>>,
     observer: &mut dyn Observer<T::Report>,
 ) -> Result<Outcome<T::Report>> {
     let lengths = task.lengths(train);
@@ -159,95 +272,71 @@ pub fn fit<T: Task>(
     if task.lengths(validation).is_empty() {
         return Err(Error::EmptySet("validation"));
     }
-    tch::manual_seed(settings.seed ^ DROPOUT_STREAM);
-    let steps_per_epoch = lengths.len().div_ceil(settings.batch_size) as u64;
-    let total_steps = steps_per_epoch * u64::from(settings.epochs);
+    let total_steps = steps_per_epoch(lengths.len(), settings) * u64::from(settings.epochs);
     let schedule = Schedule::new(settings.learning_rate, settings.warmup_ratio, total_steps);
-    let mut optimiser = AdamW::new(task.parameters(), settings.weight_decay)?;
-    let mut done = 0;
-    let mut best: Option<Best<T::Report>> = None;
-    let mut epoch = 0;
+    let mut fit = Fit::begin(task, settings, from)?;
     let stopped_early = loop {
-        epoch += 1;
-        let (mut loss_sum, mut batches) = (0.0, 0.0);
-        for rows in flywheel_data::batches(&lengths, settings.batch_size, settings.seed, u64::from(epoch)) {
-            let learning_rate = schedule.rate(done);
-            done += 1;
-            let (loss, grad_norm) = step(task, train, &rows, &mut optimiser, learning_rate, done)?;
-            loss_sum += loss;
-            batches += 1.0;
-            let examples = rows.len();
+        if let Some(stopped_early) = fit.cursor.ended(settings) {
+            break stopped_early;
+        }
+        let epoch = fit.cursor.epoch;
+        let batches = flywheel_data::batches(&lengths, settings.batch_size, settings.seed, u64::from(epoch));
+        let done = usize::try_from(fit.cursor.batch).unwrap_or(usize::MAX);
+        for rows in batches.iter().skip(done) {
+            let learning_rate = schedule.rate(fit.cursor.step);
+            let (loss, grad_norm) = fit.step(train, rows, learning_rate)?;
             let seen = Step {
-                step: done,
+                step: fit.cursor.step,
                 total_steps,
                 epoch,
                 loss,
                 learning_rate,
                 grad_norm,
-                examples,
+                examples: rows.len(),
             };
-            if observer.step(&seen).is_break() {
-                return Err(Error::Interrupted { step: done });
-            }
+            let next = observer.step(&seen);
+            fit.heed(next, observer)?;
         }
-        let report = evaluate(task, validation, settings.batch_size)?;
+        let report = fit.validate(validation, observer)?;
         let score = task.score(&report, settings.metric());
-        let is_best = best.as_ref().is_none_or(|b| score > b.score);
+        let best = fit.best_score().is_none_or(|highest| score > highest);
+        let figures = fit.close_epoch(report, best)?;
         let seen = Epoch {
             epoch,
-            train_loss: loss_sum / batches,
-            validation: &report,
-            best: is_best,
+            train_loss: figures.train_loss,
+            validation: &figures.validation,
+            best,
+            last: fit.cursor.ended(settings).is_some(),
         };
-        let go_on = observer.epoch(&seen);
-        if is_best {
-            best = Some(Best {
-                epoch,
-                score,
-                weights: snapshot(task)?,
-                report,
-            });
-        }
-        if go_on.is_break() {
-            return Err(Error::Interrupted { step: done });
-        }
-        let idle = epoch - best.as_ref().map_or(epoch, |b| b.epoch);
-        let patience = settings
-            .early_stopping
-            .as_ref()
-            .and_then(|s| u32::try_from(s.patience).ok());
-        if patience.is_some_and(|p| idle >= p) && epoch < settings.epochs {
-            break true;
-        }
-        if epoch >= settings.epochs {
-            break false;
-        }
+        let next = observer.epoch(&seen);
+        fit.heed(next, observer)?;
     };
-    // One epoch at least was validated, and the first is the best so far by definition.
-    let best = best.ok_or(Error::EmptySet("validation"))?;
-    restore(task, &best.weights)?;
-    Ok(Outcome {
-        best_epoch: best.epoch,
-        validation: best.report,
-        epochs: epoch,
-        steps: done,
-        stopped_early,
-    })
+    fit.end(stopped_early)
 }
-
 /// Figures of a set with the present weights.
 ///
 /// # Errors
-/// [`Error::EmptySet`] and what the task and libtorch refuse.
-pub fn evaluate<T: Task>(task: &T, set: &T::Set, batch_size: usize) -> Result<T::Report> {
-    task.report(set, &outputs(task, set, batch_size)?)
+/// As [`outputs`].
+pub fn evaluate<T: Task>(
+    task: &T,
+    set: &T::Set,
+    batch_size: usize,
+    watch: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<T::Report> {
+    task.report(set, &outputs(task, set, batch_size, watch)?)
 }
 
-/// Outputs of a whole set with the present weights, one row of numbers per example, in the set's order.
+/// Outputs of a whole set with the present weights, one row of numbers per example, in the set's order. `watch` is called
+/// after every batch and may end it.
 ///
 /// # Errors
-/// [`Error::EmptySet`] and what the task and libtorch refuse.
-pub fn outputs<T: Task>(task: &T, set: &T::Set, batch_size: usize) -> Result<Vec<Vec<f32>>> {
+/// [`Error::EmptySet`], [`Error::Interrupted`] and what the task and libtorch refuse.
+pub fn outputs<T: Task>(
+    task: &T,
+    set: &T::Set,
+    batch_size: usize,
+    watch: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Vec<Vec<f32>>> {
     let lengths = task.lengths(set);
     if lengths.is_empty() {
         return Err(Error::EmptySet("evaluated"));
@@ -265,65 +354,169 @@ pub fn outputs<T: Task>(task: &T, set: &T::Set, batch_size: usize) -> Result<Vec
                 *row = output;
             }
         }
+        if watch().is_break() {
+            return Err(Error::Interrupted);
+        }
     }
     Ok(rows)
 }
 
-/// One optimiser step; returns loss and norm of the gradients.
-fn step<T: Task>(
-    task: &T,
-    set: &T::Set,
-    rows: &[usize],
-    optimiser: &mut AdamW,
-    learning_rate: f64,
-    number: u64,
-) -> Result<(f64, f64)> {
-    let not_finite = |what, value| Error::LossNotFinite {
-        step: number,
-        what,
-        value,
-    };
-    let batch = task.batch(set, rows)?;
-    let loss = task.loss(&task.outputs(&batch, true)?, &batch)?;
-    let value = loss.f_double_value(&[])?;
-    if !value.is_finite() {
-        return Err(not_finite("loss", value));
-    }
-    optimiser.zero_grad()?;
-    loss.f_backward()?;
-    let norm = optimiser.clip(MAX_GRAD_NORM)?;
-    if !norm.is_finite() {
-        return Err(not_finite("norm of the gradients", norm));
-    }
-    optimiser.step(learning_rate)?;
-    Ok((value, norm))
+/// Steps of one pass over so many examples.
+pub(crate) fn steps_per_epoch(examples: usize, settings: &Settings) -> u64 {
+    examples.div_ceil(settings.batch_size) as u64
 }
 
-/// The best epoch so far.
-struct Best<R> {
-    epoch: u32,
-    score: f64,
-    weights: Vec<Tensor>,
-    report: R,
+/// A training under way.
+struct Fit<'a, T: Task> {
+    task: &'a T,
+    settings: &'a Settings,
+    optimiser: AdamW,
+    cursor: Cursor<T::Report>,
+    /// Weights of the best epoch, on the host. Never changed in place, so states share them.
+    best: Option<Parameters>,
+    /// From when on time is not yet in the cursor.
+    since: Instant,
 }
 
-/// A copy of all weights, in the order of their names.
-fn snapshot<T: Task>(task: &T) -> Result<Vec<Tensor>> {
-    let _no_grad = tch::no_grad_guard();
-    let copies = task.parameters().values().map(|weight| {
-        let mut copy = weight.f_detach()?.f_empty_like()?;
-        copy.f_copy_(weight)?;
-        Ok(copy)
-    });
-    copies.collect()
-}
-
-fn restore<T: Task>(task: &T, weights: &[Tensor]) -> Result<()> {
-    let _no_grad = tch::no_grad_guard();
-    for (weight, copy) in task.parameters().values().zip(weights) {
-        weight.shallow_clone().f_copy_(copy)?;
+impl<'a, T: Task> Fit<'a, T> {
+    fn begin(task: &'a T, settings: &'a Settings, from: Option<State<T::Report>>) -> Result<Self> {
+        let mut optimiser = AdamW::new(task.parameters(), settings.weight_decay)?;
+        let (cursor, best) = match from {
+            None => (Cursor::start(), None),
+            Some(state) => {
+                fill(task.parameters(), &state.weights)?;
+                optimiser.restore(state.cursor.step, &state.moments)?;
+                (state.cursor, state.best)
+            }
+        };
+        Ok(Self {
+            task,
+            settings,
+            optimiser,
+            cursor,
+            best,
+            since: Instant::now(),
+        })
     }
-    Ok(())
+
+    /// One optimiser step; returns the loss and the norm of the gradients.
+    fn step(&mut self, set: &T::Set, rows: &[usize], learning_rate: f64) -> Result<(f64, f64)> {
+        let number = self.cursor.step + 1;
+        let not_finite = |what, value| Error::LossNotFinite {
+            step: number,
+            what,
+            value,
+        };
+        tch::manual_seed(step_seed(self.settings.seed, number, RANK));
+        self.optimiser.zero_grad()?;
+        let batch = self.task.batch(set, rows)?;
+        let loss = self.task.loss(&self.task.outputs(&batch, true)?, &batch)?;
+        let value = loss.f_double_value(&[])?;
+        if !value.is_finite() {
+            return Err(not_finite("loss", value));
+        }
+        loss.f_backward()?;
+        let norm = self.optimiser.clip(MAX_GRAD_NORM)?;
+        if !norm.is_finite() {
+            return Err(not_finite("norm of the gradients", norm));
+        }
+        self.optimiser.step(learning_rate)?;
+        self.cursor.step = number;
+        self.cursor.batch += 1;
+        self.cursor.loss_sum += value;
+        Ok((value, norm))
+    }
+
+    fn validate(&mut self, set: &T::Set, observer: &mut dyn Observer<T::Report>) -> Result<T::Report> {
+        let mut next = Next::GoOn;
+        let mut watch = || {
+            next = observer.validating();
+            match next {
+                Next::GoOn | Next::Save => ControlFlow::Continue(()),
+                Next::Stop | Next::SaveAndStop => ControlFlow::Break(()),
+            }
+        };
+        let report = evaluate(self.task, set, self.settings.batch_size, &mut watch);
+        if matches!(report, Err(Error::Interrupted)) {
+            self.heed(next, observer)?;
+        }
+        report
+    }
+
+    /// Score of the best epoch so far.
+    fn best_score(&self) -> Option<f64> {
+        let best = self.best_figures()?;
+        Some(self.task.score(&best.validation, self.settings.metric()))
+    }
+
+    fn best_figures(&self) -> Option<&EpochFigures<T::Report>> {
+        let place = usize::try_from(self.cursor.best_epoch?).ok()?.checked_sub(1)?;
+        self.cursor.epochs.get(place)
+    }
+
+    /// Moves on to the next epoch and keeps the weights where this one is the best.
+    fn close_epoch(&mut self, validation: T::Report, best: bool) -> Result<EpochFigures<T::Report>> {
+        if best {
+            self.best = Some(host_copies(self.task.parameters())?);
+            self.cursor.best_epoch = Some(self.cursor.epoch);
+        }
+        let figures = EpochFigures {
+            train_loss: self.cursor.loss_sum / self.cursor.batch as f64,
+            validation,
+        };
+        self.cursor.epochs.push(figures.clone());
+        self.cursor.epoch += 1;
+        self.cursor.batch = 0;
+        self.cursor.loss_sum = 0.0;
+        Ok(figures)
+    }
+
+    /// Does what the observer wants.
+    fn heed(&mut self, next: Next, observer: &mut dyn Observer<T::Report>) -> Result<()> {
+        if matches!(next, Next::Save | Next::SaveAndStop) {
+            observer.state(self.state()?);
+        }
+        match next {
+            Next::GoOn | Next::Save => Ok(()),
+            Next::Stop | Next::SaveAndStop => Err(Error::Interrupted),
+        }
+    }
+
+    fn state(&mut self) -> Result<State<T::Report>> {
+        self.note_time();
+        Ok(State {
+            cursor: self.cursor.clone(),
+            weights: host_copies(self.task.parameters())?,
+            moments: self.optimiser.moments()?,
+            best: self.best.as_ref().map(|best| {
+                best.iter()
+                    .map(|(name, weight)| (name.clone(), weight.shallow_clone()))
+                    .collect()
+            }),
+        })
+    }
+
+    fn note_time(&mut self) {
+        let now = Instant::now();
+        self.cursor.seconds += now.saturating_duration_since(self.since).as_secs_f64();
+        self.since = now;
+    }
+
+    fn end(mut self, stopped_early: bool) -> Result<Outcome<T::Report>> {
+        self.note_time();
+        // One epoch at least was validated, and the first is the best so far by definition; a state may lie.
+        let lacking = || Error::State("it has no best epoch".to_owned());
+        let best = self.best_figures().ok_or_else(lacking)?;
+        fill(self.task.parameters(), self.best.as_ref().ok_or_else(lacking)?)?;
+        Ok(Outcome {
+            best_epoch: self.cursor.best_epoch.unwrap_or_default(),
+            validation: best.validation.clone(),
+            epochs: self.cursor.epochs,
+            steps: self.cursor.step,
+            stopped_early,
+            seconds: self.cursor.seconds,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -263,8 +263,9 @@ fn kind_of(dtype: &str) -> Option<(Kind, u64)> {
     })
 }
 
-/// Writes f32 tensors as a safetensors file, sorted by name, and flushes it to the disk. One tensor at a time is held
-/// in memory beside the model. The file is marked as PyTorch's, which `transformers` asks for.
+/// Writes f32 tensors as a safetensors file, sorted by name. One tensor at a time is held in memory beside the model.
+/// The file is marked as PyTorch's, which `transformers` asks for. It is not forced onto the disk: what is to last is
+/// sent to the storage, which does that, and is read back from there.
 ///
 /// # Errors
 /// [`Error::File`], [`Error::Torch`].
@@ -298,8 +299,7 @@ pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
         out.write_all(&bytes).map_err(io())?;
     }
-    let file = out.into_inner().map_err(|e| io()(e.into_error()))?;
-    file.sync_all().map_err(io())
+    out.flush().map_err(io())
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! Needs `FLYWHEEL_PYTHON`, a Python with `tests/python/requirements.txt`. Without it these tests fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -13,7 +12,7 @@ use flywheel_data::EncodedSet;
 use flywheel_learn::config::{Activation, EncoderConfig};
 use flywheel_learn::evaluate::Evaluation;
 use flywheel_learn::network::{SequenceClassifier, Taking, TokenBatch};
-use flywheel_learn::train::{Epoch, Observer, Settings, Step, fit};
+use flywheel_learn::train::{Epoch, Next, Observer, Settings, State, Step, fit};
 use flywheel_learn::weights::WeightFile;
 use flywheel_learn::{Classifier, TextClassification, artifact};
 use serde::Deserialize;
@@ -209,14 +208,20 @@ fn transformers_loads_our_artifacts() {
 struct Losses(Vec<f64>);
 
 impl Observer<Evaluation> for Losses {
-    fn step(&mut self, step: &Step) -> ControlFlow<()> {
+    fn step(&mut self, step: &Step) -> Next {
         self.0.push(step.loss);
-        ControlFlow::Continue(())
+        Next::GoOn
     }
 
-    fn epoch(&mut self, _: &Epoch<'_, Evaluation>) -> ControlFlow<()> {
-        ControlFlow::Continue(())
+    fn validating(&mut self) -> Next {
+        Next::GoOn
     }
+
+    fn epoch(&mut self, _: &Epoch<'_, Evaluation>) -> Next {
+        Next::GoOn
+    }
+
+    fn state(&mut self, _: State<Evaluation>) {}
 }
 
 /// Losses of a training from the weights of a folder, without dropout.
@@ -225,7 +230,7 @@ fn losses(dir: &Path, set: &EncodedSet, settings: &Settings) -> Vec<f64> {
     let file = WeightFile::open(&dir.join("model.safetensors")).unwrap();
     let (network, _) = SequenceClassifier::load(&config, &file, 3, Taking::Exact, 0.0, 0, Device::Cpu).unwrap();
     let mut losses = Losses(Vec::new());
-    fit(&TextClassification::new(network), set, set, settings, &mut losses).unwrap();
+    fit(&TextClassification::new(network), set, set, settings, None, &mut losses).unwrap();
     losses.0
 }
 

@@ -2,101 +2,39 @@
 //! told to.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod common;
 
+use std::ops::ControlFlow;
+
+use common::{Event, Seen, separable, settings, tiny, turn};
 use flywheel_contract::hyperparameters::{EarlyStopping, StoppingMetric};
 use flywheel_data::EncodedSet;
-use flywheel_learn::config::EncoderConfig;
-use flywheel_learn::evaluate::Evaluation;
-use flywheel_learn::network::SequenceClassifier;
-use flywheel_learn::train::{Epoch, Observer, Settings, Step, evaluate, fit};
-use flywheel_learn::{Error, Task, TextClassification, device};
-use tch::Device;
-
-const CLASSES: usize = 3;
-
-/// libtorch's random numbers are the process's: tests that count on them take turns.
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let guard = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    device::set_threads(1);
-    guard
-}
-
-fn tiny(seed: i64, dropout: f64) -> TextClassification {
-    let json = serde_json::json!({
-        "model_type": "bert", "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 64, "max_position_embeddings": 24, "type_vocab_size": 2, "initializer_range": 0.1
-    });
-    let serde_json::Value::Object(raw) = json else {
-        panic!("no object")
-    };
-    let config = EncoderConfig::from_json(raw, Path::new("tiny")).unwrap();
-    TextClassification::new(SequenceClassifier::random(&config, CLASSES, dropout, seed, Device::Cpu).unwrap())
-}
-
-/// Rows whose tokens come from a range of their class; `shift` turns every label into another.
-fn separable(rows: usize, shift: i64) -> EncodedSet {
-    let mut set = EncodedSet::default();
-    for i in 0..rows as i64 {
-        let class = i % CLASSES as i64;
-        let tokens = (0..2 + i % 9).map(|j| 10 + class * 16 + (i * 7 + j * 13) % 16);
-        set.ids.push(std::iter::once(1).chain(tokens).chain([2]).collect());
-        set.labels.push((class + shift) % CLASSES as i64);
-    }
-    set
-}
-
-fn settings() -> Settings {
-    Settings {
-        epochs: 5,
-        batch_size: 8,
-        learning_rate: 3e-3,
-        weight_decay: 0.01,
-        warmup_ratio: 0.1,
-        seed: 5,
-        early_stopping: None,
-    }
-}
-
-/// Keeps what it sees; breaks after step `stop_at`.
-#[derive(Default)]
-struct Seen {
-    steps: Vec<Step>,
-    epochs: Vec<(u32, f64, Evaluation, bool)>,
-    stop_at: Option<u64>,
-}
-
-impl Observer<Evaluation> for Seen {
-    fn step(&mut self, step: &Step) -> ControlFlow<()> {
-        self.steps.push(*step);
-        if self.stop_at == Some(step.step) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    }
-
-    fn epoch(&mut self, epoch: &Epoch<'_, Evaluation>) -> ControlFlow<()> {
-        self.epochs
-            .push((epoch.epoch, epoch.train_loss, epoch.validation.clone(), epoch.best));
-        ControlFlow::Continue(())
-    }
-}
+use flywheel_learn::train::{Next, Settings, evaluate, fit};
+use flywheel_learn::{Error, Task};
 
 #[test]
 fn a_separable_set_is_learned() {
     let _turn = turn();
     let task = tiny(2, 0.1);
-    let mut seen = Seen::default();
-    let outcome = fit(&task, &separable(90, 0), &separable(30, 0), &settings(), &mut seen).unwrap();
+    let mut seen = Seen::all();
+    let outcome = fit(
+        &task,
+        &separable(90, 0),
+        &separable(30, 0),
+        &settings(),
+        None,
+        &mut seen,
+    )
+    .unwrap();
     let (first, last) = (seen.epochs[0].1, seen.epochs[4].1);
     assert!(last < first / 2.0, "loss {first} -> {last}");
     assert!(outcome.validation.accuracy > 0.95, "{:?}", outcome.validation);
     // 90 rows in batches of 8.
-    assert_eq!((outcome.steps, outcome.epochs, outcome.stopped_early), (60, 5, false));
+    assert_eq!(
+        (outcome.steps, outcome.epochs.len(), outcome.stopped_early),
+        (60, 5, false)
+    );
+    assert_eq!(seen.last, [false, false, false, false, true]);
     assert!(seen.steps.iter().map(|s| s.step).eq(1..=60));
     assert!(seen.steps.iter().all(|s| s.total_steps == 60 && s.grad_norm > 0.0));
     let per_epoch: usize = seen.steps.iter().filter(|s| s.epoch == 2).map(|s| s.examples).sum();
@@ -122,7 +60,8 @@ fn the_same_seed_gives_the_same_weights_bit_for_bit() {
             &separable(50, 0),
             &separable(12, 0),
             &settings,
-            &mut Seen::default(),
+            None,
+            &mut Seen::all(),
         )
         .unwrap();
         let weights: Vec<Vec<u32>> = task
@@ -158,12 +97,13 @@ fn early_stopping_ends_and_the_best_weights_come_back() {
         early_stopping: Some(stopping),
         ..settings()
     };
-    let mut seen = Seen::default();
-    let outcome = fit(&task, &separable(90, 0), &validation, &settings, &mut seen).unwrap();
+    let mut seen = Seen::all();
+    let outcome = fit(&task, &separable(90, 0), &validation, &settings, None, &mut seen).unwrap();
     assert_eq!(
-        (outcome.best_epoch, outcome.epochs, outcome.stopped_early),
+        (outcome.best_epoch, outcome.epochs.len(), outcome.stopped_early),
         (1, 3, true)
     );
+    assert_eq!(seen.last, [false, false, true]);
     assert_eq!(
         seen.epochs.iter().map(|e| e.3).collect::<Vec<_>>(),
         [true, false, false]
@@ -171,7 +111,10 @@ fn early_stopping_ends_and_the_best_weights_come_back() {
     assert!(seen.epochs[2].2.loss > seen.epochs[0].2.loss);
     assert_eq!(outcome.validation, seen.epochs[0].2);
     assert_eq!(
-        evaluate(&task, &validation, settings.batch_size).unwrap(),
+        evaluate(&task, &validation, settings.batch_size, &mut || ControlFlow::Continue(
+            ()
+        ))
+        .unwrap(),
         outcome.validation
     );
 }
@@ -186,7 +129,8 @@ fn a_loss_that_is_not_finite_ends_training_with_the_step() {
         &separable(30, 0),
         &separable(9, 0),
         &settings(),
-        &mut Seen::default(),
+        None,
+        &mut Seen::all(),
     )
     .unwrap_err();
     assert!(matches!(error, Error::LossNotFinite { step: 1, .. }), "{error}");
@@ -195,20 +139,23 @@ fn a_loss_that_is_not_finite_ends_training_with_the_step() {
 #[test]
 fn the_observer_can_stop_it() {
     let _turn = turn();
-    let mut seen = Seen {
-        stop_at: Some(3),
-        ..Seen::default()
-    };
+    let mut seen = Seen::with(|event| match event {
+        Event::Step(3) => Next::Stop,
+        _ => Next::GoOn,
+    });
     let error = fit(
         &tiny(4, 0.0),
         &separable(30, 0),
         &separable(9, 0),
         &settings(),
+        None,
         &mut seen,
     )
     .unwrap_err();
-    assert!(matches!(error, Error::Interrupted { step: 3 }), "{error}");
-    assert_eq!(seen.steps.len(), 3);
+    assert!(matches!(error, Error::Interrupted), "{error}");
+    assert_eq!((seen.steps.len(), seen.states.len()), (3, 0));
+    let error = evaluate(&tiny(4, 0.0), &separable(30, 0), 8, &mut || ControlFlow::Break(())).unwrap_err();
+    assert!(matches!(error, Error::Interrupted), "{error}");
 }
 
 #[test]
@@ -216,9 +163,9 @@ fn empty_sets_and_impossible_rows_are_errors() {
     let _turn = turn();
     let task = tiny(5, 0.0);
     let (some, none) = (separable(9, 0), EncodedSet::default());
-    let error = fit(&task, &none, &some, &settings(), &mut Seen::default()).unwrap_err();
+    let error = fit(&task, &none, &some, &settings(), None, &mut Seen::all()).unwrap_err();
     assert!(matches!(error, Error::EmptySet("training")), "{error}");
-    let error = fit(&task, &some, &none, &settings(), &mut Seen::default()).unwrap_err();
+    let error = fit(&task, &some, &none, &settings(), None, &mut Seen::all()).unwrap_err();
     assert!(matches!(error, Error::EmptySet("validation")), "{error}");
     for (ids, why) in [
         (vec![], "0 tokens"),
@@ -230,7 +177,9 @@ fn empty_sets_and_impossible_rows_are_errors() {
             ids: vec![ids],
             labels: vec![0],
         };
-        let error = evaluate(&task, &set, 4).unwrap_err().to_string();
+        let error = evaluate(&task, &set, 4, &mut || ControlFlow::Continue(()))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(why), "{error}");
     }
 }

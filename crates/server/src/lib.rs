@@ -19,7 +19,6 @@ mod metrics;
 pub mod model;
 mod queue;
 pub mod run;
-pub mod termination;
 mod worker;
 
 pub use app::App;

@@ -12,8 +12,8 @@ use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::names::{EXIT_FAILED, SCRATCH_DIR, SERVING_CONFIG_DIR, SERVING_CONFIG_FILE, TERMINATION_LOG};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::serving::ServingConfig;
+use flywheel_contract::termination::{Outcome, TerminationLog, TerminationMessage};
 use flywheel_server::config::{self, LocalRun};
-use flywheel_server::termination::TerminationLog;
 use flywheel_server::{Listeners, Options, run};
 use flywheel_store::Limits;
 use tokio::signal::unix::{SignalKind, signal};
@@ -118,7 +118,9 @@ fn main() -> ExitCode {
         Ok(()) => 0,
         Err(failure) => {
             tracing::error!(reason = failure.reason.as_str(), "{}", failure.message);
-            ending.write(&failure);
+            if let Err(error) = ending.write(&TerminationMessage::new(Outcome::Failed(failure))) {
+                tracing::warn!(%error, "no termination message could be written");
+            }
             EXIT_FAILED
         }
     };

@@ -3,6 +3,7 @@
 // Every function that can fail returns 0 on success; on failure 1, with the text in fw_error() of the same thread.
 // No C++ exception leaves this file: unwinding into Rust would be undefined behaviour.
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 #include <dlfcn.h>
@@ -98,6 +99,18 @@ int fw_scale_all(const Tensor* const* tensors, size_t n, double factor) {
     c10::NoGradGuard no_grad;
     at::_foreach_mul_(list(tensors, n), at::Scalar(factor));
   });
+}
+
+// Without a gradient backward hands its own over; with one of zeros it would have to add to it.
+int fw_drop_grads(const Tensor* const* tensors, size_t n) {
+  return guard([&] {
+    for (size_t i = 0; i < n; ++i) tensors[i]->mutable_grad() = Tensor();
+  });
+}
+
+// *flushes = 0 where the processor cannot. Threads begin with the setting of the one that starts them.
+int fw_flush_denormals(int* flushes) {
+  return guard([&] { *flushes = at::globalContext().setFlushDenormal(true); });
 }
 
 int fw_inference_enter(c10::InferenceMode** out) {

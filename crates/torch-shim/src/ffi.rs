@@ -30,6 +30,8 @@ unsafe extern "C" {
     ) -> c_int;
     pub(crate) fn fw_global_norm(tensors: *const Raw, n: usize, out: *mut *mut C_tensor) -> c_int;
     pub(crate) fn fw_scale_all(tensors: *const Raw, n: usize, factor: f64) -> c_int;
+    pub(crate) fn fw_drop_grads(tensors: *const Raw, n: usize) -> c_int;
+    pub(crate) fn fw_flush_denormals(flushes: *mut c_int) -> c_int;
     pub(crate) fn fw_inference_enter(out: *mut *mut RawInference) -> c_int;
     pub(crate) fn fw_inference_exit(guard: *mut RawInference);
 }

@@ -184,6 +184,28 @@ pub fn scale_all(tensors: &[Tensor], factor: f64) -> Result<(), Error> {
     check(unsafe { ffi::fw_scale_all(pointers.as_ptr(), pointers.len(), factor) })
 }
 
+/// Takes every tensor's gradient away, so that the next backward makes it anew.
+///
+/// # Errors
+/// [`Error::Undefined`], [`Error::Torch`].
+pub fn drop_grads(tensors: &[Tensor]) -> Result<(), Error> {
+    let pointers = raw("parameters", tensors, tensors.len())?;
+    // SAFETY: n pointers to live tensors.
+    check(unsafe { ffi::fw_drop_grads(pointers.as_ptr(), pointers.len()) })
+}
+
+/// From now on this thread, and threads that it starts later, compute with zero in place of numbers too small for the
+/// usual form, which processors are slow at. Returns whether the processor can.
+///
+/// # Errors
+/// [`Error::Torch`].
+pub fn flush_denormals() -> Result<bool, Error> {
+    let mut flushes = 0;
+    // SAFETY: `flushes` is valid for a write during the call.
+    check(unsafe { ffi::fw_flush_denormals(&mut flushes) })?;
+    Ok(flushes != 0)
+}
+
 /// While it lives, this thread records nothing for backward and tensors made in it can never be trained. Cheaper
 /// than [`tch::no_grad_guard`]. Bind it to a name: `let _ = …` would drop it at once.
 #[must_use = "inference mode ends when the guard is dropped"]
@@ -313,6 +335,33 @@ mod tests {
         assert_eq!(global_norm(&list).unwrap().double_value(&[]), 5.0);
         scale_all(&list, 0.5).unwrap();
         assert_eq!(global_norm(&list).unwrap().double_value(&[]), 2.5);
+    }
+
+    #[test]
+    fn a_gradient_that_was_dropped_is_made_anew() {
+        let w = [Tensor::ones([2], CPU).set_requires_grad(true)];
+        for _ in 0..2 {
+            (&w[0] * 3.0).sum(Kind::Float).backward();
+            assert_eq!(Vec::<f32>::try_from(&w[0].grad()).unwrap(), [3.0, 3.0], "not added to");
+            drop_grads(&w).unwrap();
+            assert!(!w[0].grad().defined());
+        }
+    }
+
+    #[test]
+    fn tiny_numbers_become_zero_on_this_thread_and_on_those_it_starts() {
+        let tiny = || {
+            let half = Tensor::from_slice(&[f32::MIN_POSITIVE; 1024]) * 0.5;
+            half.sum(Kind::Double).double_value(&[])
+        };
+        let flushed = std::thread::spawn(move || {
+            let before = tiny();
+            let can = flush_denormals().unwrap();
+            (before, can, tiny(), std::thread::spawn(tiny).join().unwrap())
+        });
+        let (before, can, after, child) = flushed.join().unwrap();
+        assert!(before > 0.0);
+        assert_eq!((after, child), if can { (0.0, 0.0) } else { (before, before) });
     }
 
     #[test]

@@ -10,8 +10,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::names::{EXIT_FAILED, INSIDE_PORT, TERMINATION_LOG};
+use flywheel_contract::progress::Phase;
 use flywheel_contract::scalar::{Device, Uri};
-use flywheel_contract::termination::Outcome;
+use flywheel_contract::termination::{Outcome, Trained};
 use flywheel_contract::trainer::{TrainerConfig, VerifyConfig};
 use flywheel_store::{Limits, Purpose, Store};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,11 +20,14 @@ use tracing_subscriber::EnvFilter;
 
 use crate::configuration::{self, LocalRun};
 use crate::ending::{self, Ending};
-use crate::tracker::Tracker;
+use crate::tracker::{Stop, Tracker};
 use crate::{server, train};
 
-/// How long an interrupted training may take to reach the end of its step. Pods have 30 s in all.
-const STOP_WAIT: Duration = Duration::from_secs(10);
+/// How long a training that is told to end may take to commit its last checkpoint, or to finish what comes after its last
+/// step. Pods have 30 s in all.
+const SAVE_WAIT: Duration = Duration::from_secs(25);
+/// How long the tensor thread may take to reach the end of its step after that.
+const STOP_WAIT: Duration = Duration::from_secs(3);
 
 /// Trains text classifiers, in a pod of Flywheel or on its own.
 #[derive(Debug, Parser)]
@@ -42,6 +46,14 @@ pub struct Arguments {
     #[arg(long, global = true, env = "FLYWHEEL_STORAGE_TIMEOUT_SECONDS", value_name = "SECONDS", default_value_t = 60,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     storage_timeout: u64,
+}
+
+impl Arguments {
+    /// Whether the command computes.
+    #[must_use]
+    pub fn trains(&self) -> bool {
+        matches!(self.command, Command::Train { .. } | Command::Run { .. })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -106,7 +118,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         .enable_all()
         .build()
     {
-        Ok(runtime) => runtime.block_on(execute(arguments, terminal)),
+        Ok(runtime) => runtime.block_on(execute(arguments, terminal, &ending)),
         Err(e) => Err(Failure::new(FailureReason::InternalError, format!("no runtime: {e}"))),
     };
     match outcome {
@@ -143,7 +155,7 @@ fn log(terminal: bool) {
     }
 }
 
-async fn execute(arguments: &Arguments, terminal: bool) -> Result<Outcome, Failure> {
+async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Result<Outcome, Failure> {
     let limits = Limits {
         operation: Duration::from_secs(arguments.storage_timeout),
         // Half at most, so that silence is met with a second try.
@@ -153,12 +165,19 @@ async fn execute(arguments: &Arguments, terminal: bool) -> Result<Outcome, Failu
     match &arguments.command {
         Command::Verify => {
             let config: VerifyConfig = configuration::from_environment()?;
-            interruptible(verify(&config, limits)).await
+            tokio::select! {
+                outcome = verify(&config, limits) => outcome,
+                signal = told_to_end() => Err(Failure::new(
+                    FailureReason::Interrupted,
+                    format!("{} came before the artifact was verified", signal?),
+                )),
+            }
         }
         Command::Train { listen } => {
             let config: TrainerConfig = configuration::from_environment()?;
             configuration::check(&config)?;
             let tracker = Tracker::new(&config, terminal);
+            ending.watch(&tracker);
             // All addresses of both families, or of IPv4 where the node has no IPv6.
             let listener = match listen {
                 Some(address) => server::bind(*address).await,
@@ -184,6 +203,7 @@ async fn execute(arguments: &Arguments, terminal: bool) -> Result<Outcome, Failu
             })?;
             configuration::check(&config)?;
             let tracker = Tracker::new(&config, terminal);
+            ending.watch(&tracker);
             let listener = match listen {
                 Some(address) => Some(server::bind(*address).await?),
                 None => None,
@@ -210,15 +230,19 @@ async fn trained(
 ) -> Result<Outcome, Failure> {
     let serving = listener.map(|listener| tokio::spawn(server::serve(listener, Arc::clone(tracker))));
     let logging = tokio::spawn(Arc::clone(tracker).log_now_and_then());
+    let mut training = Box::pin(train::train(config, limits, arguments.scratch.as_deref(), tracker));
     let outcome = tokio::select! {
-        outcome = Box::pin(train::train(config, limits, arguments.scratch.as_deref(), tracker)) => outcome,
-        failure = interrupted() => {
-            tracker.stop();
-            // The tensor thread ends with its step; leaving libtorch in the middle of one can crash the process.
-            tracker.idle(STOP_WAIT).await;
-            Err(failure)
-        }
+        outcome = &mut training => outcome,
+        signal = told_to_end() => match signal {
+            Ok(signal) => wound_up(training, signal, tracker).await,
+            Err(failure) => Err(failure),
+        },
     };
+    if outcome.is_err() {
+        // The tensor thread ends with its step; leaving libtorch in the middle of one can crash the process.
+        tracker.stop(Stop::Now);
+        tracker.idle(STOP_WAIT).await;
+    }
     logging.abort();
     if let Some(serving) = serving {
         serving.abort();
@@ -227,30 +251,55 @@ async fn trained(
     outcome.map(Outcome::Trained)
 }
 
-/// Resolves when the process is told to end.
-async fn interrupted() -> Failure {
-    let listen =
-        |kind| signal(kind).map_err(|e| Failure::new(FailureReason::InternalError, format!("no signals: {e}")));
-    let (mut terminate, mut interrupt) = match (listen(SignalKind::terminate()), listen(SignalKind::interrupt())) {
-        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-        (Err(failure), _) | (_, Err(failure)) => return failure,
+/// What becomes of a training that is told to end: its state is saved, or what comes after its last step is finished. One
+/// that has no state yet, and one that is told twice, just ends.
+async fn wound_up(
+    training: impl Future<Output = Result<Trained, Failure>> + Unpin,
+    signal: &str,
+    tracker: &Tracker,
+) -> Result<Trained, Failure> {
+    tracing::info!(signal, "told to end");
+    tracker.stop(Stop::Saved);
+    let has_state = !matches!(
+        tracker.present(),
+        Phase::Starting | Phase::Downloading | Phase::Preparing
+    );
+    let mut late = "";
+    if has_state {
+        tokio::select! {
+            outcome = training => match outcome {
+                Err(failure) if failure.reason == FailureReason::Interrupted => (),
+                outcome => return outcome,
+            },
+            () = tokio::time::sleep(SAVE_WAIT) => late = "its last state could not be saved in time; ",
+            _ = told_to_end() => late = "it was told so twice and its last state is not saved; ",
+        }
+    }
+    let checkpoint = tracker.progress().checkpoint;
+    let problem = match checkpoint.problem.filter(|_| checkpoint.failures > 0) {
+        Some(problem) => format!("its last state could not be saved ({problem}); "),
+        None => String::new(),
     };
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+    let next = match checkpoint.step {
+        Some(step) => format!("the next attempt goes on from step {step}"),
+        None => "the next attempt begins at its beginning".to_owned(),
     };
-    Failure::new(
+    Err(Failure::new(
         FailureReason::Interrupted,
         format!(
-            "{name} came before the end, as when the pod is deleted, evicted or its node drained; nothing is lost but this attempt's work"
+            "{signal} came before the end, as when the pod is deleted, evicted or its node drained; {late}{problem}{next}"
         ),
-    )
+    ))
 }
 
-async fn interruptible(work: impl Future<Output = Result<Outcome, Failure>>) -> Result<Outcome, Failure> {
+/// Resolves when the process is told to end, with the signal's name.
+async fn told_to_end() -> Result<&'static str, Failure> {
+    let listen =
+        |kind| signal(kind).map_err(|e| Failure::new(FailureReason::InternalError, format!("no signals: {e}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     tokio::select! {
-        outcome = work => outcome,
-        failure = interrupted() => Err(failure),
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
     }
 }
 

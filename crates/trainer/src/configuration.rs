@@ -5,6 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use flywheel_api::{TrainingJob, manifest};
 use flywheel_contract::SCHEMA_VERSION;
+use flywheel_contract::checkpoint::KEEP_MAX;
+use flywheel_contract::dataset::{DataLimits, ROWS_MAX};
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::names::{CONFIG_ENV, CONFIG_MAX_BYTES};
 use flywheel_contract::scalar::Device;
@@ -96,6 +98,31 @@ pub fn check(config: &TrainerConfig) -> Result<(), Failure> {
             config.hyperparameters.max_length
         )));
     }
+    let none = DataLimits::default();
+    let l = d.limits.as_ref().unwrap_or(&none);
+    for (name, limit, low, high) in [
+        ("maxConflicts", l.max_conflicts, 0, ROWS_MAX),
+        ("maxNearDuplicates", l.max_near_duplicates, 0, ROWS_MAX),
+        ("maxImbalanceRatio", l.max_imbalance_ratio, 1, ROWS_MAX),
+        ("minRowsPerLabel", l.min_rows_per_label, 1, ROWS_MAX),
+        ("maxTruncatedPercent", l.max_truncated_percent, 0, 100),
+    ] {
+        if let Some(limit) = limit.filter(|limit| !(low..=high).contains(limit)) {
+            return Err(invalid(format!(
+                "dataset.limits.{name} is {limit}, not {low} to {high}"
+            )));
+        }
+    }
+    let c = &config.checkpoint;
+    if !(1..=86_400).contains(&c.interval_seconds) {
+        return Err(invalid(format!(
+            "checkpoint.intervalSeconds is {}, not 1 to 86400",
+            c.interval_seconds
+        )));
+    }
+    if !(1..=KEEP_MAX).contains(&c.keep) {
+        return Err(invalid(format!("checkpoint.keep is {}, not 1 to {KEEP_MAX}", c.keep)));
+    }
     let uid = &config.job.uid;
     if uid.is_empty() || uid.len() > 128 || !uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         return Err(invalid("job.uid must be letters, digits and hyphens"));
@@ -166,6 +193,7 @@ pub fn from_manifest(run: &LocalRun) -> Result<TrainerConfig, Failure> {
         },
         model_name: spec.output.model,
         output_uri,
+        checkpoint: spec.checkpoint,
     })
 }
 
@@ -275,7 +303,15 @@ spec:
     fn what_the_api_server_would_refuse_is_refused_here() {
         let good = local(JOB, |_| ()).unwrap();
         type Change = fn(&mut TrainerConfig);
-        let changes: [(&str, Change); 7] = [
+        let changes: [(&str, Change); 10] = [
+            ("limits.minRowsPerLabel is 0, not 1 to 10000000", |c| {
+                c.dataset.limits = Some(DataLimits {
+                    min_rows_per_label: Some(0),
+                    ..DataLimits::default()
+                });
+            }),
+            ("intervalSeconds is 0", |c| c.checkpoint.interval_seconds = 0),
+            ("keep is 21", |c| c.checkpoint.keep = 21),
             ("sources is empty", |c| c.dataset.sources.clear()),
             ("must differ", |c| c.dataset.label_column = "text".to_owned()),
             ("together", |c| c.dataset.test = Some(vec![])),

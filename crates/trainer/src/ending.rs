@@ -1,51 +1,53 @@
 //! The last word: the termination message, once for a panic and once at the end.
 
-use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::names::EXIT_FAILED;
-use flywheel_contract::termination::{Outcome, TerminationMessage};
+use flywheel_contract::termination::{Outcome, TerminationLog, TerminationMessage};
 
-/// Where the message goes.
-#[derive(Clone, Debug)]
-pub struct Ending {
-    /// A file that was asked for; made where it is not there.
-    asked: Option<PathBuf>,
-    /// The kubelet's file; used only where it is there.
-    usual: Option<PathBuf>,
+use crate::tracker::Tracker;
+
+/// Where the message goes, and who knows how far the training is.
+#[derive(Clone)]
+pub(crate) struct Ending {
+    log: TerminationLog,
+    tracker: Arc<OnceLock<Arc<Tracker>>>,
 }
 
 impl Ending {
     /// The file asked for, or else the usual one.
-    #[must_use]
-    pub fn new(asked: Option<PathBuf>, usual: Option<PathBuf>) -> Self {
-        Self { asked, usual }
+    pub(crate) fn new(asked: Option<PathBuf>, usual: Option<PathBuf>) -> Self {
+        Self {
+            log: TerminationLog { asked, usual },
+            tracker: Arc::default(),
+        }
+    }
+
+    /// From now on the message says how far this training is.
+    pub(crate) fn watch(&self, tracker: &Arc<Tracker>) {
+        // Set once: a process trains once.
+        let _ = self.tracker.set(Arc::clone(tracker));
     }
 
     /// Writes the message; the last one written holds. Failing to is logged: the result is in the store, and a failure
     /// is on stderr as well.
-    pub fn write(&self, outcome: Outcome) {
-        let (path, create) = match (&self.asked, &self.usual) {
-            (Some(path), _) => (path, true),
-            (None, Some(path)) if path.exists() => (path, false),
-            _ => return,
+    pub(crate) fn write(&self, outcome: Outcome) {
+        let (position, dataset) = self.tracker.get().map_or((None, None), |tracker| tracker.last_words());
+        let message = TerminationMessage {
+            position,
+            dataset,
+            ..TerminationMessage::new(outcome)
         };
-        let text = TerminationMessage::new(outcome).to_json();
-        let written = OpenOptions::new()
-            .write(true)
-            .create(create)
-            .truncate(true)
-            .open(path)
-            .and_then(|mut file| file.write_all(text.as_bytes()));
-        if let Err(e) = written {
-            tracing::warn!(path = %path.display(), error = %e, "no termination message could be written");
+        if let Err(error) = self.log.write(&message) {
+            tracing::warn!(%error, "no termination message could be written");
         }
     }
 
     /// From now on a panic writes `InternalError` with its place and ends the process.
-    pub fn install_panic_hook(&self) {
+    pub(crate) fn install_panic_hook(&self) {
         let ending = self.clone();
         std::panic::set_hook(Box::new(move |panic| {
             let place = panic

@@ -1,9 +1,9 @@
 //! The tensor thread: everything that touches libtorch runs here, one call after the other.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::artifact::{DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample};
@@ -12,12 +12,14 @@ use flywheel_contract::progress::Phase;
 use flywheel_contract::scalar::{Device, Metric};
 use flywheel_contract::trainer::EpochReport;
 use flywheel_data::{EncodedSet, profile};
-use flywheel_learn::evaluate::Evaluation;
-use flywheel_learn::train::{Epoch, Observer, Settings, Step, evaluate, fit, outputs};
+use flywheel_learn::checkpoint::Saved;
+use flywheel_learn::evaluate::{Evaluation, confusion};
+use flywheel_learn::train::{Epoch, Next, Observer, Settings, State, Step, evaluate, fit, outputs};
 use flywheel_learn::{Classifier, Task, TextClassification, artifact, device};
 
+use crate::checkpoints::Saver;
 use crate::inputs::Pretrained;
-use crate::tracker::{StepSeen, Tracker};
+use crate::tracker::{StepSeen, Stop, Tracker};
 
 /// Most texts in the evaluation sample.
 const SAMPLE_TEXTS: usize = 64;
@@ -25,6 +27,8 @@ const SAMPLE_TEXTS: usize = 64;
 const EVALUATION_BATCH: usize = 64;
 /// Largest difference between a probability before writing and after loading the artifact again.
 const SAME_ANSWER: f32 = 1e-3;
+/// Most work that is risked in what comes after the last step (evaluation, artifact, upload), however long the interval.
+const UNSAVED_AT_END: Duration = Duration::from_secs(60);
 
 /// All that the thread needs.
 pub(crate) struct Work {
@@ -41,6 +45,9 @@ pub(crate) struct Work {
     pub(crate) sample_texts: Vec<String>,
     /// Folder for the artifact, which exists.
     pub(crate) folder: PathBuf,
+    /// Where an earlier attempt stood.
+    pub(crate) saved: Option<Saved<Evaluation>>,
+    pub(crate) saver: Saver,
 }
 
 /// What came out; the artifact's files but the manifest lie in the folder.
@@ -67,9 +74,7 @@ pub(crate) async fn on_thread<T: Send + 'static>(
     std::thread::Builder::new()
         .name("tensors".to_owned())
         .spawn(move || {
-            let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            device::set_threads(threads);
-            let result = work();
+            let result = prepare().and_then(|()| work());
             busy.set_busy(false);
             // Nobody waits any more where the training was interrupted.
             let _ = send.send(result);
@@ -80,6 +85,16 @@ pub(crate) async fn on_thread<T: Send + 'static>(
         .map_err(|_| internal("the tensor thread ended without an answer; please report it".to_owned()))?
 }
 
+/// Sets this thread up, before its first tensor: all cores that the container may use, and no slow tiny numbers.
+fn prepare() -> Result<(), Failure> {
+    device::flush_denormals().map_err(|e| Failure::new(e.reason(), e.to_string()))?;
+    // Counts the cores of the affinity mask and the quota of the control group.
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    device::set_threads(threads);
+    tracing::debug!(threads, "tensor thread is ready");
+    Ok(())
+}
+
 /// Checks that the device can be used.
 pub(crate) fn check_device(wanted: Device) -> Result<(), Failure> {
     let failure = |e: flywheel_learn::Error| Failure::new(e.reason(), e.to_string());
@@ -88,23 +103,41 @@ pub(crate) fn check_device(wanted: Device) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Sees training go by: tells the tracker, and says when to save and when to end.
 struct Watch {
     tracker: Arc<Tracker>,
-    epochs: Vec<EpochReport>,
+    saver: Saver,
+    /// Optimiser steps done.
+    step: u64,
+    /// When the state was asked for.
+    asked: Instant,
 }
 
 impl Watch {
-    fn flow(&self) -> ControlFlow<()> {
-        if self.tracker.stopped() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+    /// What to do here, if not more than `at_most` of work is to be lost.
+    fn next(&mut self, at_most: Duration) -> Next {
+        let next = match self.tracker.stopping() {
+            Stop::Now => Next::Stop,
+            Stop::Saved => {
+                self.tracker.phase(Phase::Checkpointing);
+                let saved = self.tracker.progress().checkpoint.step == Some(self.step);
+                if saved || self.saver.is_writing(self.step) {
+                    Next::Stop
+                } else {
+                    Next::SaveAndStop
+                }
+            }
+            Stop::No if self.saver.due(at_most) => Next::Save,
+            Stop::No => Next::GoOn,
+        };
+        self.asked = Instant::now();
+        next
     }
 }
 
 impl Observer<Evaluation> for Watch {
-    fn step(&mut self, step: &Step) -> ControlFlow<()> {
+    fn step(&mut self, step: &Step) -> Next {
+        self.step = step.step;
         self.tracker.step(&StepSeen {
             step: step.step,
             total_steps: step.total_steps,
@@ -113,26 +146,30 @@ impl Observer<Evaluation> for Watch {
             learning_rate: step.learning_rate,
             examples: step.examples,
         });
-        self.flow()
+        self.next(Duration::MAX)
     }
 
-    fn epoch(&mut self, epoch: &Epoch<'_, Evaluation>) -> ControlFlow<()> {
+    fn validating(&mut self) -> Next {
+        self.tracker.beat();
+        self.next(Duration::MAX)
+    }
+
+    fn epoch(&mut self, epoch: &Epoch<'_, Evaluation>) -> Next {
         let v = epoch.validation;
         self.tracker
             .validated(epoch.epoch, epoch.train_loss, v.loss, v.accuracy, epoch.best);
-        self.epochs.push(EpochReport {
-            epoch: epoch.epoch,
-            train_loss: epoch.train_loss,
-            validation_loss: v.loss,
-            validation_accuracy: v.accuracy,
-            validation_macro_f1: v.macro_f1,
-        });
-        self.flow()
+        self.next(if epoch.last { UNSAVED_AT_END } else { Duration::MAX })
+    }
+
+    fn state(&mut self, state: State<Evaluation>) {
+        self.tracker.stalled(self.asked.elapsed());
+        self.saver.save(state);
     }
 }
 
 /// Trains, evaluates, and writes the artifact's files.
-pub(crate) fn learn(work: &Work, tracker: &Arc<Tracker>) -> Result<Learned, Failure> {
+pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failure> {
+    let Work { saved, mut saver, .. } = work;
     let failure = |e: flywheel_learn::Error| work.pretrained.failure(&e);
     let device = device::resolve(work.device).map_err(failure)?;
     let tokens = work.pretrained.tokenizer.tokens();
@@ -146,28 +183,46 @@ pub(crate) fn learn(work: &Work, tracker: &Arc<Tracker>) -> Result<Learned, Fail
     )
     .map_err(failure)?;
     let task = TextClassification::new(made.network);
+    let state = saved.map(Saved::read).transpose().map_err(failure)?;
 
     tracker.phase(Phase::Training);
+    saver.begin();
     let mut watch = Watch {
         tracker: Arc::clone(tracker),
-        epochs: Vec::new(),
+        saver,
+        step: state.as_ref().map_or(0, |s| s.cursor.step),
+        asked: Instant::now(),
     };
-    let start = Instant::now();
-    let outcome = fit(&task, &work.train, &work.validation, &work.settings, &mut watch).map_err(failure)?;
-    let train_seconds = start.elapsed().as_secs_f64();
+    let outcome = fit(&task, &work.train, &work.validation, &work.settings, state, &mut watch).map_err(failure)?;
+    // No further state: what is being written goes on beside the rest.
+    drop(watch);
 
     tracker.phase(Phase::Evaluating);
-    let logits = outputs(&task, &work.test, EVALUATION_BATCH).map_err(failure)?;
+    let mut seen = || {
+        tracker.beat();
+        match tracker.stopping() {
+            Stop::Now => ControlFlow::Break(()),
+            Stop::No | Stop::Saved => ControlFlow::Continue(()),
+        }
+    };
+    let logits = outputs(&task, &work.test, EVALUATION_BATCH, &mut seen).map_err(failure)?;
     let test = task.report(&work.test, &logits).map_err(failure)?;
     let mut metrics = outcome.validation.metrics("validation");
     metrics.extend(test.metrics("test"));
     if !work.golden.is_empty() {
         metrics.extend(
-            evaluate(&task, &work.golden, EVALUATION_BATCH)
+            evaluate(&task, &work.golden, EVALUATION_BATCH, &mut seen)
                 .map_err(failure)?
                 .metrics("golden"),
         );
     }
+    let epochs = (1..).zip(&outcome.epochs).map(|(epoch, figures)| EpochReport {
+        epoch,
+        train_loss: figures.train_loss,
+        validation_loss: figures.validation.loss,
+        validation_accuracy: figures.validation.accuracy,
+        validation_macro_f1: figures.validation.macro_f1,
+    });
     let answers: Vec<Vec<f32>> = logits.iter().map(|row| softmax(row)).collect();
 
     let mut files =
@@ -176,7 +231,7 @@ pub(crate) fn learn(work: &Work, tracker: &Arc<Tracker>) -> Result<Learned, Fail
         files.extend(path.file_name().map(|n| n.to_string_lossy().into_owned()));
     }
     json(
-        work,
+        &work.folder,
         DATA_PROFILE_FILE,
         &profile(&work.test, &answers, work.labels.len()),
         &mut files,
@@ -210,7 +265,7 @@ pub(crate) fn learn(work: &Work, tracker: &Arc<Tracker>) -> Result<Learned, Fail
                 })
                 .collect(),
         };
-        json(work, EVALUATION_SAMPLE_FILE, &sample, &mut files)?;
+        json(&work.folder, EVALUATION_SAMPLE_FILE, &sample, &mut files)?;
     }
     files.sort();
     files.dedup();
@@ -218,11 +273,11 @@ pub(crate) fn learn(work: &Work, tracker: &Arc<Tracker>) -> Result<Learned, Fail
         files,
         architecture: work.pretrained.config.architecture.model_type(),
         metrics,
-        epochs: watch.epochs,
+        epochs: epochs.collect(),
         best_epoch: outcome.best_epoch,
-        confusion: test.confusion,
+        confusion: confusion(&logits, &work.test.labels).map_err(|e| failure(e.into()))?,
         steps: outcome.steps,
-        train_seconds,
+        train_seconds: outcome.seconds,
     })
 }
 
@@ -231,10 +286,10 @@ pub(crate) fn sample_of(texts: &[String]) -> Vec<String> {
     texts.iter().take(SAMPLE_TEXTS).cloned().collect()
 }
 
-fn json<T: serde::Serialize>(work: &Work, name: &str, value: &T, files: &mut Vec<String>) -> Result<(), Failure> {
+fn json<T: serde::Serialize>(folder: &Path, name: &str, value: &T, files: &mut Vec<String>) -> Result<(), Failure> {
     let internal = |text: String| Failure::new(FailureReason::InternalError, text);
     let text = serde_json::to_vec(value).map_err(|e| internal(format!("{name} cannot be written: {e}")))?;
-    std::fs::write(work.folder.join(name), text).map_err(|e| internal(format!("{name} cannot be written: {e}")))?;
+    std::fs::write(folder.join(name), text).map_err(|e| internal(format!("{name} cannot be written: {e}")))?;
     files.push(name.to_owned());
     Ok(())
 }

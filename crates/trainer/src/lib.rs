@@ -1,12 +1,13 @@
 //! The program of training pods.
 //!
 //! ```text
-//! configuration ─ [run] ─ inputs (store) ─ data ─ learn (own thread) ─ artifact ─ upload ─ result ─ termination message
-//!                   └ tracker ─ /progress, /metrics, bar or log
+//! configuration ─ [run] ─ lineage ─ inputs (store) ─ data ─ learn (own thread) ─ artifact ─ upload ─ result ─ termination message
+//!                   └ tracker ─ /progress, /metrics, bar or log   └↑ checkpoints (beside it)
 //! ```
 //! A pod tries once: whoever started it reads its termination message and decides what comes next. Everything that
 //! fails ends as a [`flywheel_contract::failure::Failure`] with what to do.
 
+mod checkpoints;
 pub mod command;
 pub mod configuration;
 mod ending;
@@ -16,5 +17,3 @@ mod output;
 mod server;
 mod tracker;
 mod train;
-
-pub use ending::Ending;

@@ -1,17 +1,20 @@
-//! What a training writes: a claim, the artifact, the result. Always by conditional creates.
+//! What a training writes at its end: the artifact and the result, by conditional creates. The result counts once `HEAD`
+//! names it.
 
 use std::path::Path;
 
 use flywheel_contract::SCHEMA_VERSION;
-use flywheel_contract::artifact::{MANIFEST_FILE, Manifest};
+use flywheel_contract::artifact::{MANIFEST_FILE, Manifest, is_file_name};
+use flywheel_contract::checkpoint::ResultRef;
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::scalar::Uri;
+use flywheel_contract::scalar::{Digest, Uri};
 use flywheel_contract::trainer::{ArtifactRef, TrainerConfig, TrainingResult};
-use flywheel_store::{Purpose, Store, StoreError, describe};
+use flywheel_store::{Lineage, Purpose, Store, StoreError, describe};
 
 use crate::learning::Learned;
+use crate::tracker::Tracker;
 
-/// Most bytes of `result.json`: 10,000 labels would give a confusion matrix of 100 million counts, so it is left out
+/// Most bytes of a result: 10,000 labels would give a confusion matrix of 100 million counts, so it is left out
 /// above [`CONFUSION_MAX_LABELS`].
 const RESULT_MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// Most labels for which the confusion matrix is kept.
@@ -21,6 +24,14 @@ fn output(error: &StoreError) -> Failure {
     error.failure(Purpose::Output)
 }
 
+/// The failure of a swap of `HEAD`, after noting who holds it.
+pub(crate) fn refused(error: &StoreError, tracker: &Tracker) -> Failure {
+    if let StoreError::Fenced { attempt, .. } = error {
+        tracker.fenced(*attempt);
+    }
+    output(error)
+}
+
 fn conflict(uri: &Uri, what: &str) -> Failure {
     Failure::new(
         FailureReason::OutputConflict,
@@ -28,39 +39,44 @@ fn conflict(uri: &Uri, what: &str) -> Failure {
     )
 }
 
-/// The result of this very job, where an earlier attempt committed one.
-pub(crate) async fn earlier_result(store: &Store, config: &TrainerConfig) -> Result<Option<TrainingResult>, Failure> {
-    let uri = config.result_uri();
-    let bytes = match store.get_bytes(&uri, RESULT_MAX_BYTES).await {
-        Ok((bytes, _)) => bytes,
-        Err(StoreError::NotFound { .. }) => return Ok(None),
-        Err(StoreError::TooLarge { .. }) => return Err(conflict(&uri, "is no result of a training")),
+/// The result that `HEAD` names: that of an earlier attempt.
+pub(crate) async fn earlier_result(
+    store: &Store,
+    config: &TrainerConfig,
+    named: &ResultRef,
+) -> Result<TrainingResult, Failure> {
+    let uri = config.job_uri().join(&named.path);
+    if !is_file_name(&named.path) {
+        return Err(conflict(&uri, "cannot be the result that HEAD names"));
+    }
+    let (result, digest) = read_result(store, config, &uri).await?;
+    if digest != named.digest {
+        return Err(conflict(&uri, "is not the result that HEAD names"));
+    }
+    Ok(result)
+}
+
+async fn read_result(store: &Store, config: &TrainerConfig, uri: &Uri) -> Result<(TrainingResult, Digest), Failure> {
+    let (bytes, fetched) = match store.get_bytes(uri, RESULT_MAX_BYTES).await {
+        Ok(got) => got,
+        Err(StoreError::TooLarge { .. }) => return Err(conflict(uri, "is no result of a training")),
         Err(error) => return Err(output(&error)),
     };
     let result: TrainingResult =
-        serde_json::from_slice(&bytes).map_err(|_| conflict(&uri, "is no result of a training"))?;
+        serde_json::from_slice(&bytes).map_err(|_| conflict(uri, "is no result of a training"))?;
     if result.schema_version != SCHEMA_VERSION || result.job.uid != config.job.uid {
-        return Err(conflict(&uri, "is the result of another job"));
+        return Err(conflict(uri, "is the result of another job"));
     }
-    Ok(Some(result))
+    Ok((result, fetched.digest))
 }
 
-/// Claims the attempt's place before hours are spent: finds out whether the storage can be written, and whether
-/// something else is there.
-pub(crate) async fn claim(store: &Store, config: &TrainerConfig) -> Result<(), Failure> {
+/// Finds out before hours are spent whether something else is where the artifact will be.
+pub(crate) async fn check_free(store: &Store, config: &TrainerConfig) -> Result<(), Failure> {
     let manifest = config.artifact_uri().join(MANIFEST_FILE);
-    if store.head(&manifest).await.map_err(|e| output(&e))?.is_some() {
-        return Err(conflict(&manifest, "is there already"));
+    match store.head(&manifest).await.map_err(|e| output(&e))? {
+        Some(_) => Err(conflict(&manifest, "is there already")),
+        None => Ok(()),
     }
-    let uri = Uri(format!("{}.json", config.artifact_uri()));
-    let text = serde_json::to_vec(&config.job).map_err(|e| {
-        Failure::new(
-            FailureReason::InternalError,
-            format!("the claim cannot be written: {e}"),
-        )
-    })?;
-    store.put_create(&uri, text.into()).await.map_err(|e| output(&e))?;
-    Ok(())
 }
 
 /// Writes the manifest over the files of the folder and uploads all.
@@ -97,11 +113,13 @@ pub(crate) async fn upload(
         .map_err(|e| output(&e))
 }
 
-/// Commits the result. Where another attempt of this job was first, its result is the one that holds.
+/// Writes the result and commits it.
 pub(crate) async fn commit(
     store: &Store,
+    lineage: &mut Lineage,
     config: &TrainerConfig,
     result: TrainingResult,
+    tracker: &Tracker,
 ) -> Result<TrainingResult, Failure> {
     let text = serde_json::to_vec(&result).map_err(|e| {
         Failure::new(
@@ -109,12 +127,28 @@ pub(crate) async fn commit(
             format!("the result cannot be written: {e}"),
         )
     })?;
-    match store.put_create(&config.result_uri(), text.into()).await {
-        Ok(_) => Ok(result),
-        Err(StoreError::Conflict { .. }) => match earlier_result(store, config).await? {
-            Some(earlier) => Ok(earlier),
-            None => Err(conflict(&config.result_uri(), "came and went")),
-        },
-        Err(error) => Err(output(&error)),
+    let uri = config.job_uri().join(&config.result_path());
+    match store.put_create(&uri, text.into()).await {
+        Ok(_) | Err(StoreError::Conflict { .. }) => (),
+        Err(error) => return Err(output(&error)),
+    }
+    // What is there is read back, whoever wrote it: an earlier pod of this attempt may have come so far and no further,
+    // and its artifact was whole before it wrote its result.
+    let (result, digest) = read_result(store, config, &uri).await?;
+    lineage
+        .commit_result(config.result_path(), digest)
+        .await
+        .map_err(|e| refused(&e, tracker))?;
+    Ok(result)
+}
+
+/// Removes the checkpoints of a job that has its result. They are in nobody's way, so a failure is logged only.
+pub(crate) async fn clear(lineage: &mut Lineage) {
+    let problem = match lineage.clear().await {
+        Ok(()) => lineage.leftover().map(str::to_owned),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(problem) = problem {
+        tracing::warn!(uri = %lineage.uri(), problem, "checkpoints that are not needed any more could not be removed");
     }
 }

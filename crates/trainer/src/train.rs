@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::{Failure, FailureReason};
@@ -9,10 +10,14 @@ use flywheel_contract::names::SCRATCH_DIR;
 use flywheel_contract::progress::Phase;
 use flywheel_contract::termination::Trained;
 use flywheel_contract::trainer::{TrainerConfig, TrainingResult};
-use flywheel_data::{EncodedSet, Prepared, TextSet, prepare};
+use flywheel_data::{EncodedSet, Prepared, TextSet, check_limits, findings, prepare};
+use flywheel_learn::checkpoint::Terms;
+use flywheel_learn::network::shapes;
 use flywheel_learn::train::{Settings, dropout};
-use flywheel_store::{Limits, Purpose, Store};
+use flywheel_store::{Limits, Lineage, Purpose, Store};
+use tokio::task::{JoinError, JoinHandle};
 
+use crate::checkpoints::{self, Saver, Training};
 use crate::inputs::{self, Pretrained};
 use crate::learning::{self, Work};
 use crate::output;
@@ -32,15 +37,31 @@ pub(crate) async fn train(
     learning::on_thread(tracker, move || learning::check_device(device)).await?;
 
     let store = Store::with_limits(&config.storage, limits).map_err(|e| e.failure(Purpose::Output))?;
+    let store = Arc::new(store);
+    tracker.watch(&store);
     store
         .check_writable(&config.output_uri)
         .map_err(|e| e.failure(Purpose::Output))?;
-    if let Some(result) = output::earlier_result(&store, config).await? {
-        tracing::info!(uri = %config.result_uri(), attempt = result.job.attempt, "an earlier attempt has finished this job");
+    // Before anything else is read or written: from here on no earlier attempt commits anything.
+    let keep = usize::try_from(config.checkpoint.keep).unwrap_or(1);
+    let mut lineage = store
+        .take_lineage(&config.lineage_uri(), &config.job, keep)
+        .await
+        .map_err(|e| output::refused(&e, tracker))?;
+    tracker.took_over(lineage.head());
+    if let Some(named) = lineage.head().result.clone() {
+        let result = output::earlier_result(&store, config, &named).await?;
+        tracing::info!(
+            result = named.path,
+            attempt = result.job.attempt,
+            "an earlier attempt has finished this job"
+        );
+        // It may have ended before it came to this.
+        output::clear(&mut lineage).await;
         tracker.phase(Phase::Done);
         return Ok(trained(result));
     }
-    output::claim(&store, config).await?;
+    output::check_free(&store, config).await?;
 
     tracker.phase(Phase::Downloading);
     let scratch = scratch_folder(scratch)?;
@@ -70,9 +91,32 @@ pub(crate) async fn train(
         test = counts.test,
         golden = counts.golden,
         labels = counts.labels,
+        near_duplicates = counts.near_duplicates_of_train(),
         digest = %prepared.digest,
         "data set is ready"
     );
+    tracker.checked(&counts);
+    let findings = findings(&config.dataset, &prepared);
+    for finding in &findings {
+        tracing::warn!(%finding, "data check");
+    }
+    check_limits(&findings)?;
+
+    let training = Arc::new(Training {
+        terms: Terms {
+            hyperparameters: config.hyperparameters.clone(),
+            train_rows: prepared.train.labels.len(),
+            validation_rows: prepared.validation.labels.len(),
+        },
+        shapes: shapes(&pretrained.config, prepared.labels.len()),
+        digest: prepared.digest.clone(),
+    });
+    if !lineage.head().checkpoints.is_empty() {
+        tracker.phase(Phase::Downloading);
+    }
+    let saved = checkpoints::restore(&mut lineage, scratch.path(), &training, tracker).await?;
+    let interval = Duration::from_secs(u64::try_from(config.checkpoint.interval_seconds).unwrap_or(1));
+    let (saver, saving) = Saver::start(lineage, scratch.path(), &training, interval, tracker);
 
     let folder = scratch.path().join("artifact");
     inputs::make(&folder).await?;
@@ -94,9 +138,12 @@ pub(crate) async fn train(
         golden,
         sample_texts,
         folder: folder.clone(),
+        saved,
+        saver,
     };
     let watched = Arc::clone(tracker);
-    let learned = learning::on_thread(tracker, move || learning::learn(&work, &watched)).await?;
+    let learning = learning::on_thread(tracker, move || learning::learn(work, &watched));
+    let (learned, mut lineage) = beside(learning, saving).await?;
 
     tracker.phase(Phase::Uploading);
     let artifact = output::upload(&store, config, &folder, &prepared.labels, &learned).await?;
@@ -107,6 +154,7 @@ pub(crate) async fn train(
         artifact,
         dataset_digest: prepared.digest,
         counts,
+        examples: prepared.examples,
         metrics: learned.metrics,
         epochs: learned.epochs,
         best_epoch: learned.best_epoch,
@@ -115,11 +163,37 @@ pub(crate) async fn train(
         steps: learned.steps,
         train_seconds: learned.train_seconds,
     };
-    let result = output::commit(&store, config, result).await?;
+    let result = output::commit(&store, &mut lineage, config, result, tracker).await?;
+    output::clear(&mut lineage).await;
     tracker.phase(Phase::Done);
     tracing::info!(uri = %result.artifact.uri, digest = %result.artifact.digest, steps = result.steps,
         train_seconds = result.train_seconds, "training is complete");
     Ok(trained(result))
+}
+
+/// Waits for the training and then for the checkpoint that is still being written; at once for a failure of the writer,
+/// after which training is in vain.
+async fn beside<T>(
+    learning: impl Future<Output = Result<T, Failure>>,
+    mut saving: JoinHandle<Result<Lineage, Failure>>,
+) -> Result<(T, Lineage), Failure> {
+    let ended = |saved: Result<Result<Lineage, Failure>, JoinError>| {
+        saved.unwrap_or_else(|e| {
+            Err(Failure::new(
+                FailureReason::InternalError,
+                format!("writing checkpoints ended badly: {e}; please report it"),
+            ))
+        })
+    };
+    let mut learning = std::pin::pin!(learning);
+    let (learned, lineage) = tokio::select! {
+        learned = &mut learning => (learned, ended(saving.await)?),
+        saved = &mut saving => {
+            let lineage = ended(saved)?;
+            (learning.await, lineage)
+        }
+    };
+    Ok((learned?, lineage))
 }
 
 fn trained(result: TrainingResult) -> Trained {

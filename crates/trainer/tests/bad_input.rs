@@ -17,7 +17,10 @@ use std::time::{Duration, Instant};
 
 use common::{Ended, World, rows, says};
 use faults::{Fault, Server};
+use flywheel_contract::checkpoint::Head;
 use flywheel_contract::failure::FailureReason as R;
+use flywheel_contract::termination::TerminationMessage;
+use flywheel_contract::trainer::TrainingResult;
 use serde_json::{Value, json};
 
 const ALWAYS: usize = usize::MAX;
@@ -192,10 +195,10 @@ fn data_settings_and_models_that_cannot_work() {
             &["schemaVersion 9", "one release"],
         ),
         (
-            "foreign result",
-            |w, _| w.write("out/uid-1/result.json", "my notes"),
+            "foreign HEAD",
+            |w, _| w.write("out/uid-1/HEAD/00000000000000000001", "my notes"),
             R::OutputConflict,
-            &["result.json", "choose another output URI"],
+            &["uid-1/HEAD"],
         ),
         (
             "foreign manifest",
@@ -246,11 +249,63 @@ fn data_settings_and_models_that_cannot_work() {
             !world.path("out/uid-1/attempt-1/manifest.json").exists() || name == "foreign manifest",
             "{name}"
         );
-        assert!(
-            !world.path("out/uid-1/result.json").exists() || name == "foreign result",
-            "{name}"
-        );
+        assert!(!world.path("out/uid-1/attempt-1.result.json").exists(), "{name}");
     }
+}
+
+#[test]
+fn a_limit_of_the_data_that_is_broken_ends_the_job_before_its_first_step() {
+    let world = World::new();
+    let mut config = world.config();
+    let run = |config: &Value| {
+        let mut command = world.command(&["train", "--listen", "127.0.0.1:0"]);
+        let output = command.env("FLYWHEEL_CONFIG", config.to_string()).output().unwrap();
+        let message = std::fs::read_to_string(world.path("termination")).unwrap();
+        let counts = TerminationMessage::parse(&message).unwrap().dataset.unwrap();
+        let ended = world.ended(output);
+        for text in ["turn on the light", "play music", "what is the weather"] {
+            assert!(!ended.stderr.contains(text) && !message.contains(text), "{ended:#?}");
+        }
+        (counts, ended)
+    };
+    config["dataset"]["limits"] = json!({"maxNearDuplicates": 0, "minRowsPerLabel": 1000, "maxConflicts": 0});
+    let (counts, ended) = run(&config);
+    println!("{}", ended.failed());
+    says(
+        ended.failed(),
+        R::DatasetCheckFailed,
+        &[
+            "dataset.limits.maxNearDuplicates is 0, but ",
+            "data.csv line ",
+            "dataset.limits.minRowsPerLabel is 1000, but 3 labels have fewer than 1000 training rows",
+            "or change the limit",
+        ],
+    );
+    assert!(!ended.failed().message.contains("maxConflicts"), "kept");
+    assert!(!ended.stderr.contains("\"Training\""), "no step: {}", ended.stderr);
+    assert!(!world.path("out/uid-1/attempt-1").exists(), "nothing was uploaded");
+    let near = counts.near_duplicates_of_train();
+    assert!(near > 0 && counts.kept() == 60, "{counts:?}");
+
+    config["job"]["uid"] = "uid-2".into();
+    config["dataset"]["limits"] = json!({"maxNearDuplicates": near, "minRowsPerLabel": 10});
+    let (counts, ended) = run(&config);
+    assert_eq!((counts.near_duplicates_of_train(), counts.rare_labels), (near, 0));
+    ended.trained();
+    assert!(
+        ended.stderr.contains("nearly the text of a training row"),
+        "reported all the same"
+    );
+    let result = std::fs::read(world.path("out/uid-2/attempt-1.result.json")).unwrap();
+    let result: TrainingResult = serde_json::from_slice(&result).unwrap();
+    assert_eq!(result.counts, counts);
+    assert!(
+        !result.examples.is_empty()
+            && result
+                .examples
+                .iter()
+                .all(|e| e.first.uri.as_str() == world.uri("data.csv"))
+    );
 }
 
 #[test]
@@ -373,7 +428,7 @@ fn storage_that_refuses_stalls_or_goes_away() {
         ),
         (
             "result cannot be committed",
-            "PUT /out/intent/uid-1/result.json",
+            "PUT /out/intent/uid-1/attempt-1.result.json",
             Fault::Status(503),
             R::StorageUnavailable,
             &["result.json"],
@@ -397,7 +452,10 @@ fn storage_that_refuses_stalls_or_goes_away() {
             "{name}: no storm: {}",
             server.requests().len()
         );
-        assert!(server.get("out/intent/uid-1/result.json").is_none(), "{name}");
+        if let Some(head) = server.get("out/intent/uid-1/HEAD") {
+            let head: Head = serde_json::from_slice(&head).unwrap();
+            assert_eq!(head.result, None, "{name}");
+        }
     }
 }
 
@@ -409,7 +467,8 @@ fn storage_that_fails_for_a_while_is_waited_for() {
         "GET /data/",
         "GET /models/bert/model.safetensors",
         "PUT /out/intent/uid-1/attempt-1/model.safetensors",
-        "PUT /out/intent/uid-1/result.json",
+        "PUT /out/intent/uid-1/attempt-1.result.json",
+        "PUT /out/intent/uid-1/HEAD",
     ] {
         server.fault(part, Fault::Status(503), 1);
         server.fault(part, Fault::Close, 1);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::termination::{Outcome, TerminationMessage, Trained};
+use flywheel_contract::termination::{Outcome, Position, TerminationMessage, Trained};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
@@ -29,6 +29,7 @@ pub struct World {
 pub struct Ended {
     pub code: Option<i32>,
     pub outcome: Option<Outcome>,
+    pub position: Option<Position>,
     pub stderr: String,
     pub stdout: String,
 }
@@ -104,6 +105,8 @@ impl World {
             .env_remove("AWS_ACCESS_KEY_ID")
             .env_remove("AWS_SECRET_ACCESS_KEY")
             .env_remove("RUST_LOG")
+            // As in the image: nothing starts twice.
+            .env("OMP_WAIT_POLICY", "PASSIVE")
             .stdin(Stdio::null());
         command
     }
@@ -111,11 +114,51 @@ impl World {
     pub fn ended(&self, output: Output) -> Ended {
         let message = std::fs::read_to_string(self.path("termination")).unwrap_or_default();
         let _ = std::fs::remove_file(self.path("termination"));
+        let message = TerminationMessage::parse(&message);
         Ended {
             code: output.status.code(),
-            outcome: TerminationMessage::parse(&message).map(|m| m.outcome),
+            position: message.as_ref().and_then(|m| m.position),
+            outcome: message.map(|m| m.outcome),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        }
+    }
+
+    /// A training beside the test, with a port of its own.
+    pub fn start(&self, config: &Value) -> Running {
+        self.start_on(None, config)
+    }
+
+    /// The same, on one core where one is given.
+    pub fn start_on(&self, core: Option<usize>, config: &Value) -> Running {
+        let train = self.command(&["train", "--listen", "127.0.0.1:0"]);
+        let mut command = match core {
+            None => train,
+            Some(core) => {
+                let mut pinned = Command::new("taskset");
+                pinned
+                    .args(["-c", &core.to_string()])
+                    .arg(train.get_program())
+                    .args(train.get_args());
+                pinned
+            }
+        };
+        command.env("FLYWHEEL_CONFIG", config.to_string());
+        Running::start(command)
+    }
+
+    /// What a program that was started left, after its end.
+    pub fn left(&self, mut running: Running) -> Ended {
+        let code = running.wait();
+        let message = std::fs::read_to_string(self.path("termination")).unwrap_or_default();
+        let _ = std::fs::remove_file(self.path("termination"));
+        let message = TerminationMessage::parse(&message);
+        Ended {
+            code,
+            position: message.as_ref().and_then(|m| m.position),
+            outcome: message.map(|m| m.outcome),
+            stderr: running.all().join("\n"),
+            stdout: String::new(),
         }
     }
 
@@ -256,7 +299,9 @@ pub fn bert(folder: &Path) {
 /// A program that runs beside the test; killed with its value.
 pub struct Running {
     pub child: Child,
-    pub lines: std::sync::mpsc::Receiver<String>,
+    lines: std::sync::mpsc::Receiver<String>,
+    /// Lines that were looked at.
+    seen: std::cell::RefCell<Vec<String>>,
 }
 
 impl Running {
@@ -271,24 +316,81 @@ impl Running {
                 }
             }
         });
-        Self { child, lines }
+        Self {
+            child,
+            lines,
+            seen: std::cell::RefCell::default(),
+        }
     }
 
-    /// The first line of the log that `wanted` takes.
+    /// What the first line of the log that `wanted` takes says; lines that were looked at before are looked at again only by
+    /// [`Running::all`].
     pub fn wait_for<T>(&self, what: &str, wanted: impl Fn(&Value) -> Option<T>) -> T {
         let deadline = Instant::now() + Duration::from_secs(60);
-        let mut seen = Vec::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(line) = self.lines.recv_timeout(left) else {
-                panic!("{what} never came: {seen:#?}")
+                panic!("{what} never came: {:#?}", self.seen)
             };
             let found = serde_json::from_str(&line).ok().and_then(|v: Value| wanted(&v));
+            self.seen.borrow_mut().push(line);
             if let Some(found) = found {
                 return found;
             }
-            seen.push(line);
         }
+    }
+
+    /// Waits for a line of the log that `wanted` takes, or for the end of the program.
+    pub fn wait_for_or_end<T>(&self, wanted: impl Fn(&Value) -> Option<T>) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while let Ok(line) = self
+            .lines
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
+            let taken = serde_json::from_str(&line)
+                .ok()
+                .and_then(|v: Value| wanted(&v))
+                .is_some();
+            self.seen.borrow_mut().push(line);
+            if taken {
+                return;
+            }
+        }
+        assert!(Instant::now() < deadline, "it neither says so nor ends");
+    }
+
+    /// Where it serves /progress.
+    pub fn address(&self) -> String {
+        self.wait_for("the address", |line| line["address"].as_str().map(str::to_owned))
+    }
+
+    /// The first /progress that `wanted` takes.
+    pub fn progress_until(&self, address: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let progress = serde_json::from_str(&get(address, "/progress")).unwrap();
+            if wanted(&progress) {
+                return progress;
+            }
+            assert!(Instant::now() < deadline, "it never came: {progress}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends a signal by its name.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    }
+
+    /// All lines of the log, to the end of the program.
+    pub fn all(&self) -> Vec<String> {
+        let mut seen = self.seen.take();
+        seen.extend(self.lines.iter());
+        seen
     }
 
     pub fn wait(&mut self) -> Option<i32> {
