@@ -79,6 +79,12 @@ pub enum DataError {
         /// How many, and what to do.
         message: String,
     },
+    /// A limit of the spec is broken.
+    #[error("{message}")]
+    LimitBroken {
+        /// Each broken limit with what was found and what to do.
+        message: String,
+    },
     /// The folder has no tokenizer.
     #[error(
         "the pretrained folder holds neither tokenizer.json nor vocab.txt; copy the tokenizer's files beside config.json"
@@ -121,6 +127,7 @@ impl DataError {
             Self::ColumnMissing { .. } => FailureReason::ColumnMissing,
             Self::SingleClass { .. } => FailureReason::SingleClass,
             Self::LabelNotInTrain { .. } => FailureReason::LabelNotInTrain,
+            Self::LimitBroken { .. } => FailureReason::DatasetCheckFailed,
             Self::TokenizerMissing => FailureReason::TokenizerMissing,
             Self::TokenizerInvalid { .. } => FailureReason::TokenizerInvalid,
             Self::Io { .. } => FailureReason::InternalError,

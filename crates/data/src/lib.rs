@@ -1,13 +1,15 @@
-//! Data sets: reading, cleaning, splitting, tokenising, length buckets, profiling.
+//! Data sets: reading, cleaning, splitting, checking, tokenising, length buckets, profiling.
 //!
 //! Files come in as paths on the local disk ([`SourceFile`]; fetching them is the store's business), token ids and
 //! labels go out ([`EncodedSet`]). Everything here is a function of its arguments: the same bytes, the same settings and
 //! the same seed give the same sets on any machine and in any later version. No tensors, no network, no Kubernetes.
 
 mod batch;
+mod checks;
 mod clean;
 mod encoded;
 mod error;
+mod near_duplicates;
 mod prepare;
 mod random;
 mod read;
@@ -15,7 +17,8 @@ mod split;
 mod tokenize;
 
 pub use batch::batches;
-pub use clean::{Cleaner, Row, clean_text};
+pub use checks::{Finding, check_limits, findings};
+pub use clean::clean_text;
 pub use encoded::EncodedSet;
 pub use error::{DataError, Result};
 pub use prepare::{Prepared, SourceFile, SourceFiles, TextSet, dataset_digest, prepare, profile};
@@ -26,7 +29,7 @@ pub use tokenize::{EncodedText, TextTokenizer, VOCABULARY_FILE};
 /// Most bytes of one source file: 1 GiB.
 pub const SOURCE_MAX_BYTES: u64 = 1024 * 1024 * 1024;
 /// Most rows of a data set, over all of its files.
-pub const MAX_ROWS: u64 = 10_000_000;
+pub const MAX_ROWS: u64 = flywheel_contract::dataset::ROWS_MAX as u64;
 /// Most bytes of one text: 64 KiB, far beyond what any encoder here reads.
 pub const TEXT_MAX_BYTES: usize = 64 * 1024;
 /// Most bytes of one label.

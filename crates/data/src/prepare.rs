@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 
-use flywheel_contract::dataset::{Dataset, Format};
+use flywheel_contract::dataset::{Dataset, Format, SetName};
 use flywheel_contract::profile::DataProfile;
-use flywheel_contract::scalar::Digest;
-use flywheel_contract::trainer::DatasetCounts;
+use flywheel_contract::scalar::{Digest, Uri};
+use flywheel_contract::trainer::{DatasetCounts, DatasetExample, DatasetProblem, NearDuplicates, RowPlace};
 use sha2::{Digest as _, Sha256};
 
-use crate::clean::{Cleaner, Row};
+use crate::checks::{rare_label_rows, rows_per_label};
+use crate::clean::{Cleaner, Place, Row};
 use crate::error::{DataError, Result, some_labels};
+use crate::near_duplicates::{self, near_duplicates};
 use crate::read::read_rows;
 use crate::split::{Part, split_rows};
 use crate::{EncodedSet, MAX_LABELS, MAX_ROWS};
@@ -80,6 +82,8 @@ pub struct Prepared {
     /// What became of the rows, `truncated` left at 0. All rows of all files: those kept in the four sets and those
     /// counted as empty, golden overlap and (where `deduplicate` is on) duplicates add up to `rows`.
     pub counts: DatasetCounts,
+    /// A few rows for each problem that was found.
+    pub examples: Vec<DatasetExample>,
     /// [`dataset_digest`].
     pub digest: Digest,
 }
@@ -108,17 +112,27 @@ pub fn dataset_digest(files: &SourceFiles) -> Digest {
 /// # Errors
 /// Whatever [`DataError`] says about files, sets and labels.
 pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
-    let mut counts = DatasetCounts::default();
-    let golden = read_set(dataset, &files.golden, &mut counts)?;
-    let mut rows = read_set(dataset, &files.sources, &mut counts)?;
+    let mut reader = Reader::new(dataset);
+    let golden = reader.set(&files.golden)?;
+    if golden.is_empty() && !files.golden.is_empty() {
+        return Err(DataError::NothingLeft {
+            message: format!(
+                "the golden set is empty: none of its {} rows has both text and label; add rows, or leave `golden` out",
+                reader.cleaner.read
+            ),
+        });
+    }
+    let before = reader.cleaner.read;
+    let mut rows = reader.set(&files.sources)?;
     if rows.is_empty() {
         return Err(DataError::NothingLeft {
             message: format!(
                 "none of the {} rows of the sources has both text and label; check `textColumn` and `labelColumn`",
-                counts.rows
+                reader.cleaner.read - before
             ),
         });
     }
+    let mut counts = DatasetCounts::default();
     let golden_texts: HashSet<&str> = golden.iter().map(|r| r.text.as_str()).collect();
     let before = rows.len();
     // Before splitting, so that the shares hold and neither validation nor test repeats the golden set.
@@ -133,8 +147,8 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
     }
     let (train, validation, test) = match (&files.validation, &files.test) {
         (Some(validation), Some(test)) => {
-            let validation = read_set(dataset, validation, &mut counts)?;
-            let test = read_set(dataset, test, &mut counts)?;
+            let validation = reader.set(validation)?;
+            let test = reader.set(test)?;
             (rows, validation, test)
         }
         _ => split_sources(dataset, rows),
@@ -165,43 +179,113 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
     }
     let labels: Vec<String> = distinct.into_iter().map(str::to_owned).collect();
     let index: BTreeMap<String, i64> = labels.iter().cloned().zip(0..).collect();
-    let prepared = Prepared {
-        train: indexed("training", train, &index)?,
-        validation: indexed("validation", validation, &index)?,
-        test: indexed("test", test, &index)?,
-        golden: indexed("golden", golden, &index)?,
+    let Reader {
+        cleaner, files: names, ..
+    } = reader;
+    (counts.rows, counts.empty) = (cleaner.read, cleaner.empty);
+    (counts.duplicates, counts.conflicts) = (cleaner.duplicates, cleaner.conflicts);
+    let conflicts = cleaner.examples.iter();
+    let mut examples: Vec<DatasetExample> = conflicts
+        .map(|(first, second)| example(&names, DatasetProblem::Conflict, *first, *second))
+        .collect();
+    // It holds every text once more.
+    drop(cleaner);
+    let sets: [&[Row]; 4] = [&train, &validation, &test, &golden];
+    let found = near_duplicates(&sets, near_duplicates::BANDS);
+    counts.uncompared = found.uncompared;
+    for pair in found.pairs {
+        let rows = |set: usize| Some((*SetName::ALL.get(set)?, *sets.get(set)?));
+        let (Some((set, later)), Some((of, earlier))) = (rows(pair.set), rows(pair.of)) else {
+            continue;
+        };
+        counts.near_duplicates.push(NearDuplicates {
+            set,
+            of,
+            rows: pair.rows,
+            identical: pair.identical,
+        });
+        examples.extend(pair.examples.iter().filter_map(|(row, other)| {
+            let (first, second) = (earlier.get(*other)?.place, later.get(*row)?.place);
+            Some(example(&names, DatasetProblem::NearDuplicate, first, second))
+        }));
+    }
+
+    let train = indexed("training", train, &index)?;
+    let validation = indexed("validation", validation, &index)?;
+    let test = indexed("test", test, &index)?;
+    let golden = indexed("golden", golden, &index)?;
+    (counts.train, counts.validation) = (train.len() as u64, validation.len() as u64);
+    (counts.test, counts.golden) = (test.len() as u64, golden.len() as u64);
+    let rows = [&train, &validation, &test, &golden].map(|set| rows_per_label(set, labels.len()));
+    let present = |rows: &[u64]| rows.iter().filter(|rows| **rows > 0).count() as u64;
+    let [of_train, of_validation, of_test, of_golden] = &rows;
+    (counts.labels, counts.validation_labels) = (present(of_train), present(of_validation));
+    (counts.test_labels, counts.golden_labels) = (present(of_test), present(of_golden));
+    counts.largest_label = of_train.iter().copied().max().unwrap_or(0);
+    counts.smallest_label = of_train.iter().copied().min().unwrap_or(0);
+    let least = rare_label_rows(dataset);
+    counts.rare_labels = of_train.iter().filter(|rows| **rows < least).count() as u64;
+    Ok(Prepared {
         labels,
+        train,
+        validation,
+        test,
+        golden,
         counts,
+        examples,
         digest: dataset_digest(files),
-    };
-    let mut prepared = prepared;
-    prepared.counts.train = prepared.train.len() as u64;
-    prepared.counts.validation = prepared.validation.len() as u64;
-    prepared.counts.test = prepared.test.len() as u64;
-    prepared.counts.golden = prepared.golden.len() as u64;
-    prepared.counts.labels = prepared.labels.len() as u64;
-    Ok(prepared)
+    })
 }
 
-fn read_set(dataset: &Dataset, files: &[SourceFile], counts: &mut DatasetCounts) -> Result<Vec<Row>> {
-    let mut cleaner = Cleaner::new(dataset.deduplicate);
-    for file in files {
-        let budget = MAX_ROWS.saturating_sub(counts.rows + cleaner.read);
-        let columns = (dataset.text_column.as_str(), dataset.label_column.as_str());
-        read_rows(
-            &file.path,
-            &file.name,
-            file.format,
-            columns,
-            budget,
-            &mut |text, label| cleaner.add(text, label),
-        )?;
+/// Reads sets and remembers the files.
+struct Reader<'a> {
+    dataset: &'a Dataset,
+    cleaner: Cleaner,
+    /// URIs in the order of reading.
+    files: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(dataset: &'a Dataset) -> Self {
+        Self {
+            dataset,
+            cleaner: Cleaner::new(dataset.deduplicate),
+            files: Vec::new(),
+        }
     }
-    counts.rows += cleaner.read;
-    counts.empty += cleaner.empty;
-    counts.duplicates += cleaner.duplicates;
-    counts.conflicts += cleaner.conflicts;
-    Ok(cleaner.into_rows())
+
+    fn set(&mut self, files: &[SourceFile]) -> Result<Vec<Row>> {
+        for source in files {
+            let file = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
+            self.files.push(source.name.clone());
+            let budget = MAX_ROWS.saturating_sub(self.cleaner.read);
+            let columns = (self.dataset.text_column.as_str(), self.dataset.label_column.as_str());
+            read_rows(
+                &source.path,
+                &source.name,
+                source.format,
+                columns,
+                budget,
+                &mut |line, text, label| {
+                    let line = u32::try_from(line).unwrap_or(u32::MAX);
+                    self.cleaner.add(Place { file, line }, text, label);
+                },
+            )?;
+        }
+        Ok(self.cleaner.end_set())
+    }
+}
+
+fn example(files: &[String], problem: DatasetProblem, first: Place, second: Place) -> DatasetExample {
+    let place = |place: Place| RowPlace {
+        uri: Uri(files.get(place.file as usize).cloned().unwrap_or_default()),
+        line: u64::from(place.line),
+    };
+    DatasetExample {
+        problem,
+        first: place(first),
+        second: place(second),
+    }
 }
 
 fn split_sources(dataset: &Dataset, rows: Vec<Row>) -> (Vec<Row>, Vec<Row>, Vec<Row>) {

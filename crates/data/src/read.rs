@@ -88,7 +88,7 @@ impl Context<'_> {
     }
 
     /// Checks the bounds of a row and hands it on.
-    fn row(&mut self, line: u64, text: &str, label: &str, sink: &mut dyn FnMut(&str, &str)) -> Result<()> {
+    fn row(&mut self, line: u64, text: &str, label: &str, sink: &mut dyn FnMut(u64, &str, &str)) -> Result<()> {
         self.rows += 1;
         if self.rows > self.budget {
             return Err(self.invalid(
@@ -114,7 +114,7 @@ impl Context<'_> {
                 ),
             ));
         }
-        sink(text, label);
+        sink(line, text, label);
         Ok(())
     }
 
@@ -128,7 +128,7 @@ impl Context<'_> {
     }
 }
 
-/// Reads a file and hands each row's text and label, as they stand, to `sink`. `name` stands for the file in messages;
+/// Reads a file and hands each row's line (from 1; Parquet: row), text and label, as they stand, to `sink`. `name` stands for the file in messages;
 /// at most `budget` rows are read. Returns the number of rows.
 ///
 /// # Errors
@@ -139,7 +139,7 @@ pub fn read_rows(
     format: Format,
     columns: (&str, &str),
     budget: u64,
-    sink: &mut dyn FnMut(&str, &str),
+    sink: &mut dyn FnMut(u64, &str, &str),
 ) -> Result<u64> {
     let file = File::open(path).map_err(|source| DataError::Io {
         action: "open",
@@ -189,7 +189,7 @@ fn csv_error(context: &Context<'_>, error: &csv::Error) -> DataError {
     context.invalid(line, problem)
 }
 
-fn read_csv(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(&str, &str)) -> Result<()> {
+fn read_csv(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &str, &str)) -> Result<()> {
     const EXPECTED: &str = "a header line and at least one row below it";
     let quotes = Rc::new(Cell::new(0));
     let counted = QuoteCounter {
@@ -251,7 +251,7 @@ fn read_csv(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(&str, &s
     Ok(())
 }
 
-fn read_jsonl(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(&str, &str)) -> Result<()> {
+fn read_jsonl(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &str, &str)) -> Result<()> {
     let mut reader = BufReader::with_capacity(256 * 1024, file);
     let mut buffer = Vec::new();
     let mut line = 0_u64;
@@ -326,7 +326,7 @@ fn read_jsonl(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(&str, 
     Ok(())
 }
 
-fn read_parquet(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(&str, &str)) -> Result<()> {
+fn read_parquet(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &str, &str)) -> Result<()> {
     let broken = |context: &Context<'_>, error: &parquet::errors::ParquetError| {
         context.invalid(
             None,

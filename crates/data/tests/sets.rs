@@ -11,11 +11,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flywheel_contract::dataset::{Dataset, Format, Source, Split};
+use flywheel_contract::dataset::{DataLimits, Dataset, Format, SetName, Source, Split};
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::scalar::Digest;
+use flywheel_contract::trainer::NearDuplicates;
 use flywheel_data::{
-    DataError, Prepared, SourceFile, SourceFiles, TextSet, TextTokenizer, format_of, prepare, profile, read_rows,
+    DataError, Prepared, SourceFile, SourceFiles, TextSet, TextTokenizer, check_limits, findings, format_of, prepare,
+    profile, read_rows,
 };
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::WriterProperties;
@@ -35,6 +37,7 @@ fn dataset() -> Dataset {
         validation: None,
         test: None,
         golden: None,
+        limits: None,
         evaluation_sample: true,
     }
 }
@@ -218,7 +221,7 @@ fn more_rows_than_the_budget_are_refused() {
     let f = file(dir.path(), "a.csv", rows(6));
     let mut seen = 0;
     let mut read = |budget| {
-        read_rows(&f.path, &f.name, f.format, ("text", "label"), budget, &mut |_, _| {
+        read_rows(&f.path, &f.name, f.format, ("text", "label"), budget, &mut |_, _, _| {
             seen += 1
         })
     };
@@ -310,6 +313,231 @@ fn explicit_sets_are_taken_as_they_are_and_their_labels_must_be_trained_on() {
     assert!(run(&files).unwrap_err().to_string().contains("golden set"));
 }
 
+/// Rows of random words, a third of each colour.
+fn distinct_rows(n: usize) -> Vec<String> {
+    let mut state = 1_u64;
+    let mut word = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        format!("{:x}", state >> 40)
+    };
+    let colour = |i: usize| ["red", "green", "blue"][i % 3];
+    (0..n)
+        .map(|i| format!("{} {} {} {},{}", word(), word(), word(), word(), colour(i)))
+        .collect()
+}
+
+fn csv(rows: &[String]) -> String {
+    format!("text,label\n{}\n", rows.join("\n"))
+}
+
+#[test]
+fn what_the_checks_find_is_counted_and_pointed_at_by_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = distinct_rows(90);
+    let (train, rest) = all.split_at(60);
+    let (text, label) = train[0].split_once(',').unwrap();
+    let (other, other_label) = train[1].split_once(',').unwrap();
+    let mut test = rest[..10].to_vec();
+    test.push(format!("{}!,{label}", text.to_uppercase()));
+    test.push(format!("{other},{other_label}"));
+    let mut validation = rest[10..20].to_vec();
+    validation.push(format!("{other},{label}"));
+    let golden: Vec<String> = rest[20..]
+        .iter()
+        .map(|row| row.replace("red", "blue").replace("green", "blue"))
+        .collect();
+    let mut train = train.to_vec();
+    train.push(format!("{text},{other_label}"));
+    train.push("a label with one row only,violet".to_owned());
+    let files = SourceFiles {
+        sources: vec![
+            file(dir.path(), "a.csv", csv(&train[..30])),
+            file(dir.path(), "b.csv", csv(&train[30..])),
+        ],
+        validation: Some(vec![file(dir.path(), "v.csv", csv(&validation))]),
+        test: Some(vec![file(dir.path(), "t.csv", csv(&test))]),
+        golden: vec![file(dir.path(), "g.csv", csv(&golden))],
+    };
+    let mut sets = run(&files).unwrap();
+    sets.counts.truncated = 7;
+    let c = &sets.counts;
+    assert_eq!((c.rows, c.duplicates, c.conflicts), (62 + 11 + 12 + 10, 1, 2));
+    assert_eq!((c.train, c.validation, c.test, c.golden), (61, 11, 12, 10));
+    assert_eq!(
+        (c.labels, c.validation_labels, c.test_labels, c.golden_labels),
+        (4, 3, 3, 1)
+    );
+    assert_eq!((c.largest_label, c.smallest_label, c.rare_labels), (20, 1, 1));
+    let pair = |set, of, rows, identical| NearDuplicates {
+        set,
+        of,
+        rows,
+        identical,
+    };
+    assert_eq!(
+        c.near_duplicates,
+        [
+            pair(SetName::Validation, SetName::Train, 1, 1),
+            pair(SetName::Test, SetName::Train, 2, 1),
+            pair(SetName::Test, SetName::Validation, 1, 1),
+        ]
+    );
+    assert_eq!((c.near_duplicates_of_train(), c.uncompared), (3, 0));
+    let places: Vec<String> = sets
+        .examples
+        .iter()
+        .map(|e| format!("{:?}: {}, {}", e.problem, e.first, e.second))
+        .collect();
+    assert_eq!(
+        places,
+        [
+            "Conflict: s3://b/a.csv line 2, s3://b/b.csv line 32",
+            "Conflict: s3://b/a.csv line 3, s3://b/v.csv line 12",
+            "NearDuplicate: s3://b/a.csv line 3, s3://b/v.csv line 12",
+            "NearDuplicate: s3://b/a.csv line 2, s3://b/t.csv line 12",
+            "NearDuplicate: s3://b/a.csv line 3, s3://b/t.csv line 13",
+            "NearDuplicate: s3://b/v.csv line 12, s3://b/t.csv line 13",
+        ]
+    );
+
+    let told: Vec<String> = findings(&dataset(), &sets).iter().map(ToString::to_string).collect();
+    println!("{}", told.join("\n"));
+    let expected: [&[&str]; 6] = [
+        &["2 texts stand with more than one label, such as s3://b/a.csv line 2 and s3://b/b.csv line 32. Decide"],
+        &[
+            "3 rows to measure on",
+            "1 of the validation set, 1 of them word for word; 2 of the test set, 1 of them word",
+            "Drop",
+        ],
+        &["the largest label has 20 training rows and the smallest (\"violet\") 1. Add rows"],
+        &["1 label has fewer than 10 training rows: \"violet\". Add"],
+        &[
+            "7 of 94 texts (7.4 %) are longer than hyperparameters.maxLength",
+            "Raise maxLength",
+        ],
+        &["the golden set has rows of one label only"],
+    ];
+    assert_eq!(told.len(), expected.len());
+    for (told, words) in told.iter().zip(expected) {
+        assert!(words.iter().all(|w| told.contains(w)), "{told}");
+        assert!(!told.contains(text) && !told.contains(other), "no text is told: {told}");
+    }
+    check_limits(&findings(&dataset(), &sets)).expect("without limits nothing ends");
+}
+
+#[test]
+fn each_limit_holds_to_its_last_count_and_says_what_to_do() {
+    type Set = fn(&mut DataLimits, Option<i32>);
+    // The largest count that breaks the limit, or the smallest that keeps it for the lower bound.
+    let table: [(&str, Set, i32, i32, &[&str]); 5] = [
+        (
+            "maxConflicts",
+            |l, n| l.max_conflicts = n,
+            2,
+            3,
+            &["3 texts stand", "correct the files"],
+        ),
+        (
+            "maxNearDuplicates",
+            |l, n| l.max_near_duplicates = n,
+            4,
+            5,
+            &["5 rows to measure on", "keep alike texts"],
+        ),
+        (
+            "maxImbalanceRatio",
+            |l, n| l.max_imbalance_ratio = n,
+            3,
+            4,
+            &["has 13 training rows", "\"a\"", "merge"],
+        ),
+        (
+            "minRowsPerLabel",
+            |l, n| l.min_rows_per_label = n,
+            5,
+            4,
+            &["1 label has fewer than 5", "\"a\"", "drop them"],
+        ),
+        (
+            "maxTruncatedPercent",
+            |l, n| l.max_truncated_percent = n,
+            9,
+            10,
+            &["10 of 101 texts (9.9 %)", "Raise maxLength"],
+        ),
+    ];
+    let prepared = |limits: &DataLimits| {
+        let dir = tempfile::tempdir().unwrap();
+        let labels: Vec<String> = (0..17)
+            .map(|i| format!("x{i},{}", if i < 4 { "a" } else { "b" }))
+            .collect();
+        let own = SourceFiles {
+            sources: vec![file(dir.path(), "x.csv", csv(&labels))],
+            validation: Some(vec![file(dir.path(), "v.csv", "text,label\nv,a\nw,b\n")]),
+            test: Some(vec![file(dir.path(), "t.csv", "text,label\nt,a\nu,b\n")]),
+            golden: vec![],
+        };
+        let with = Dataset {
+            limits: Some(limits.clone()),
+            ..dataset()
+        };
+        let mut sets = prepare(&with, &own).unwrap();
+        sets.counts.conflicts = 3;
+        sets.counts.near_duplicates = [
+            (SetName::Test, SetName::Train, 4),
+            (SetName::Golden, SetName::Train, 1),
+            (SetName::Golden, SetName::Test, 9),
+        ]
+        .map(|(set, of, rows)| NearDuplicates {
+            set,
+            of,
+            rows,
+            identical: 0,
+        })
+        .to_vec();
+        (sets.counts.truncated, sets.counts.golden) = (10, 80);
+        check_limits(&findings(&with, &sets))
+    };
+    let mut all = DataLimits::default();
+    for (name, set, breaks, keeps, words) in table {
+        let mut limits = DataLimits::default();
+        set(&mut limits, Some(keeps));
+        prepared(&limits).unwrap_or_else(|e| panic!("{name} {keeps}: {e}"));
+        set(&mut limits, Some(breaks));
+        let error = prepared(&limits).expect_err(name);
+        println!("{error}");
+        assert_eq!(error.reason(), FailureReason::DatasetCheckFailed);
+        let message = error.to_string();
+        assert!(
+            message.starts_with(&format!("dataset.limits.{name} is {breaks}, but ")),
+            "{message}"
+        );
+        assert!(message.ends_with(", or change the limit"), "{message}");
+        assert!(words.iter().all(|w| message.contains(w)), "{message}");
+        set(&mut all, Some(breaks));
+    }
+    let message = prepared(&all).unwrap_err().to_string();
+    assert_eq!(message.matches("dataset.limits.").count(), 5, "all at once: {message}");
+}
+
+#[test]
+fn a_golden_set_without_a_whole_row_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SourceFiles {
+        sources: vec![file(dir.path(), "x.csv", rows(60))],
+        golden: vec![file(dir.path(), "g.csv", "text,label\n,red\nx,\n")],
+        ..SourceFiles::default()
+    };
+    let error = run(&files).unwrap_err();
+    assert_eq!(error.reason(), FailureReason::DatasetEmpty);
+    assert!(
+        error.to_string().contains("golden set is empty: none of its 2 rows"),
+        "{error}"
+    );
+}
+
 #[test]
 fn the_digest_follows_content_order_and_role() {
     let dir = tempfile::tempdir().unwrap();
@@ -376,23 +604,23 @@ fn parquet_is_read_by_column_with_whole_numbers_as_labels() {
     let schema = "message m { required byte_array text (UTF8); required int64 label; }";
     parquet_file(&path, schema, &bytes, &labels);
     let mut read = Vec::new();
-    let n = read_rows(&path, "x", Format::Parquet, ("text", "label"), 100, &mut |t, l| {
+    let n = read_rows(&path, "x", Format::Parquet, ("text", "label"), 100, &mut |_, t, l| {
         read.push((t.to_owned(), l.to_owned()))
     })
     .unwrap();
     assert_eq!(n, 40);
     assert_eq!(read[3], ("text 3 é".to_owned(), "1".to_owned()));
 
-    let missing = read_rows(&path, "x", Format::Parquet, ("text", "intent"), 100, &mut |_, _| ()).unwrap_err();
+    let missing = read_rows(&path, "x", Format::Parquet, ("text", "intent"), 100, &mut |_, _, _| ()).unwrap_err();
     assert!(missing.to_string().contains("\"text\", \"label\""), "{missing}");
-    let numbers = read_rows(&path, "x", Format::Parquet, ("label", "text"), 100, &mut |_, _| ()).unwrap_err();
+    let numbers = read_rows(&path, "x", Format::Parquet, ("label", "text"), 100, &mut |_, _, _| ()).unwrap_err();
     assert!(numbers.to_string().contains("holds no text"), "{numbers}");
 
     let cut = dir.path().join("cut.parquet");
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
     assert_eq!(
-        read_rows(&cut, "x", Format::Parquet, ("text", "label"), 100, &mut |_, _| ())
+        read_rows(&cut, "x", Format::Parquet, ("text", "label"), 100, &mut |_, _, _| ())
             .unwrap_err()
             .reason(),
         FailureReason::DatasetInvalid
@@ -404,7 +632,7 @@ fn parquet_is_read_by_column_with_whole_numbers_as_labels() {
         &[b"ok", b"br\xf6ken"],
         &[1, 2],
     );
-    let broken = read_rows(&path, "x", Format::Parquet, ("text", "label"), 100, &mut |_, _| ()).unwrap_err();
+    let broken = read_rows(&path, "x", Format::Parquet, ("text", "label"), 100, &mut |_, _, _| ()).unwrap_err();
     assert!(
         broken.to_string().contains("line 2") && broken.to_string().contains("UTF-8"),
         "{broken}"
