@@ -1,6 +1,7 @@
 //! The TrainingJob controller: attempts are Jobs, a result becomes a ModelVersion.
 
 pub mod build;
+mod memo;
 mod observe;
 mod report;
 
@@ -12,15 +13,15 @@ use std::time::Duration;
 
 use flywheel_api::TrainingJob;
 use flywheel_api::conditions::reasons;
-use flywheel_api::names;
+use flywheel_api::names::{self, ANNOTATION_GIVEN_UP};
 use flywheel_contract::termination::Trained;
 use flywheel_policy::training::{Decision, Intent, Phase, Wishes, decide};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
+pub use memo::ProgressMemo;
 pub(crate) use observe::{number, refused_creation};
-pub use report::ProgressMemo;
 
 use crate::context::Context;
 use crate::error::Error;
@@ -55,6 +56,7 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
         };
         decision = Decision {
             intent: Intent::Wait,
+            stop: Vec::new(),
             remove: Vec::new(),
             phase: Phase::Blocked,
             reason: reason.to_owned(),
@@ -92,8 +94,31 @@ async fn apply(
                 tracing::info!(attempt, suspend, "the attempt is suspended or resumed");
             }
         }
+        Intent::GiveUp { attempt, verdict } => {
+            if let Some(present) = observation.job_of(*attempt) {
+                let text = serde_json::to_string(verdict)
+                    .map_err(|e| Error::Bug(format!("a verdict cannot be written as JSON: {e}")))?;
+                writes
+                    .merge_fields(
+                        present,
+                        json!({"metadata": {"annotations": {ANNOTATION_GIVEN_UP: text}}}),
+                    )
+                    .await?;
+                tracing::warn!(attempt, cause = ?verdict.cause, how = verdict.how, "the attempt is given up");
+            }
+        }
         Intent::Complete(trained) => ensure_version(job, context, trained).await?,
         Intent::Wait => {}
+    }
+    for number in &decision.stop {
+        for pod in observation.living_pods(*number) {
+            writes.delete(pod).await?;
+            tracing::info!(
+                attempt = number,
+                pod = pod.name_any(),
+                "the pod of an attempt that is over is deleted"
+            );
+        }
     }
     for number in &decision.remove {
         if let Some(present) = observation.job_of(*number) {

@@ -1,14 +1,19 @@
-//! What there is: attempts from their Jobs and pods, the ModelVersion, what the scheduler and the pods say.
+//! What there is: attempts from their Jobs and pods, the ModelVersion, what the scheduler and the pods say, and whether the
+//! running pod still works.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use flywheel_api::conditions::{find, types};
-use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COUNTED_RESTARTS, LABEL_TRAINING_JOB, TRAINER, training_attempt};
+use flywheel_api::names::{
+    LABEL_ATTEMPT, LABEL_COUNTED_RESTARTS, LABEL_TRAINING_JOB, TRAINER, is_controlled_by, training_attempt,
+};
+use flywheel_api::training_job::DatasetStatus;
 use flywheel_api::{ModelVersion, TrainingJob};
 use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
 use flywheel_contract::progress::Progress;
-use flywheel_policy::training::attempt::{AttemptState, state};
+use flywheel_policy::training::attempt::{AttemptState, is_out_of_contact, last_words, lives, state};
+use flywheel_policy::training::hang::{Look, Surroundings, Verdict};
 use flywheel_policy::training::{AttemptView, Ended, Observed};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
@@ -19,7 +24,8 @@ use super::version_name;
 use crate::cluster::{placement_problem, scheduling};
 use crate::context::Context;
 use crate::error::Error;
-use crate::kubeio::{is_controlled_by, within};
+use crate::kubeio::within;
+use crate::scrape::ScrapeError;
 
 /// Age of a Job from which a missing pod is asked about; the Job controller needs a moment.
 const POD_DUE_SECONDS: i64 = 3;
@@ -30,6 +36,8 @@ pub struct Observation {
     pub observed: Observed,
     /// Jobs by attempt.
     jobs: Vec<(u32, Arc<Job>)>,
+    /// Their pods, by attempt.
+    pods: Vec<(u32, Arc<Pod>)>,
     /// What the running pod tells.
     pub progress: Option<Progress>,
     /// The ModelVersion of the job's version name, whosever it is.
@@ -43,6 +51,24 @@ impl Observation {
             .iter()
             .find(|(n, _)| *n == attempt)
             .map(|(_, job)| job.as_ref())
+    }
+
+    /// What the running pod, or the last words of one that ran, tell of the data checks.
+    pub fn dataset(&self) -> Option<DatasetStatus> {
+        let live = self.progress.as_ref().and_then(|p| p.dataset.as_ref());
+        live.map(DatasetStatus::from).or_else(|| {
+            let mut ended = self.pods.iter().rev();
+            let last = ended.find_map(|(_, pod)| last_words(pod, TRAINER)?.dataset)?;
+            Some(DatasetStatus::from(&last))
+        })
+    }
+
+    /// The pods of an attempt that were not told to end and may run.
+    pub fn living_pods(&self, attempt: u32) -> impl Iterator<Item = &Pod> {
+        self.pods
+            .iter()
+            .filter(move |(n, pod)| *n == attempt && lives(pod))
+            .map(|(_, pod)| pod.as_ref())
     }
 }
 
@@ -79,15 +105,22 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
         }
     }
 
-    let pods = context.caches.pods.list(&namespace, |p| is_ours(p.labels()));
+    let candidates = context.caches.pods.list(&namespace, |p| is_ours(p.labels()));
+    let mut pods: Vec<(u32, Arc<Pod>)> = Vec::new();
     let mut attempts = Vec::new();
     for (attempt, child) in &jobs {
         let child_uid = child.uid().unwrap_or_default();
-        let of_job: Vec<&Pod> = pods
+        let of_job: Vec<&Arc<Pod>> = candidates
             .iter()
-            .map(Arc::as_ref)
             .filter(|p| is_controlled_by(&p.metadata, &child_uid))
             .collect();
+        let views: Vec<&Pod> = of_job.iter().map(|p| p.as_ref()).collect();
+        let mut seen = state(child, &views, TRAINER, context.now());
+        if let AttemptState::Ended(end) | AttemptState::Ending(end) = &mut seen
+            && end.position.is_none()
+        {
+            end.position = context.progress.position(&uid, *attempt);
+        }
         attempts.push(AttemptView {
             number: *attempt,
             counted: number(child, LABEL_COUNTED_RESTARTS).unwrap_or(0),
@@ -97,15 +130,18 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                 .as_ref()
                 .map_or_else(|| context.now(), |t| t.0),
             suspended: child.spec.as_ref().and_then(|s| s.suspend) == Some(true),
-            state: state(child, &of_job, TRAINER),
+            pod_lives: views.iter().any(|p| lives(p)),
+            state: seen,
         });
+        pods.extend(of_job.into_iter().map(|pod| (*attempt, Arc::clone(pod))));
     }
 
     let mut placement = None;
     let mut progress = None;
+    let mut verdict = None;
     if let (Some(view), Some((_, child))) = (attempts.last_mut(), jobs.last()) {
         let child_uid = child.uid().unwrap_or_default();
-        let of_job = || pods.iter().filter(|p| is_controlled_by(&p.metadata, &child_uid));
+        let of_job = || pods.iter().filter(|(n, _)| *n == view.number).map(|(_, pod)| pod);
         match &mut view.state {
             AttemptState::NoPod { refused }
                 if !view.suspended && context.now().duration_since(view.created).as_secs() >= POD_DUE_SECONDS =>
@@ -119,7 +155,23 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                     placement = placement_problem(&context.caches, class, settings, &views);
                 }
             }
-            AttemptState::Running => progress = scrape(context, view.number, of_job()).await,
+            AttemptState::Running => {
+                let newest = of_job()
+                    .filter(|p| lives(p))
+                    .max_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
+                if let Some(pod) = newest {
+                    let answered_before = told == view.number
+                        && status
+                            .and_then(|s| s.progress.as_ref())
+                            .is_some_and(|p| p.phase.is_some());
+                    let look = scrape(context, view.number, pod).await;
+                    if let Look::Answered(answer) = &look {
+                        progress = Some(answer.as_ref().clone());
+                    }
+                    let suspected = watch(context, &uid, view.number, pod, look, answered_before);
+                    verdict = confirmed(context, child, pod, suspected).await?;
+                }
+            }
             _ => {}
         }
     }
@@ -134,13 +186,15 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
     });
     Ok(Observation {
         observed: Observed {
-            last_attempt: attempts.last().map_or(0, |a| a.number).max(told),
             attempts,
+            told_attempt: told,
             ended,
             version_made,
             placement,
+            verdict,
         },
         jobs,
+        pods,
         progress,
         version,
     })
@@ -196,23 +250,60 @@ fn without_pod_name(message: &str) -> &str {
         .trim()
 }
 
-/// What the running pod tells; nothing where it cannot be read, which is no error.
-async fn scrape<'a>(context: &Context, attempt: u32, pods: impl Iterator<Item = &'a Arc<Pod>>) -> Option<Progress> {
-    let ip: IpAddr = pods
-        .filter_map(|p| p.status.as_ref()?.pod_ip.as_ref()?.parse().ok())
-        .next()?;
+/// What the running pod tells. That it cannot be read is no error.
+async fn scrape(context: &Context, attempt: u32, pod: &Pod) -> Look {
+    let ip: Option<IpAddr> = pod
+        .status
+        .as_ref()
+        .and_then(|s| s.pod_ip.as_ref())
+        .and_then(|ip| ip.parse().ok());
+    let Some(ip) = ip else {
+        return Look::Unreachable;
+    };
     let read = context
         .scraper
         .get_json::<Progress>(ip, INSIDE_PORT, PROGRESS_PATH)
         .await;
     context.metrics.scrape("progress", read.is_ok());
-    match read {
-        Ok(progress) => (progress.attempt == attempt).then_some(progress),
-        Err(error) => {
-            tracing::debug!(%error, "the pod's progress could not be read");
-            None
-        }
+    if let Err(error) = &read {
+        tracing::debug!(%error, "the pod's progress could not be read");
     }
+    match read {
+        Ok(progress) if progress.attempt == attempt => Look::Answered(Box::new(progress)),
+        // Another pod has the address by now.
+        Ok(_) | Err(ScrapeError::Status(_) | ScrapeError::Body(_)) => Look::Unreadable,
+        Err(ScrapeError::Timeout | ScrapeError::Refused | ScrapeError::Http(_)) => Look::Silent,
+        Err(ScrapeError::Unreachable(_)) => Look::Unreachable,
+    }
+}
+
+/// What all looks at this pod, the last among them, say of it.
+fn watch(context: &Context, uid: &str, attempt: u32, pod: &Pod, look: Look, answered_before: bool) -> Option<Verdict> {
+    let pod_uid = pod.uid().unwrap_or_default();
+    let watch = context.progress.add(uid, attempt, &pod_uid, look, context.now());
+    let around = Surroundings {
+        out_of_contact: is_out_of_contact(pod),
+        answered_before,
+    };
+    watch.verdict(around, context.now())
+}
+
+/// The verdict, where the API server still has the pod as the cache has it: one that has just ended may have left a result.
+async fn confirmed(
+    context: &Context,
+    job: &Job,
+    pod: &Pod,
+    suspected: Option<Verdict>,
+) -> Result<Option<Verdict>, Error> {
+    let Some(verdict) = suspected else {
+        return Ok(None);
+    };
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
+    let live = within("get Pod", api.get_opt(&pod.name_any())).await?;
+    let still_runs = live
+        .filter(|p| p.uid() == pod.uid())
+        .is_some_and(|p| state(job, &[&p], TRAINER, context.now()) == AttemptState::Running);
+    Ok(still_runs.then_some(verdict))
 }
 
 #[cfg(test)]

@@ -1,15 +1,12 @@
 //! Status and events of a TrainingJob, from what was decided and applied.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
 use flywheel_api::TrainingJob;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::training_job::{ProgressStatus, ResultStatus, TrainingJobStatus};
 use flywheel_contract::progress::Progress;
+use flywheel_policy::training::attempt::AttemptState;
 use flywheel_policy::training::{Decision, Intent, Phase};
-use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 
 use super::observe::Observation;
@@ -19,9 +16,6 @@ use crate::error::Error;
 use crate::kubeio::{Note, TRAINING_MANAGER};
 use crate::report::{Standing, conditions, summary};
 
-/// Time between two writes that only tell of progress.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
-
 /// Reasons that nobody needs to look at.
 const GOOD_NEWS: [&str; 4] = [
     reasons::STARTING,
@@ -29,31 +23,6 @@ const GOOD_NEWS: [&str; 4] = [
     reasons::SUSPENDED,
     reasons::TRAINED,
 ];
-
-/// When progress was last written, per job. Losing it costs one write per job.
-#[derive(Debug, Default)]
-pub struct ProgressMemo {
-    written: Mutex<HashMap<String, Timestamp>>,
-}
-
-impl ProgressMemo {
-    /// Whether progress may be written now; if so, it counts as written.
-    fn due(&self, uid: &str, now: Timestamp) -> bool {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = written
-            .get(uid)
-            .is_none_or(|at| now.duration_since(*at).unsigned_abs() >= PROGRESS_INTERVAL);
-        if due {
-            written.insert(uid.to_owned(), now);
-        }
-        due
-    }
-
-    /// Forgets a job.
-    pub fn forget(&self, uid: &str) {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-    }
-}
 
 /// Writes the status where it changed, and an event where the job stands otherwise than before.
 pub async fn report(
@@ -64,44 +33,69 @@ pub async fn report(
 ) -> Result<(), Error> {
     let present = job.status.clone().unwrap_or_default();
     let uid = job.uid().unwrap_or_default();
-    let mut status = status(job, context, observation, decision, &present);
-    let progress = observation.progress.as_ref().map(progress_status);
-    if progress != status.progress && progress.is_some() {
-        let same_phase = progress.as_ref().map(|p| &p.phase) == status.progress.as_ref().map(|p| &p.phase);
-        let changed_otherwise = status != present;
-        if !same_phase || changed_otherwise || context.progress.due(&uid, context.now()) {
-            status.progress = progress;
-        }
+    let mut status = status(job, context, observation, decision, &present, Figures::Kept);
+    let fresh = self::status(job, context, observation, decision, &present, Figures::Fresh);
+    let phase = |s: &TrainingJobStatus| s.progress.as_ref().and_then(|p| p.phase.clone());
+    if fresh != status
+        && (status != present || phase(&fresh) != phase(&status) || context.progress.due(&uid, context.now()))
+    {
+        status = fresh;
     }
     if matches!(decision.phase, Phase::Complete | Phase::Failed) {
         context.progress.forget(&uid);
     }
     let writes = context.writes(TRAINING_MANAGER);
-    let written = writes.status(job, &status).await?;
-    if written {
-        let ready =
-            |s: &TrainingJobStatus| find(&s.conditions, types::READY).map(|c| (c.status.clone(), c.reason.clone()));
-        if ready(&present) != ready(&status) {
-            tracing::info!(
-                state = status.state,
-                reason = decision.reason,
-                message = decision.message,
-                "the job moved on"
-            );
-            if decision.reason == reasons::PENDING {
-                // Every job begins so; an event of it would be one write more per job.
-                return Ok(());
-            }
-            let note = Note {
-                warning: !GOOD_NEWS.contains(&decision.reason.as_str()),
-                reason: decision.reason.clone(),
-                action: action(decision.phase),
-                text: decision.message.clone(),
-            };
-            writes.event(job, &note).await;
-        }
+    if !writes.status(job, &status).await? {
+        return Ok(());
+    }
+    for note in notes(&present, &status, decision) {
+        tracing::info!(
+            state = status.state,
+            reason = note.reason,
+            message = note.text,
+            "the job moved on"
+        );
+        writes.event(job, &note).await;
     }
     Ok(())
+}
+
+/// What is worth an event between two statuses.
+fn notes(present: &TrainingJobStatus, status: &TrainingJobStatus, decision: &Decision) -> Vec<Note> {
+    let mut notes = Vec::new();
+    let of = |s: &TrainingJobStatus, kind| find(&s.conditions, kind).map(|c| (c.status.clone(), c.reason.clone()));
+    // Every job begins with `Pending`; an event of it would be one write more per job.
+    if of(present, types::READY) != of(status, types::READY) && decision.reason != reasons::PENDING {
+        notes.push(Note {
+            warning: !GOOD_NEWS.contains(&decision.reason.as_str()),
+            reason: decision.reason.clone(),
+            action: action(decision.phase),
+            text: decision.message.clone(),
+        });
+    }
+    let resumed = |s: &TrainingJobStatus| s.progress.as_ref().and_then(|p| p.resumed_from_step);
+    if let Some(step) = resumed(status).filter(|step| *step > 0 && resumed(present) != Some(*step)) {
+        notes.push(Note {
+            warning: false,
+            reason: reasons::RESUMED.to_owned(),
+            action: "Train",
+            text: format!(
+                "attempt {} goes on from the checkpoint of step {step}",
+                status.attempt.unwrap_or(1)
+            ),
+        });
+    }
+    if of(present, types::CHECKPOINT_HEALTHY) != of(status, types::CHECKPOINT_HEALTHY)
+        && let Some(health) = find(&status.conditions, types::CHECKPOINT_HEALTHY).filter(|c| c.status == "False")
+    {
+        notes.push(Note {
+            warning: true,
+            reason: health.reason.clone(),
+            action: "Checkpoint",
+            text: health.message.clone(),
+        });
+    }
+    notes
 }
 
 fn action(phase: Phase) -> &'static str {
@@ -129,17 +123,27 @@ fn state_word(phase: Phase) -> &'static str {
     }
 }
 
-/// The status, with the progress as it stands.
+/// Which figures a status tells: they change all the time, and a write of each would be many.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Figures {
+    /// Those that were written last.
+    Kept,
+    /// Those that were just read.
+    Fresh,
+}
+
+/// The status.
 fn status(
     job: &TrainingJob,
     context: &Context,
     observation: &Observation,
     decision: &Decision,
     present: &TrainingJobStatus,
+    figures: Figures,
 ) -> TrainingJobStatus {
     let attempt = match decision.intent {
         Intent::StartAttempt { attempt, .. } => attempt,
-        _ => observation.observed.last_attempt,
+        _ => observation.observed.highest_attempt(),
     };
     let result = match (&decision.intent, decision.phase) {
         (Intent::Complete(trained), _) => Some(ResultStatus {
@@ -159,37 +163,147 @@ fn status(
         .class(&job.spec.trainer.accelerator.class)
         .map(|class| class.device)
         .ok();
+    let health = checkpoint_health(
+        job.spec.checkpoint.interval_seconds,
+        observation.progress.as_ref(),
+        find(&present.conditions, types::CHECKPOINT_HEALTHY),
+        figures,
+    );
     TrainingJobStatus {
         observed_generation: job.metadata.generation,
         state: Some(state_word(decision.phase).to_owned()),
         conditions: conditions(
             &present.conditions,
-            &desired(decision),
+            &desired(decision, health),
             job.metadata.generation,
             context.now(),
         ),
-        nodes: Some(format!("{}/1", u8::from(decision.phase == Phase::Running))),
+        nodes: Some(nodes(decision.phase).to_owned()),
         attempt: (attempt > 0).then_some(i64::from(attempt)),
         restarts: (attempt > 0).then(|| i64::from(attempt.saturating_sub(1))),
-        progress: match (&decision.intent, decision.phase) {
-            // The last that was read may be a minute old.
-            (Intent::Complete(trained), _) => Some(ProgressStatus {
+        progress: match (&decision.intent, decision.phase, &observation.progress) {
+            // The last that was read may be a minute old. Its checkpoints went when the result was committed.
+            (Intent::Complete(trained), ..) => Some(ProgressStatus {
                 step: Some(format!("{0}/{0}", trained.steps)),
                 phase: Some(format!("{:?}", flywheel_contract::progress::Phase::Done)),
                 eta_seconds: None,
+                checkpoint_step: None,
                 ..present.progress.clone().unwrap_or_default()
             }),
-            // Nothing of an attempt that is over stays: the next one begins anew.
-            (_, Phase::Pending | Phase::Restarting) => None,
+            // Of an attempt that is over stays what the next one begins with.
+            (_, Phase::Pending | Phase::Restarting, _) => {
+                checkpoint_step(observation, present).map(|step| ProgressStatus {
+                    checkpoint_step: Some(step),
+                    ..ProgressStatus::default()
+                })
+            }
+            // No pod does anything.
+            (_, Phase::Suspended, _) => present.progress.clone().map(|progress| ProgressStatus {
+                phase: None,
+                eta_seconds: None,
+                ..progress
+            }),
+            (_, _, Some(progress)) if figures == Figures::Fresh => Some(progress_status(progress)),
             _ => present.progress.clone(),
         },
+        dataset: observation.dataset().or_else(|| present.dataset.clone()),
         result,
         device,
     }
 }
 
+/// Pods ready / wanted. A job that is over or suspended wants none.
+fn nodes(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Running => "1/1",
+        Phase::Pending | Phase::Blocked | Phase::Starting | Phase::Restarting => "0/1",
+        Phase::Suspended | Phase::Complete | Phase::Failed => "0/0",
+    }
+}
+
+/// Step of the newest checkpoint, as the last attempt that ended told it, or as it was written before.
+fn checkpoint_step(observation: &Observation, present: &TrainingJobStatus) -> Option<i64> {
+    let told = observation.observed.attempts.last().and_then(|a| match &a.state {
+        AttemptState::Ended(end) | AttemptState::Ending(end) => end.position,
+        _ => None,
+    });
+    told.and_then(|p| i64::try_from(p.checkpoint_step).ok())
+        .filter(|step| *step > 0)
+        .or_else(|| present.progress.as_ref().and_then(|p| p.checkpoint_step))
+}
+
+/// Whether the state is saved as the spec says: what the pod just said, or what was known before. Messages that change with
+/// each look are figures, too.
+fn checkpoint_health(
+    interval_seconds: i32,
+    progress: Option<&Progress>,
+    present: Option<&Condition>,
+    figures: Figures,
+) -> Desired {
+    let health = |status, reason, message| Desired::new(types::CHECKPOINT_HEALTHY, status, reason, message);
+    let checkpoint = progress.map(|p| &p.checkpoint);
+    let problem = || {
+        let words = checkpoint.and_then(|c| c.problem.as_deref()).unwrap_or("no details");
+        words.trim_end_matches('.')
+    };
+    let seen = checkpoint.and_then(|c| {
+        if c.failures > 0 {
+            Some(health(
+                Status::False,
+                reasons::CHECKPOINT_FAILED,
+                format!(
+                    "a checkpoint could not be written: {}. The training goes on and tries again; until it succeeds, a \
+                     restart loses what was done since the last one. See that the storage of spec.checkpoint.uri (or \
+                     spec.output.uri) is there, has space, and takes the credentials of spec.storage",
+                    problem()
+                ),
+            ))
+        } else if c.invalid > 0 && c.age_seconds.is_none() {
+            Some(health(
+                Status::False,
+                reasons::CHECKPOINT_INVALID,
+                format!(
+                    "{} checkpoint(s) could not be used when the attempt began, and it went on from what was before them: {}. \
+                     Nothing needs to be done for this job; see what changes or deletes files under spec.checkpoint.uri (or \
+                     spec.output.uri)",
+                    c.invalid,
+                    problem()
+                ),
+            ))
+        } else {
+            c.step.map(|_| {
+                health(
+                    Status::True,
+                    reasons::AS_EXPECTED,
+                    format!("the state is saved every {interval_seconds} s"),
+                )
+            })
+        }
+    });
+    let known = present.and_then(|c| {
+        let status = [Status::True, Status::False, Status::Unknown]
+            .into_iter()
+            .find(|s| s.as_str() == c.status)?;
+        Some(health(status, c.reason.as_str(), c.message.clone()))
+    });
+    match (seen, known) {
+        (Some(seen), Some(known))
+            if figures == Figures::Kept && (seen.status, &seen.reason) == (known.status, &known.reason) =>
+        {
+            known
+        }
+        (Some(seen), _) => seen,
+        (None, Some(known)) => known,
+        (None, None) => health(
+            Status::Unknown,
+            reasons::UNKNOWN,
+            "no checkpoint has been seen yet".to_owned(),
+        ),
+    }
+}
+
 /// All conditions, as they should be.
-fn desired(decision: &Decision) -> Vec<Desired> {
+fn desired(decision: &Decision, checkpoint_health: Desired) -> Vec<Desired> {
     let (phase, reason, message) = (decision.phase, decision.reason.as_str(), decision.message.as_str());
     let plain = |kind, status, reason: &str, message: &str| Desired::new(kind, status, reason, message);
     let no_place = [
@@ -251,6 +365,7 @@ fn desired(decision: &Decision) -> Vec<Desired> {
             reasons::AS_EXPECTED,
             "no restart is going on",
         ),
+        checkpoint_health,
         over,
         if_phase(
             types::FAILED,
@@ -280,16 +395,23 @@ fn progress_status(progress: &Progress) -> ProgressStatus {
         loss: progress.loss.filter(|l| l.is_finite()).map(|l| format!("{l:.2}")),
         phase: Some(format!("{:?}", progress.phase)),
         eta_seconds: progress.eta_seconds.and_then(|s| i64::try_from(s).ok()),
+        checkpoint_step: progress.checkpoint.step.and_then(|s| i64::try_from(s).ok()),
+        resumed_from_step: progress.resumed_from_step.and_then(|s| i64::try_from(s).ok()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
     use super::*;
 
     fn decision(phase: Phase, reason: &str) -> Decision {
         Decision {
             intent: Intent::Wait,
+            stop: vec![],
             remove: vec![],
             phase,
             reason: reason.to_owned(),
@@ -300,39 +422,101 @@ mod tests {
 
     #[test]
     fn each_phase_has_its_conditions() {
-        // Admitted Running Restarting Complete Failed Suspended Ready, and what stands beside Ready.
+        // Admitted Running Restarting CheckpointHealthy Complete Failed Suspended Ready, and what stands beside Ready.
         let table = [
-            (Phase::Pending, "Pending", "UFFFFFF", "Reconciling"),
-            (Phase::Pending, "NoMatchingGPU", "FFFFFFF", "Reconciling"),
-            (Phase::Blocked, "ImagePullFailed", "TFFFFFF", "Stalled"),
-            (Phase::Blocked, "PodCreationFailed", "FFFFFFF", "Stalled"),
-            (Phase::Blocked, "NameTaken", "FFFFFFF", "Stalled"),
-            (Phase::Starting, "Starting", "TFFFFFF", "Reconciling"),
-            (Phase::Running, "Running", "TTFFFFT", ""),
-            (Phase::Restarting, "PodLost", "UFTFFFF", "Reconciling"),
-            (Phase::Restarting, "Starting", "TFTFFFF", "Reconciling"),
-            (Phase::Restarting, "InsufficientGPU", "FFTFFFF", "Reconciling"),
-            (Phase::Suspended, "Suspended", "FFFFFTT", ""),
-            (Phase::Complete, "Trained", "TFFTFFT", ""),
-            (Phase::Failed, "DatasetEmpty", "TFFFTFF", "Stalled"),
+            (Phase::Pending, "Pending", "UFFUFFFF", "Reconciling"),
+            (Phase::Pending, "NoMatchingGPU", "FFFUFFFF", "Reconciling"),
+            (Phase::Blocked, "ImagePullFailed", "TFFUFFFF", "Stalled"),
+            (Phase::Blocked, "PodCreationFailed", "FFFUFFFF", "Stalled"),
+            (Phase::Blocked, "NameTaken", "FFFUFFFF", "Stalled"),
+            (Phase::Starting, "Starting", "TFFUFFFF", "Reconciling"),
+            (Phase::Running, "Running", "TTFUFFFT", ""),
+            (Phase::Restarting, "PodLost", "UFTUFFFF", "Reconciling"),
+            (Phase::Restarting, "Starting", "TFTUFFFF", "Reconciling"),
+            (Phase::Restarting, "InsufficientGPU", "FFTUFFFF", "Reconciling"),
+            (Phase::Suspended, "Suspended", "FFFUFFTT", ""),
+            (Phase::Complete, "Trained", "TFFUTFFT", ""),
+            (Phase::Failed, "DatasetEmpty", "TFFUFTFF", "Stalled"),
         ];
         for (phase, reason, letters, beside) in table {
-            let conditions = desired(&decision(phase, reason));
-            let text: String = conditions.iter().take(7).map(|c| &c.status.as_str()[..1]).collect();
+            let health = checkpoint_health(60, None, None, Figures::Fresh);
+            let conditions = desired(&decision(phase, reason), health);
+            let text: String = conditions.iter().take(8).map(|c| &c.status.as_str()[..1]).collect();
             assert_eq!(text, letters, "{phase:?} {reason}");
-            assert_eq!(conditions.get(7).map_or("", |c| c.kind), beside, "{phase:?} {reason}");
+            assert_eq!(conditions.get(8).map_or("", |c| c.kind), beside, "{phase:?} {reason}");
+        }
+    }
+
+    fn progress(checkpoint: serde_json::Value) -> Progress {
+        serde_json::from_value(json!({
+            "schemaVersion": 1, "attempt": 1, "phase": "Training", "phaseSeconds": 9.0, "step": 7, "totalSteps": 100,
+            "epoch": 1, "totalEpochs": 2, "checkpoint": checkpoint
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn checkpoints_are_healthy_once_one_is_seen_and_until_one_fails_or_is_broken() {
+        let table = [
+            (None, "Unknown", "Unknown", "no checkpoint has been seen"),
+            (Some(json!({})), "Unknown", "Unknown", "no checkpoint has been seen"),
+            (Some(json!({"step": 5})), "True", "AsExpected", "every 60 s"),
+            (
+                Some(json!({"step": 5, "ageSeconds": 70.0})),
+                "True",
+                "AsExpected",
+                "every 60 s",
+            ),
+            (
+                Some(json!({"step": 5, "failures": 2, "problem": "no space left."})),
+                "False",
+                "CheckpointFailed",
+                "no space left. The training goes on",
+            ),
+            (
+                Some(json!({"step": 5, "invalid": 1, "problem": "digest of 9"})),
+                "False",
+                "CheckpointInvalid",
+                "digest of 9. Nothing needs to be done",
+            ),
+            // The attempt has saved its state since.
+            (
+                Some(json!({"step": 9, "invalid": 1, "ageSeconds": 1.0})),
+                "True",
+                "AsExpected",
+                "every 60 s",
+            ),
+        ];
+        for (checkpoint, status, reason, words) in table {
+            let seen = checkpoint.clone().map(progress);
+            let health = checkpoint_health(60, seen.as_ref(), None, Figures::Kept);
+            assert_eq!(
+                (health.status.as_str(), health.reason.as_str()),
+                (status, reason),
+                "{checkpoint:?}"
+            );
+            assert!(health.message.contains(words), "{}", health.message);
         }
     }
 
     #[test]
-    fn progress_is_written_once_a_minute() {
-        let memo = ProgressMemo::default();
-        let at = |s| Timestamp::from_second(s).unwrap();
-        assert!(memo.due("u", at(0)));
-        assert!(!memo.due("u", at(59)));
-        assert!(memo.due("u", at(60)));
-        assert!(!memo.due("u", at(61)));
-        memo.forget("u");
-        assert!(memo.due("u", at(62)));
+    fn what_was_known_of_checkpoints_stays_and_changing_words_wait_for_the_next_write() {
+        let condition = |health: &Desired| {
+            let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap());
+            flywheel_api::conditions::merge(&[], std::slice::from_ref(health), 1, &time).remove(0)
+        };
+        let failed = |problem: &str| progress(json!({"failures": 1, "problem": problem}));
+        let first = checkpoint_health(60, Some(&failed("a")), None, Figures::Kept);
+        let present = condition(&first);
+        let health = |progress: Option<&Progress>, figures| checkpoint_health(60, progress, Some(&present), figures);
+        assert_eq!(health(None, Figures::Fresh), first, "no look");
+        assert_eq!(health(Some(&failed("b")), Figures::Kept), first);
+        assert!(
+            health(Some(&failed("b")), Figures::Fresh)
+                .message
+                .contains("written: b")
+        );
+        let well = progress(json!({"step": 8, "ageSeconds": 1.0}));
+        assert_eq!(health(Some(&well), Figures::Kept).status, Status::True, "at once");
     }
 }

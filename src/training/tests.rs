@@ -1,10 +1,14 @@
 //! The controller against a fake API server that allows exactly the calls of each scenario, and the objects it builds
 //! against golden files.
 
+use std::net::Ipv4Addr;
+
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::names::INSIDE_PORT;
 use flywheel_contract::scalar::Metric;
-use flywheel_contract::termination::{Outcome, TerminationMessage, Trained};
+use flywheel_contract::termination::{Outcome, Position, TerminationMessage, Trained};
 use flywheel_contract::trainer::ArtifactRef;
+use flywheel_policy::training::hang::Look;
 use flywheel_testkit::objects::{NAMESPACE, digest, object, pod_of, stored_job, training_job};
 use flywheel_testkit::{Call, Scenario, Step};
 use jiff::Timestamp;
@@ -12,6 +16,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::cache::Cache;
@@ -58,16 +63,54 @@ fn trained() -> Trained {
 }
 
 fn ended_with(job: &Job, code: i32, outcome: Outcome) -> Pod {
+    ended_at(job, code, outcome, None)
+}
+
+fn ended_at(job: &Job, code: i32, outcome: Outcome, position: Option<Position>) -> Pod {
     let phase = if code == 0 { "Succeeded" } else { "Failed" };
+    let message = TerminationMessage {
+        position,
+        ..TerminationMessage::new(outcome)
+    };
     pod_of(
         job,
         "trainer",
         phase,
-        &json!({"terminated": {
-            "exitCode": code, "finishedAt": "2026-01-01T00:09:00Z",
-            "message": TerminationMessage::new(outcome).to_json()
-        }}),
+        &json!({"terminated": {"exitCode": code, "finishedAt": "2026-01-01T00:09:00Z", "message": message.to_json()}}),
     )
+}
+
+/// Each test that scrapes has an address of its own: the port is given.
+fn running_at(job: &Job, ip: Ipv4Addr) -> Pod {
+    let mut pod = pod_of(job, "trainer", "Running", &json!({"running": {}}));
+    pod.status.as_mut().unwrap().pod_ip = Some(ip.to_string());
+    pod
+}
+
+/// What a pod in full swing tells, with `over` laid over it.
+fn progress(over: &Value) -> Value {
+    flywheel_testkit::objects::merged(
+        json!({
+            "schemaVersion": 1, "attempt": 1, "phase": "Training", "phaseSeconds": 300.0, "step": 120, "totalSteps": 800,
+            "epoch": 1, "totalEpochs": 4, "loss": 0.5, "heartbeatSeconds": 0.4, "medianStepSeconds": 1.0,
+            "checkpoint": {"step": 100, "ageSeconds": 20.0, "failures": 0, "invalid": 0}
+        }),
+        over,
+    )
+}
+
+/// A pod that answers each request at its inside port with this, until the test ends.
+async fn serve(ip: Ipv4Addr, body: &Value) {
+    let listener = tokio::net::TcpListener::bind((ip, INSIDE_PORT)).await.unwrap();
+    let body = body.to_string();
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut buffer = [0; 2048];
+            let _ = socket.read(&mut buffer).await;
+            let _ = socket.write_all(answer.as_bytes()).await;
+        }
+    });
 }
 
 fn job_value(job: &TrainingJob) -> Value {
@@ -168,6 +211,7 @@ async fn a_result_becomes_a_model_version_before_the_status_says_so() {
     assert_eq!(condition(&calls[2], "Complete"), ("True", "Trained"));
     assert_eq!(calls[2].body["status"]["result"]["modelVersion"], "intent-v1");
     assert_eq!(calls[2].body["status"]["progress"]["step"], "800/800");
+    assert_eq!(calls[2].body["status"]["nodes"], "0/0", "no pod is wanted");
 }
 
 #[tokio::test]
@@ -290,6 +334,61 @@ async fn a_failure_of_the_user_ends_the_job_and_starts_nothing() {
     assert_eq!(condition(&calls[0], "Failed"), ("True", "ColumnMissing"));
     assert_eq!(condition(&calls[0], "Stalled"), ("True", "ColumnMissing"));
     assert_eq!(condition(&calls[0], "Complete"), ("False", "ColumnMissing"));
+    assert_eq!(calls[0].body["status"]["nodes"], "0/0", "no pod is wanted");
+}
+
+#[tokio::test]
+async fn what_the_data_checks_found_is_told_of_the_pod_that_runs_and_of_the_one_that_failed() {
+    let counts = json!({
+        "rows": 100, "train": 70, "validation": 20, "test": 10, "labels": 3, "largestLabel": 40, "smallestLabel": 16,
+        "truncated": 3, "nearDuplicates": [
+            {"set": "test", "of": "train", "rows": 4, "identical": 1},
+            {"set": "test", "of": "validation", "rows": 2, "identical": 0},
+        ]
+    });
+    let ip = Ipv4Addr::new(127, 77, 1, 1);
+    serve(ip, &progress(&json!({"dataset": counts}))).await;
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let failure = Failure::new(
+        FailureReason::DatasetCheckFailed,
+        "dataset.limits.maxNearDuplicates is 3, but 4 …",
+    );
+    let mut failed = ended_with(&attempt, 1, Outcome::Failed(failure.clone()));
+    let message = TerminationMessage {
+        dataset: serde_json::from_value(counts).unwrap(),
+        ..TerminationMessage::new(Outcome::Failed(failure))
+    };
+    let statuses = failed.status.as_mut().unwrap().container_statuses.as_mut().unwrap();
+    let ended = statuses[0].state.as_mut().unwrap().terminated.as_mut().unwrap();
+    ended.message = Some(message.to_json());
+    for (pod, phase) in [(running_at(&attempt, ip), "Running"), (failed, "Failed")] {
+        let (client, scenario) = Scenario::start(vec![
+            Step::accept_status(STATUS, job_value(&job)),
+            Step::event(NAMESPACE),
+        ]);
+        let context = context(client, |c| {
+            c.caches.jobs = Cache::of([attempt.clone()]);
+            c.caches.pods = Cache::of([pod]);
+        });
+        reconcile(Arc::new(job.clone()), context).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(condition(&calls[0], phase).0, "True");
+        let told = &calls[0].body["status"]["dataset"];
+        assert_eq!(
+            (&told["nearDuplicates"], &told["truncatedPercent"]),
+            (&json!(4), &json!("3.0")),
+            "{told:#}"
+        );
+        assert_eq!((&told["imbalanceRatio"], &told["train"]), (&json!("2.5"), &json!(70)));
+        assert_eq!(
+            told["nearDuplicatesBySets"],
+            json!([
+                {"set": "test", "of": "train", "rows": 4, "identical": 1},
+                {"set": "test", "of": "validation", "rows": 2, "identical": 0},
+            ])
+        );
+    }
 }
 
 #[tokio::test]
@@ -340,6 +439,328 @@ async fn suspending_changes_one_field_of_exactly_that_job() {
     );
     assert_eq!(condition(&calls[1], "Suspended"), ("True", "Suspended"));
     assert_eq!(condition(&calls[1], "Ready"), ("True", "Suspended"));
+}
+
+#[tokio::test]
+async fn a_pod_that_hangs_is_given_up_in_this_order_and_the_next_attempt_counts() {
+    let ip = Ipv4Addr::new(127, 77, 0, 1);
+    serve(
+        ip,
+        &progress(&json!({"heartbeatSeconds": 31.0, "checkpoint": {"ageSeconds": null}})),
+    )
+    .await;
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let pod = running_at(&attempt, ip);
+    let pod_path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
+    let (client, scenario) = Scenario::start(vec![
+        Step::get(&pod_path, serde_json::to_value(&pod).unwrap()),
+        Step::accept("PATCH", JOB_1),
+        Step::new("DELETE", &pod_path, |_| {
+            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
+        }),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        c.caches.jobs = Cache::of([attempt.clone()]);
+        c.caches.pods = Cache::of([pod.clone()]);
+    });
+    let again = reconcile(Arc::new(job.clone()), context).await.unwrap();
+    assert!(again <= Duration::from_secs(5), "{again:?}");
+    let calls = scenario.finish().await;
+    assert_eq!(calls[1].body["metadata"]["uid"], "job-1-uid");
+    let annotations = calls[1].body["metadata"]["annotations"].clone();
+    let verdict: Value = serde_json::from_str(annotations[ANNOTATION_GIVEN_UP].as_str().unwrap()).unwrap();
+    assert_eq!(verdict["cause"], "Hung");
+    assert_eq!(
+        verdict["position"],
+        json!({"step": 120, "resumedFromStep": 0, "checkpointStep": 0, "headAttempt": 1})
+    );
+    assert_eq!(calls[2].body["preconditions"]["uid"], "pod-uid");
+    assert_eq!(condition(&calls[3], "Restarting"), ("True", "Hung"));
+    assert_eq!(calls[4].body["reason"], "Hung");
+    assert_eq!(calls[4].body["type"], "Warning");
+
+    // The same job as its next pass finds it, five seconds later: the pod is going.
+    let mut given_up = attempt;
+    given_up.metadata.annotations = serde_json::from_value(annotations).unwrap();
+    let mut going = pod;
+    going.metadata.deletion_timestamp = given_up.metadata.creation_timestamp.clone();
+    let job = training_job(&json!({"status": calls[3].body["status"]}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+    ]);
+    let mut later = Context::test(client, "2026-01-01T00:10:05Z".parse().unwrap());
+    later.caches.network_policies = Cache::of([stored_policy()]);
+    later.caches.jobs = Cache::of([given_up]);
+    later.caches.pods = Cache::of([going]);
+    reconcile(Arc::new(job), Arc::new(later)).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(calls[0].body["metadata"]["name"], "intent-train-2");
+    assert_eq!(
+        calls[0].body["metadata"]["labels"]["flywheel.dev/counted-restarts"],
+        "1"
+    );
+}
+
+#[tokio::test]
+async fn a_pod_that_has_just_ended_is_not_given_up() {
+    let ip = Ipv4Addr::new(127, 77, 0, 2);
+    serve(ip, &progress(&json!({"heartbeatSeconds": 31.0}))).await;
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let pod = running_at(&attempt, ip);
+    let live = ended_with(&attempt, 0, Outcome::Trained(trained()));
+    let (client, scenario) = Scenario::start(vec![
+        Step::get(
+            format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x"),
+            serde_json::to_value(&live).unwrap(),
+        ),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        c.caches.jobs = Cache::of([attempt]);
+        c.caches.pods = Cache::of([pod]);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[1], "Running"), ("True", "Running"));
+}
+
+#[tokio::test]
+async fn a_pod_on_a_lost_node_is_followed_without_waiting_for_it() {
+    // It has no address, so nobody reaches it, and the control plane has lost its node.
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let mut pod = pod_of(&attempt, "trainer", "Running", &json!({"running": {}}));
+    pod.status.as_mut().unwrap().conditions = serde_json::from_value(json!([
+        {"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}
+    ]))
+    .unwrap();
+    let pod_path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
+    let (client, scenario) = Scenario::start(vec![
+        Step::get(&pod_path, serde_json::to_value(&pod).unwrap()),
+        Step::accept("PATCH", JOB_1),
+        Step::new("DELETE", &pod_path, |_| {
+            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
+        }),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        let before = now() - jiff::SignedDuration::from_secs(15);
+        c.progress.add("job-uid", 1, "pod-uid", Look::Unreachable, before);
+        c.caches.jobs = Cache::of([attempt]);
+        c.caches.pods = Cache::of([pod]);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert!(calls[1].body.to_string().contains("NodeLost"), "{:#}", calls[1].body);
+    assert_eq!(condition(&calls[3], "Restarting"), ("True", "PodLost"));
+}
+
+#[tokio::test]
+async fn checkpoints_and_where_an_attempt_began_are_told_at_once_and_the_rest_once_a_minute() {
+    let ip = Ipv4Addr::new(127, 77, 0, 3);
+    let first = progress(&json!({"attempt": 2, "resumedFromStep": 80}));
+    serve(ip, &first).await;
+    let bare = training_job(&json!({"status": {"attempt": 2}}));
+    let attempt = stored_attempt(&bare, 2);
+    let pod = running_at(&attempt, ip);
+    let fill = |c: &mut Context| {
+        c.caches.jobs = Cache::of([attempt.clone()]);
+        c.caches.pods = Cache::of([pod.clone()]);
+    };
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, job_value(&bare)),
+        Step::event(NAMESPACE),
+        Step::event(NAMESPACE),
+    ]);
+    reconcile(Arc::new(bare), context(client, fill)).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[0], "CheckpointHealthy"), ("True", "AsExpected"));
+    let told = &calls[0].body["status"]["progress"];
+    assert_eq!(
+        (&told["checkpointStep"], &told["resumedFromStep"]),
+        (&json!(100), &json!(80))
+    );
+    assert_eq!(calls[0].body["status"]["nodes"], "1/1");
+    assert_eq!(calls[2].body["reason"], "Resumed");
+    let note = calls[2].body["note"].as_str().unwrap();
+    assert_eq!(note, "attempt 2 goes on from the checkpoint of step 80");
+
+    // Steps go on, and a checkpoint fails: within the minute only the second is worth a write.
+    for (digit, over, writes) in [
+        (4, json!({"step": 130}), false),
+        (
+            5,
+            json!({"step": 140, "checkpoint": {"failures": 1, "problem": "no space"}}),
+            true,
+        ),
+    ] {
+        let ip = Ipv4Addr::new(127, 77, 0, digit);
+        serve(ip, &flywheel_testkit::objects::merged(first.clone(), &over)).await;
+        let pod = running_at(&attempt, ip);
+        let job = training_job(&json!({"status": calls[0].body["status"]}));
+        let steps = if writes {
+            vec![Step::accept_status(STATUS, job_value(&job)), Step::event(NAMESPACE)]
+        } else {
+            vec![]
+        };
+        let (client, scenario) = Scenario::start(steps);
+        let context = context(client, |c| {
+            c.progress.due("job-uid", now());
+            fill(c);
+            c.caches.pods = Cache::of([pod]);
+        });
+        reconcile(Arc::new(job), context).await.unwrap();
+        let calls = scenario.finish().await;
+        if let [status, event] = calls.as_slice() {
+            assert_eq!(condition(status, "CheckpointHealthy"), ("False", "CheckpointFailed"));
+            assert_eq!(condition(status, "Ready"), ("True", "Running"), "the training goes on");
+            assert_eq!(status.body["status"]["progress"]["step"], "140/800");
+            assert_eq!(event.body["reason"], "CheckpointFailed");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_made_progress_is_followed_at_once_and_the_count_begins_anew() {
+    let job = training_job(&json!({"status": {"attempt": 3, "progress": {"step": "90/800", "checkpointStep": 40}}}));
+    let mut attempt = stored_attempt(&job, 3);
+    let labels = attempt.metadata.labels.as_mut().unwrap();
+    labels.insert("flywheel.dev/counted-restarts".to_owned(), "3".to_owned());
+    let failure = Failure::new(FailureReason::StorageUnavailable, "no answer");
+    let position = Position {
+        step: 90,
+        resumed_from_step: 40,
+        checkpoint_step: 80,
+        head_attempt: 3,
+    };
+    let told = ended_at(&attempt, 1, Outcome::Failed(failure), Some(position));
+    // One that said nothing was heard shortly before.
+    let silent = pod_of(
+        &attempt,
+        "trainer",
+        "Failed",
+        &json!({"terminated": {"exitCode": 139, "finishedAt": "2026-01-01T00:09:00Z"}}),
+    );
+    for (pod, reason) in [(told, "StorageUnavailable"), (silent, "PodFailed")] {
+        let (client, scenario) = Scenario::start(vec![
+            Step::accept("POST", JOBS),
+            Step::accept_status(STATUS, job_value(&job)),
+            Step::event(NAMESPACE),
+        ]);
+        let context = context(client, |c| {
+            let heard = progress(&json!({"attempt": 3, "step": 90, "resumedFromStep": 40, "checkpoint": {"step": 80}}));
+            let look = Look::Answered(Box::new(serde_json::from_value(heard).unwrap()));
+            c.progress.add("job-uid", 3, "pod-uid", look, now());
+            c.caches.jobs = Cache::of([attempt.clone()]);
+            c.caches.pods = Cache::of([pod]);
+        });
+        reconcile(Arc::new(job.clone()), context).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(calls[0].body["metadata"]["name"], "intent-train-4");
+        assert_eq!(
+            calls[0].body["metadata"]["labels"]["flywheel.dev/counted-restarts"],
+            "0"
+        );
+        assert_eq!(condition(&calls[1], "Restarting"), ("True", reason));
+        let told = &calls[1].body["status"]["progress"];
+        assert_eq!(*told, json!({"checkpointStep": 80}), "what the next one begins with");
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_fenced_is_followed_by_one_beyond_the_head() {
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let failure = Failure::new(FailureReason::Fenced, "attempt 7 has taken the checkpoints over");
+    let position = Position {
+        head_attempt: 7,
+        ..Position::default()
+    };
+    let pod = ended_at(&attempt, 1, Outcome::Failed(failure), Some(position));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        c.caches.jobs = Cache::of([attempt]);
+        c.caches.pods = Cache::of([pod]);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(calls[0].body["metadata"]["name"], "intent-train-8");
+    assert_eq!(
+        calls[0].body["metadata"]["labels"]["flywheel.dev/counted-restarts"],
+        "0"
+    );
+    assert_eq!(calls[1].body["status"]["attempt"], 8);
+}
+
+#[tokio::test]
+async fn a_resumed_attempt_goes_on_under_its_number_whatever_its_old_pod_says() {
+    let job = training_job(&json!({"status": {"attempt": 1, "progress": {"step": "90/800", "checkpointStep": 90}}}));
+    let mut attempt = stored_attempt(&job, 1);
+    // The operator has resumed it; the Job controller has not seen that yet, and the pod is on its way out.
+    attempt.status = serde_json::from_value(json!({"conditions": [{"type": "Suspended", "status": "True"}]})).unwrap();
+    let failure = Failure::new(FailureReason::Interrupted, "told to end at step 90");
+    let mut old = ended_with(&attempt, 1, Outcome::Failed(failure));
+    old.metadata.deletion_timestamp = old.metadata.creation_timestamp.clone();
+    let (client, scenario) = Scenario::start(vec![
+        Step::list("/api/v1/namespaces/team/events", "Event", "v1", vec![]),
+        Step::accept_status(STATUS, job_value(&job)),
+    ]);
+    let context = context(client, |c| {
+        c.caches.jobs = Cache::of([attempt]);
+        c.caches.pods = Cache::of([old]);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[1], "Ready"), ("False", "Pending"));
+    assert_eq!(calls[1].body["status"]["attempt"], 1);
+    assert_eq!(calls[1].body["status"]["progress"], json!({"checkpointStep": 90}));
+}
+
+#[tokio::test]
+async fn a_pod_that_is_drained_may_save_its_state_first() {
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let mut pod = pod_of(&attempt, "trainer", "Running", &json!({"running": {}}));
+    let until: Pod = object(json!({"metadata": {
+        "deletionTimestamp": "2026-01-01T00:10:20Z", "deletionGracePeriodSeconds": 30
+    }}));
+    pod.metadata.deletion_timestamp = until.metadata.deletion_timestamp;
+    pod.metadata.deletion_grace_period_seconds = until.metadata.deletion_grace_period_seconds;
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let fill = |c: &mut Context| {
+        c.caches.jobs = Cache::of([attempt.clone()]);
+        c.caches.pods = Cache::of([pod.clone()]);
+    };
+    reconcile(Arc::new(job.clone()), context(client, fill)).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[0], "Restarting"), ("True", "PodLost"));
+
+    // It says nothing more: the next attempt does not wait for ever.
+    let job = training_job(&json!({"status": calls[0].body["status"]}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+    ]);
+    let mut later = Context::test(client, "2026-01-01T00:10:20Z".parse().unwrap());
+    later.caches.network_policies = Cache::of([stored_policy()]);
+    fill(&mut later);
+    reconcile(Arc::new(job), Arc::new(later)).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(calls[0].body["metadata"]["name"], "intent-train-2");
 }
 
 #[tokio::test]
@@ -406,7 +827,8 @@ fn golden_objects() {
     let job = training_job(&json!({"spec": {
         "dataset": {"sources": [{"uri": "s3://data/intent.csv"}], "textColumn": "cost in $"},
         "trainer": {"resources": {"limits": {"memory": "4Gi"}}},
-        "storage": {"secretRef": {"name": "s3"}, "endpoint": "http://minio:9000"}
+        "storage": {"secretRef": {"name": "s3"}, "endpoint": "http://minio:9000"},
+        "checkpoint": {"uri": "s3://checkpoints/intent", "intervalSeconds": 120, "keep": 5}
     }}));
     insta::assert_json_snapshot!("job", build::job::job(&job, 2, 1, &Settings::example()).unwrap());
     insta::assert_json_snapshot!(

@@ -226,6 +226,13 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
         "dataset cannot be changed; apply a new TrainingJob" => vec![set("/dataset/deduplicate", json!(true))],
         "hyperparameters cannot be changed; apply a new TrainingJob" => vec![set("/hyperparameters/epochs", json!(9))],
         "trainer cannot be changed; apply a new TrainingJob" => vec![set("/trainer/accelerator/class", json!("h100"))],
+        "checkpoint cannot be changed; apply a new TrainingJob" => vec![
+            set("/checkpoint/uri", json!("s3://other")),
+            set("/checkpoint/intervalSeconds", json!(61)),
+            set("/checkpoint/keep", json!(4)),
+            without(good, "/checkpoint/uri"),
+            without(good, "/checkpoint"),
+        ],
         "output cannot be changed; apply a new TrainingJob" => vec![set("/output/model", json!("other"))],
         "storage cannot be changed; apply a new TrainingJob" => {
             vec![set("/storage/region", json!("other-1")), without(good, "/storage")]
@@ -338,6 +345,11 @@ pub fn odd_texts(bases: &[Value]) -> Vec<Case> {
                 "s3://b/k\n",
                 "http://",
             ],
+        ),
+        (
+            "TrainingJob",
+            "/spec/checkpoint/uri",
+            &["checkpoints", "s3://", "s3://user@b/k", "ftp://h/x", "s3://b/k\n"],
         ),
         (
             "TrainingJob",

@@ -82,8 +82,13 @@ fn full_status(kind: &str) -> Value {
     match kind {
         "TrainingJob" => {
             json!({"observedGeneration": 1, "state": "Running", "conditions": condition, "nodes": "1/1", "attempt": 1,
-            "restarts": 0, "progress": {"step": "1/2", "loss": "0.3", "phase": "Training", "etaSeconds": 3},
-            "result": {"modelVersion": "v", "metrics": [{"name": "test/accuracy", "value": "0.9"}]}, "device": "Cpu"})
+            "restarts": 0, "progress": {"step": "1/2", "loss": "0.3", "phase": "Training", "etaSeconds": 3,
+            "checkpointStep": 1, "resumedFromStep": 1},
+            "result": {"modelVersion": "v", "metrics": [{"name": "test/accuracy", "value": "0.9"}]}, "device": "Cpu",
+            "dataset": {"rows": 9, "train": 5, "validation": 2, "test": 1, "golden": 1, "empty": 0, "duplicates": 0, "conflicts": 1,
+                "nearDuplicates": 1, "nearDuplicatesBySets": [{"set": "test", "of": "train", "rows": 1, "identical": 0}],
+                "uncompared": 0, "labels": 2, "validationLabels": 2, "testLabels": 1, "goldenLabels": 1, "largestLabel": 3,
+                "smallestLabel": 2, "imbalanceRatio": "1.5", "rareLabels": 2, "truncated": 1, "truncatedPercent": "11.1"}})
         }
         "ModelVersion" => json!({"observedGeneration": 1, "state": "Verified", "conditions": condition,
             "metric": "test/accuracy 0.93", "served": "True", "services": ["intent"]}),

@@ -27,6 +27,8 @@ pub mod types {
         RUNNING = "Running",
         /// TrainingJob: an attempt ended and the next begins.
         RESTARTING = "Restarting",
+        /// TrainingJob: its state is saved as often as the spec says.
+        CHECKPOINT_HEALTHY = "CheckpointHealthy",
         /// TrainingJob: a result is committed.
         COMPLETE = "Complete",
         /// TrainingJob: it ended without a result.
@@ -78,6 +80,16 @@ pub mod reasons {
         POD_FAILED = "PodFailed",
         /// A pod was deleted, evicted or preempted.
         POD_LOST = "PodLost",
+        /// The pod runs and does no work.
+        HUNG = "Hung",
+        /// An attempt goes on from a checkpoint.
+        RESUMED = "Resumed",
+        /// Two attempts failed at the same step in the same way.
+        REPEATED_FAILURE = "RepeatedFailure",
+        /// A checkpoint could not be written.
+        CHECKPOINT_FAILED = "CheckpointFailed",
+        /// A checkpoint was broken and an older one was used.
+        CHECKPOINT_INVALID = "CheckpointInvalid",
         /// The container used more memory than its limit.
         OUT_OF_MEMORY = "OutOfMemory",
         /// No node carries the labels of the accelerator class.

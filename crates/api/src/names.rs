@@ -1,5 +1,6 @@
-//! Labels, annotations and names of children.
+//! Labels, annotations and names of children, and whose child an object is.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::{Digest as _, Sha256};
 
 /// Label: which program a pod runs ([`TRAINER`], [`SERVER`], [`VERIFIER`]).
@@ -35,6 +36,9 @@ pub const ANNOTATION_CONFIG_DIGEST: &str = "flywheel.dev/config-digest";
 
 /// Annotation of a child: digest of what the operator last applied, so that an unchanged object is not written again.
 pub const ANNOTATION_APPLIED: &str = "flywheel.dev/applied";
+/// Annotation of an attempt's Job: why the operator itself ended the attempt, as JSON. It is written before the pod is
+/// deleted, since a deleted pod alone looks like one that was taken away, which costs nothing.
+pub const ANNOTATION_GIVEN_UP: &str = "flywheel.dev/given-up";
 /// Label of an attempt's Job: how many restarts before it count against `recovery.maxRestarts`.
 pub const LABEL_COUNTED_RESTARTS: &str = "flywheel.dev/counted-restarts";
 
@@ -89,6 +93,16 @@ pub fn default_version(job: &str, uid: &str) -> String {
 
 /// Name of the NetworkPolicy that covers all training and verifying pods of a namespace.
 pub const TRAINERS_NETWORK_POLICY: &str = "flywheel-trainers";
+
+/// Whether the controlling owner of an object is the one with this uid.
+#[must_use]
+pub fn is_controlled_by(metadata: &ObjectMeta, owner_uid: &str) -> bool {
+    metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|r| r.controller == Some(true) && r.uid == owner_uid)
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,8 +1,10 @@
 //! TrainingJob: data and a pretrained model in, a ModelVersion out.
 
-use flywheel_contract::dataset::Dataset;
+use flywheel_contract::checkpoint::Checkpoint;
+use flywheel_contract::dataset::{Dataset, SetName};
 use flywheel_contract::hyperparameters::{Hyperparameters, Model};
 use flywheel_contract::scalar::{Decimal, Metric, Task, Uri};
+use flywheel_contract::trainer::DatasetCounts;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -35,6 +37,7 @@ use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
 #[x_kube(validation = Rule::new("self.dataset == oldSelf.dataset").message("dataset cannot be changed; apply a new TrainingJob").field_path(".dataset"))]
 #[x_kube(validation = Rule::new("self.hyperparameters == oldSelf.hyperparameters").message("hyperparameters cannot be changed; apply a new TrainingJob").field_path(".hyperparameters"))]
 #[x_kube(validation = Rule::new("self.trainer == oldSelf.trainer").message("trainer cannot be changed; apply a new TrainingJob").field_path(".trainer"))]
+#[x_kube(validation = Rule::new("self.checkpoint == oldSelf.checkpoint").message("checkpoint cannot be changed; apply a new TrainingJob").field_path(".checkpoint"))]
 #[x_kube(validation = Rule::new("self.output == oldSelf.output").message("output cannot be changed; apply a new TrainingJob").field_path(".output"))]
 #[x_kube(validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage cannot be changed; apply a new TrainingJob").field_path(".storage"))]
 #[x_kube(validation = Rule::new("has(self.serviceAccountName) == has(oldSelf.serviceAccountName) && (!has(self.serviceAccountName) || self.serviceAccountName == oldSelf.serviceAccountName)").message("serviceAccountName cannot be changed; apply a new TrainingJob").field_path(".serviceAccountName"))]
@@ -59,12 +62,15 @@ pub struct TrainingJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,
+    /// How often the training saves its state, and where. A new attempt goes on from the newest checkpoint.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
     /// What happens after a failure of the infrastructure. Failures of data or settings are never retried.
     #[serde(default)]
     pub recovery: Recovery,
     /// What comes out.
     pub output: Output,
-    /// Stop the pods and wait. The attempt starts from its beginning when this is false again.
+    /// Stop the pods and wait. Their state is saved, and training goes on from there when this is false again.
     #[serde(default)]
     pub suspend: bool,
 }
@@ -108,7 +114,8 @@ fn default_accelerator() -> Accelerator {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Recovery {
-    /// Attempts after the first. A pod that was deleted, evicted or preempted does not count.
+    /// Attempts after the first that came no further than the checkpoint they began with. A pod that was deleted, evicted
+    /// or preempted does not count.
     #[serde(default = "default_max_restarts")]
     #[schemars(range(min = 0, max = 100))]
     pub max_restarts: i32,
@@ -185,6 +192,9 @@ pub struct TrainingJobStatus {
     /// How far the training is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<ProgressStatus>,
+    /// What the data checks found, before the first step. `dataset.limits` in the spec says what they must not exceed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<DatasetStatus>,
     /// What came out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<ResultStatus>,
@@ -203,12 +213,117 @@ pub struct ProgressStatus {
     /// Smoothed loss, two digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<String>,
-    /// What the pod is doing: Downloading, Preparing, Training, Evaluating, Uploading.
+    /// What the pod is doing: Downloading, Preparing, Training, Evaluating, Checkpointing, Uploading.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// Seconds to the end at the present rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<i64>,
+    /// Step of the newest committed checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_step: Option<i64>,
+    /// Step of the checkpoint that the attempt went on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_from_step: Option<i64>,
+}
+
+/// What the data checks found; places of rows are in the job's result and in the pod's log.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DatasetStatus {
+    /// Rows read.
+    pub rows: i64,
+    /// Rows trained on.
+    pub train: i64,
+    /// Rows that choose the best epoch.
+    pub validation: i64,
+    /// Rows measured on at the end.
+    pub test: i64,
+    /// Rows that versions are compared on.
+    pub golden: i64,
+    /// Rows without text or label, dropped.
+    pub empty: i64,
+    /// Rows whose text was there before in the same set, dropped where `deduplicate` is on.
+    pub duplicates: i64,
+    /// Texts that stand with more than one label.
+    pub conflicts: i64,
+    /// Rows of the validation, test and golden sets whose text nearly stands in the training set.
+    pub near_duplicates: i64,
+    /// Near-duplicates for each two sets that have some.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["set", "of"]))]
+    pub near_duplicates_by_sets: Vec<NearDuplicatesStatus>,
+    /// Rows with so many alike texts in other sets that not each was compared; there may be more near-duplicates.
+    pub uncompared: i64,
+    /// Labels in the training set.
+    pub labels: i64,
+    /// Labels in the validation set.
+    pub validation_labels: i64,
+    /// Labels in the test set.
+    pub test_labels: i64,
+    /// Labels in the golden set.
+    pub golden_labels: i64,
+    /// Training rows of the largest label.
+    pub largest_label: i64,
+    /// Training rows of the smallest label.
+    pub smallest_label: i64,
+    /// Largest label over smallest, one digit.
+    pub imbalance_ratio: String,
+    /// Labels with fewer training rows than `limits.minRowsPerLabel`, or 10.
+    pub rare_labels: i64,
+    /// Texts longer than `maxLength` tokens, cut.
+    pub truncated: i64,
+    /// Share of all texts that is cut, one digit.
+    pub truncated_percent: String,
+}
+
+/// Rows of one set whose text nearly stands in another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NearDuplicatesStatus {
+    /// The set that the rows are of.
+    pub set: SetName,
+    /// The set that holds the like of them.
+    pub of: SetName,
+    /// How many there are.
+    pub rows: i64,
+    /// Of these, those whose very text stands there.
+    pub identical: i64,
+}
+
+impl From<&DatasetCounts> for DatasetStatus {
+    fn from(counts: &DatasetCounts) -> Self {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let pairs = counts.near_duplicates.iter().map(|pair| NearDuplicatesStatus {
+            set: pair.set,
+            of: pair.of,
+            rows: number(pair.rows),
+            identical: number(pair.identical),
+        });
+        Self {
+            rows: number(counts.rows),
+            train: number(counts.train),
+            validation: number(counts.validation),
+            test: number(counts.test),
+            golden: number(counts.golden),
+            empty: number(counts.empty),
+            duplicates: number(counts.duplicates),
+            conflicts: number(counts.conflicts),
+            near_duplicates: number(counts.near_duplicates_of_train()),
+            near_duplicates_by_sets: pairs.collect(),
+            uncompared: number(counts.uncompared),
+            labels: number(counts.labels),
+            validation_labels: number(counts.validation_labels),
+            test_labels: number(counts.test_labels),
+            golden_labels: number(counts.golden_labels),
+            largest_label: number(counts.largest_label),
+            smallest_label: number(counts.smallest_label),
+            imbalance_ratio: format!("{:.1}", counts.imbalance_ratio()),
+            rare_labels: number(counts.rare_labels),
+            truncated: number(counts.truncated),
+            truncated_percent: format!("{:.1}", counts.truncated_percent()),
+        }
+    }
 }
 
 /// What came out of a training.

@@ -18,11 +18,11 @@ use kube::ResourceExt as _;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::podspec::{PodInputs, Probes, config_env, storage_settings, template};
+use crate::podspec::{PodInputs, config_env, storage_settings, template};
 use crate::settings::Settings;
 use crate::training::owned_by;
 
-/// Seconds that the trainer has to end by itself; it commits nothing on the way out.
+/// Seconds that the trainer has to end by itself: it commits a last checkpoint within 25 s.
 const TERMINATION_GRACE_SECONDS: i64 = 30;
 
 /// Labels of an attempt's Job and pod.
@@ -103,19 +103,17 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
         storage: storage_settings(spec.storage.as_ref()),
         model_name: spec.output.model.clone(),
         output_uri: spec.output.uri.clone(),
+        checkpoint: spec.checkpoint.clone(),
     };
     let labels = labels(owner, attempt);
+    let image = spec
+        .trainer
+        .image
+        .as_ref()
+        .map_or(class.trainer_image.as_str(), |i| &i.0);
     let pod = template(PodInputs {
-        container: TRAINER,
         labels: labels.clone(),
-        annotations: BTreeMap::new(),
         class: Some(class),
-        image: spec
-            .trainer
-            .image
-            .as_ref()
-            .map_or(class.trainer_image.as_str(), |i| &i.0),
-        image_pull_policy: settings.image_pull_policy,
         args: vec!["train".to_owned()],
         env: vec![config(&configuration)?],
         ports: vec![(INSIDE_PORT_NAME, INSIDE_PORT)],
@@ -124,13 +122,7 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
         settings_path: "spec.trainer.pod",
         storage: spec.storage.as_ref(),
         service_account: spec.service_account_name.as_deref(),
-        image_pull_secrets: &settings.image_pull_secrets,
-        volumes: Vec::new(),
-        volume_mounts: Vec::new(),
-        probes: Probes::default(),
-        lifecycle: None,
-        restart_policy: "Never",
-        termination_grace_seconds: TERMINATION_GRACE_SECONDS,
+        ..PodInputs::run_once(TRAINER, image, TERMINATION_GRACE_SECONDS, settings)
     })?;
     let mut job_labels = labels;
     job_labels.insert(LABEL_COUNTED_RESTARTS.to_owned(), counted.to_string());

@@ -191,8 +191,15 @@ fn type_of(node: &Value) -> String {
         }
     };
     match (node.get("items"), node.get("additionalProperties")) {
-        (Some(items), _) => match node.pointer("/x-kubernetes-list-map-keys/0").and_then(Value::as_str) {
-            Some(key) => format!("list of {}, by `{key}`", word(items)),
+        (Some(items), _) => match node.get("x-kubernetes-list-map-keys").and_then(Value::as_array) {
+            Some(keys) => {
+                let keys: Vec<String> = keys
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .map(|k| format!("`{k}`"))
+                    .collect();
+                format!("list of {}, by {}", word(items), keys.join(" and "))
+            }
             None => format!("list of {}", word(items)),
         },
         (None, Some(values)) => format!("map of {}", word(values)),

@@ -133,7 +133,8 @@ pub fn decide(known: Option<&Verification>, latest: Option<&TryView>, now: Times
         AttemptState::NoPod { refused: None }
         | AttemptState::Unscheduled
         | AttemptState::Starting
-        | AttemptState::Running => waiting(reasons::VERIFYING, "the artifact is being read", false),
+        | AttemptState::Running
+        | AttemptState::Ending(_) => waiting(reasons::VERIFYING, "the artifact is being read", false),
         AttemptState::Ended(ended) => after(latest, ended, now),
     }
 }
@@ -180,7 +181,7 @@ fn after(latest: &TryView, ended: &EndedAttempt, now: Timestamp) -> Decision {
             "the verifying container used more memory than its limit; see LimitRange of the namespace".to_owned(),
         ),
         End::Unclear { message } => (reasons::POD_FAILED, message.clone()),
-        End::Lost { how } => (reasons::POD_LOST, how.clone()),
+        End::Lost { how } | End::Hung { how } => (reasons::POD_LOST, how.clone()),
     };
     let passed = now.duration_since(ended.at.unwrap_or(latest.created));
     let wait = if passed.is_negative() {
@@ -227,6 +228,7 @@ mod tests {
             state: AttemptState::Ended(EndedAttempt {
                 end,
                 at: Some(at(seconds)),
+                position: None,
             }),
         }
     }

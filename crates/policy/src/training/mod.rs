@@ -1,9 +1,10 @@
 //! What a TrainingJob needs next.
 //!
-//! [`attempt`] reads one attempt's Job and pods, [`restart`] says whether and when another attempt follows a failure, and
-//! [`decide`] puts both together with what the spec says.
+//! [`attempt`] reads one attempt's Job and pods, [`hang`] says whether a pod that runs still works, [`restart`] says whether
+//! and when another attempt follows a failure, and [`decide`] puts them together with what the spec says.
 
 pub mod attempt;
+pub mod hang;
 pub mod restart;
 
 use std::time::Duration;
@@ -13,8 +14,9 @@ use flywheel_contract::termination::{Outcome, Trained};
 use jiff::Timestamp;
 
 use crate::placement::Problem;
-use attempt::{AttemptState, End};
-use restart::After;
+use attempt::{AttemptState, End, EndedAttempt};
+use hang::Verdict;
+use restart::{After, Past};
 
 /// What the spec wishes, as far as decisions need it.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +38,8 @@ pub struct AttemptView {
     pub created: Timestamp,
     /// Its Job says `suspend: true`.
     pub suspended: bool,
+    /// A pod of it was not told to end and may run.
+    pub pod_lives: bool,
     /// What it does.
     pub state: AttemptState,
 }
@@ -60,13 +64,23 @@ pub struct Observed {
     /// Its attempts in order.
     pub attempts: Vec<AttemptView>,
     /// Highest attempt that the status names, for when its Job was deleted.
-    pub last_attempt: u32,
+    pub told_attempt: u32,
     /// What the status says of its end.
     pub ended: Option<Ended>,
     /// A ModelVersion with our uid in `source` is there.
     pub version_made: bool,
     /// Why pods have no node.
     pub placement: Option<Problem>,
+    /// That the running pod of the last attempt hangs or is lost.
+    pub verdict: Option<Verdict>,
+}
+
+impl Observed {
+    /// Highest attempt that is known of; 0 before the first.
+    #[must_use]
+    pub fn highest_attempt(&self) -> u32 {
+        self.attempts.last().map_or(0, |a| a.number).max(self.told_attempt)
+    }
 }
 
 /// What is to be done.
@@ -85,6 +99,13 @@ pub enum Intent {
         attempt: u32,
         /// The wish.
         suspend: bool,
+    },
+    /// Write at this attempt's Job that it is over; its pod is deleted and the next attempt follows when that is written.
+    GiveUp {
+        /// The attempt.
+        attempt: u32,
+        /// Why.
+        verdict: Verdict,
     },
     /// Make the ModelVersion.
     Complete(Box<Trained>),
@@ -118,6 +139,8 @@ pub enum Phase {
 pub struct Decision {
     /// What is to be done.
     pub intent: Intent,
+    /// Attempts whose pods are to be deleted, since the attempt is over and they run on.
+    pub stop: Vec<u32>,
     /// Attempts whose Jobs are to be deleted, since their pods could still run, or since there are too many.
     pub remove: Vec<u32>,
     /// Where the job stands.
@@ -134,16 +157,45 @@ pub struct Decision {
 pub const KEPT_ATTEMPTS: usize = 3;
 /// When to look again while pods wait for a node: a GPU condition must appear within 30 s.
 const WAITING: Duration = Duration::from_secs(10);
-/// When to look again while pods run.
-const RUNNING: Duration = Duration::from_secs(5);
+/// When to look again while pods run: how often they are scraped, too.
+pub const RUNNING: Duration = Duration::from_secs(5);
+/// When to look again where the next step only waits for a write to be seen or for a pod to end.
+const SOON: Duration = Duration::from_secs(1);
 /// When to look again where nothing is expected.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// What the job needs now.
 #[must_use]
 pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
+    let mut decision = intent(wishes, observed, now);
+    let latest = observed.attempts.last().map(|a| a.number);
+    decision.stop = observed
+        .attempts
+        .iter()
+        .filter(|a| a.pod_lives && !decision.remove.contains(&a.number))
+        .filter(|a| {
+            let given_up = matches!(&decision.intent, Intent::GiveUp { attempt, .. } if *attempt == a.number);
+            given_up || matches!(a.state, AttemptState::Ended(_)) || Some(a.number) != latest
+        })
+        .map(|a| a.number)
+        .collect();
+    decision
+}
+
+/// How the last attempt is over.
+enum Over<'a> {
+    /// It ended.
+    Ended,
+    /// It was told to end and may still save its state.
+    Ending,
+    /// It runs and is given up.
+    GivenUp(&'a Verdict),
+}
+
+fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
     let finished = |phase, reason: &str, message: &str| Decision {
         intent: Intent::Wait,
+        stop: Vec::new(),
         remove: live(&observed.attempts, None),
         phase,
         reason: reason.to_owned(),
@@ -165,41 +217,74 @@ pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
         return Decision {
             intent: Intent::Complete(Box::new(trained.clone())),
             remove: live(&observed.attempts, Some(number)),
-            phase: Phase::Complete,
-            reason: reasons::TRAINED.to_owned(),
-            message: COMPLETE_MESSAGE.to_owned(),
-            again: QUIET,
+            ..finished(Phase::Complete, reasons::TRAINED, COMPLETE_MESSAGE)
         };
     }
     let Some(latest) = observed.attempts.last() else {
         return without_attempt(wishes, observed);
     };
-    let mut decision = match &latest.state {
-        AttemptState::Ended(ended) => match restart::after(wishes.max_restarts, latest, ended, now) {
-            After::Fail { reason, message } => finished(Phase::Failed, &reason, &message),
-            After::Restart { .. } if wishes.suspend => suspended(Intent::Wait),
-            After::Restart {
-                counted,
-                wait,
-                reason,
-                message,
-            } => Decision {
-                intent: if wait.is_zero() {
-                    Intent::StartAttempt {
-                        attempt: latest.number.saturating_add(1),
-                        counted,
-                    }
-                } else {
-                    Intent::Wait
+    let over = match &latest.state {
+        AttemptState::Ended(ended) => Some((ended.clone(), Over::Ended)),
+        AttemptState::Ending(ended) => Some((ended.clone(), Over::Ending)),
+        // A suspension ends the pod as well, and costs nothing.
+        AttemptState::Running if !wishes.suspend => observed
+            .verdict
+            .as_ref()
+            .map(|verdict| (verdict.ended(), Over::GivenUp(verdict))),
+        _ => None,
+    };
+    let mut decision = match over {
+        Some((ended, over)) => {
+            if let (Over::Ended, Some((reason, message))) = (&over, stays_failed(wishes, observed, latest)) {
+                return finished(Phase::Failed, reason, message);
+            }
+            let past = Past {
+                attempt: latest,
+                ended: &ended,
+                before: before(&observed.attempts),
+                highest: observed.highest_attempt(),
+            };
+            let give_up = |verdict: &Verdict| Intent::GiveUp {
+                attempt: latest.number,
+                verdict: verdict.clone(),
+            };
+            match restart::after(wishes.max_restarts, &past, now) {
+                After::Fail { reason, message } => match over {
+                    Over::GivenUp(verdict) => Decision {
+                        intent: give_up(verdict),
+                        // The Job keeps the verdict, so only its pod goes.
+                        remove: live(&observed.attempts, Some(latest.number)),
+                        ..finished(Phase::Failed, &reason, &message)
+                    },
+                    Over::Ended | Over::Ending => finished(Phase::Failed, &reason, &message),
                 },
-                remove: Vec::new(),
-                phase: Phase::Restarting,
-                reason,
-                message,
-                again: if wait.is_zero() { RUNNING } else { wait },
-            },
-        },
-        _ if wishes.suspend => suspended(if latest.suspended {
+                After::Restart { .. } if wishes.suspend => suspended(Intent::Wait),
+                After::Restart {
+                    attempt,
+                    counted,
+                    wait,
+                    reason,
+                    message,
+                } => {
+                    let (intent, again) = match over {
+                        Over::Ended if wait.is_zero() => (Intent::StartAttempt { attempt, counted }, RUNNING),
+                        Over::Ended => (Intent::Wait, wait),
+                        Over::Ending => (Intent::Wait, SOON),
+                        Over::GivenUp(verdict) => (give_up(verdict), SOON),
+                    };
+                    Decision {
+                        intent,
+                        stop: Vec::new(),
+                        remove: Vec::new(),
+                        phase: Phase::Restarting,
+                        reason,
+                        message,
+                        again,
+                    }
+                }
+            }
+        }
+        None if wishes.suspend => suspended(if latest.suspended {
             Intent::Wait
         } else {
             Intent::SetSuspend {
@@ -207,8 +292,8 @@ pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                 suspend: true,
             }
         }),
-        state => {
-            let mut decision = going_on(latest, state, observed.placement.as_ref());
+        None => {
+            let mut decision = going_on(latest, &latest.state, observed.placement.as_ref());
             if latest.suspended {
                 decision.intent = Intent::SetSuspend {
                     attempt: latest.number,
@@ -219,10 +304,7 @@ pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
         }
     };
     // A pod that was taken from a dead node would hold its GPU in the scheduler's books for as long as its Job keeps it.
-    let lost = observed
-        .attempts
-        .iter()
-        .filter(|a| matches!(&a.state, AttemptState::Ended(e) if matches!(e.end, End::Lost { .. })));
+    let lost = observed.attempts.iter().filter(|a| is_lost(a));
     let starts = usize::from(matches!(decision.intent, Intent::StartAttempt { .. }));
     let surplus = observed
         .attempts
@@ -235,6 +317,35 @@ pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
         }
     }
     decision
+}
+
+fn is_lost(attempt: &AttemptView) -> bool {
+    matches!(&attempt.state, AttemptState::Ended(e) if matches!(e.end, End::Lost { .. }))
+}
+
+/// The end of the last attempt before the latest that was not merely taken away.
+fn before(attempts: &[AttemptView]) -> Option<&EndedAttempt> {
+    attempts
+        .iter()
+        .rev()
+        .skip(1)
+        .filter(|a| !is_lost(a))
+        .find_map(|a| match &a.state {
+            AttemptState::Ended(ended) => Some(ended),
+            _ => None,
+        })
+}
+
+/// Reason and message of a failure that was told of this attempt before. What it was read from may be gone by now (a pod
+/// that was cleaned up), which is no reason to start again; that the budget was raised is.
+fn stays_failed<'a>(wishes: Wishes, observed: &'a Observed, latest: &AttemptView) -> Option<(&'a str, &'a str)> {
+    match &observed.ended {
+        Some(Ended::Failed { reason, message }) if observed.told_attempt == latest.number => {
+            let raised = reason == reasons::MAX_RESTARTS_EXCEEDED && latest.counted < wishes.max_restarts;
+            (!raised).then_some((reason.as_str(), message.as_str()))
+        }
+        _ => None,
+    }
 }
 
 /// One message from the start of the first attempt until its pod has a node, so that it is written once.
@@ -253,10 +364,12 @@ fn live(attempts: &[AttemptView], except: Option<u32>) -> Vec<u32> {
 fn suspended(intent: Intent) -> Decision {
     Decision {
         intent,
+        stop: Vec::new(),
         remove: Vec::new(),
         phase: Phase::Suspended,
         reason: reasons::SUSPENDED.to_owned(),
-        message: "spec.suspend is true: no pods run. Set it to false to go on".to_owned(),
+        message: "spec.suspend is true: the pod saves its state and ends. Set it to false to go on from there"
+            .to_owned(),
         again: QUIET,
     }
 }
@@ -265,6 +378,7 @@ fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
     if let Some(Ended::Failed { reason, message }) = &observed.ended {
         return Decision {
             intent: Intent::Wait,
+            stop: Vec::new(),
             remove: Vec::new(),
             phase: Phase::Failed,
             reason: reason.clone(),
@@ -275,12 +389,13 @@ fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
     if wishes.suspend {
         return suspended(Intent::Wait);
     }
-    let again = observed.last_attempt > 0;
+    let again = observed.told_attempt > 0;
     Decision {
         intent: Intent::StartAttempt {
-            attempt: observed.last_attempt.saturating_add(1),
+            attempt: observed.told_attempt.saturating_add(1),
             counted: 0,
         },
+        stop: Vec::new(),
         remove: Vec::new(),
         phase: if again { Phase::Restarting } else { Phase::Pending },
         reason: if again { reasons::POD_LOST } else { reasons::PENDING }.to_owned(),
@@ -298,6 +413,7 @@ fn going_on(latest: &AttemptView, state: &AttemptState, placement: Option<&Probl
     let later = latest.number > 1;
     let decision = |phase, reason: &str, message: String, again| Decision {
         intent: Intent::Wait,
+        stop: Vec::new(),
         remove: Vec::new(),
         phase: match phase {
             Phase::Pending | Phase::Starting if later => Phase::Restarting,
@@ -332,7 +448,7 @@ fn going_on(latest: &AttemptView, state: &AttemptState, placement: Option<&Probl
         ),
         AttemptState::Running => decision(Phase::Running, reasons::RUNNING, "the pod runs".to_owned(), RUNNING),
         // Handled before; said again rather than assumed.
-        AttemptState::Ended(_) => decision(
+        AttemptState::Ending(_) | AttemptState::Ended(_) => decision(
             Phase::Restarting,
             reasons::NEW_ATTEMPT,
             "the attempt ended".to_owned(),

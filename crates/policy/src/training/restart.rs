@@ -1,12 +1,14 @@
 //! Whether another attempt follows one that ended, and when.
 //!
-//! Failures of data, settings or memory give the same again and end the job at once. Failures of the infrastructure count
-//! against `recovery.maxRestarts`. A pod that was taken away (deleted, evicted, preempted, its node lost) costs nothing.
+//! Failures of data, settings or memory give the same again and end the job at once; so do two failures at one step in the
+//! same way. Other failures count against `recovery.maxRestarts` unless the attempt came further than the checkpoint that
+//! it began with. A pod that was taken away (deleted, evicted, preempted, its node lost) costs nothing, and neither does one
+//! that found itself replaced.
 
 use std::time::Duration;
 
 use flywheel_api::conditions::reasons;
-use flywheel_contract::failure::FailureClass;
+use flywheel_contract::failure::{FailureClass, FailureReason};
 use flywheel_contract::termination::Outcome;
 use jiff::Timestamp;
 
@@ -26,7 +28,9 @@ const SHORT_LIFE: Duration = Duration::from_secs(60);
 pub enum After {
     /// Another attempt.
     Restart {
-        /// Counted restarts before that attempt.
+        /// Its number.
+        attempt: u32,
+        /// Counted restarts before it.
         counted: u32,
         /// Wait before it.
         wait: Duration,
@@ -44,6 +48,19 @@ pub enum After {
     },
 }
 
+/// An attempt that ended, and what its end is compared with.
+#[derive(Clone, Copy, Debug)]
+pub struct Past<'a> {
+    /// The attempt.
+    pub attempt: &'a AttemptView,
+    /// Its end.
+    pub ended: &'a EndedAttempt,
+    /// The end of the last attempt before it that was not merely taken away, where it is still known.
+    pub before: Option<&'a EndedAttempt>,
+    /// Highest attempt that there ever was, as far as it is known.
+    pub highest: u32,
+}
+
 /// The wait before the restart that follows this many earlier ones: 5, 10, 20, 40, 60 s.
 #[must_use]
 pub fn delay(earlier: u32) -> Duration {
@@ -52,9 +69,9 @@ pub fn delay(earlier: u32) -> Duration {
 
 /// What follows this attempt.
 #[must_use]
-pub fn after(max_restarts: u32, attempt: &AttemptView, ended: &EndedAttempt, now: Timestamp) -> After {
-    let number = attempt.number;
-    match &ended.end {
+pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
+    let number = past.attempt.number;
+    match &past.ended.end {
         End::Told(Outcome::Failed(failure)) => match failure.reason.class() {
             FailureClass::User => After::Fail {
                 reason: failure.reason.as_str().to_owned(),
@@ -67,23 +84,19 @@ pub fn after(max_restarts: u32, attempt: &AttemptView, ended: &EndedAttempt, now
                     failure.message.trim_end_matches('.')
                 ),
             },
-            FailureClass::Infrastructure => counted(
-                max_restarts,
-                attempt,
-                ended,
-                now,
+            FailureClass::Infrastructure if failure.reason == FailureReason::Fenced => past.free(
                 failure.reason.as_str(),
-                &failure.message,
+                format!("attempt {number} found its checkpoints taken over by a later one"),
+                now,
             ),
+            FailureClass::Infrastructure => past.failed(max_restarts, failure.reason.as_str(), &failure.message, now),
         },
         // A trainer image that verifies, or a result that its caller looks for first.
-        End::Told(Outcome::Trained(_) | Outcome::Verified(_)) => counted(
+        End::Told(Outcome::Trained(_) | Outcome::Verified(_)) => past.failed(
             max_restarts,
-            attempt,
-            ended,
-            now,
             reasons::POD_FAILED,
             "the pod ended with a message that no training gives; see that trainer.image is a trainer",
+            now,
         ),
         End::OutOfMemory => After::Fail {
             reason: reasons::OUT_OF_MEMORY.to_owned(),
@@ -91,55 +104,134 @@ pub fn after(max_restarts: u32, attempt: &AttemptView, ended: &EndedAttempt, now
                       hyperparameters.batchSize or hyperparameters.maxLength"
                 .to_owned(),
         },
-        End::Unclear { message } => counted(max_restarts, attempt, ended, now, reasons::POD_FAILED, message),
-        End::Lost { how } => {
-            let life = ended.at.map(|at| at.duration_since(attempt.created).unsigned_abs());
-            let wait = if life.is_some_and(|life| life >= SHORT_LIFE) || number <= 1 {
-                Duration::ZERO
-            } else {
-                left(
-                    ended.at.unwrap_or(attempt.created),
-                    delay(number.saturating_sub(2)),
-                    now,
-                )
-            };
-            After::Restart {
-                counted: attempt.counted,
-                wait,
-                reason: reasons::POD_LOST.to_owned(),
-                message: format!("attempt {number} was lost: {how}. A new attempt follows; it does not count"),
-            }
-        }
+        End::Unclear { message } => past.failed(max_restarts, reasons::POD_FAILED, message, now),
+        End::Hung { how } => past.failed(max_restarts, reasons::HUNG, how, now),
+        End::Lost { how } => past.free(reasons::POD_LOST, format!("attempt {number} was lost: {how}"), now),
     }
 }
 
-fn counted(
-    max_restarts: u32,
-    attempt: &AttemptView,
-    ended: &EndedAttempt,
-    now: Timestamp,
-    reason: &str,
-    message: &str,
-) -> After {
-    let number = attempt.number;
-    let message = message.trim_end_matches('.');
-    if attempt.counted >= max_restarts {
-        return After::Fail {
-            reason: reasons::MAX_RESTARTS_EXCEEDED.to_owned(),
-            message: format!(
-                "attempt {number} failed ({reason}: {message}), and recovery.maxRestarts is {max_restarts}. Mend the cause, \
-                 then raise recovery.maxRestarts or apply a new TrainingJob"
-            ),
+impl Past<'_> {
+    /// Whether the attempt committed a checkpoint beyond the one that it began with, and beyond what the attempt before it
+    /// left: one that falls back to its beginning and fails there again has won nothing. A checkpoint beyond its own steps is
+    /// another attempt's, from which it has not gone on. Unknown counts as none.
+    fn progressed(&self) -> bool {
+        let Some(position) = self.ended.position else {
+            return false;
         };
+        let earlier = self.before.and_then(|b| b.position).map_or(0, |p| p.checkpoint_step);
+        let own = position.checkpoint_step <= position.step;
+        own && position.checkpoint_step > position.resumed_from_step.max(earlier)
     }
-    After::Restart {
-        counted: attempt.counted.saturating_add(1),
-        wait: left(ended.at.unwrap_or(attempt.created), delay(attempt.counted), now),
-        reason: reason.to_owned(),
-        message: format!(
-            "attempt {number} failed: {message}. Restart {} of {max_restarts} follows",
-            attempt.counted.saturating_add(1)
-        ),
+
+    /// Number of the attempt after it: beyond all that is known here and in the checkpoint store.
+    fn next(&self) -> u32 {
+        let head = self.ended.position.map_or(0, |p| p.head_attempt);
+        self.attempt.number.max(self.highest).max(head).saturating_add(1)
+    }
+
+    /// Counted restarts before the next attempt, where this one costs nothing.
+    fn kept_count(&self) -> u32 {
+        if self.progressed() { 0 } else { self.attempt.counted }
+    }
+
+    /// A restart that costs nothing.
+    fn free(&self, reason: &str, what: String, now: Timestamp) -> After {
+        let created = self.attempt.created;
+        let life = self.ended.at.map(|at| at.duration_since(created).unsigned_abs());
+        let at_once = self.progressed() || self.attempt.number <= 1 || life.is_some_and(|life| life >= SHORT_LIFE);
+        After::Restart {
+            attempt: self.next(),
+            counted: self.kept_count(),
+            wait: if at_once {
+                Duration::ZERO
+            } else {
+                let earlier = self.attempt.number.saturating_sub(2);
+                left(self.ended.at.unwrap_or(created), delay(earlier), now)
+            },
+            reason: reason.to_owned(),
+            message: format!("{what}. A new attempt follows; it does not count"),
+        }
+    }
+
+    /// A restart that counts unless there was progress, while the budget lasts.
+    fn failed(&self, max_restarts: u32, reason: &str, message: &str, now: Timestamp) -> After {
+        let number = self.attempt.number;
+        let message = message.trim_end_matches('.');
+        if self.progressed() {
+            return After::Restart {
+                attempt: self.next(),
+                counted: 0,
+                wait: Duration::ZERO,
+                reason: reason.to_owned(),
+                message: format!(
+                    "attempt {number} failed: {message}. A new attempt goes on from its last checkpoint; it does not count"
+                ),
+            };
+        }
+        if let Some(step) = self.repeated_at(reason) {
+            return After::Fail {
+                reason: reasons::REPEATED_FAILURE.to_owned(),
+                message: format!(
+                    "attempt {number} failed at step {step} as the attempt before it did ({reason}: {message}), and trying \
+                     again would do the same. Look at its log for what that step does; then apply a new TrainingJob with \
+                     other data, hyperparameters or trainer.image"
+                ),
+            };
+        }
+        let counted = self.attempt.counted;
+        if counted >= max_restarts {
+            return After::Fail {
+                reason: reasons::MAX_RESTARTS_EXCEEDED.to_owned(),
+                message: format!(
+                    "attempt {number} failed ({reason}: {message}), and recovery.maxRestarts is {max_restarts}. Mend the \
+                     cause, then raise recovery.maxRestarts or apply a new TrainingJob"
+                ),
+            };
+        }
+        let counted = counted.saturating_add(1);
+        After::Restart {
+            attempt: self.next(),
+            counted,
+            wait: left(
+                self.ended.at.unwrap_or(self.attempt.created),
+                delay(self.attempt.counted),
+                now,
+            ),
+            reason: reason.to_owned(),
+            message: format!("attempt {number} failed: {message}. Restart {counted} of {max_restarts} follows"),
+        }
+    }
+
+    /// The step at which this attempt and the one before it failed in the same way, where that points to the step itself.
+    fn repeated_at(&self, reason: &str) -> Option<u64> {
+        if !is_of_the_step(reason) {
+            return None;
+        }
+        let before = self.before.filter(|b| failure_reason(&b.end) == Some(reason))?;
+        let (position, earlier) = (self.ended.position?, before.position?);
+        // Before the first step no batch can be to blame.
+        (position.step > 0 && position.step == earlier.step).then_some(position.step)
+    }
+}
+
+/// Whether a failure of this reason comes from what the step computes. The others come from outside: a storage that is
+/// away for a while stops every attempt at the same step, the first or the last.
+fn is_of_the_step(reason: &str) -> bool {
+    [
+        FailureReason::InternalError.as_str(),
+        reasons::POD_FAILED,
+        reasons::HUNG,
+    ]
+    .contains(&reason)
+}
+
+/// The reason of an end that may count; `None` for ends that cost nothing or end the job.
+fn failure_reason(end: &End) -> Option<&str> {
+    match end {
+        End::Told(Outcome::Failed(failure)) => Some(failure.reason.as_str()),
+        End::Told(Outcome::Trained(_) | Outcome::Verified(_)) | End::Unclear { .. } => Some(reasons::POD_FAILED),
+        End::Hung { .. } => Some(reasons::HUNG),
+        End::OutOfMemory | End::Lost { .. } => None,
     }
 }
 

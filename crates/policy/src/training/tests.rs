@@ -2,10 +2,11 @@
 
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::scalar::Digest;
+use flywheel_contract::termination::Position;
 use flywheel_contract::trainer::ArtifactRef;
 use proptest::prelude::*;
 
-use super::attempt::EndedAttempt;
+use super::hang::Cause;
 use super::*;
 
 const NOW: i64 = 1_700_000_000;
@@ -20,6 +21,7 @@ fn attempt(number: u32, counted: u32, state: AttemptState) -> AttemptView {
         counted,
         created: at(-600),
         suspended: false,
+        pod_lives: matches!(state, AttemptState::Running),
         state,
     }
 }
@@ -28,7 +30,37 @@ fn ended(end: End, seconds: i64) -> AttemptState {
     AttemptState::Ended(EndedAttempt {
         end,
         at: Some(at(seconds)),
+        position: None,
     })
+}
+
+/// An end at this step, resumed from this one, with this newest checkpoint.
+fn ended_at(end: End, seconds: i64, (step, resumed, checkpoint): (u64, u64, u64)) -> AttemptState {
+    AttemptState::Ended(EndedAttempt {
+        end,
+        at: Some(at(seconds)),
+        position: Some(Position {
+            step,
+            resumed_from_step: resumed,
+            checkpoint_step: checkpoint,
+            head_attempt: 1,
+        }),
+    })
+}
+
+fn hung() -> End {
+    End::Hung {
+        how: "no sign of work".to_owned(),
+    }
+}
+
+fn verdict(cause: Cause) -> Verdict {
+    Verdict {
+        cause,
+        how: "no sign of work".to_owned(),
+        at: at(0),
+        position: None,
+    }
 }
 
 fn failed(reason: FailureReason) -> End {
@@ -49,7 +81,7 @@ fn trained() -> End {
 
 fn seen(attempts: Vec<AttemptView>) -> Observed {
     Observed {
-        last_attempt: attempts.last().map_or(0, |a| a.number),
+        told_attempt: attempts.last().map_or(0, |a| a.number),
         attempts,
         ..Observed::default()
     }
@@ -212,9 +244,45 @@ fn each_situation_has_its_intent() {
             "PodLost",
         ),
         (
+            "hung",
+            seen(vec![attempt(1, 0, ended(hung(), -5))]),
+            start(2, 1),
+            Phase::Restarting,
+            "Hung",
+        ),
+        (
+            "hung after progress",
+            seen(vec![attempt(3, 2, ended_at(hung(), 0, (90, 10, 80)))]),
+            start(4, 0),
+            Phase::Restarting,
+            "Hung",
+        ),
+        (
+            "hung once too often",
+            seen(vec![attempt(3, 2, ended_at(hung(), -60, (90, 80, 80)))]),
+            Intent::Wait,
+            Phase::Failed,
+            "MaxRestartsExceeded",
+        ),
+        (
+            "told to end, and saving its state",
+            seen(vec![attempt(
+                1,
+                0,
+                AttemptState::Ending(EndedAttempt {
+                    end: lost(),
+                    at: Some(at(20)),
+                    position: None,
+                }),
+            )]),
+            Intent::Wait,
+            Phase::Restarting,
+            "PodLost",
+        ),
+        (
             "the Job was deleted",
             Observed {
-                last_attempt: 2,
+                told_attempt: 2,
                 ..Observed::default()
             },
             start(3, 0),
@@ -224,7 +292,7 @@ fn each_situation_has_its_intent() {
         (
             "failed, and its Jobs are gone",
             Observed {
-                last_attempt: 2,
+                told_attempt: 2,
                 ended: Some(Ended::Failed {
                     reason: "DatasetEmpty".into(),
                     message: "m".into(),
@@ -321,6 +389,366 @@ fn suspension_reaches_the_job_once_and_is_taken_back() {
     );
 }
 
+/// What a restart costs: nothing after progress, one without, and after that the end.
+#[test]
+fn only_restarts_without_progress_count() {
+    let infra = || failed(FailureReason::StorageUnavailable);
+    let unclear = || End::Unclear {
+        message: "exit code 139".to_owned(),
+    };
+    let lost = || End::Lost {
+        how: "preempted".to_owned(),
+    };
+    // Step, step that it resumed from, newest checkpoint; what follows an attempt with two counted restarts of three, and
+    // whether it follows at once.
+    let table = [
+        ("progress", infra(), Some((50, 0, 40)), Some(0), true),
+        (
+            "progress beyond the checkpoint that it began with",
+            infra(),
+            Some((90, 40, 80)),
+            Some(0),
+            true,
+        ),
+        (
+            "no further than where it began",
+            infra(),
+            Some((90, 80, 80)),
+            Some(3),
+            false,
+        ),
+        ("nothing saved", infra(), Some((50, 0, 0)), Some(3), false),
+        ("nothing known", infra(), None, Some(3), false),
+        (
+            "nothing done since it took the checkpoints over",
+            infra(),
+            Some((0, 0, 80)),
+            Some(3),
+            false,
+        ),
+        ("a crash after progress", unclear(), Some((90, 40, 80)), Some(0), true),
+        ("a crash without", unclear(), Some((90, 80, 80)), Some(3), false),
+        (
+            "interrupted after progress",
+            failed(FailureReason::Interrupted),
+            Some((90, 40, 90)),
+            Some(0),
+            true,
+        ),
+        (
+            "interrupted by nobody before it saved anything",
+            failed(FailureReason::Interrupted),
+            Some((9, 0, 0)),
+            Some(3),
+            false,
+        ),
+        ("lost after progress", lost(), Some((90, 40, 80)), Some(0), true),
+        ("lost without", lost(), Some((90, 80, 80)), Some(2), false),
+        (
+            "fenced",
+            failed(FailureReason::Fenced),
+            Some((90, 80, 80)),
+            Some(2),
+            false,
+        ),
+        ("hung without progress", hung(), Some((90, 80, 80)), Some(3), false),
+        ("out of memory", End::OutOfMemory, Some((90, 40, 80)), None, false),
+        (
+            "not a number",
+            failed(FailureReason::LossNotFinite),
+            Some((90, 40, 80)),
+            None,
+            false,
+        ),
+        (
+            "the user's",
+            failed(FailureReason::DatasetInvalid),
+            Some((90, 40, 80)),
+            None,
+            false,
+        ),
+    ];
+    for (case, end, position, counted, at_once) in table {
+        let state = |seconds| match position {
+            Some(position) => ended_at(end.clone(), seconds, position),
+            None => ended(end.clone(), seconds),
+        };
+        let wishes = Wishes {
+            max_restarts: 3,
+            ..WISHES
+        };
+        // It ended just now, after a life of a second.
+        let view = |seconds| AttemptView {
+            created: at(seconds - 1),
+            ..attempt(5, 2, state(seconds))
+        };
+        let now = decide(wishes, &seen(vec![view(0)]), at(0));
+        let later = decide(wishes, &seen(vec![view(-300)]), at(0));
+        match counted {
+            Some(counted) => {
+                assert_eq!(later.intent, start(6, counted), "{case}");
+                assert_eq!(matches!(now.intent, Intent::StartAttempt { .. }), at_once, "{case}");
+            }
+            None => assert_eq!((later.intent, later.phase), (Intent::Wait, Phase::Failed), "{case}"),
+        }
+    }
+}
+
+#[test]
+fn who_falls_back_and_fails_again_has_made_no_progress() {
+    let internal = || failed(FailureReason::InternalError);
+    // The second attempt found the checkpoint of step 80 broken and began anew.
+    let first = attempt(1, 0, ended_at(internal(), -400, (85, 0, 80)));
+    let after = |step, checkpoint| {
+        let second = attempt(2, 0, ended_at(internal(), -300, (step, 0, checkpoint)));
+        decide(WISHES, &seen(vec![first.clone(), second]), at(0)).intent
+    };
+    assert_eq!(after(70, 80), start(3, 1), "it has not come as far as the checkpoint");
+    assert_eq!(after(84, 80), start(3, 1), "nor saved more");
+    assert_eq!(after(95, 90), start(3, 0));
+}
+
+#[test]
+fn two_failures_of_one_step_end_the_job() {
+    let internal = || failed(FailureReason::InternalError);
+    let unclear = || End::Unclear {
+        message: "exit code 139".to_owned(),
+    };
+    let storage = || failed(FailureReason::StorageUnavailable);
+    let table = [
+        (
+            "twice at a step",
+            internal(),
+            (85, 0, 80),
+            internal(),
+            (85, 80, 80),
+            true,
+        ),
+        (
+            "the same after the first made progress",
+            unclear(),
+            (85, 0, 80),
+            unclear(),
+            (85, 80, 80),
+            true,
+        ),
+        ("a hang", hung(), (85, 80, 80), hung(), (85, 80, 80), true),
+        (
+            "at another step",
+            internal(),
+            (85, 0, 80),
+            internal(),
+            (86, 80, 80),
+            false,
+        ),
+        (
+            "in another way",
+            internal(),
+            (85, 0, 80),
+            unclear(),
+            (85, 80, 80),
+            false,
+        ),
+        (
+            "with progress between",
+            internal(),
+            (85, 0, 40),
+            internal(),
+            (85, 40, 80),
+            false,
+        ),
+        (
+            "before the first step",
+            internal(),
+            (0, 0, 0),
+            internal(),
+            (0, 0, 0),
+            false,
+        ),
+        (
+            "a storage that is away",
+            storage(),
+            (85, 0, 80),
+            storage(),
+            (85, 80, 80),
+            false,
+        ),
+        (
+            "interrupted",
+            failed(FailureReason::Interrupted),
+            (85, 80, 80),
+            failed(FailureReason::Interrupted),
+            (85, 80, 80),
+            false,
+        ),
+    ];
+    for (case, first, first_at, second, second_at, ends) in table {
+        let first = attempt(1, 0, ended_at(first, -400, first_at));
+        let direct = vec![first.clone(), attempt(2, 0, ended_at(second.clone(), -300, second_at))];
+        // One that was merely taken away says nothing of the step.
+        let lost = End::Lost {
+            how: "drained".to_owned(),
+        };
+        let around = vec![
+            first,
+            attempt(2, 0, ended(lost, -350)),
+            attempt(3, 0, ended_at(second, -300, second_at)),
+        ];
+        for attempts in [direct, around] {
+            let decision = decide(WISHES, &seen(attempts), at(0));
+            assert_eq!(
+                decision.reason == reasons::REPEATED_FAILURE,
+                ends,
+                "{case}: {decision:?}"
+            );
+            if ends {
+                assert_eq!(
+                    (decision.phase, &decision.intent),
+                    (Phase::Failed, &Intent::Wait),
+                    "{case}"
+                );
+                let message = decision.message;
+                assert!(
+                    message.contains("step 85") && message.contains("apply a new TrainingJob"),
+                    "{message}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fenced_attempt_is_followed_by_one_beyond_the_head() {
+    let fenced = |head_attempt| {
+        AttemptState::Ended(EndedAttempt {
+            end: failed(FailureReason::Fenced),
+            at: Some(at(0)),
+            position: Some(Position {
+                head_attempt,
+                ..Position::default()
+            }),
+        })
+    };
+    for (own, told, head, next) in [(1, 1, 7, 8), (1, 1, 1, 2), (9, 9, 7, 10), (1, 12, 7, 13)] {
+        let observed = Observed {
+            told_attempt: told,
+            ..seen(vec![AttemptView {
+                created: at(-600),
+                ..attempt(own, 2, fenced(head))
+            }])
+        };
+        assert_eq!(
+            decide(WISHES, &observed, at(0)).intent,
+            start(next, 2),
+            "{own} {told} {head}"
+        );
+    }
+}
+
+#[test]
+fn an_attempt_whose_job_was_deleted_is_not_made_again() {
+    let lost = End::Lost {
+        how: "deleted".to_owned(),
+    };
+    let observed = Observed {
+        told_attempt: 4,
+        ..seen(vec![attempt(3, 2, ended(lost, -300))])
+    };
+    assert_eq!(decide(WISHES, &observed, at(0)).intent, start(5, 2));
+}
+
+#[test]
+fn a_verdict_is_written_before_the_pod_goes_and_the_next_attempt_follows_it() {
+    let with = |wishes, verdict: Option<Verdict>| {
+        let observed = Observed {
+            verdict,
+            ..seen(vec![attempt(1, 0, AttemptState::Running)])
+        };
+        decide(wishes, &observed, at(0))
+    };
+    for (cause, reason) in [(Cause::Hung, "Hung"), (Cause::NodeLost, "PodLost")] {
+        let decision = with(WISHES, Some(verdict(cause)));
+        let expected = Intent::GiveUp {
+            attempt: 1,
+            verdict: verdict(cause),
+        };
+        assert_eq!(decision.intent, expected);
+        assert_eq!(
+            (decision.stop, decision.remove),
+            (vec![1], vec![]),
+            "the Job keeps the verdict"
+        );
+        assert_eq!((decision.phase, decision.reason.as_str()), (Phase::Restarting, reason));
+    }
+    assert_eq!(with(WISHES, None).intent, Intent::Wait);
+    let no_budget = Wishes {
+        max_restarts: 0,
+        ..WISHES
+    };
+    let last = with(no_budget, Some(verdict(Cause::Hung)));
+    assert_eq!(
+        (last.phase, last.reason.as_str()),
+        (Phase::Failed, "MaxRestartsExceeded")
+    );
+    assert!(matches!(last.intent, Intent::GiveUp { attempt: 1, .. }), "{last:?}");
+    assert_eq!((last.stop, last.remove), (vec![1], vec![]));
+    let suspend = Wishes {
+        suspend: true,
+        ..WISHES
+    };
+    let suspended = with(suspend, Some(verdict(Cause::Hung)));
+    assert!(matches!(suspended.intent, Intent::SetSuspend { .. }), "{suspended:?}");
+}
+
+#[test]
+fn pods_of_attempts_that_are_over_are_stopped_until_they_are_gone() {
+    let lives = |view| AttemptView {
+        pod_lives: true,
+        ..view
+    };
+    let observed = seen(vec![
+        lives(attempt(1, 0, ended(hung(), -300))),
+        attempt(2, 1, ended(hung(), -200)),
+        lives(attempt(3, 2, AttemptState::Running)),
+    ]);
+    assert_eq!(decide(WISHES, &observed, at(0)).stop, [1]);
+    let waiting = seen(vec![lives(attempt(1, 0, ended(hung(), 0)))]);
+    let decision = decide(WISHES, &waiting, at(0));
+    assert_eq!(
+        (decision.intent, decision.stop),
+        (Intent::Wait, vec![1]),
+        "its first delete failed"
+    );
+}
+
+/// A pod that is cleaned up after the end takes its message along; the end stays.
+#[test]
+fn what_failed_stays_failed_when_its_pod_goes() {
+    let gone = |reason: &str, counted, told_attempt| Observed {
+        ended: Some(Ended::Failed {
+            reason: reason.to_owned(),
+            message: "m".to_owned(),
+        }),
+        told_attempt,
+        ..seen(vec![attempt(
+            2,
+            counted,
+            ended(End::Lost { how: "gone".to_owned() }, -300),
+        )])
+    };
+    for reason in ["DatasetEmpty", "RepeatedFailure", "OutOfMemory"] {
+        let decision = decide(WISHES, &gone(reason, 0, 2), at(0));
+        assert_eq!((decision.phase, decision.reason.as_str()), (Phase::Failed, reason));
+        assert_eq!(decision.intent, Intent::Wait);
+    }
+    let used_up = decide(WISHES, &gone("MaxRestartsExceeded", 2, 2), at(0));
+    assert_eq!((used_up.phase, used_up.intent), (Phase::Failed, Intent::Wait));
+    let raised = decide(WISHES, &gone("MaxRestartsExceeded", 1, 2), at(0));
+    assert_eq!(raised.intent, start(3, 1));
+    // The status is older than the attempt.
+    assert_eq!(decide(WISHES, &gone("DatasetEmpty", 0, 1), at(0)).intent, start(3, 0));
+}
+
 #[test]
 fn the_placement_is_told_while_pods_wait_and_only_then() {
     let problem = Problem {
@@ -370,7 +798,28 @@ fn any_end() -> impl Strategy<Value = End> {
             message: "m".to_owned()
         }),
         Just(End::Lost { how: "h".to_owned() }),
+        Just(hung()),
     ]
+}
+
+fn any_position() -> impl Strategy<Value = Option<Position>> {
+    prop::option::of((0u64..4, 0u64..4, 0u64..4, 0u32..60)).prop_map(|position| {
+        let (step, resumed_from_step, checkpoint_step, head_attempt) = position?;
+        Some(Position {
+            step,
+            resumed_from_step,
+            checkpoint_step,
+            head_attempt,
+        })
+    })
+}
+
+fn any_over() -> impl Strategy<Value = EndedAttempt> {
+    (any_end(), -400i64..10, any_position()).prop_map(|(end, seconds, position)| EndedAttempt {
+        end,
+        at: Some(at(seconds)),
+        position,
+    })
 }
 
 fn any_state() -> impl Strategy<Value = AttemptState> {
@@ -379,30 +828,75 @@ fn any_state() -> impl Strategy<Value = AttemptState> {
         Just(AttemptState::Unscheduled),
         Just(AttemptState::Starting),
         Just(AttemptState::Running),
-        (any_end(), -400i64..10).prop_map(|(end, seconds)| ended(end, seconds)),
+        any_over().prop_map(AttemptState::Ending),
+        any_over().prop_map(AttemptState::Ended),
     ]
 }
 
 proptest! {
-    /// Whatever the latest attempt does: the next one is the one after it, its budget never exceeds the spec's, and a user's
-    /// failure is followed by none.
+    /// Whatever the latest attempts did: the next one has a new number, its budget never exceeds the spec's, nothing follows
+    /// what trying again cannot mend, and no attempt of which a pod may run is followed but one that was taken away.
     #[test]
     fn an_attempt_follows_its_predecessor_within_the_budget(
-        number in 1u32..50, counted in 0u32..5, max_restarts in 0u32..5, suspend: bool, state in any_state(),
+        number in 2u32..50, counted in 0u32..5, max_restarts in 0u32..5, suspend: bool, told in 0u32..60,
+        earlier in any_over(), state in any_state(), gives_up: bool,
     ) {
-        let observed = seen(vec![attempt(number, counted.min(max_restarts), state.clone())]);
+        let observed = Observed {
+            told_attempt: told,
+            verdict: gives_up.then(|| verdict(Cause::Hung)),
+            ..seen(vec![
+                attempt(number - 1, 0, AttemptState::Ended(earlier.clone())),
+                attempt(number, counted.min(max_restarts), state.clone()),
+            ])
+        };
+        let result = |end: &End| matches!(end, End::Told(Outcome::Trained(_)));
+        prop_assume!(!result(&earlier.end));
         let decision = decide(Wishes { suspend, max_restarts }, &observed, at(0));
-        if let Intent::StartAttempt { attempt, counted } = decision.intent {
-            prop_assert_eq!(attempt, number + 1);
-            prop_assert!(counted <= max_restarts);
+        if let Intent::StartAttempt { attempt: next, counted: then } = decision.intent {
+            prop_assert!(next > number && next > told);
+            prop_assert!(then <= max_restarts);
             prop_assert!(!suspend);
-            let AttemptState::Ended(end) = &state else { panic!("started beside a running attempt") };
-            if let End::Told(Outcome::Failed(failure)) = &end.end {
+            let AttemptState::Ended(over) = &state else { panic!("started beside a running attempt") };
+            if let End::Told(Outcome::Failed(failure)) = &over.end {
                 prop_assert_eq!(failure.reason.class(), flywheel_contract::failure::FailureClass::Infrastructure);
             }
+            prop_assert!(over.end != End::OutOfMemory);
+            let further = over.position.is_some_and(|p| p.checkpoint_step > p.resumed_from_step);
+            let taken = matches!(over.end, End::Lost { .. }) || over.end == failed(FailureReason::Fenced);
+            // Without progress a counter only grows; it grows by one where the pod was not taken away.
+            if !further {
+                prop_assert_eq!(then, counted.min(max_restarts) + u32::from(!taken));
+            } else {
+                prop_assert!(then == 0 || then == counted.min(max_restarts) + u32::from(!taken));
+            }
+        }
+        if let Intent::GiveUp { attempt: given_up, .. } = &decision.intent {
+            prop_assert_eq!(*given_up, number);
+            prop_assert!(gives_up && !suspend && state == AttemptState::Running);
+            prop_assert!(decision.stop.contains(&number) && !decision.remove.contains(&number));
         }
         prop_assert!(decision.again > Duration::ZERO && decision.again <= Duration::from_secs(60));
         prop_assert!(!decision.remove.contains(&number) || decision.phase == Phase::Complete || decision.phase == Phase::Failed);
+    }
+
+    /// Attempts that never come further than where they began end after `maxRestarts` restarts, however they end.
+    #[test]
+    fn without_progress_there_is_an_end(max_restarts in 0u32..6, ends in prop::collection::vec(any_end(), 40)) {
+        let wishes = Wishes { suspend: false, max_restarts };
+        let (mut number, mut counted, mut failures) = (1, 0, 0);
+        for end in ends {
+            let free = matches!(end, End::Lost { .. }) || end == failed(FailureReason::Fenced);
+            let state = ended_at(end, -300, (90, 80, 80));
+            match decide(wishes, &seen(vec![attempt(number, counted, state)]), at(0)).intent {
+                Intent::StartAttempt { attempt: next, counted: then } => {
+                    failures += u32::from(!free);
+                    (number, counted) = (next, then);
+                }
+                Intent::Wait => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        prop_assert!(failures <= max_restarts);
     }
 
     /// With the decided attempt there, the same question is answered with waiting: two passes make one Job.

@@ -1,0 +1,244 @@
+//! Whether a pod that runs still works.
+//!
+//! Two things can be wrong. The pod answers and says itself that nothing moves: its heartbeat is older than the limit of
+//! its phase. Or it does not answer at all, although its machine takes the connection: its process stands still (SIGSTOP,
+//! a driver that never returns). A pod that cannot be reached is neither: the network between it and the operator may be
+//! broken while the training goes on. Only where the control plane has lost its node as well, the pod counts as lost.
+
+use std::time::Duration;
+
+use flywheel_contract::progress::{Phase, Progress};
+use flywheel_contract::termination::Position;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A heartbeat in `Training` may be this many median steps old. Single steps take four times the median (long texts, a
+/// neighbour on the machine, the copy of the state for a checkpoint).
+const STEPS: f64 = 5.0;
+/// Lower bound of the limit in `Training`: short steps are held up by what has nothing to do with them.
+const TRAINING_MIN: Duration = Duration::from_secs(30);
+/// Upper bound of the limit in `Training`, from the time budget of recovery.
+const TRAINING_MAX: Duration = Duration::from_secs(90);
+/// A limit is never below this many median steps: a step of a minute cannot be told from a hang of a minute and a half.
+const STEPS_MIN: f64 = 2.0;
+/// Limit in `Training` before anything is known of the steps. The first one compiles kernels and fills caches, and on a
+/// processor with a large batch it takes minutes.
+const FIRST_STEP_MAX: Duration = Duration::from_secs(300);
+/// Limit in `Starting`, which has no heartbeats: libtorch with its GPU libraries is gigabytes from a cold disk.
+const STARTING_MAX: Duration = Duration::from_secs(180);
+/// Limit in `Downloading` and `Uploading` between two pieces: after 60 s the storage client gives up by itself and says
+/// why, which is better than a verdict from here.
+const TRANSFER_MAX: Duration = Duration::from_secs(120);
+/// Limit in `Preparing`, which has no heartbeats: a data set that just fits into memory takes minutes to tokenise.
+const PREPARING_MAX: Duration = Duration::from_secs(900);
+/// Limit in `Evaluating` between two batches, each cheaper than a step.
+const EVALUATING_MAX: Duration = Duration::from_secs(90);
+/// Limit in `Checkpointing`: the pod was told to end, and is killed after 30 s.
+const CHECKPOINTING_MAX: Duration = Duration::from_secs(60);
+/// Limit in `Done`: the result is committed and the process has only to end.
+const DONE_MAX: Duration = Duration::from_secs(60);
+/// How long a process whose machine takes connections may leave them without an answer.
+pub const SILENCE_MAX: Duration = Duration::from_secs(90);
+/// Scrapes that must have found that silence, so that neither a pause of the operator nor a jump of its clock is taken for
+/// one.
+const SILENT_SCRAPES_MIN: u32 = 5;
+/// How long a pod must have been out of reach before it counts as lost with its node.
+const UNREACHED_MIN: Duration = Duration::from_secs(10);
+/// Scrapes that must have failed to reach it.
+const UNREACHED_SCRAPES_MIN: u32 = 2;
+
+/// What one scrape gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Look {
+    /// This.
+    Answered(Box<Progress>),
+    /// The pod's machine took or refused the connection, and no answer came.
+    Silent,
+    /// There was no connection.
+    Unreachable,
+    /// An answer that says nothing: not `/progress`, or of another attempt.
+    Unreadable,
+}
+
+/// What was seen of one pod so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Watch {
+    /// The last answer.
+    last: Option<Progress>,
+    /// When anything was last heard.
+    heard: Option<Timestamp>,
+    /// Scrapes since then that were not answered.
+    unanswered: Option<Unanswered>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Unanswered {
+    since: Timestamp,
+    scrapes: u32,
+    silent: u32,
+}
+
+/// That an attempt is given up, as the annotation of its Job keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verdict {
+    /// What is wrong.
+    pub cause: Cause,
+    /// What was seen, for people.
+    pub how: String,
+    /// When.
+    pub at: Timestamp,
+    /// How far the training was, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
+}
+
+/// Why an attempt is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// The pod runs and does no work.
+    Hung,
+    /// The pod's node is out of everybody's reach.
+    NodeLost,
+}
+
+/// What is known of a pod besides its own words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The control plane has lost its node ([`super::attempt::is_out_of_contact`]).
+    pub out_of_contact: bool,
+    /// It has answered before, if not to this process: so it can be reached, and silence means something.
+    pub answered_before: bool,
+}
+
+impl Watch {
+    /// Adds a scrape.
+    pub fn add(&mut self, look: Look, now: Timestamp) {
+        match look {
+            Look::Answered(progress) => {
+                self.last = Some(*progress);
+                self.heard = Some(now);
+                self.unanswered = None;
+            }
+            Look::Unreadable => {
+                self.last = None;
+                self.heard = Some(now);
+                self.unanswered = None;
+            }
+            look @ (Look::Silent | Look::Unreachable) => {
+                let row = self.unanswered.get_or_insert(Unanswered {
+                    since: self.heard.unwrap_or(now),
+                    scrapes: 0,
+                    silent: 0,
+                });
+                row.scrapes = row.scrapes.saturating_add(1);
+                row.silent = row.silent.saturating_add(u32::from(look == Look::Silent));
+            }
+        }
+    }
+
+    /// How far the training was at the last answer.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        self.last.as_ref().map(position)
+    }
+
+    /// Whether the pod is to be given up, after what was seen until `now`.
+    #[must_use]
+    pub fn verdict(&self, around: Surroundings, now: Timestamp) -> Option<Verdict> {
+        let (cause, how) = match &self.unanswered {
+            None => (Cause::Hung, stands_still(self.last.as_ref()?)?),
+            Some(row) => self.without_answer(row, around, now)?,
+        };
+        Some(Verdict {
+            cause,
+            how,
+            at: now,
+            position: self.position(),
+        })
+    }
+
+    fn without_answer(&self, row: &Unanswered, around: Surroundings, now: Timestamp) -> Option<(Cause, String)> {
+        // A clock that went back says nothing.
+        let lasted = Duration::try_from(now.duration_since(row.since)).ok()?;
+        if around.out_of_contact {
+            let lost = row.scrapes >= UNREACHED_SCRAPES_MIN && lasted >= UNREACHED_MIN;
+            return lost.then(|| {
+                (
+                    Cause::NodeLost,
+                    "its node answers neither the control plane nor the operator".to_owned(),
+                )
+            });
+        }
+        let known = around.answered_before || self.heard.is_some();
+        let silent = known && row.silent >= SILENT_SCRAPES_MIN && lasted >= SILENCE_MAX;
+        silent.then(|| {
+            (
+                Cause::Hung,
+                format!(
+                    "its process has not answered for {} s, though its node is well",
+                    SILENCE_MAX.as_secs()
+                ),
+            )
+        })
+    }
+}
+
+/// How far a training is by its own words. A checkpoint counts as this attempt's only if it has committed one: `/progress`
+/// also tells of the one that it began with.
+fn position(progress: &Progress) -> Position {
+    let resumed = progress.resumed_from_step.unwrap_or(0);
+    Position {
+        step: progress.step,
+        resumed_from_step: resumed,
+        checkpoint_step: progress
+            .checkpoint
+            .age_seconds
+            .and(progress.checkpoint.step)
+            .unwrap_or(resumed),
+        head_attempt: progress.attempt,
+    }
+}
+
+/// What a pod that answers says of its standstill; `None` while it moves, and where it says nothing of it.
+fn stands_still(progress: &Progress) -> Option<String> {
+    let limit = limit(progress);
+    let heartbeat = seconds(progress.heartbeat_seconds?)?;
+    // To enter a phase is a sign of work, too.
+    let age = seconds(progress.phase_seconds).map_or(heartbeat, |phase| heartbeat.min(phase));
+    (age > limit).then(|| {
+        format!(
+            "no sign of work for more than {} s in phase {:?} at step {}",
+            limit.as_secs(),
+            progress.phase,
+            progress.step
+        )
+    })
+}
+
+/// Oldest heartbeat that is still a sign of work.
+#[must_use]
+pub fn limit(progress: &Progress) -> Duration {
+    let median = progress.median_step_seconds.and_then(seconds);
+    let steps = |factor: f64| median.and_then(|m| seconds(m.as_secs_f64() * factor));
+    let at_least = |floor: Duration| steps(STEPS_MIN).map_or(floor, |steps| steps.max(floor));
+    match progress.phase {
+        Phase::Starting => STARTING_MAX,
+        Phase::Downloading | Phase::Uploading => TRANSFER_MAX,
+        Phase::Preparing => PREPARING_MAX,
+        Phase::Training => steps(STEPS).map_or(FIRST_STEP_MAX, |steps| {
+            at_least(steps.clamp(TRAINING_MIN, TRAINING_MAX))
+        }),
+        Phase::Evaluating => at_least(EVALUATING_MAX),
+        Phase::Checkpointing => CHECKPOINTING_MAX,
+        Phase::Done => DONE_MAX,
+    }
+}
+
+/// A pod's number as a time; `None` for what is none.
+fn seconds(value: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(value).ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! What is kept of each job between two passes: when its progress was last written, and what was seen of its running pod.
+//! Losing it costs a write per job, and a hang is found later.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flywheel_contract::termination::Position;
+use flywheel_policy::training::KEPT_ATTEMPTS;
+use flywheel_policy::training::hang::{Look, Watch};
+use jiff::Timestamp;
+
+/// Time between two writes that only tell of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What is kept, per job by its uid.
+#[derive(Debug, Default)]
+pub struct ProgressMemo {
+    jobs: Mutex<HashMap<String, Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    written: Option<Timestamp>,
+    /// Uid of the pod that `watch` is about.
+    pod: String,
+    watch: Watch,
+    /// How far the last attempts were when they were last heard of.
+    positions: Vec<(u32, Position)>,
+}
+
+impl ProgressMemo {
+    fn jobs(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether progress may be written now; if so, it counts as written.
+    pub(crate) fn due(&self, uid: &str, now: Timestamp) -> bool {
+        let mut jobs = self.jobs();
+        let written = &mut jobs.entry(uid.to_owned()).or_default().written;
+        let due = written.is_none_or(|at| now.duration_since(at).unsigned_abs() >= PROGRESS_INTERVAL);
+        if due {
+            *written = Some(now);
+        }
+        due
+    }
+
+    /// Adds a scrape of the pod of this attempt; all that was seen of that pod.
+    pub(crate) fn add(&self, uid: &str, attempt: u32, pod: &str, look: Look, now: Timestamp) -> Watch {
+        let mut jobs = self.jobs();
+        let known = jobs.entry(uid.to_owned()).or_default();
+        if known.pod != pod {
+            pod.clone_into(&mut known.pod);
+            known.watch = Watch::default();
+        }
+        known.watch.add(look, now);
+        if let Some(position) = known.watch.position() {
+            known.positions.retain(|(of, _)| *of != attempt);
+            known.positions.push((attempt, position));
+            let surplus = known.positions.len().saturating_sub(KEPT_ATTEMPTS);
+            known.positions.drain(..surplus);
+        }
+        known.watch.clone()
+    }
+
+    /// How far an attempt was when its pod was last heard.
+    pub(crate) fn position(&self, uid: &str, attempt: u32) -> Option<Position> {
+        let jobs = self.jobs();
+        let (_, position) = jobs.get(uid)?.positions.iter().find(|(of, _)| *of == attempt)?;
+        Some(*position)
+    }
+
+    /// Forgets all other jobs.
+    pub fn retain(&self, alive: &HashSet<String>) {
+        self.jobs().retain(|uid, _| alive.contains(uid));
+    }
+
+    /// Forgets a job.
+    pub fn forget(&self, uid: &str) {
+        self.jobs().remove(uid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flywheel_contract::progress::Progress;
+    use serde_json::json;
+
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn at_step(step: u64) -> Look {
+        let progress: Progress = serde_json::from_value(json!({
+            "schemaVersion": 1, "attempt": 1, "phase": "Training", "phaseSeconds": 9.0, "step": step, "totalSteps": 100,
+            "epoch": 1, "totalEpochs": 2
+        }))
+        .unwrap();
+        Look::Answered(Box::new(progress))
+    }
+
+    #[test]
+    fn progress_is_written_once_a_minute() {
+        let memo = ProgressMemo::default();
+        assert!(memo.due("u", at(0)));
+        assert!(!memo.due("u", at(59)));
+        assert!(memo.due("u", at(60)));
+        assert!(!memo.due("u", at(61)));
+        memo.forget("u");
+        assert!(memo.due("u", at(62)));
+    }
+
+    #[test]
+    fn each_pod_is_watched_anew_and_the_last_positions_stay() {
+        let memo = ProgressMemo::default();
+        for attempt in 1..=5_u32 {
+            let pod = format!("pod-{attempt}");
+            let watch = memo.add("u", attempt, &pod, Look::Silent, at(0));
+            assert_eq!(watch.position(), None, "what another pod said is not this one's");
+            memo.add("u", attempt, &pod, at_step(u64::from(attempt)), at(5));
+            memo.add("u", attempt, &pod, Look::Unreadable, at(10));
+        }
+        let step = |attempt| memo.position("u", attempt).map(|p| p.step);
+        assert_eq!([1, 2, 3, 4, 5].map(step), [None, None, Some(3), Some(4), Some(5)]);
+        assert_eq!(memo.position("other", 5), None);
+        memo.retain(&HashSet::new());
+        assert_eq!(step(5), None);
+    }
+}
