@@ -1,7 +1,7 @@
 //! Growing delay per object. kube's error policy is not told about successes, so the count of failures in a row is ours.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Delay after the first failure.
@@ -9,7 +9,7 @@ pub const FIRST: Duration = Duration::from_secs(1);
 /// Longest delay: an object that fails is looked at again within half a minute, which the five-minute budget of recovery needs.
 pub const LONGEST: Duration = Duration::from_secs(30);
 
-/// Failures in a row per object.
+/// Failures in a row per object, by its uid.
 #[derive(Debug, Default)]
 pub struct Backoff {
     failures: Mutex<HashMap<String, u32>>,
@@ -17,20 +17,26 @@ pub struct Backoff {
 
 impl Backoff {
     /// Counts a failure of this object; the delay until the next try: 1, 2, 4 … 30 s.
-    pub fn failed(&self, key: &str) -> Duration {
-        let mut failures = self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let count = failures.entry(key.to_owned()).or_insert(0);
+    pub fn failed(&self, uid: &str) -> Duration {
+        let mut failures = self.failures();
+        let count = failures.entry(uid.to_owned()).or_insert(0);
         let delay = delay(*count);
         *count = count.saturating_add(1);
         delay
     }
 
     /// Forgets the failures of this object.
-    pub fn succeeded(&self, key: &str) {
-        self.failures
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .remove(key);
+    pub fn succeeded(&self, uid: &str) {
+        self.failures().remove(uid);
+    }
+
+    /// Forgets the failures of all other objects.
+    pub fn retain(&self, alive: &HashSet<String>) {
+        self.failures().retain(|uid, _| alive.contains(uid));
+    }
+
+    fn failures(&self) -> MutexGuard<'_, HashMap<String, u32>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the operator knows of the cluster without asking: one cache per kind, shared by all controllers, filled on the
 //! standby as well, and pruned of what nobody reads.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -176,6 +177,14 @@ macro_rules! caches {
                     store.wait_until_ready().await?;
                 }
                 Ok(())
+            }
+
+            /// The uids of all objects but nodes.
+            #[must_use]
+            pub fn uids(&self) -> HashSet<String> {
+                let mut uids = HashSet::new();
+                $(uids.extend(self.$field.all(|_| true).iter().filter_map(|o| o.meta().uid.clone()));)+
+                uids
             }
 
             /// Kinds with the number of objects, for metrics.

@@ -119,6 +119,17 @@ impl Context {
         self.clock.now()
     }
 
+    /// Forgets what was kept of objects that are gone. Everything that is kept per object is kept by its uid and named
+    /// here, so that it cannot grow with what comes and goes. What the caches do not show yet is forgotten, too: that
+    /// costs a write at most.
+    pub fn forget_gone(&self) {
+        let alive = self.caches.uids();
+        self.backoff.retain(&alive);
+        self.applied.retain(&alive);
+        self.statuses.retain(&alive);
+        self.progress.retain(&alive);
+    }
+
     /// The writer with this field manager.
     #[must_use]
     pub fn writes(&self, manager: &'static str) -> Writes<'_> {

@@ -6,7 +6,7 @@
 //! [`Election`] is that algorithm without a client; [`run`] drives it.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
@@ -15,6 +15,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
+// The monotonic clock, which tests turn.
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::kubeio::within;
@@ -171,12 +173,20 @@ impl Election {
         self.renewed = Some(sent);
     }
 
-    /// Whether we lead: the last accepted write is younger than the renew deadline.
+    /// Until when we lead, unless we renew before: the last accepted write is younger than the renew deadline. `None` where
+    /// we do not lead.
+    #[must_use]
+    pub fn leads_until(&self, now: Instant) -> Option<Instant> {
+        self.renewed
+            .filter(|_| self.seen.as_ref().is_some_and(|s| s.holder == self.identity))
+            .map(|at| at + RENEW_DEADLINE)
+            .filter(|until| now < *until)
+    }
+
+    /// Whether we lead.
     #[must_use]
     pub fn leads(&self, now: Instant) -> bool {
-        self.renewed
-            .is_some_and(|at| now.saturating_duration_since(at) < RENEW_DEADLINE)
-            && self.seen.as_ref().is_some_and(|s| s.holder == self.identity)
+        self.leads_until(now).is_some()
     }
 
     fn forget(&mut self) {
@@ -216,36 +226,45 @@ pub async fn run(
     );
     loop {
         let was_leading = *leading.borrow();
-        match step(&api, &mut election).await {
-            Ok(()) => {}
-            Err(error) => tracing::warn!(%error, "the Lease could not be read or written"),
+        let late = || Error::Timeout {
+            what: "the renewal of the Lease".to_owned(),
+            limit: RENEW_DEADLINE,
+        };
+        let stepped = match election.leads_until(Instant::now()) {
+            // A leader that gets no answer ends when its time is up, not when the call's is.
+            Some(until) => tokio::time::timeout_at(until, step(&api, &mut election))
+                .await
+                .unwrap_or_else(|_| Err(late())),
+            None if was_leading => Err(late()),
+            None => step(&api, &mut election).await,
+        };
+        if let Err(error) = stepped {
+            tracing::warn!(%error, "the Lease could not be read or written");
         }
         let now = Instant::now();
-        match (election.leads(now), election.renewed) {
-            (true, Some(at)) => handle.set(Held::Since(at)),
-            _ => handle.set(Held::No),
-        }
         let leads = election.leads(now);
-        if leads != was_leading || leads != *leading.borrow() {
+        handle.set(match election.renewed {
+            Some(at) if leads => Held::Since(at),
+            _ => Held::No,
+        });
+        if leads != was_leading {
             tracing::info!(leads, "leadership changed");
             leading.send_replace(leads);
-            if was_leading && !leads {
-                return Err(Error::NotLeading);
-            }
+        }
+        if was_leading && !leads {
+            return Err(Error::NotLeading);
         }
         let wait = match election.next(now, Timestamp::now()) {
-            Move::Wait(left) if !leads => left.min(LEASE_DURATION),
+            Move::Wait(left) if !leads => left,
             _ => RETRY_PERIOD,
         };
+        let next = election
+            .leads_until(now)
+            .map_or(now + wait, |until| until.min(now + wait));
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep_until(next) => {}
             Some(_) = changes.next(), if !leads => {}
             _ = stop.wait_for(|stop| *stop) => break,
-        }
-        if was_leading && !election.leads(Instant::now()) {
-            handle.set(Held::No);
-            leading.send_replace(false);
-            return Err(Error::NotLeading);
         }
     }
     if election.leads(Instant::now()) {
@@ -325,109 +344,4 @@ async fn release(api: &Api<Lease>, election: &mut Election) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn wall(seconds: i64) -> Timestamp {
-        Timestamp::from_second(1_700_000_000 + seconds).unwrap()
-    }
-
-    fn taken(election: &Election, now: Instant) -> Option<LeaseSpec> {
-        match election.next(now, wall(0)) {
-            Move::Take(spec) => Some(spec),
-            Move::Wait(_) => None,
-        }
-    }
-
-    #[test]
-    fn of_two_candidates_the_second_waits_a_whole_lease_of_its_own_clock() {
-        let start = Instant::now();
-        let at = |s: u64| start + Duration::from_secs(s);
-        let (mut a, mut b) = (Election::new("a"), Election::new("b"));
-        a.look(None, at(0));
-        let spec = taken(&a, at(0)).unwrap();
-        assert_eq!(
-            (spec.holder_identity.as_deref(), spec.lease_transitions),
-            (Some("a"), Some(0))
-        );
-        a.written(&spec, at(0));
-        assert!(a.leads(at(9)) && !a.leads(at(10)), "a leader stops itself after 10 s");
-
-        // b sees it late, and counts from there: the renew time in the Lease is another machine's clock.
-        b.look(Some(&spec), at(8));
-        assert_eq!(b.next(at(8), wall(0)), Move::Wait(LEASE_DURATION));
-        b.look(Some(&spec), at(22));
-        assert_eq!(
-            b.next(at(22), wall(0)),
-            Move::Wait(Duration::from_secs(1)),
-            "looking again is no change"
-        );
-        let spec_b = taken(&b, at(23)).unwrap();
-        assert_eq!(spec_b.lease_transitions, Some(1));
-        assert!(!a.leads(at(23)), "the old leader had stopped 13 s before");
-    }
-
-    #[test]
-    fn a_renewal_puts_off_the_candidate() {
-        let start = Instant::now();
-        let at = |s: u64| start + Duration::from_secs(s);
-        let (mut a, mut b) = (Election::new("a"), Election::new("b"));
-        let first = taken(&a, at(0)).unwrap();
-        a.written(&first, at(0));
-        b.look(Some(&first), at(0));
-        let Move::Take(second) = a.next(at(2), wall(2)) else {
-            panic!("a leader renews")
-        };
-        assert_eq!(second.lease_transitions, Some(0));
-        assert_eq!(second.acquire_time, None, "kept from the first");
-        a.written(&second, at(2));
-        b.look(Some(&second), at(14));
-        assert_eq!(b.next(at(15), wall(0)), Move::Wait(Duration::from_secs(14)));
-    }
-
-    #[test]
-    fn a_released_lease_is_taken_at_once() {
-        let now = Instant::now();
-        let mut b = Election::new("b");
-        b.look(
-            Some(&LeaseSpec {
-                holder_identity: None,
-                lease_transitions: Some(4),
-                ..LeaseSpec::default()
-            }),
-            now,
-        );
-        assert_eq!(taken(&b, now).unwrap().lease_transitions, Some(5));
-    }
-
-    #[test]
-    fn a_leader_that_finds_another_holder_has_lost_and_one_that_restarts_takes_its_own_lease_again() {
-        let now = Instant::now();
-        let mut a = Election::new("a");
-        let spec = taken(&a, now).unwrap();
-        a.written(&spec, now);
-        assert!(a.leads(now));
-        let other = LeaseSpec {
-            holder_identity: Some("b".to_owned()),
-            lease_transitions: Some(1),
-            ..LeaseSpec::default()
-        };
-        a.look(Some(&other), now);
-        assert!(!a.leads(now));
-        let mut again = Election::new("a");
-        again.look(Some(&spec), now);
-        assert!(taken(&again, now).is_some());
-        assert!(!again.leads(now), "not before the API server has accepted it");
-    }
-
-    #[test]
-    fn a_handle_expires_by_itself() {
-        let handle = LeaseHandle::none();
-        assert!(!handle.still_valid());
-        let now = Instant::now();
-        handle.set(Held::Since(now));
-        assert!(handle.valid_at(now + Duration::from_secs(9)));
-        assert!(!handle.valid_at(now + RENEW_DEADLINE));
-        assert!(LeaseHandle::always().still_valid());
-    }
-}
+mod tests;

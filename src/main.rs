@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use flywheel_operator::run::{Arguments, run};
+use flywheel_operator::run::{Arguments, run, stop_signal};
 use flywheel_operator::telemetry::{LogFormat, start_logging};
 
 /// Runs Flywheel's controllers against the cluster that KUBECONFIG or the pod's service account leads to.
@@ -37,6 +37,14 @@ fn random_identity() -> String {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // Before anything else: the first process of a container gets no signal that it has not asked for.
+    let stop = match stop_signal() {
+        Ok(stop) => stop,
+        Err(error) => {
+            eprintln!("flywheel-operator: SIGTERM and SIGINT cannot be waited for: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let arguments = CommandLine::parse();
     // With two TLS providers in the build rustls cannot choose, and the first client would panic.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
@@ -54,7 +62,7 @@ async fn main() -> ExitCode {
         std::process::abort();
     }));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
-    let outcome = run(Arguments {
+    let arguments = Arguments {
         settings: arguments.settings,
         admin_addr: arguments.admin_addr,
         namespace: arguments.lease_namespace,
@@ -62,8 +70,8 @@ async fn main() -> ExitCode {
             .identity
             .filter(|i| !i.is_empty())
             .unwrap_or_else(random_identity),
-    })
-    .await;
+    };
+    let outcome = run(arguments, stop).await;
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

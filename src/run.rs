@@ -3,6 +3,7 @@
 //! Watches run on the standby as well and fill the caches; only the leader reconciles. What a watch sees becomes triggers
 //! (the object itself, or the objects that a child belongs to), sent to the controllers while they run.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,18 +14,21 @@ use flywheel_api::names::{
     FLYWHEEL, LABEL_INFERENCE_SERVICE, LABEL_MANAGED_BY, LABEL_MODEL_VERSION, LABEL_TRAINING_JOB,
 };
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
-use futures::stream::BoxStream;
-use futures::{FutureExt as _, StreamExt as _};
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
 use kube::runtime::reflector::{ObjectRef, store::Writer};
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, watch};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use crate::admin::{self, BEAT, Beats};
+use crate::backoff::Backoff;
 use crate::cache::{Cache, CacheWriters, Caches, Prune};
 use crate::client::{ClientError, watch_config};
 use crate::context::Context;
@@ -98,21 +102,31 @@ pub enum RunError {
     Ended(String),
 }
 
-/// Runs the operator until it is told to stop (SIGTERM, SIGINT).
+/// Ends when the process is told to stop: SIGTERM or SIGINT. Signals count from this call on, whenever it is awaited.
+///
+/// # Errors
+/// The system does not let the process wait for signals.
+pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Runs the operator until `told_to_stop` ends.
 ///
 /// # Errors
 /// It cannot start, or had to stop.
-pub async fn run(arguments: Arguments) -> Result<(), RunError> {
-    let settings = Settings::load(&arguments.settings)?;
-    let client = crate::client::connect().await?;
-    check_crds(&client, &settings).await?;
-
-    let listener = tokio::net::TcpListener::bind(arguments.admin_addr)
-        .await
-        .map_err(|source| RunError::Admin {
-            address: arguments.admin_addr,
-            source,
-        })?;
+pub async fn run(arguments: Arguments, told_to_stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    let mut told_to_stop = std::pin::pin!(told_to_stop);
+    let (settings, client, listener) = tokio::select! {
+        prepared = prepare(&arguments) => prepared?,
+        () = &mut told_to_stop => return Ok(()),
+    };
     let (caches, writers) = Caches::new(&settings.namespaces);
     let handle = LeaseHandle::none();
     let metrics = Metrics::default();
@@ -131,23 +145,24 @@ pub async fn run(arguments: Arguments) -> Result<(), RunError> {
     let (leading_tx, mut leading) = watch::channel(false);
 
     let mut background: JoinSet<String> = JoinSet::new();
-    start_watches(&mut background, &context, writers, &triggers, &beats);
+    // First, so that the kubelet finds a process that waits for the API server alive.
     background.spawn({
         let (context, beats, stop) = (Arc::clone(&context), beats.clone(), stop.clone());
         async move {
-            match admin::serve(listener, context, beats, ready, stop).await {
-                Ok(()) => "the admin server".to_owned(),
-                Err(error) => format!("the admin server ({error})"),
-            }
+            admin::serve(listener, context, beats, ready, stop).await;
+            "the admin server".to_owned()
         }
     });
-
-    let signal = stop_signal();
-    tokio::pin!(signal);
+    tokio::select! {
+        checked = check_crds(&client, &context.settings) => checked?,
+        ended = background.join_next() => return Err(ended_early(ended)),
+        () = &mut told_to_stop => return Ok(()),
+    }
+    start_watches(&mut background, &context, writers, &triggers, &beats);
     tokio::select! {
         outcome = context.caches.wait_until_ready() => outcome.map_err(|e| RunError::Ended(format!("a watch ({e})")))?,
         ended = background.join_next() => return Err(ended_early(ended)),
-        () = &mut signal => return Ok(()),
+        () = &mut told_to_stop => return Ok(()),
     }
     ready_tx.send_replace(true);
     tracing::info!(caches = ?context.caches.sizes(), "the caches are filled");
@@ -163,7 +178,7 @@ pub async fn run(arguments: Arguments) -> Result<(), RunError> {
     let mut running = false;
     let outcome = loop {
         tokio::select! {
-            () = &mut signal => break Ok(()),
+            () = &mut told_to_stop => break Ok(()),
             ended = background.join_next() => break Err(ended_early(ended)),
             _ = &mut election => break Err(RunError::LostLeadership),
             changed = leading.changed(), if !running => {
@@ -211,20 +226,21 @@ fn ended_early(ended: Option<Result<String, tokio::task::JoinError>>) -> RunErro
     })
 }
 
-/// SIGTERM or SIGINT.
-async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        let _ = tokio::signal::ctrl_c().await;
-        return;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
+/// What there must be before anything runs: settings, a client, the admin port.
+async fn prepare(arguments: &Arguments) -> Result<(Settings, Client, TcpListener), RunError> {
+    let settings = Settings::load(&arguments.settings)?;
+    let client = crate::client::connect().await?;
+    let listener = TcpListener::bind(arguments.admin_addr)
+        .await
+        .map_err(|source| RunError::Admin {
+            address: arguments.admin_addr,
+            source,
+        })?;
+    Ok((settings, client, listener))
 }
 
-/// A missing CRD would leave a watch waiting in silence for ever, so it is looked for first.
+/// A missing CRD would leave a watch waiting in silence for ever, so it is looked for first. An API server that does not
+/// answer is waited for: ending would leave it to the kubelet when to try again, which is after up to five minutes.
 async fn check_crds(client: &Client, settings: &Settings) -> Result<(), RunError> {
     async fn check<K: Kind>(client: &Client, settings: &Settings, kind: &'static str) -> Result<(), RunError> {
         let api: Api<K> = match settings.namespaces.first() {
@@ -232,10 +248,22 @@ async fn check_crds(client: &Client, settings: &Settings) -> Result<(), RunError
             Some(namespace) => Api::namespaced(client.clone(), namespace),
         };
         let one = kube::api::ListParams::default().limit(1);
-        within("list", api.list(&one))
-            .await
-            .map(drop)
-            .map_err(|source| RunError::Crd { kind, source })
+        let failures = Backoff::default();
+        loop {
+            let source = match within("list", api.list(&one)).await {
+                Ok(_) => return Ok(()),
+                Err(source) => source,
+            };
+            if let Error::Api { source: answer, .. } = &source
+                && let kube::Error::Api(status) = answer.as_ref()
+                && (status.is_not_found() || status.is_forbidden())
+            {
+                return Err(RunError::Crd { kind, source });
+            }
+            let again = failures.failed(kind);
+            tracing::warn!(error = %source, again = again.as_secs(), "the API server does not answer yet");
+            tokio::time::sleep(again).await;
+        }
     }
     check::<TrainingJob>(client, settings, "TrainingJob").await?;
     check::<ModelVersion>(client, settings, "ModelVersion").await?;
@@ -250,10 +278,37 @@ struct Triggers {
     serving: Sink<InferenceService>,
 }
 
-struct Sink<K: Kind>(Arc<Mutex<Vec<Receiver<K>>>>);
+/// The queues of a kind's controllers.
+struct Sink<K: Kind>(Arc<Mutex<Vec<Scoped<K>>>>);
 
-/// The controller of a namespace (`None`: of all), by its queue.
-type Receiver<K> = (Option<String>, mpsc::UnboundedSender<ObjectRef<K>>);
+/// The queue of the controller of a namespace (`None`: of all).
+type Scoped<K> = (Option<String>, Arc<Queue<K>>);
+
+/// Objects that a controller is to look at. However often an object changes while the controller is busy, it waits once,
+/// so that the queue is never longer than there are objects.
+struct Queue<K: Kind> {
+    waiting: Mutex<HashSet<ObjectRef<K>>>,
+    filled: Notify,
+}
+
+impl<K: Kind> Queue<K> {
+    fn put(&self, object: ObjectRef<K>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.insert(object);
+        self.filled.notify_one();
+    }
+
+    /// All that wait, once there is one. Meant for one reader.
+    async fn take(&self) -> HashSet<ObjectRef<K>> {
+        loop {
+            let taken = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.filled.notified().await;
+        }
+    }
+}
 
 impl<K: Kind> Clone for Sink<K> {
     fn clone(&self) -> Self {
@@ -270,22 +325,29 @@ impl<K: Kind> Default for Sink<K> {
 impl<K: Kind> Sink<K> {
     fn send(&self, namespace: &str, name: &str) {
         let sinks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, sink)) = sinks
+        if let Some((_, queue)) = sinks
             .iter()
             .find(|(scope, _)| scope.as_deref().is_none_or(|scope| scope == namespace))
         {
-            // A controller that has ended takes no more; the process is about to end, too.
-            let _ = sink.send(ObjectRef::new(name).within(namespace));
+            queue.put(ObjectRef::new(name).within(namespace));
         }
     }
 
-    fn open(&self, scope: Option<String>) -> mpsc::UnboundedReceiver<ObjectRef<K>> {
-        let (sender, receiver) = mpsc::unbounded_channel();
+    /// What changes from now on, for the controller of this namespace.
+    fn open(&self, scope: Option<String>) -> impl Stream<Item = ObjectRef<K>> + Send + use<K> {
+        let queue = Arc::new(Queue {
+            waiting: Mutex::default(),
+            filled: Notify::new(),
+        });
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push((scope, sender));
-        receiver
+            .push((scope, Arc::clone(&queue)));
+        stream::unfold(queue, |queue| async {
+            let taken = queue.take().await;
+            Some((stream::iter(taken), queue))
+        })
+        .flatten()
     }
 }
 
@@ -520,13 +582,9 @@ fn start_controller<K>(
     for (scope, store) in cache.stores() {
         let changes = sink.open(scope.clone());
         let everything: Vec<ObjectRef<K>> = store.state().iter().map(|o| ObjectRef::from_obj(o.as_ref())).collect();
-        let changes = futures::stream::unfold(changes, |mut changes| async move {
-            let change = changes.recv().await?;
-            Some((change, changes))
-        });
         let mut stop = stop.clone();
-        let controller = Controller::for_stream(futures::stream::pending(), store.clone())
-            .reconcile_on(futures::stream::iter(everything).chain(changes))
+        let controller = Controller::for_stream(stream::pending(), store.clone())
+            .reconcile_on(stream::iter(everything).chain(changes))
             .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
             .graceful_shutdown_on(async move {
                 let _ = stop.wait_for(|stop| *stop).await;
@@ -561,6 +619,7 @@ async fn guarded<K: HasStatus>(
         object.namespace().unwrap_or_default(),
         object.name_any()
     );
+    let uid = object.uid().unwrap_or_default();
     let span = tracing::info_span!("reconcile", object = key);
     let started = Instant::now();
     let object = context.statuses.fresh(object);
@@ -578,13 +637,13 @@ async fn guarded<K: HasStatus>(
     context.metrics.reconcile(&kind, result, started.elapsed());
     match outcome {
         Ok(again) => {
-            context.backoff.succeeded(&key);
+            context.backoff.succeeded(&uid);
             Ok(Action::requeue(again.min(RESYNC)))
         }
         Err(error) => {
             let again = match error.kind() {
                 ErrorKind::Conflict => CONFLICT_DELAY,
-                ErrorKind::Transient => context.backoff.failed(&key),
+                ErrorKind::Transient => context.backoff.failed(&uid),
                 ErrorKind::Invalid => RESYNC,
                 ErrorKind::Bug => BUG_DELAY,
             };
@@ -600,7 +659,7 @@ async fn guarded<K: HasStatus>(
     }
 }
 
-/// Removes what no object owns and nobody needs any more.
+/// Removes what no object owns and nobody needs any more, and forgets what was kept of objects that are gone.
 async fn sweep(context: Arc<Context>, beats: Beats, mut stop: watch::Receiver<bool>) {
     const NAME: &str = "sweep";
     let mut tick = tokio::time::interval(SWEEP_INTERVAL.min(admin::LIVENESS_LIMIT / 2));
@@ -610,6 +669,7 @@ async fn sweep(context: Arc<Context>, beats: Beats, mut stop: watch::Receiver<bo
             _ = stop.wait_for(|stop| *stop) => break,
         }
         beats.beat(NAME);
+        context.forget_gone();
         let swept = tokio::time::timeout(RECONCILE_TIMEOUT, training::sweep(&context)).map(|swept| match swept {
             Ok(outcome) => outcome,
             Err(_) => Err(Error::Timeout {
@@ -622,4 +682,70 @@ async fn sweep(context: Arc<Context>, beats: Beats, mut stop: watch::Receiver<bo
         }
     }
     beats.ended(NAME);
+}
+
+#[cfg(test)]
+mod tests {
+    use flywheel_testkit::{Scenario, objects};
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_object_that_changes_often_waits_once() {
+        let sink = Sink::<TrainingJob>::default();
+        sink.send("team", "nobody looks at it yet");
+        let mut queue = std::pin::pin!(sink.open(Some("team".to_owned())));
+        for _ in 0..1000 {
+            sink.send("team", "a");
+            sink.send("team", "b");
+            sink.send("elsewhere", "a");
+        }
+        let mut next = || queue.next().now_or_never().flatten().map(|o| o.name);
+        let mut names = [next(), next()];
+        names.sort();
+        assert_eq!(names, [Some("a".to_owned()), Some("b".to_owned())]);
+        assert_eq!(next(), None);
+        sink.send("team", "a");
+        assert_eq!(next().as_deref(), Some("a"), "it changed again after it was looked at");
+        // And one that waits is woken.
+        let changed = tokio::time::timeout(Duration::from_secs(5), queue.next());
+        let (object, ()) = tokio::join!(changed, async { sink.send("team", "c") });
+        assert_eq!(object.unwrap().unwrap().name, "c");
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_per_object_goes_with_it() {
+        let (client, scenario) = Scenario::start(Vec::new());
+        let now = jiff::Timestamp::from_second(1_800_000_000).unwrap();
+        let mut context = Context::test(client, now);
+        let job = |uid: &str| objects::training_job(&json!({"metadata": {"uid": uid}}));
+        context.caches.training_jobs = Cache::of([job("alive")]);
+        for uid in ["alive", "gone"] {
+            context.backoff.failed(uid);
+            context
+                .applied
+                .remember(uid.to_owned(), "digest".to_owned(), "1".to_owned());
+            context.statuses.remember(&job(uid), &job(uid), json!({}));
+            context.progress.due(uid, now);
+        }
+        let context = Arc::new(context);
+        let knows = |uid: &str| {
+            let kept: [&dyn Debug; 4] = [&context.backoff, &context.applied, &context.statuses, &context.progress];
+            kept.map(|memo| format!("{memo:?}").contains(&format!("{uid:?}")))
+        };
+        assert_eq!((knows("alive"), knows("gone")), ([true; 4], [true; 4]));
+
+        let (stop, stopped) = watch::channel(false);
+        let sweeping = tokio::spawn(sweep(Arc::clone(&context), Beats::default(), stopped));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while knows("gone") != [false; 4] {
+            assert!(Instant::now() < deadline, "{:?} is kept", knows("gone"));
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(knows("alive"), [true; 4]);
+        stop.send_replace(true);
+        sweeping.await.unwrap();
+        scenario.finish().await;
+    }
 }

@@ -1,15 +1,15 @@
 //! Children: created if absent, applied server-side where they change, never taken from a stranger.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
-use flywheel_api::names::ANNOTATION_APPLIED;
+use flywheel_api::names::{ANNOTATION_APPLIED, is_controlled_by};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::{Kind, Writes, is_controlled_by, refused, within};
+use super::{Kind, Writes, refused, within};
 use crate::error::Error;
 
 /// What became of an object that should be there.
@@ -67,13 +67,19 @@ impl AppliedMemo {
             .is_some_and(|(d, r)| d == digest && r == revision)
     }
 
-    fn remember(&self, uid: String, digest: String, revision: String) {
+    pub(crate) fn remember(&self, uid: String, digest: String, revision: String) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() >= MEMO_MAX {
             // Forgetting costs one write per object.
             last.clear();
         }
         last.insert(uid, (digest, revision));
+    }
+
+    /// Forgets all other objects.
+    pub fn retain(&self, alive: &HashSet<String>) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.retain(|uid, _| alive.contains(uid));
     }
 }
 

@@ -10,7 +10,7 @@ mod status;
 use std::fmt::Debug;
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -124,16 +124,6 @@ pub fn owner_reference<K: Kind>(owner: &K) -> Result<OwnerReference, Error> {
         .ok_or_else(|| Error::Bug("an object without name or uid cannot own anything".to_owned()))?;
     reference.block_owner_deletion = Some(false);
     Ok(reference)
-}
-
-/// Whether the controlling owner of an object is the one with this uid.
-#[must_use]
-pub fn is_controlled_by(metadata: &ObjectMeta, owner_uid: &str) -> bool {
-    metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|r| r.controller == Some(true) && r.uid == owner_uid)
 }
 
 /// An answer of the API server to a child that it does not take becomes [`Error::ChildRefused`].

@@ -1,6 +1,6 @@
 //! Statuses: one write per reconcile at most, and none where nothing changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,13 @@ impl StatusMemo {
         }
     }
 
-    fn remember<K: HasStatus>(&self, before: &K, after: &K, status: Value) {
+    /// Forgets all other objects.
+    pub fn retain(&self, alive: &HashSet<String>) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.retain(|uid, _| alive.contains(uid));
+    }
+
+    pub(crate) fn remember<K: HasStatus>(&self, before: &K, after: &K, status: Value) {
         if let Some(uid) = before.uid() {
             self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(
                 uid,

@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 
 use crate::error::Error;
-use crate::podspec::{PodInputs, Probes, storage_settings, template};
+use crate::podspec::{PodInputs, storage_settings, template};
 use crate::settings::Settings;
 use crate::training::build::job::{config, single_pod_job};
 use crate::training::owned_by;
@@ -55,27 +55,13 @@ pub fn job(version: &ModelVersion, number: u32, settings: &Settings) -> Result<J
         limits: Some(amounts("1", "512Mi")),
     };
     let pod = template(PodInputs {
-        container: VERIFIER,
         labels: labels.clone(),
-        annotations: BTreeMap::new(),
-        class: None,
-        image: &settings.verifier_image,
-        image_pull_policy: settings.image_pull_policy,
         args: vec!["verify".to_owned()],
         env: vec![config(&configuration)?],
-        ports: Vec::new(),
         resources: Some(&resources),
-        settings: None,
-        settings_path: "spec",
         storage: spec.storage.as_ref(),
         service_account: spec.service_account_name.as_deref(),
-        image_pull_secrets: &settings.image_pull_secrets,
-        volumes: Vec::new(),
-        volume_mounts: Vec::new(),
-        probes: Probes::default(),
-        lifecycle: None,
-        restart_policy: "Never",
-        termination_grace_seconds: TERMINATION_GRACE_SECONDS,
+        ..PodInputs::run_once(VERIFIER, &settings.verifier_image, TERMINATION_GRACE_SECONDS, settings)
     })?;
     let mut job = single_pod_job(
         ObjectMeta {

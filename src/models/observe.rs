@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flywheel_api::ModelVersion;
 use flywheel_api::conditions::{find, types};
-use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MODEL_VERSION, VERIFIER};
+use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MODEL_VERSION, VERIFIER, is_controlled_by};
 use flywheel_contract::failure::{FailureClass, FailureReason};
 use flywheel_policy::models::{TryView, Verification};
 use flywheel_policy::training::attempt::{AttemptState, state};
@@ -14,7 +14,6 @@ use kube::ResourceExt as _;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::kubeio::is_controlled_by;
 use crate::training::{number, refused_creation};
 
 /// Age of a Job from which a missing pod is asked about; the Job controller needs a moment.
@@ -79,7 +78,7 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
         .creation_timestamp
         .as_ref()
         .map_or_else(|| context.now(), |t| t.0);
-    let mut seen = state(job, &pods, VERIFIER);
+    let mut seen = state(job, &pods, VERIFIER, context.now());
     if let AttemptState::NoPod { refused } = &mut seen
         && context.now().duration_since(created).as_secs() >= POD_DUE_SECONDS
     {

@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::error::Error;
-use crate::settings::{AcceleratorClass, ImagePullPolicy};
+use crate::settings::{AcceleratorClass, ImagePullPolicy, Settings};
 
 /// User and group of every container: the `nonroot` of distroless images.
 pub const RUN_AS: i64 = 65_532;
@@ -128,6 +128,37 @@ pub struct PodInputs<'a> {
     pub restart_policy: &'static str,
     /// Seconds from the wish to end a pod to SIGKILL.
     pub termination_grace_seconds: i64,
+}
+
+impl<'a> PodInputs<'a> {
+    /// A pod of a Job: one container that runs once, without probes, ports, a GPU or a word of the user. What differs is
+    /// named on top of it.
+    #[must_use]
+    pub fn run_once(container: &'a str, image: &'a str, grace_seconds: i64, settings: &'a Settings) -> Self {
+        Self {
+            container,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            class: None,
+            image,
+            image_pull_policy: settings.image_pull_policy,
+            args: Vec::new(),
+            env: Vec::new(),
+            ports: Vec::new(),
+            resources: None,
+            settings: None,
+            settings_path: "spec",
+            storage: None,
+            service_account: None,
+            image_pull_secrets: &settings.image_pull_secrets,
+            volumes: Vec::new(),
+            volume_mounts: Vec::new(),
+            probes: Probes::default(),
+            lifecycle: None,
+            restart_policy: "Never",
+            termination_grace_seconds: grace_seconds,
+        }
+    }
 }
 
 /// How the program in the pod reaches the bucket, for its configuration: the CA bundle is where the pod mounts it.

@@ -20,9 +20,15 @@ pub const BODY_MAX: usize = 64 * 1024;
 /// Why a pod could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ScrapeError {
-    /// No answer in time.
+    /// There was a connection, and no answer in time.
     #[error("no answer within {} ms", TIMEOUT.as_millis())]
     Timeout,
+    /// The pod's machine answered that nobody listens there.
+    #[error("the connection was refused")]
+    Refused,
+    /// There was no connection.
+    #[error("no connection: {0}")]
+    Unreachable(String),
     /// The connection or the request failed.
     #[error("{0}")]
     Http(String),
@@ -47,15 +53,15 @@ impl Default for Scraper {
 }
 
 impl Scraper {
-    /// A reader without connections yet.
+    /// A reader. Each read has a connection of its own: one that is kept would outlive its pod, and tell nothing of whether
+    /// the pod can be reached now.
     #[must_use]
     pub fn new() -> Self {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         Self {
             client: Client::builder(TokioExecutor::new())
-                .pool_idle_timeout(Duration::from_secs(30))
-                .pool_max_idle_per_host(1)
+                .pool_max_idle_per_host(0)
                 .build(connector),
         }
     }
@@ -73,11 +79,7 @@ impl Scraper {
             .parse()
             .map_err(|e| ScrapeError::Http(format!("{e}")))?;
         let read = async {
-            let answer = self
-                .client
-                .get(uri)
-                .await
-                .map_err(|e| ScrapeError::Http(e.to_string()))?;
+            let answer = self.client.get(uri).await.map_err(|e| without_answer(&e))?;
             if answer.status() != http::StatusCode::OK {
                 return Err(ScrapeError::Status(answer.status().as_u16()));
             }
@@ -90,6 +92,23 @@ impl Scraper {
         tokio::time::timeout(TIMEOUT, read)
             .await
             .map_err(|_| ScrapeError::Timeout)?
+    }
+}
+
+/// What it means that a request failed.
+fn without_answer(error: &hyper_util::client::legacy::Error) -> ScrapeError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(present) = cause {
+        let io = present.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return ScrapeError::Refused;
+        }
+        cause = present.source();
+    }
+    if error.is_connect() {
+        ScrapeError::Unreachable(error.to_string())
+    } else {
+        ScrapeError::Http(error.to_string())
     }
 }
 
@@ -124,6 +143,33 @@ mod tests {
             .await
     }
 
+    /// Pods come and go; what is kept of them would never end.
+    #[tokio::test]
+    async fn nothing_is_kept_of_a_pod_that_was_read() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let scraper = Scraper::new();
+        let pod = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 1024];
+            assert!(socket.read(&mut buffer).await.unwrap() > 0, "a request");
+            // HTTP/1.1 without `connection: close` offers to go on.
+            socket
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+                .await
+                .unwrap();
+            tokio::time::timeout(Duration::from_secs(10), socket.read(&mut buffer)).await
+        };
+        let read = scraper.get_json::<serde_json::Value>(IpAddr::from([127, 0, 0, 1]), port, "/progress");
+        let (left, answer) = tokio::join!(pod, read);
+        assert!(answer.is_ok());
+        assert_eq!(
+            left.expect("the connection is closed").unwrap(),
+            0,
+            "and nothing more is sent"
+        );
+    }
+
     #[tokio::test]
     async fn an_answer_is_read_and_a_bad_one_is_bounded() {
         let ok = "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}".to_owned();
@@ -137,5 +183,33 @@ mod tests {
         assert!(matches!(read(huge).await, Err(ScrapeError::Body(_))));
         let silent = "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{".to_owned();
         assert!(matches!(read(silent).await, Err(ScrapeError::Timeout)));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_does_not_answer_is_told_from_a_pod_that_cannot_be_reached() {
+        let here = IpAddr::from([127, 0, 0, 1]);
+        let ask = |port| async move {
+            Scraper::new()
+                .get_json::<serde_json::Value>(here, port, "/progress")
+                .await
+                .unwrap_err()
+        };
+        // The kernel takes connections for a process that stands still.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stopped = listener.local_addr().unwrap().port();
+        assert!(matches!(ask(stopped).await, ScrapeError::Timeout));
+        drop(listener);
+        assert!(matches!(ask(stopped).await, ScrapeError::Refused));
+        // A port whose queue is full drops what comes, as a network that is cut does.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((here, 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let cut = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(connected) = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::TcpStream::connect(cut)).await {
+            waiting.push(connected.unwrap());
+        }
+        let nowhere = ask(cut.port()).await;
+        assert!(matches!(nowhere, ScrapeError::Unreachable(_)), "{nowhere}");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use flywheel_api::InferenceService;
-use flywheel_api::names::ANNOTATION_CONFIG_DIGEST;
+use flywheel_api::names::{ANNOTATION_CONFIG_DIGEST, is_controlled_by};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -15,7 +15,7 @@ use super::build::{config_map, revision};
 use super::observe::{Observed, deployment_view};
 use crate::context::Context;
 use crate::error::Error;
-use crate::kubeio::{SCALE_MANAGER, SERVING_MANAGER, is_controlled_by};
+use crate::kubeio::{SCALE_MANAGER, SERVING_MANAGER};
 
 /// What happens to the stored template.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flywheel_api::conditions::{find, reasons, types};
-use flywheel_api::names::{LABEL_COMPONENT, LABEL_INFERENCE_SERVICE, SERVER};
+use flywheel_api::names::{SERVER, is_controlled_by};
 use flywheel_api::{InferenceService, ModelVersion};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::placement::Problem;
@@ -15,7 +15,6 @@ use kube::ResourceExt as _;
 use super::build::deployment;
 use crate::cluster::placement_problem;
 use crate::context::Context;
-use crate::kubeio::is_controlled_by;
 
 /// What is there.
 #[derive(Debug)]
@@ -26,7 +25,7 @@ pub struct Observed {
     pub artifact: Option<ArtifactRef>,
     /// Our Deployment.
     pub deployment: Option<Arc<Deployment>>,
-    /// Pods that count.
+    /// The Deployment's pods that count.
     pub pods: Vec<PodView>,
     /// Why pods have no node.
     pub placement: Option<Problem>,
@@ -45,14 +44,23 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
     let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
     let uid = service.uid().unwrap_or_default();
     let version = caches.model_versions.get(&namespace, &service.spec.model_version);
-    let labelled = |labels: Option<&std::collections::BTreeMap<String, String>>| {
-        labels.is_some_and(|l| {
-            l.get(LABEL_INFERENCE_SERVICE) == Some(&name) && l.get(LABEL_COMPONENT).is_some_and(|c| c == SERVER)
-        })
-    };
+    let deployment = caches
+        .deployments
+        .get(&namespace, &name)
+        .filter(|d| is_controlled_by(&d.metadata, &uid));
+    // By owner, from the service down to its pods: anybody's objects may carry our labels.
+    let deployment_uid = deployment.as_ref().and_then(|d| d.uid());
+    let replica_sets = deployment_uid.map_or_else(Vec::new, |uid| {
+        caches
+            .replica_sets
+            .list(&namespace, |set| is_controlled_by(&set.metadata, &uid))
+    });
+    let set_uids: Vec<String> = replica_sets.iter().filter_map(|set| set.uid()).collect();
     let pods: Vec<PodView> = caches
         .pods
-        .list(&namespace, |pod| labelled(pod.metadata.labels.as_ref()))
+        .list(&namespace, |pod| {
+            set_uids.iter().any(|uid| is_controlled_by(&pod.metadata, uid))
+        })
         .iter()
         .filter_map(|pod| PodView::of(pod, SERVER))
         .collect();
@@ -67,10 +75,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
     Observed {
         version: version_view(version.as_deref()),
         artifact: version.map(|v| v.spec.artifact.clone()),
-        deployment: caches
-            .deployments
-            .get(&namespace, &name)
-            .filter(|d| is_controlled_by(&d.metadata, &uid)),
+        deployment,
         pods,
         placement,
         revisions: caches
@@ -82,9 +87,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
         config_maps: caches
             .config_maps
             .list(&namespace, |m| is_controlled_by(&m.metadata, &uid)),
-        replica_sets: caches
-            .replica_sets
-            .list(&namespace, |set| labelled(set.metadata.labels.as_ref())),
+        replica_sets,
     }
 }
 

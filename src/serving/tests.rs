@@ -152,6 +152,12 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
+/// Labels of a service's pods.
+fn labels(version: &str) -> Value {
+    json!({"app.kubernetes.io/managed-by": "flywheel", "app.kubernetes.io/component": "server",
+        "flywheel.dev/inference-service": "intent", "flywheel.dev/model-version": version})
+}
+
 struct World {
     state: Arc<Mutex<State>>,
     settings: Settings,
@@ -223,13 +229,32 @@ impl World {
         state.put(DEPLOYMENT, object, false);
     }
 
+    /// The ReplicaSet of a version's pods, as the Deployment's controller makes it, with this laid over it.
+    fn replica_set(&self, version: &str, over: Value) {
+        let uid = self.object(DEPLOYMENT)["metadata"]["uid"].clone();
+        let mut set = json!({
+            "metadata": {"name": version, "namespace": "team", "uid": version, "labels": labels(version),
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "intent", "uid": uid, "controller": true}]},
+            "spec": {"selector": {}}
+        });
+        merge(&mut set, &over);
+        self.put(&format!("{REPLICA_SETS}{version}"), set);
+    }
+
+    /// Metadata of a pod of the version's ReplicaSet, which is made with the first of them.
+    fn of_set(&self, name: &str, version: &str) -> Value {
+        if self.object(&format!("{REPLICA_SETS}{version}")).is_null() {
+            self.replica_set(version, json!({}));
+        }
+        json!({"name": name, "namespace": "team", "labels": labels(version),
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": version, "uid": version, "controller": true}]})
+    }
+
     fn pod(&self, name: &str, version: &str, ready: bool) {
         self.put(
             &format!("{PODS}{name}"),
             json!({
-                "metadata": {"name": name, "namespace": "team", "labels": {
-                    "app.kubernetes.io/component": "server", "flywheel.dev/inference-service": "intent",
-                    "flywheel.dev/model-version": version}},
+                "metadata": self.of_set(name, version),
                 "spec": {"nodeName": "n1", "containers": []},
                 "status": {"phase": "Running", "conditions": [
                     {"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": if ready { "True" } else { "False" }}],
@@ -244,9 +269,7 @@ impl World {
         self.put(
             &format!("{PODS}{name}"),
             json!({
-                "metadata": {"name": name, "namespace": "team", "labels": {
-                    "app.kubernetes.io/component": "server", "flywheel.dev/inference-service": "intent",
-                    "flywheel.dev/model-version": version}},
+                "metadata": self.of_set(name, version),
                 "spec": {"containers": []},
                 "status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                     "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", "lastTransitionTime": since}]}
@@ -505,11 +528,9 @@ async fn old_configurations_go_after_the_exchange_only() {
     let digest =
         world.object(DEPLOYMENT)["spec"]["template"]["metadata"]["annotations"]["flywheel.dev/config-digest"].clone();
     let old_set = |replicas: i32| {
-        world.put(
-            &format!("{REPLICA_SETS}intent-1"),
-            json!({"metadata": {"name": "intent-1", "namespace": "team", "labels": {
-                    "app.kubernetes.io/component": "server", "flywheel.dev/inference-service": "intent"}},
-                "spec": {"replicas": replicas, "selector": {}, "template": {"metadata": {"annotations": {"flywheel.dev/config-digest": digest}}}},
+        world.replica_set(
+            "intent-v1",
+            json!({"spec": {"replicas": replicas, "template": {"metadata": {"annotations": {"flywheel.dev/config-digest": digest}}}},
                 "status": {"replicas": replicas}}),
         );
     };
@@ -544,6 +565,60 @@ async fn old_configurations_go_after_the_exchange_only() {
     assert!(!world.names(CONFIG_MAPS).contains(&first[0]));
     assert_eq!(world.names(REVISIONS).len(), 2, "the way back is kept");
     assert_eq!(world.writes().await, NOTHING);
+}
+
+/// Whoever may make pods can give them our labels; only what the service's own Deployment made is its.
+#[tokio::test]
+async fn strangers_with_our_labels_do_not_count() {
+    let world = World::serving().await;
+    let stranger = |path: String, name: &str, owner: Value| {
+        world.put(
+            &path,
+            json!({
+                "metadata": {"name": name, "namespace": "team", "uid": name, "labels": labels("intent-v0"), "ownerReferences": owner},
+                "spec": {"nodeName": "n1", "containers": [], "selector": {}},
+                "status": {"phase": "Running", "replicas": 1, "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}],
+                    "containerStatuses": [{"name": "server", "image": "i", "imageID": "", "ready": true, "started": true,
+                        "restartCount": 0, "state": {"running": {}}}]}
+            }),
+        );
+    };
+    let owner = |kind: &str, uid: &str| json!([{"apiVersion": "apps/v1", "kind": kind, "name": uid, "uid": uid, "controller": true}]);
+    let deployment = world.object(DEPLOYMENT)["metadata"]["uid"].clone();
+    stranger(format!("{PODS}bare"), "bare", json!([]));
+    stranger(format!("{REPLICA_SETS}theirs"), "theirs", owner("Deployment", "other"));
+    stranger(format!("{PODS}of-theirs"), "of-theirs", owner("ReplicaSet", "theirs"));
+    // An owner that does not control is none either.
+    let mut beside = owner("Deployment", deployment.as_str().unwrap());
+    beside[0]["controller"] = json!(false);
+    stranger(format!("{REPLICA_SETS}beside"), "beside", beside);
+    stranger(format!("{PODS}of-beside"), "of-beside", owner("ReplicaSet", "beside"));
+    assert_eq!(world.writes().await, NOTHING);
+    let served = || world.service().status.unwrap().model_version;
+    assert_eq!(served().as_deref(), Some("intent-v1"), "no second version answers");
+
+    // One of the Deployment's own does.
+    world.pod("c", "intent-v0", true);
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(served(), None);
+}
+
+#[tokio::test]
+async fn a_strangers_replica_set_keeps_no_configuration() {
+    let world = World::serving().await;
+    let digest =
+        world.object(DEPLOYMENT)["spec"]["template"]["metadata"]["annotations"]["flywheel.dev/config-digest"].clone();
+    world.put(
+        &format!("{REPLICA_SETS}theirs"),
+        json!({"metadata": {"name": "theirs", "namespace": "team", "uid": "theirs", "labels": labels("intent-v1")},
+            "spec": {"replicas": 1, "selector": {}, "template": {"metadata": {"annotations": {"flywheel.dev/config-digest": digest}}}}}),
+    );
+    world.version("intent-v2", "intent", None);
+    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.reconcile().await;
+    world.deployment_status(2, 2, 2);
+    assert!(world.writes().await.contains(&"delete configmaps".to_owned()));
+    assert_eq!(world.names(CONFIG_MAPS).len(), 1);
 }
 
 #[tokio::test]

@@ -59,9 +59,10 @@ app.kubernetes.io/component: operator
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
+# Deletes those of training attempts that hang or are lost; the cage refuses all others.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
 # What keeps pods from being made at all stands only in events.
 - apiGroups: [""]
   resources: [events]

@@ -1,11 +1,14 @@
 //! The command `flywheel-localcluster`: arguments to calls of the library, nothing else.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use flywheel_localcluster::{
     Cluster, ControlPlane, ControlPlaneOptions, Error, KUBERNETES, NodeKind, Options, Program, Result, down, image,
     machine, names,
@@ -56,8 +59,8 @@ enum Action {
     Down {
         #[command(flatten)]
         cluster: Named,
-        /// Every cluster of this cache folder.
-        #[arg(long, conflicts_with = "name")]
+        /// Every cluster of this cache folder, whatever FLYWHEEL_CLUSTER says.
+        #[arg(long)]
         all: bool,
     },
     /// Show what runs.
@@ -153,13 +156,39 @@ fn main() -> ExitCode {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    match run(Cli::parse().command) {
+    let command = match parse(std::env::args_os()) {
+        Ok(cli) => cli.command,
+        Err(error) => error.exit(),
+    };
+    match run(command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Reads the arguments. `down` takes either `--all` or `--name`; clap's own `conflicts_with` would count a name from the
+/// environment, too, which make and tests set.
+///
+/// # Errors
+/// Arguments that cannot be used, `--help` and `--version`: clap's error prints what is to be said.
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> std::result::Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    // Only of `down`: clap panics where a command has no such argument.
+    let named = matches
+        .subcommand_matches("down")
+        .is_some_and(|given| given.value_source("name") == Some(ValueSource::CommandLine));
+    if named && matches!(cli.command, Action::Down { all: true, .. }) {
+        return Err(command.error(
+            ErrorKind::ArgumentConflict,
+            "the argument '--all' cannot be used with '--name <NAME>'",
+        ));
+    }
+    Ok(cli)
 }
 
 fn run(action: Action) -> Result<ExitCode> {
@@ -283,4 +312,27 @@ fn become_command(command: &mut Command) -> Result<ExitCode> {
         what: format!("starting {}", command.get_program().to_string_lossy()),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_can_be_read() {
+        for arguments in [
+            "programs",
+            "status",
+            "down",
+            "up",
+            "env",
+            "cut a100-1",
+            "kubectl get nodes",
+        ] {
+            let all = std::iter::once("flywheel-localcluster")
+                .chain(arguments.split(' '))
+                .map(OsString::from);
+            assert!(parse(all).is_ok(), "{arguments}");
+        }
+    }
 }
