@@ -46,6 +46,11 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
         &["learn", "data", "store", "contract", "wire", "api"],
         &["kube-client", "kube-runtime"],
     ),
+    (
+        "cli",
+        &["api", "policy", "contract", "wire", "store"],
+        &["tch", "torch-sys"],
+    ),
     ("localcluster", &["api", "contract"], &["tch", "kube-runtime"]),
     ("testkit", &["api", "contract", "policy", "wire", "store"], &["tch"]),
 ];

@@ -1,0 +1,300 @@
+//! The command line.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  kubectl flywheel status                                what there is in the namespace
+  kubectl flywheel progress intent --watch               a training until its end
+  kubectl flywheel logs intent -f                        its log, over restarts
+  kubectl flywheel predict intent \"turn the lights off\"  ask a service
+
+Exit codes: 0 done, 1 the command could not be carried out, 2 wrong command line, 3 the TrainingJob failed (progress).";
+
+/// Looks at Flywheel's objects with your own rights: a training's live progress and logs, predictions, conditions.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kubectl-flywheel", bin_name = "kubectl flywheel", version, after_help = EXAMPLES)]
+pub struct CommandLine {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which cluster and namespace, with kubectl's names.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Target {
+    /// Kubeconfig to use instead of KUBECONFIG or ~/.kube/config.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig instead of the current one.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// Namespace instead of the context's.
+    #[arg(short, long, global = true, value_name = "NAME", value_parser = namespace)]
+    pub(crate) namespace: Option<String>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Command {
+    /// How far a training is, from its pod itself.
+    ///
+    /// Reads the pod's own figures by port-forward, which takes the rights get and create on pods/portforward. Where no
+    /// pod runs, it tells from the TrainingJob's status. Exit code 3: the training failed.
+    #[command(after_help = "Examples:
+  kubectl flywheel progress intent
+  kubectl flywheel progress intent --watch -n team && kubectl apply -f service.yaml
+  kubectl flywheel progress intent -o json | jq .progress.loss")]
+    Progress {
+        /// Name of the TrainingJob.
+        #[arg(value_name = "TRAININGJOB", value_parser = training_job)]
+        job: String,
+        /// Go on until the job ends.
+        #[arg(short, long)]
+        watch: bool,
+        /// json: one object per line; its fields are in docs/cli.md.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// The log of a training.
+    #[command(after_help = "Examples:
+  kubectl flywheel logs intent
+  kubectl flywheel logs intent -f              over restarts, until the job ends
+  kubectl flywheel logs intent --attempt 1     of an attempt that is over")]
+    Logs {
+        /// Name of the TrainingJob.
+        #[arg(value_name = "TRAININGJOB", value_parser = training_job)]
+        job: String,
+        /// Go on until the job ends, from one attempt to the next.
+        #[arg(short, long)]
+        follow: bool,
+        /// Only this attempt, from 1, instead of the current one.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        attempt: Option<u32>,
+    },
+    /// Ask a service: one request per text, to one of its ready pods.
+    ///
+    /// Goes by port-forward, which takes the rights get and create on pods/portforward; MS is the time from request to
+    /// answer on that way, longer than inside the cluster.
+    #[command(after_help = "Examples:
+  kubectl flywheel predict intent \"turn the lights off\" \"is it raining\"
+  kubectl flywheel predict intent \"turn the lights off\" -o json | jq -r '.predictions[].label'")]
+    Predict {
+        /// Name of the InferenceService.
+        #[arg(value_name = "INFERENCESERVICE", value_parser = inference_service)]
+        service: String,
+        /// Texts to classify.
+        #[arg(value_name = "TEXT", required = true)]
+        texts: Vec<String>,
+        /// json: the predictions as the service gives them.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// One object with its conditions, children and newest events; without a name, all objects of the namespace.
+    #[command(after_help = "Examples:
+  kubectl flywheel status
+  kubectl flywheel status trainingjob/intent
+  kubectl flywheel status infsvc/intent -n team")]
+    Status {
+        /// trainingjob/NAME (tj), modelversion/NAME (mv) or inferenceservice/NAME (infsvc).
+        #[arg(value_name = "KIND/NAME", value_parser = object)]
+        object: Option<Object>,
+    },
+    /// The plugin's version, and the installed operator's image where it can be read.
+    #[command(after_help = "Examples:
+  kubectl flywheel version
+  kubectl flywheel version -n flywheel-system     with rights in the operator's namespace only")]
+    Version,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// One of the three kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    TrainingJob,
+    ModelVersion,
+    InferenceService,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::TrainingJob, Self::ModelVersion, Self::InferenceService];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::TrainingJob => "TrainingJob",
+            Self::ModelVersion => "ModelVersion",
+            Self::InferenceService => "InferenceService",
+        }
+    }
+
+    fn short(self) -> &'static str {
+        match self {
+            Self::TrainingJob => "tj",
+            Self::ModelVersion => "mv",
+            Self::InferenceService => "infsvc",
+        }
+    }
+
+    /// The kind of a word that kubectl takes for it: singular, plural, short, with the group or without.
+    fn parse(word: &str) -> Option<Self> {
+        let word = word.to_ascii_lowercase();
+        let word = word.strip_suffix(&format!(".{}", flywheel_api::GROUP)).unwrap_or(&word);
+        Self::ALL.into_iter().find(|kind| {
+            let singular = kind.as_str().to_ascii_lowercase();
+            word == kind.short() || word == singular || word.strip_suffix('s') == Some(&singular)
+        })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An object of one of the three kinds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Object {
+    pub(crate) kind: Kind,
+    pub(crate) name: String,
+}
+
+/// A name becomes part of a path, so nothing but a name may pass.
+fn name(text: &str) -> Result<String, String> {
+    let fits = (1..=253).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.'));
+    if fits && !text.contains("..") {
+        Ok(text.to_owned())
+    } else {
+        Err("a name has lower-case letters, digits, '-' and '.' only".to_owned())
+    }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    name(text)
+}
+
+/// `NAME` or `KIND/NAME` where the kind is clear.
+fn of_kind(kind: Kind, text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        None => name(text),
+        Some((word, rest)) if Kind::parse(word) == Some(kind) => name(rest),
+        Some((word, _)) => Err(format!("this command takes a {kind}, not a {word}")),
+    }
+}
+
+fn training_job(text: &str) -> Result<String, String> {
+    of_kind(Kind::TrainingJob, text)
+}
+
+fn inference_service(text: &str) -> Result<String, String> {
+    of_kind(Kind::InferenceService, text)
+}
+
+fn object(text: &str) -> Result<Object, String> {
+    let expected = || "say the kind too: trainingjob/NAME, modelversion/NAME or inferenceservice/NAME".to_owned();
+    let (word, rest) = text.split_once('/').ok_or_else(expected)?;
+    Ok(Object {
+        kind: Kind::parse(word).ok_or_else(expected)?,
+        name: name(rest)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<CommandLine, clap::Error> {
+        CommandLine::try_parse_from(std::iter::once("kubectl-flywheel").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_has_examples() {
+        let command = CommandLine::command();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands() {
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(
+                help.contains(&format!("kubectl flywheel {}", sub.get_name())),
+                "{}",
+                sub.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn kinds_are_known_by_kubectls_words() {
+        for word in [
+            "tj",
+            "trainingjob",
+            "TrainingJob",
+            "trainingjobs",
+            "trainingjobs.flywheel.dev",
+        ] {
+            assert_eq!(Kind::parse(word), Some(Kind::TrainingJob), "{word}");
+        }
+        assert_eq!(Kind::parse("mv"), Some(Kind::ModelVersion));
+        assert_eq!(Kind::parse("infsvc"), Some(Kind::InferenceService));
+        for word in ["", "job", "pod", "tjs", "trainingjobss"] {
+            assert_eq!(Kind::parse(word), None, "{word}");
+        }
+    }
+
+    #[test]
+    fn names_that_would_leave_their_path_are_refused() {
+        for line in [
+            "progress ../x",
+            "progress a/../b",
+            "progress a%2fb",
+            "progress A",
+            "progress tj/",
+            "progress mv/intent",
+            "predict tj/intent text",
+            "status intent",
+            "status pod/x",
+            "status tj/..",
+            "status -n a/b",
+            "logs intent --attempt 0",
+            "predict intent",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        for line in [
+            "progress intent",
+            "progress tj/intent -w -o json -n team",
+            "status",
+            "-n team status mv/intent-v1",
+        ] {
+            parse(line).expect(line);
+        }
+    }
+
+    #[test]
+    fn flags_of_the_cluster_may_stand_anywhere() {
+        for line in ["-n team --context c status", "status -n team --context c"] {
+            let target = parse(line).expect(line).target;
+            assert_eq!(
+                (target.namespace.as_deref(), target.context.as_deref()),
+                (Some("team"), Some("c"))
+            );
+        }
+    }
+}

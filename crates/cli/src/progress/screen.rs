@@ -1,0 +1,365 @@
+//! Where a training's standing is shown: a bar on a terminal, `key=value` lines or JSON otherwise.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use flywheel_contract::progress::Progress;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+
+use super::Standing;
+use crate::error::Error;
+use crate::text::{clean, length, pair};
+
+/// Least time between two lines that tell only of new figures.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where a training's standing is shown.
+pub(crate) enum Screen<'a> {
+    /// A bar on the terminal.
+    Bar(Bar<'a>),
+    /// Lines of `key=value`.
+    Lines {
+        out: &'a mut dyn Write,
+        last: Option<(Instant, String)>,
+    },
+    /// Lines of JSON.
+    Json(&'a mut dyn Write),
+}
+
+impl<'a> Screen<'a> {
+    pub(crate) fn bar(out: &'a mut dyn Write) -> Self {
+        Self::Bar(Bar {
+            out,
+            bar: None,
+            last: None,
+        })
+    }
+
+    pub(crate) fn lines(out: &'a mut dyn Write) -> Self {
+        Self::Lines { out, last: None }
+    }
+
+    pub(crate) fn json(out: &'a mut dyn Write) -> Self {
+        Self::Json(out)
+    }
+
+    /// Shows the standing; lines of figures come no faster than [`LINE_INTERVAL`], news at once.
+    pub(crate) fn show(&mut self, standing: &Standing) -> Result<(), Error> {
+        match self {
+            Self::Bar(bar) => bar.show(standing)?,
+            Self::Lines { out, last } => {
+                let news = news(standing);
+                let due = last.as_ref().is_none_or(|(at, told)| {
+                    *told != news || (standing.progress.is_some() && at.elapsed() >= LINE_INTERVAL)
+                });
+                if due {
+                    writeln!(out, "{}", line(standing))?;
+                    out.flush()?;
+                    *last = Some((Instant::now(), news));
+                }
+            }
+            Self::Json(out) => {
+                serde_json::to_writer(&mut **out, standing).map_err(std::io::Error::from)?;
+                writeln!(out)?;
+                out.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that a look failed, where somebody watches.
+    pub(crate) fn trouble(&self, words: &str) {
+        match self {
+            Self::Bar(Bar { bar: Some(bar), .. }) => bar.set_message(clean(words)),
+            _ => eprintln!("{words}"),
+        }
+    }
+}
+
+/// A bar while a pod tells, with a line above it for each piece of news.
+pub(crate) struct Bar<'a> {
+    out: &'a mut dyn Write,
+    bar: Option<ProgressBar>,
+    last: Option<String>,
+}
+
+impl Bar<'_> {
+    fn show(&mut self, standing: &Standing) -> std::io::Result<()> {
+        let news = news(standing);
+        if self.last.as_ref() != Some(&news) {
+            let mut headline = || writeln!(self.out, "{}", headline(standing));
+            match &self.bar {
+                Some(bar) => bar.suspend(headline)?,
+                None => headline()?,
+            }
+            self.last = Some(news);
+        }
+        let Some(progress) = &standing.progress else {
+            if let Some(bar) = self.bar.take() {
+                bar.finish_and_clear();
+            }
+            return Ok(());
+        };
+        let bar = self.bar.get_or_insert_with(|| {
+            // Drawn without a thread of its own; what is drawn last stays.
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
+            bar.with_finish(ProgressFinish::Abandon)
+        });
+        if progress.total_steps > 0 {
+            bar.set_style(style("{prefix} [{bar:30}] {pos}/{len} {percent}%\n{wide_msg}"));
+            bar.set_length(progress.total_steps);
+            bar.set_position(progress.step);
+        } else {
+            bar.set_style(style("{prefix}\n{wide_msg}"));
+        }
+        bar.set_prefix(phase(progress));
+        bar.set_message(figures(progress));
+        Ok(())
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("=> ")
+}
+
+/// What makes a standing another one, apart from its figures.
+fn news(standing: &Standing) -> String {
+    format!(
+        "{} {} {} {:?} {:?} {}",
+        standing.state,
+        standing.reason,
+        standing.message,
+        standing.attempt,
+        standing.progress.as_ref().map(|p| p.phase),
+        standing.pod_error.is_some()
+    )
+}
+
+/// The standing in one sentence.
+fn headline(standing: &Standing) -> String {
+    let mut text = format!("{}: {}", standing.training_job, standing.state);
+    if let Some(attempt) = standing.attempt.filter(|a| *a > 1) {
+        text.push_str(&format!(", attempt {attempt}"));
+    }
+    text.push_str(&format!(": {}", clean(&standing.message)));
+    if let Some(error) = &standing.pod_error {
+        text.push_str(&format!(" (live figures are missing: {})", clean(error)));
+    }
+    if let Some(result) = &standing.result {
+        text.push_str(&format!(" (ModelVersion {}", clean(&result.model_version)));
+        for metric in &result.metrics {
+            text.push_str(&format!(", {} {}", metric.name, metric.value.0));
+        }
+        text.push(')');
+    }
+    text
+}
+
+fn phase(progress: &Progress) -> String {
+    if progress.epoch > 0 {
+        format!(
+            "{:?} epoch {}/{}",
+            progress.phase, progress.epoch, progress.total_epochs
+        )
+    } else {
+        format!("{:?}", progress.phase)
+    }
+}
+
+/// The figures of a running pod, for people.
+fn figures(progress: &Progress) -> String {
+    let checkpoint = &progress.checkpoint;
+    let parts = [
+        progress.loss.map(|v| format!("loss {v:.4}")),
+        progress.learning_rate.map(|v| format!("learning rate {v:.2e}")),
+        progress.examples_per_second.map(|v| format!("{v:.1} examples/s")),
+        progress
+            .validation_accuracy
+            .map(|v| format!("validation accuracy {v:.4}")),
+        checkpoint.step.map(|step| match checkpoint.age_seconds {
+            Some(age) => format!("checkpoint at step {step}, {} ago", length(age.max(0.0) as u64)),
+            None => format!("checkpoint at step {step}"),
+        }),
+        checkpoint
+            .problem
+            .as_ref()
+            .map(|words| format!("checkpoint problem: {words}")),
+        progress.eta_seconds.map(|v| format!("{} left", length(v))),
+    ];
+    clean(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+}
+
+/// The standing as `key=value`. Keys keep their names and order; those without a value are left out.
+fn line(standing: &Standing) -> String {
+    let number = |v: Option<i64>| v.map(|v| v.to_string());
+    let mut pairs = vec![
+        ("state", Some(standing.state.clone())),
+        ("attempt", number(standing.attempt)),
+    ];
+    match &standing.progress {
+        Some(p) => pairs.extend([
+            ("phase", Some(format!("{:?}", p.phase))),
+            (
+                "epoch",
+                (p.epoch > 0).then(|| format!("{}/{}", p.epoch, p.total_epochs)),
+            ),
+            (
+                "step",
+                (p.total_steps > 0).then(|| format!("{}/{}", p.step, p.total_steps)),
+            ),
+            ("loss", p.loss.map(|v| format!("{v:.4}"))),
+            ("learning_rate", p.learning_rate.map(|v| format!("{v:.2e}"))),
+            ("examples_per_second", p.examples_per_second.map(|v| format!("{v:.1}"))),
+            ("eta_seconds", p.eta_seconds.map(|v| v.to_string())),
+            ("validation_accuracy", p.validation_accuracy.map(|v| format!("{v:.4}"))),
+            ("resumed_from_step", p.resumed_from_step.map(|v| v.to_string())),
+            ("checkpoint_step", p.checkpoint.step.map(|v| v.to_string())),
+            (
+                "checkpoint_age_seconds",
+                p.checkpoint.age_seconds.map(|v| format!("{v:.0}")),
+            ),
+            (
+                "checkpoint_failures",
+                (p.checkpoint.failures > 0).then(|| p.checkpoint.failures.to_string()),
+            ),
+            ("checkpoint_problem", p.checkpoint.problem.clone()),
+        ]),
+        None => {
+            let reported = standing.reported.clone().unwrap_or_default();
+            pairs.extend([
+                ("reason", Some(standing.reason.clone())),
+                ("message", Some(standing.message.clone())),
+                ("phase", reported.phase),
+                ("step", reported.step),
+                ("loss", reported.loss),
+                ("eta_seconds", number(reported.eta_seconds)),
+                ("resumed_from_step", number(reported.resumed_from_step)),
+                ("checkpoint_step", number(reported.checkpoint_step)),
+                ("pod_error", standing.pod_error.clone()),
+            ]);
+        }
+    }
+    let mut words: Vec<String> = pairs
+        .into_iter()
+        .filter_map(|(key, value)| Some(pair(key, &value?)))
+        .collect();
+    if let Some(result) = &standing.result {
+        words.push(pair("model_version", &result.model_version));
+        words.extend(result.metrics.iter().map(|m| pair(&m.name, &m.value.0)));
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use flywheel_contract::SCHEMA_VERSION;
+    use serde_json::json;
+
+    use super::*;
+
+    fn standing() -> Standing {
+        Standing {
+            training_job: "intent".to_owned(),
+            namespace: "team".to_owned(),
+            state: "Running".to_owned(),
+            reason: "Running".to_owned(),
+            message: "the pod runs".to_owned(),
+            attempt: Some(1),
+            restarts: Some(0),
+            progress: None,
+            pod_error: None,
+            reported: None,
+            result: None,
+            end: None,
+        }
+    }
+
+    fn progress(over: serde_json::Value) -> Progress {
+        let base = json!({
+            "schemaVersion": SCHEMA_VERSION, "attempt": 1, "phase": "Training", "phaseSeconds": 1.0, "step": 120,
+            "totalSteps": 800, "epoch": 2, "totalEpochs": 3
+        });
+        serde_json::from_value(flywheel_testkit::objects::merged(base, &over)).unwrap()
+    }
+
+    #[test]
+    fn a_running_pods_line_and_figures() {
+        let full = json!({
+            "loss": 0.432_19, "learningRate": 2e-5, "examplesPerSecond": 812.34, "etaSeconds": 95, "validationAccuracy": 0.9,
+            "resumedFromStep": 50, "checkpoint": {"step": 100, "ageSeconds": 12.4, "failures": 1, "problem": "no \u{1b}[2Janswer"}
+        });
+        let standing = Standing {
+            progress: Some(progress(full)),
+            ..standing()
+        };
+        assert_eq!(
+            line(&standing),
+            "state=Running attempt=1 phase=Training epoch=2/3 step=120/800 loss=0.4322 learning_rate=2.00e-5 \
+             examples_per_second=812.3 eta_seconds=95 validation_accuracy=0.9000 resumed_from_step=50 checkpoint_step=100 \
+             checkpoint_age_seconds=12 checkpoint_failures=1 checkpoint_problem=\"no  [2Janswer\""
+        );
+        let progress = standing.progress.as_ref().unwrap();
+        assert_eq!(phase(progress), "Training epoch 2/3");
+        assert_eq!(
+            figures(progress),
+            "loss 0.4322, learning rate 2.00e-5, 812.3 examples/s, validation accuracy 0.9000, checkpoint at step 100, 12s \
+             ago, checkpoint problem: no  [2Janswer, 1m35s left"
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let standing = Standing {
+            progress: Some(progress(
+                json!({"phase": "Downloading", "step": 0, "totalSteps": 0, "epoch": 0}),
+            )),
+            ..standing()
+        };
+        assert_eq!(line(&standing), "state=Running attempt=1 phase=Downloading");
+        let progress = standing.progress.as_ref().unwrap();
+        assert_eq!(
+            (phase(progress), figures(progress)),
+            ("Downloading".to_owned(), String::new())
+        );
+    }
+
+    #[test]
+    fn without_a_pod_the_status_tells() {
+        let result = json!({"modelVersion": "intent-v1", "metrics": [{"name": "test/accuracy", "value": "0.931000"}]});
+        let standing = Standing {
+            state: "Complete".to_owned(),
+            reason: "Trained".to_owned(),
+            message: "the result is committed".to_owned(),
+            attempt: Some(2),
+            reported: serde_json::from_value(json!({"step": "800/800", "checkpointStep": 800})).unwrap(),
+            result: serde_json::from_value(result).unwrap(),
+            ..standing()
+        };
+        assert_eq!(
+            line(&standing),
+            "state=Complete attempt=2 reason=Trained message=\"the result is committed\" step=800/800 checkpoint_step=800 \
+             model_version=intent-v1 test/accuracy=0.931000"
+        );
+        assert_eq!(
+            headline(&standing),
+            "intent: Complete, attempt 2: the result is committed (ModelVersion intent-v1, test/accuracy 0.931000)"
+        );
+    }
+
+    #[test]
+    fn lines_tell_news_at_once_and_figures_now_and_then() {
+        let mut out = Vec::new();
+        let mut screen = Screen::lines(&mut out);
+        let with = |over| Standing {
+            progress: Some(progress(over)),
+            ..standing()
+        };
+        screen.show(&with(json!({}))).unwrap();
+        screen.show(&with(json!({"step": 121}))).unwrap();
+        screen.show(&with(json!({"phase": "Evaluating"}))).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let phases: Vec<&str> = text.lines().filter_map(|l| l.split(' ').nth(2)).collect();
+        assert_eq!(phases, ["phase=Training", "phase=Evaluating"]);
+    }
+}
