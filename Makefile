@@ -66,7 +66,7 @@ localcluster: | packages
 	@$(CARGO) build -q --profile $(PROFILE) -p flywheel-localcluster
 
 .PHONY: build
-build: $(TORCH)/build-version ## Operator, trainer, server, localcluster
+build: $(TORCH)/build-version ## Operator, trainer, server, localcluster, kubectl plugin
 	@# The whole workspace, as the tests do: one set of features, so that dependencies are built once.
 	@$(WITH_TORCH) $(CARGO) build --profile $(PROFILE) --workspace --bins
 
@@ -130,6 +130,11 @@ test: ## What CI runs
 .PHONY: test-all
 test-all: ## And what takes longer: the whole life of local clusters, the oldest API server
 	@ALL=1 scripts/test.sh
+
+.PHONY: test-faults
+test-faults: ## Trainers killed, stopped, cut off on the running cluster (TRIALS=20; needs A100=2, install, example-data)
+	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && $(WITH_TORCH) TRIALS=$${TRIALS:-20} \
+	  $(CARGO) test --profile $(PROFILE) --locked --workspace --test faults -- --nocapture
 
 .PHONY: bench-spine
 bench-spine: PROFILE := release

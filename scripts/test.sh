@@ -40,19 +40,22 @@ bin=${CARGO_TARGET_DIR:?run it through make}/ci
 stage "setup: packages, libtorch, python, programs" make setup || exit 1
 stage "lint: fmt, clippy, generated files" make lint
 stage "build: programs and images" make images || exit 1
-stage "cluster: three nodes" make cluster || exit 1
+stage "cluster: four nodes" make cluster A100=2 || exit 1
 variables=$("$bin/flywheel-localcluster" env) || exit 1
 eval "$variables"
 # One selection of packages for all, so that dependencies are built with one set of features.
 stage "unit, property, golden, fake server" test_with --workspace --lib --bins || true
-stage "trainer, server, store, data, learn" test_with --workspace --test training --test bad_input --test requests --test program \
-  --test store --test minio --test sets --test artifact --test parity || true
-stage "rules, CRDs, chart on a real API server" test_with --workspace --test house --test crds --test chart --test control_plane || true
+stage "trainer, server, store, data, learn, CLI" test_with --workspace --test training --test resume --test bad_input --test requests \
+  --test program --test commands --test store --test minio --test sets --test artifact --test parity || true
+stage "rules, CRDs, chart, operator on a real API server" test_with --workspace --test house --test crds --test chart \
+  --test control_plane --test arguments --test process || true
 stage "install: images, chart" make install || exit 1
 stage "example data" make example-data || exit 1
 # One after the other: they share two cores and the simulated GPUs.
 stage "end to end with real pods" test_with --workspace --test end_to_end -- --nocapture --test-threads=1 || true
+stage "faults with real pods" test_with --workspace --test faults -- --nocapture || true
 if [ -n "${ALL:-}" ]; then
+  TRIALS=20 stage "20 writers behind a partition" test_with --workspace --test faults -- --nocapture || true
   # The oldest and the newest API server that the Go modules give.
   for version in 1.34.4 1.37.2; do
     FLYWHEEL_TEST_KUBERNETES=$version stage "CRDs on Kubernetes $version" test_with --workspace --test crds || true

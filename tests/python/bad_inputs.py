@@ -1,9 +1,19 @@
 #!/usr/bin/env python3
-"""Puts inputs that must be refused into the bucket `bad-inputs`, made from the example's data and encoder (see end_to_end.rs)."""
+"""The bucket of a test with real pods, `BUCKET` or `bad-inputs`: inputs that must be refused, and what else its rows put there and look at.
+
+make EXAMPLE         empties it and puts all inputs there; the example's folder gives the tokenizer
+put KEY...           something foreign at each key
+copy FROM TO         all objects under a prefix to another one
+flip KEY             changes one byte in the middle
+digests PREFIX       prints {key: sha256} of all objects under a prefix
+"""
+import array
 import csv
+import hashlib
 import io
 import json
 import os
+import random
 import struct
 import sys
 from pathlib import Path
@@ -11,16 +21,22 @@ from pathlib import Path
 import boto3
 from botocore.config import Config
 
-example = Path(sys.argv[1])
+BUCKET = os.environ.get("BUCKET", "bad-inputs")
 client = boto3.client("s3", endpoint_url=os.environ["FLYWHEEL_S3_ENDPOINT"], region_name="us-east-1",
                       config=Config(connect_timeout=5, retries={"max_attempts": 3}, s3={"addressing_style": "path"}))
-BUCKET = "bad-inputs"
-if BUCKET not in [b["Name"] for b in client.list_buckets()["Buckets"]]:
-    client.create_bucket(Bucket=BUCKET)
 
 
 def put(key, body):
     client.put_object(Bucket=BUCKET, Key=key, Body=body)
+
+
+def get(key):
+    return client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
+
+def keys(prefix):
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+    return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
 
 def table(rows, header=("text", "label")):
@@ -29,24 +45,91 @@ def table(rows, header=("text", "label")):
     return text.getvalue().encode()
 
 
-two = [(f"{verb} the lamp {n}", label) for n in range(20) for verb, label in (("switch on", "on"), ("switch off", "off"))]
-put("good.csv", table(two))
-put("empty.csv", b"")
-put("no-rows.csv", table([]))
-put("wrong-column.csv", table(two, ("utterance", "intent")))
-put("one-class.csv", table([(t, "on") for t, _ in two]))
-put("other-label.csv", table([("what is the weather", "weather"), ("switch on the fan", "on")]))
-put("broken-utf8.csv", b"text,label\nswitch on \xff\xfe,on\nswitch off,off\n")
+def safetensors(shapes):
+    """Random weights of these shapes, and layer norms as they begin."""
+    rng, header, body = random.Random(7), {}, bytearray()
+    for name, shape in shapes.items():
+        count = 1
+        for side in shape:
+            count *= side
+        values = array.array("f", (1.0 if name.endswith("LayerNorm.weight") else rng.uniform(-0.1, 0.1) for _ in range(count)))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(body), len(body) + 4 * count]}
+        body += values.tobytes()
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(body)
 
-config, weights = (example / "minilm-l6/config.json").read_bytes(), (example / "minilm-l6/model.safetensors").read_bytes()
-tokenizer = (example / "minilm-l6/tokenizer.json").read_bytes()
-for folder, files in {
-    "no-tokenizer": {"config.json": config, "model.safetensors": weights[:4096]},
-    "truncated": {"config.json": config, "tokenizer.json": tokenizer, "model.safetensors": weights[: len(weights) // 2]},
-    "lying": {"config.json": config, "tokenizer.json": tokenizer},
-}.items():
-    for name, body in files.items():
-        put(f"{folder}/{name}", body)
-# A header that claims bytes which are not there.
-header = json.dumps({"embeddings.word_embeddings.weight": {"dtype": "F32", "shape": [30522, 384], "data_offsets": [0, 46881792]}}).encode()
-put("lying/model.safetensors", struct.pack("<Q", len(header)) + header + b"\0" * 1024)
+
+def tiny(tokenizer):
+    """A BERT of one layer, so that what happens around a training is what takes the time."""
+    hidden, inner, tokens, positions = 16, 32, len(json.loads(tokenizer)["model"]["vocab"]), 64
+    shapes = {"embeddings.word_embeddings.weight": [tokens, hidden], "embeddings.position_embeddings.weight": [positions, hidden],
+              "embeddings.token_type_embeddings.weight": [2, hidden]}
+    layer = "encoder.layer.0."
+    for name, (to, of) in {"attention.self.query": (hidden, hidden), "attention.self.key": (hidden, hidden),
+                           "attention.self.value": (hidden, hidden), "attention.output.dense": (hidden, hidden),
+                           "intermediate.dense": (inner, hidden), "output.dense": (hidden, inner)}.items():
+        shapes |= {f"{layer}{name}.weight": [to, of], f"{layer}{name}.bias": [to]}
+    for name in ("embeddings.LayerNorm", f"{layer}attention.output.LayerNorm", f"{layer}output.LayerNorm"):
+        shapes |= {f"{name}.weight": [hidden], f"{name}.bias": [hidden]}
+    config = {"model_type": "bert", "vocab_size": tokens, "hidden_size": hidden, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "intermediate_size": inner, "max_position_embeddings": positions, "type_vocab_size": 2, "hidden_act": "gelu"}
+    return {"config.json": json.dumps(config).encode(), "tokenizer.json": tokenizer, "model.safetensors": safetensors(shapes)}
+
+
+def make(example):
+    if BUCKET not in [b["Name"] for b in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=BUCKET)
+    # What an earlier run has left would be foreign data in places where none is expected.
+    left = keys("")
+    for at in range(0, len(left), 1000):
+        client.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": key} for key in left[at:at + 1000]]})
+    two = [(f"{verb} the lamp {n}", label) for n in range(20) for verb, label in (("switch on", "on"), ("switch off", "off"))]
+    put("good.csv", table(two))
+    put("no-rows.csv", table([]))
+    put("wrong-column.csv", table(two, ("utterance", "intent")))
+    put("one-class.csv", table([(t, "on") for t, _ in two]))
+    put("other-label.csv", table([("what is the weather", "weather"), ("switch on the fan", "on")]))
+    put("broken-utf8.csv", b"text,label\nswitch on \xff\xfe,on\nswitch off,off\n")
+
+    files = tiny((example / "minilm-l6/tokenizer.json").read_bytes())
+    config, tokenizer, weights = files.values()
+    # A header that claims bytes which are not there.
+    header = json.dumps({"embeddings.word_embeddings.weight": {"dtype": "F32", "shape": [30522, 16], "data_offsets": [0, 1953408]}}).encode()
+    for folder, files in {
+        "tiny": files,
+        "no-tokenizer": {"config.json": config, "model.safetensors": weights},
+        "truncated": {"config.json": config, "tokenizer.json": tokenizer, "model.safetensors": weights[: len(weights) // 2]},
+        "lying": {"config.json": config, "tokenizer.json": tokenizer,
+                  "model.safetensors": struct.pack("<Q", len(header)) + header + b"\0" * 1024},
+    }.items():
+        for name, body in files.items():
+            put(f"{folder}/{name}", body)
+    # Last: the connection that sent an empty body with `Expect: 100-continue` answers nothing more for half a minute.
+    put("empty.csv", b"")
+
+
+def flip(key):
+    body = bytearray(get(key))
+    body[len(body) // 2] ^= 1
+    put(key, bytes(body))
+
+
+def main(action, *arguments):
+    if action == "make":
+        make(Path(arguments[0]))
+    elif action == "put":
+        for key in arguments:
+            put(key, f"not Flywheel's: somebody keeps {key} here".encode())
+    elif action == "copy":
+        source, target = arguments
+        for key in keys(source):
+            client.copy_object(Bucket=BUCKET, Key=target + key[len(source):], CopySource={"Bucket": BUCKET, "Key": key})
+    elif action == "flip":
+        flip(*arguments)
+    elif action == "digests":
+        print(json.dumps({key: hashlib.sha256(get(key)).hexdigest() for key in keys(*arguments)}))
+    else:
+        raise SystemExit(__doc__)
+
+
+main(*sys.argv[1:])

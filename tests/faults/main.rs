@@ -1,0 +1,376 @@
+//! Faults on purpose, with real pods on a real cluster: a trainer that is killed, one that is stopped, and a node that the
+//! API server no longer reaches while its pods go on writing. Training must go on from its newest checkpoint within the
+//! promised time, and the old writers must commit nothing.
+//!
+//! Needs the local cluster with two A100 nodes, the chart and the example's data (`make test-faults`). `TRIALS` jobs are on
+//! the node that is hidden; the processes that are killed and stopped run on the other one.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+
+#[allow(dead_code, reason = "shared with the end-to-end test")]
+#[path = "../end_to_end/cluster.rs"]
+mod cluster;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use cluster::{
+    ManyGpus, apply, condition, delete_namespace, describe, get, kubectl, list, localcluster, need, run, wait,
+};
+
+const NAMESPACE: &str = "faults";
+const BUCKET: &str = "faults";
+/// Node that is hidden from the API server, and the other one.
+const HIDDEN: &str = "a100-1";
+const OTHER: &str = "a100-2";
+/// What starting, downloading and training up to a first checkpoint may take where everything happens at once.
+const SOON: Duration = Duration::from_secs(240);
+/// Hard caps of the promise, from the fault to training beyond the newest checkpoint: process crash, hang, partition.
+const CRASH_CAP: Duration = Duration::from_secs(90);
+const HANG_CAP: Duration = Duration::from_secs(200);
+const PARTITION_CAP: Duration = Duration::from_secs(180);
+
+/// A job that trains for longer than any fault lasts, and saves its state every second.
+fn training(name: &str, node: &str, must: bool) -> Value {
+    let here = json!({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]});
+    let affinity = if must {
+        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [here]}}})
+    } else {
+        json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": here}]}})
+    };
+    json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "TrainingJob",
+    "metadata": {"name": name, "namespace": NAMESPACE},
+    "spec": {
+        "task": "TextClassification",
+        "model": {"pretrained": {"uri": format!("s3://{BUCKET}/tiny")}},
+        "dataset": {"sources": [{"uri": "s3://flywheel/data/train.csv"}]},
+        "hyperparameters": {"epochs": 1000, "batchSize": 4, "maxLength": 16},
+        "checkpoint": {"intervalSeconds": 1},
+        "trainer": {"accelerator": {"class": "a100"}, "pod": {"affinity": affinity}},
+        "storage": {"secretRef": {"name": "object-store"}, "endpoint": "http://minio.object-store.svc.cluster.local:9000"},
+        "output": {"model": "faults", "uri": format!("s3://{BUCKET}/out")}
+    }})
+}
+
+fn step(job: &Value, field: &str) -> Option<u64> {
+    job["status"]["progress"][field].as_u64()
+}
+
+fn uid(name: &str) -> String {
+    let job = get("trainingjob", NAMESPACE, name).expect("the job");
+    job["metadata"]["uid"].as_str().expect("uid").to_owned()
+}
+
+/// Waits until an attempt runs and has saved its state; that step.
+fn saved(name: &str) -> u64 {
+    wait(
+        &format!("{name} has a checkpoint"),
+        SOON,
+        describe("trainingjob", NAMESPACE, name),
+        || head(&uid(name))?["checkpoints"][0]["step"].as_u64(),
+    )
+}
+
+/// Waits until attempt 2 has committed a checkpoint of its own that is newer than `saved`, and began at least there; what
+/// the time from the fault was.
+fn goes_on(name: &str, saved: u64, fault: Instant, cap: Duration) -> Duration {
+    let left = cap.saturating_sub(fault.elapsed());
+    let uid = uid(name);
+    wait(
+        &format!("{name} trains on beyond step {saved}"),
+        left,
+        describe("trainingjob", NAMESPACE, name),
+        || {
+            let head = head(&uid)?;
+            let newest = &head["checkpoints"][0];
+            (head["attempt"] == 2 && newest["step"].as_u64()? > saved && manifest(&uid, newest)["attempt"] == 2)
+                .then_some(())
+        },
+    );
+    let took = fault.elapsed();
+    let job = wait(
+        &format!("{name} says where it went on"),
+        Duration::from_secs(90),
+        describe("trainingjob", NAMESPACE, name),
+        || {
+            let job = get("trainingjob", NAMESPACE, name)?;
+            step(&job, "resumedFromStep")?;
+            Some(job)
+        },
+    );
+    assert_eq!(job["status"]["attempt"], 2, "{}", job["status"]);
+    let resumed = step(&job, "resumedFromStep").expect("resumedFromStep");
+    assert!(
+        resumed >= saved,
+        "{name}: resumed from {resumed}, though {saved} was saved"
+    );
+    took
+}
+
+// --- the object store, as an outsider sees it -------------------------------------------------------------------------
+
+fn object(key: &str) -> Option<Value> {
+    let keys = format!("{}:{}", need("AWS_ACCESS_KEY_ID"), need("AWS_SECRET_ACCESS_KEY"));
+    let address = format!("{}/{BUCKET}/{key}", need("FLYWHEEL_S3_ENDPOINT"));
+    let text = run(
+        Command::new("curl").args([
+            "-fsS",
+            "-m",
+            "10",
+            "--aws-sigv4",
+            "aws:amz:us-east-1:s3",
+            "--user",
+            &keys,
+            &address,
+        ]),
+        None,
+    )
+    .ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+fn head(uid: &str) -> Option<Value> {
+    object(&format!("out/{uid}/HEAD"))
+}
+
+fn manifest(uid: &str, checkpoint: &Value) -> Value {
+    let name = checkpoint["name"].as_str().expect("name");
+    object(&format!("out/{uid}/checkpoints/{name}/manifest.json")).unwrap_or(Value::Null)
+}
+
+fn names(head: &Value) -> BTreeSet<String> {
+    let list = head["checkpoints"].as_array().expect("checkpoints");
+    list.iter()
+        .map(|c| c["name"].as_str().expect("name").to_owned())
+        .collect()
+}
+
+// --- processes of pods, as the machine sees them ----------------------------------------------------------------------
+
+/// The trainer of an attempt.
+fn process(uid: &str, attempt: u32) -> Option<u32> {
+    let told = format!("\"attempt\":{attempt}");
+    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let comm = std::fs::read_to_string(entry.path().join("comm")).ok()?;
+        let environment = std::fs::read(entry.path().join("environ")).ok()?;
+        let environment = String::from_utf8_lossy(&environment);
+        (comm.trim() == "flywheel-traine" && environment.contains(uid) && environment.contains(&told)).then_some(pid)
+    })
+}
+
+fn signal(pid: u32, signal: &str) {
+    run(Command::new("kill").args([signal, &pid.to_string()]), None)
+        .unwrap_or_else(|e| panic!("kill {signal} {pid}: {e}"));
+}
+
+/// The log of attempt 1 as the node keeps it, whether or not the API server reaches the node.
+fn log_of(name: &str, node: &str) -> String {
+    let cluster = std::env::var("FLYWHEEL_CLUSTER").unwrap_or_else(|_| "default".to_owned());
+    let logs = PathBuf::from(need("FLYWHEEL_CACHE"))
+        .join("clusters")
+        .join(cluster)
+        .join("nodes")
+        .join(node)
+        .join("logs");
+    let prefix = format!("{NAMESPACE}_{name}-train-1-");
+    let pods = std::fs::read_dir(&logs).unwrap_or_else(|e| panic!("{}: {e}", logs.display()));
+    pods.flatten()
+        .filter(|pod| pod.file_name().to_string_lossy().starts_with(&prefix))
+        .filter_map(|pod| std::fs::read_to_string(pod.path().join("trainer/0.log")).ok())
+        .collect()
+}
+
+// --- the faults -------------------------------------------------------------------------------------------------------
+
+/// A trainer that dies without a word.
+fn killed() -> Duration {
+    let name = "killed";
+    apply(&training(name, OTHER, true));
+    saved(name);
+    let pid = process(&uid(name), 1).expect("the trainer's process");
+    signal(pid, "-KILL");
+    let fault = Instant::now();
+    let saved = saved(name);
+    goes_on(name, saved, fault, CRASH_CAP)
+}
+
+/// A trainer that stops working without dying. When its successor has taken over it wakes up, and may commit nothing.
+fn stopped() -> Duration {
+    let name = "stopped";
+    apply(&training(name, OTHER, true));
+    saved(name);
+    let uid = uid(name);
+    let pid = process(&uid, 1).expect("the trainer's process");
+    signal(pid, "-STOP");
+    let fault = Instant::now();
+    let saved = saved(name);
+    wait(
+        "the operator says that it hangs",
+        HANG_CAP,
+        describe("trainingjob", NAMESPACE, name),
+        || {
+            let events = kubectl(&[
+                "get",
+                "events",
+                "-n",
+                NAMESPACE,
+                "--field-selector",
+                "involvedObject.name=stopped",
+                "-o",
+                "json",
+            ])
+            .ok()?;
+            events.contains("Hung").then_some(())
+        },
+    );
+    let taken = wait(
+        "a successor has taken over",
+        Duration::from_secs(60),
+        describe("trainingjob", NAMESPACE, name),
+        || head(&uid).filter(|h| h["attempt"] == 2),
+    );
+    signal(pid, "-CONT");
+    let took = goes_on(name, saved, fault, HANG_CAP);
+    no_stale_commit(&uid, &taken);
+    took
+}
+
+/// Jobs on a node that the API server no longer reaches, and that reaches the object store: two writers each.
+fn hidden(trials: usize) -> Vec<Duration> {
+    let jobs: Vec<String> = (1..=trials).map(|n| format!("hidden-{n}")).collect();
+    for name in &jobs {
+        apply(&training(name, HIDDEN, false));
+    }
+    for name in &jobs {
+        saved(name);
+        let pods = list("pods", NAMESPACE, &format!("flywheel.dev/training-job={name}"));
+        assert_eq!(
+            pods[0]["spec"]["nodeName"], HIDDEN,
+            "{name} is on the node that will be hidden"
+        );
+    }
+    run(Command::new(localcluster()).args(["cutapi", HIDDEN]), None).expect("cutapi");
+    let fault = Instant::now();
+    let _heals = Heals;
+    let uids: Vec<String> = jobs.iter().map(|name| uid(name)).collect();
+    // Each is watched from here on, in turns: what stands when a successor takes over is what the old writers have made.
+    let mut taken: Vec<Option<Value>> = vec![None; trials];
+    let mut sequence = vec![0; trials];
+    wait("every job has a successor", PARTITION_CAP, String::new, || {
+        for (n, uid) in uids.iter().enumerate() {
+            let Some(head) = head(uid) else { continue };
+            let now = head["sequence"].as_u64().expect("sequence");
+            assert!(
+                now >= sequence[n],
+                "{}: HEAD went back from {} to {now}",
+                jobs[n],
+                sequence[n]
+            );
+            sequence[n] = now;
+            if taken[n].is_none() && head["attempt"] == 2 {
+                taken[n] = Some(head);
+            }
+        }
+        taken.iter().all(Option::is_some).then_some(())
+    });
+    let took = jobs
+        .iter()
+        .zip(&taken)
+        .map(|(name, taken)| {
+            let at = taken.as_ref().expect("taken")["checkpoints"][0]["step"]
+                .as_u64()
+                .expect("step");
+            goes_on(name, at, fault, PARTITION_CAP)
+        })
+        .collect();
+    for ((name, uid), taken) in jobs.iter().zip(&uids).zip(&taken) {
+        wait(
+            &format!("the old writer of {name} is refused and ends"),
+            Duration::from_secs(60),
+            || log_of(name, HIDDEN),
+            || log_of(name, HIDDEN).contains("Fenced").then_some(()),
+        );
+        no_stale_commit(uid, taken.as_ref().expect("taken"));
+    }
+    took
+}
+
+/// The node is reached again, whatever happened.
+struct Heals;
+
+impl Drop for Heals {
+    fn drop(&mut self) {
+        let _ = run(Command::new(localcluster()).args(["healapi", HIDDEN]), None);
+    }
+}
+
+/// Nothing in HEAD but what stood there when the successor took over, and what the successor made.
+fn no_stale_commit(uid: &str, taken: &Value) {
+    let now = head(uid).expect("HEAD");
+    assert_eq!(now["attempt"], 2, "{now}");
+    let stood = names(taken);
+    for checkpoint in now["checkpoints"].as_array().expect("checkpoints") {
+        let name = checkpoint["name"].as_str().expect("name");
+        if !stood.contains(name) {
+            let by = manifest(uid, checkpoint)["attempt"].clone();
+            // A checkpoint may fall out of those that are kept between the two reads.
+            assert!(by == 2 || by.is_null(), "a stale commit: {name} of attempt {by}");
+        }
+    }
+}
+
+#[test]
+fn training_goes_on_after_every_fault_and_old_writers_commit_nothing() {
+    let trials: usize = std::env::var("TRIALS")
+        .ok()
+        .map_or(2, |n| n.parse().expect("TRIALS is a number"));
+    delete_namespace(NAMESPACE);
+    apply(&json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}));
+    apply(
+        &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "object-store", "namespace": NAMESPACE},
+        "stringData": {"AWS_ACCESS_KEY_ID": need("AWS_ACCESS_KEY_ID"), "AWS_SECRET_ACCESS_KEY": need("AWS_SECRET_ACCESS_KEY")}}),
+    );
+    cluster::object_store();
+    cluster::bucket(BUCKET, &["make", &format!("{}/example", need("FLYWHEEL_CACHE"))]);
+    let _gpus = ManyGpus::simulate();
+
+    let (killed, stopped, hidden) = std::thread::scope(|scope| {
+        let killed = scope.spawn(killed);
+        let stopped = scope.spawn(stopped);
+        let hidden = hidden(trials);
+        (killed.join().expect("killed"), stopped.join().expect("stopped"), hidden)
+    });
+    println!(
+        "\nfrom the fault to a newer checkpoint of the next attempt (the store is looked at each half second)"
+    );
+    let mut rows = vec![
+        ("trainer killed", killed, CRASH_CAP),
+        ("trainer stopped", stopped, HANG_CAP),
+    ];
+    rows.extend(
+        hidden
+            .into_iter()
+            .map(|took| ("node hidden from the API server", took, PARTITION_CAP)),
+    );
+    for (what, took, cap) in rows {
+        println!("  {what:<34} {:6.1} s  cap {} s", took.as_secs_f64(), cap.as_secs());
+    }
+    for name in ["killed", "stopped"] {
+        let job = get("trainingjob", NAMESPACE, name).expect("the job");
+        let healthy = condition(&job, "CheckpointHealthy").expect("CheckpointHealthy");
+        assert_eq!(healthy.0, "True", "{name}: {healthy:?}");
+    }
+    delete_namespace(NAMESPACE);
+}
