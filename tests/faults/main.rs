@@ -352,9 +352,7 @@ fn training_goes_on_after_every_fault_and_old_writers_commit_nothing() {
         let hidden = hidden(trials);
         (killed.join().expect("killed"), stopped.join().expect("stopped"), hidden)
     });
-    println!(
-        "\nfrom the fault to a newer checkpoint of the next attempt (the store is looked at each half second)"
-    );
+    println!("\nfrom the fault to a newer checkpoint of the next attempt (the store is looked at each half second)");
     let mut rows = vec![
         ("trainer killed", killed, CRASH_CAP),
         ("trainer stopped", stopped, HANG_CAP),
