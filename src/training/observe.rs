@@ -67,7 +67,7 @@ impl Observation {
     pub fn living_pods(&self, attempt: u32) -> impl Iterator<Item = &Pod> {
         self.pods
             .iter()
-            .filter(move |(n, pod)| *n == attempt && lives(pod))
+            .filter(move |(n, pod)| *n == attempt && lives(pod, TRAINER))
             .map(|(_, pod)| pod.as_ref())
     }
 }
@@ -130,7 +130,7 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                 .as_ref()
                 .map_or_else(|| context.now(), |t| t.0),
             suspended: child.spec.as_ref().and_then(|s| s.suspend) == Some(true),
-            pod_lives: views.iter().any(|p| lives(p)),
+            pod_lives: views.iter().any(|p| lives(p, TRAINER)),
             state: seen,
         });
         pods.extend(of_job.into_iter().map(|pod| (*attempt, Arc::clone(pod))));
@@ -157,7 +157,7 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
             }
             AttemptState::Running => {
                 let newest = of_job()
-                    .filter(|p| lives(p))
+                    .filter(|p| lives(p, TRAINER))
                     .max_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
                 if let Some(pod) = newest {
                     let answered_before = told == view.number

@@ -349,6 +349,8 @@ impl Tracker {
         let checkpoint = &mut self.inner().progress.checkpoint;
         checkpoint.invalid += 1;
         checkpoint.problem = Some(problem);
+        // Nothing is gone on with but what is found later.
+        checkpoint.step = None;
     }
 
     /// Training goes on from here.

@@ -325,6 +325,23 @@ fn sigterm_before_there_is_a_state_and_while_the_storage_hangs() {
 }
 
 #[test]
+fn sigterm_after_the_last_step_lets_it_finish() {
+    let (world, server) = (World::new(), Server::start());
+    let mut config = world.config();
+    config["storage"]["endpoint"] = server.url().into();
+    config["outputUri"] = "s3://out/intent".into();
+    server.fault("PUT /out/intent/uid-1/attempt-1/", Fault::Status(503), usize::MAX);
+    let running = world.start(&config);
+    running.wait_for("the upload", |l| (l["phase"] == "Uploading").then_some(()));
+    running.signal("TERM");
+    running.wait_for("the signal", |l| message(l, "told to end").map(|_| ()));
+    server.heal();
+    let ended = world.left(running);
+    ended.trained();
+    assert!(server.get("out/intent/uid-1/attempt-1.result.json").is_some());
+}
+
+#[test]
 fn an_attempt_that_was_replaced_ends_and_commits_nothing() {
     let (world, config) = world();
     let first = world.start(&attempt(&config, "u", 1));
@@ -432,6 +449,10 @@ fn state_of_other_data_or_settings_is_not_gone_on_with() {
         let address = running.address();
         let progress = running.progress_until(&address, |p| p["step"].as_u64() > Some(0));
         assert!(progress["resumedFromStep"].is_null(), "{progress}");
+        assert!(
+            progress["checkpoint"]["step"].is_null() || progress["checkpoint"]["ageSeconds"].is_number(),
+            "only what this attempt has written: {progress}"
+        );
         assert_eq!(progress["checkpoint"]["invalid"].as_u64(), Some(steps.len() as u64));
         assert!(
             progress["checkpoint"]["problem"].as_str().unwrap().contains(words),
@@ -459,7 +480,7 @@ fn a_full_scratch_volume_stops_no_training() {
                 .get_args()
                 .filter(|a| *a != "--scratch" && *a != world.dir.path()),
         )
-        .env("OMP_WAIT_POLICY", "PASSIVE")
+        .env("GOMP_SPINCOUNT", "300")
         .env("FLYWHEEL_CONFIG", config.to_string());
     let running = Running::start(command);
     let address = running.address();

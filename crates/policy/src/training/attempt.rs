@@ -218,10 +218,12 @@ fn job_finish(job: &Job) -> Option<(bool, Option<Timestamp>)> {
         })
 }
 
-/// Whether this pod was not told to end and may run.
+/// Whether this pod was not told to end and may run. The phase alone does not tell: it says `Running` for a while after the
+/// container that counts has ended, and for as long as a mesh's own container runs. Such a pod keeps the log and the message
+/// of the attempt.
 #[must_use]
-pub fn lives(pod: &Pod) -> bool {
-    pod.metadata.deletion_timestamp.is_none() && !is_over(pod)
+pub fn lives(pod: &Pod, container: &str) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !is_over(pod) && terminated(pod, container).is_none()
 }
 
 fn is_over(pod: &Pod) -> bool {
@@ -688,6 +690,27 @@ mod tests {
         let mut unscheduled = pod(json!({}), json!({"phase": "Pending"}));
         unscheduled.spec.as_mut().unwrap().node_name = None;
         assert_eq!(of(run, &[unscheduled]), AttemptState::Unscheduled);
+    }
+
+    #[test]
+    fn a_pod_whose_container_ended_lives_no_more_whatever_its_phase() {
+        let running = json!({"phase": "Running", "containerStatuses": [{"name": "trainer", "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {}}}]});
+        let mut late = ended(1, "Error", "");
+        late["phase"] = json!("Running");
+        for (case, metadata, status, expected) in [
+            ("runs", json!({}), running.clone(), true),
+            ("has no node yet", json!({}), json!({"phase": "Pending"}), true),
+            ("container ended, phase not yet", json!({}), late, false),
+            ("ended", json!({}), ended(1, "Error", ""), false),
+            (
+                "told to end",
+                json!({"deletionTimestamp": "2026-01-01T00:00:59Z"}),
+                running,
+                false,
+            ),
+        ] {
+            assert_eq!(lives(&pod(metadata, status), "trainer"), expected, "{case}");
+        }
     }
 
     #[test]

@@ -336,12 +336,13 @@ fn before(attempts: &[AttemptView]) -> Option<&EndedAttempt> {
         })
 }
 
-/// Reason and message of a failure that was told of this attempt before. What it was read from may be gone by now (a pod
-/// that was cleaned up), which is no reason to start again; that the budget was raised is.
+/// Reason and message of a failure that was told of this attempt, or of a later one, before. What it was read from may be
+/// gone by now (a pod or a Job that was cleaned up), which is no reason to start again; that the budget was raised is.
 fn stays_failed<'a>(wishes: Wishes, observed: &'a Observed, latest: &AttemptView) -> Option<(&'a str, &'a str)> {
     match &observed.ended {
-        Some(Ended::Failed { reason, message }) if observed.told_attempt == latest.number => {
-            let raised = reason == reasons::MAX_RESTARTS_EXCEEDED && latest.counted < wishes.max_restarts;
+        Some(Ended::Failed { reason, message }) if observed.told_attempt >= latest.number => {
+            let its_own = observed.told_attempt == latest.number;
+            let raised = reason == reasons::MAX_RESTARTS_EXCEEDED && its_own && latest.counted < wishes.max_restarts;
             (!raised).then_some((reason.as_str(), message.as_str()))
         }
         _ => None,

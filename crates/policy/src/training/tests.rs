@@ -745,6 +745,9 @@ fn what_failed_stays_failed_when_its_pod_goes() {
     assert_eq!((used_up.phase, used_up.intent), (Phase::Failed, Intent::Wait));
     let raised = decide(WISHES, &gone("MaxRestartsExceeded", 1, 2), at(0));
     assert_eq!(raised.intent, start(3, 1));
+    // The Job of the attempt that failed is gone, an older one is not.
+    let older = decide(WISHES, &gone("MaxRestartsExceeded", 1, 3), at(0));
+    assert_eq!((older.phase, older.intent), (Phase::Failed, Intent::Wait));
     // The status is older than the attempt.
     assert_eq!(decide(WISHES, &gone("DatasetEmpty", 0, 1), at(0)).intent, start(3, 0));
 }

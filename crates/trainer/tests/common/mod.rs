@@ -106,7 +106,7 @@ impl World {
             .env_remove("AWS_SECRET_ACCESS_KEY")
             .env_remove("RUST_LOG")
             // As in the image: nothing starts twice.
-            .env("OMP_WAIT_POLICY", "PASSIVE")
+            .env("GOMP_SPINCOUNT", "300")
             .stdin(Stdio::null());
         command
     }
