@@ -44,6 +44,9 @@ pub const LABEL_COUNTED_RESTARTS: &str = "flywheel.dev/counted-restarts";
 
 /// Longest name of a child: a label's value and a Service's name both end there.
 pub const NAME_MAX: usize = 63;
+/// Longest name of an indexed Job: the API server refuses one whose pods' host names, `<job>-<index>`, would be longer than
+/// [`NAME_MAX`]. Room for four digits, so that names stay the same when jobs have many pods.
+pub const JOB_NAME_MAX: usize = NAME_MAX - "-9999".len();
 /// Digits of the hash in a shortened name.
 const HASH_DIGITS: usize = 8;
 
@@ -52,13 +55,18 @@ const HASH_DIGITS: usize = 8;
 /// Two owners whose names shorten alike still get different children; stable for good, since children are found by it.
 #[must_use]
 pub fn child(owner: &str, suffix: &str) -> String {
+    within(NAME_MAX, owner, suffix)
+}
+
+/// As [`child`], of at most `max` bytes.
+fn within(max: usize, owner: &str, suffix: &str) -> String {
     let whole = format!("{owner}{suffix}");
-    if whole.len() <= NAME_MAX {
+    if whole.len() <= max {
         return whole;
     }
     let mut digest = hex::encode(Sha256::digest(whole.as_bytes()));
     digest.truncate(HASH_DIGITS);
-    let keep = NAME_MAX.saturating_sub(HASH_DIGITS + 1 + suffix.len());
+    let keep = max.saturating_sub(HASH_DIGITS + 1 + suffix.len());
     let head = crate::conditions::cut(owner, keep).trim_end_matches(['-', '.']);
     format!("{head}-{digest}{suffix}")
 }
@@ -66,13 +74,13 @@ pub fn child(owner: &str, suffix: &str) -> String {
 /// Name of the Job of an attempt.
 #[must_use]
 pub fn training_attempt(job: &str, attempt: u32) -> String {
-    child(job, &format!("-train-{attempt}"))
+    within(JOB_NAME_MAX, job, &format!("-train-{attempt}"))
 }
 
 /// Name of the Job that verifies a ModelVersion.
 #[must_use]
 pub fn verify_job(version: &str) -> String {
-    child(version, "-verify")
+    within(JOB_NAME_MAX, version, "-verify")
 }
 
 /// Name of the Job of a later try to verify a ModelVersion; the first is [`verify_job`].
@@ -81,7 +89,7 @@ pub fn verify_attempt(version: &str, attempt: u32) -> String {
     if attempt <= 1 {
         verify_job(version)
     } else {
-        child(version, &format!("-verify-{attempt}"))
+        within(JOB_NAME_MAX, version, &format!("-verify-{attempt}"))
     }
 }
 
@@ -119,6 +127,12 @@ mod tests {
         assert_ne!(x, y, "two long names that shorten alike");
         for name in [&x, &y] {
             assert!(name.len() <= NAME_MAX && name.ends_with("-train-1"), "{name}");
+        }
+        for name in [training_attempt(&long, 12), verify_job(&long), verify_attempt(&long, 3)] {
+            assert!(
+                name.len() + "-0".len() <= NAME_MAX,
+                "the host name of its pod is no DNS label: {name}"
+            );
         }
         assert_eq!(x, training_attempt(&format!("{long}-x"), 1), "stable");
         assert_ne!(training_attempt(&long, 1), training_attempt(&long, 2));

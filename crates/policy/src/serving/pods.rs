@@ -132,18 +132,19 @@ fn trouble(pod: &str, status: &ContainerStatus) -> Option<Trouble> {
     let waiting = state.and_then(|s| s.waiting.as_ref());
     if let Some(waiting) = waiting {
         let reason = waiting.reason.as_deref().unwrap_or_default();
-        let words = cut(waiting.message.as_deref().unwrap_or(reason), WORDS_MAX);
         if IMAGE_REASONS.contains(&reason) {
             return Some(Trouble {
                 reason: reasons::IMAGE_PULL_FAILED,
+                // The kubelet's words change with every try (back-off), and would make a write of each; the image does not.
                 message: format!(
-                    "the image {} cannot be pulled for pod {pod}: {words}. Correct server.image or server.pod.imagePullSecrets; \
-                     the node tries again by itself",
+                    "the image {} cannot be pulled for pod {pod}. See that it exists, that the nodes reach its registry, and \
+                     that server.pod.imagePullSecrets names its credentials, or correct server.image; it is tried again by itself",
                     status.image
                 ),
             });
         }
         if CONFIG_REASONS.contains(&reason) {
+            let words = cut(waiting.message.as_deref().unwrap_or(reason), WORDS_MAX);
             return Some(Trouble {
                 reason: reasons::POD_CONFIG_INVALID,
                 message: format!(
@@ -296,7 +297,7 @@ mod tests {
             (
                 r#""restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}"#,
                 "ImagePullFailed",
-                "r/i:1 cannot be pulled for pod p: not found. Correct server.image",
+                "r/i:1 cannot be pulled for pod p. See that it exists",
             ),
             (
                 r#""restartCount": 0, "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "secret \"s3\" not found"}}"#,
