@@ -1,5 +1,7 @@
 //! What an artifact holds: `manifest.json` and the files that it lists.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::scalar::{Digest, Metric, Task};
@@ -71,6 +73,33 @@ pub fn is_file_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
+/// What is wrong with the files that a manifest lists, if anything: too many, a name that no file may have, repeats, size.
+/// Returns their names.
+///
+/// # Errors
+/// One sentence.
+pub fn check_files(files: &[ManifestFile]) -> Result<BTreeSet<&str>, String> {
+    if files.len() > MAX_FILES {
+        return Err(format!("it lists {} files, more than {MAX_FILES}", files.len()));
+    }
+    let mut seen = BTreeSet::new();
+    for file in files {
+        if !is_file_name(&file.name) || file.name == MANIFEST_FILE {
+            return Err(format!("it lists a file called {:?}", file.name));
+        }
+        if !seen.insert(file.name.as_str()) {
+            return Err(format!("it lists {} twice", file.name));
+        }
+        if file.length > FILE_MAX_BYTES {
+            return Err(format!(
+                "{} has {} bytes, more than {FILE_MAX_BYTES}",
+                file.name, file.length
+            ));
+        }
+    }
+    Ok(seen)
+}
+
 impl Manifest {
     /// What is wrong with it, if anything: names, repeats, bounds, missing weights, labels.
     ///
@@ -87,24 +116,7 @@ impl Manifest {
         if self.labels.len() < 2 {
             return Err("it lists fewer than two labels".to_owned());
         }
-        if self.files.len() > MAX_FILES {
-            return Err(format!("it lists {} files, more than {MAX_FILES}", self.files.len()));
-        }
-        let mut seen = std::collections::BTreeSet::new();
-        for file in &self.files {
-            if !is_file_name(&file.name) || file.name == MANIFEST_FILE {
-                return Err(format!("it lists a file called {:?}", file.name));
-            }
-            if !seen.insert(file.name.as_str()) {
-                return Err(format!("it lists {} twice", file.name));
-            }
-            if file.length > FILE_MAX_BYTES {
-                return Err(format!(
-                    "{} has {} bytes, more than {FILE_MAX_BYTES}",
-                    file.name, file.length
-                ));
-            }
-        }
+        let seen = check_files(&self.files)?;
         match [WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE]
             .iter()
             .find(|n| !seen.contains(**n))

@@ -3,14 +3,13 @@
 use std::path::Path;
 
 use flywheel_contract::artifact::{MANIFEST_FILE, MANIFEST_MAX_BYTES, Manifest, ManifestFile};
-use flywheel_contract::scalar::{Digest, Uri};
+use flywheel_contract::scalar::Uri;
 use flywheel_contract::termination::Verified;
 use flywheel_contract::trainer::ArtifactRef;
-use sha2::{Digest as _, Sha256};
 
 use crate::Store;
 use crate::error::{Result, StoreError};
-use crate::transfer::{Fetched, Sink, disk};
+use crate::transfer::{Fetched, Sink, digest_of, disk};
 
 impl Store {
     /// Reads an artifact's manifest and checks its digest and sense.
@@ -104,7 +103,7 @@ impl Store {
         let manifest = parse(&uri.join(MANIFEST_FILE), &bytes)?;
         let artifact = ArtifactRef {
             uri: uri.clone(),
-            digest: Digest::sha256(&hex::encode(Sha256::digest(&bytes))),
+            digest: digest_of(&bytes),
         };
         for file in &manifest.files {
             self.put_file(&uri.join(&file.name), &folder.join(&file.name)).await?;

@@ -17,20 +17,19 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flywheel_contract::SCHEMA_VERSION;
-use flywheel_contract::artifact::{FILE_MAX_BYTES, MANIFEST_FILE, MAX_FILES, is_file_name};
+use flywheel_contract::artifact::{MANIFEST_FILE, check_files};
 use flywheel_contract::checkpoint::{
     CHECKPOINTS_DIR, CheckpointManifest, CheckpointRef, HEAD_FILE, HEAD_MAX_BYTES, Head, ResultRef,
 };
 use flywheel_contract::scalar::{Digest, Uri};
 use flywheel_contract::trainer::JobIdentity;
 use object_store::{PutMode, UpdateVersion};
-use sha2::{Digest as _, Sha256};
 
 use crate::Store;
 use crate::artifact::describe;
 use crate::client::Location;
 use crate::error::{Attempt, Result, StoreError};
-use crate::transfer::{Clock, Sink, disk, fetch_once, list_once, odd, pause, put_once};
+use crate::transfer::{Clock, Sink, digest_of, disk, fetch_once, list_once, odd, pause, put_once};
 
 /// Generations of `HEAD` that stay on a file system: where the newest cannot be read, the one before it holds.
 const GENERATIONS: u64 = 8;
@@ -352,20 +351,8 @@ impl Lineage {
                 manifest.attempt, self.attempt
             ));
         }
-        if manifest.files.is_empty() || manifest.files.len() > MAX_FILES {
-            return Err(format!("it lists {} files, not 1 to {MAX_FILES}", manifest.files.len()));
-        }
-        let mut seen = std::collections::BTreeSet::new();
-        for file in &manifest.files {
-            if !is_file_name(&file.name) || file.name == MANIFEST_FILE || !seen.insert(file.name.as_str()) {
-                return Err(format!("it lists {:?}, which cannot be, or twice", file.name));
-            }
-            if file.length > FILE_MAX_BYTES {
-                return Err(format!(
-                    "{} has {} bytes, more than {FILE_MAX_BYTES}",
-                    file.name, file.length
-                ));
-            }
+        if check_files(&manifest.files)?.is_empty() {
+            return Err("it lists no file".to_owned());
         }
         Ok(())
     }
@@ -399,7 +386,7 @@ impl Lineage {
         let checkpoint = CheckpointRef {
             name: name.to_string(),
             step: name.step,
-            digest: Digest::sha256(&hex::encode(Sha256::digest(&bytes))),
+            digest: digest_of(&bytes),
         };
         let store = &self.place.store;
         for file in files {

@@ -229,7 +229,7 @@ impl Store {
             match put_once(&at, &bytes, PutMode::Create, &clock).await {
                 Ok(_) => return Ok(Created::New),
                 Err(Attempt::Exists) => {
-                    let digest = Digest::sha256(&hex::encode(Sha256::digest(&bytes)));
+                    let digest = digest_of(&bytes);
                     return self.same(uri, bytes.len() as u64, &digest).await;
                 }
                 Err(Attempt::Stop(error)) => return Err(error),
@@ -518,6 +518,11 @@ async fn send_parts(
     }
     clock.all(upload.complete()).await?.map_err(|e| sort(&at.uri, &e))?;
     Ok(())
+}
+
+/// Digest of bytes in memory.
+pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
+    Digest::sha256(&hex::encode(Sha256::digest(bytes)))
 }
 
 pub(crate) async fn hash_file(path: &Path) -> Result<Digest> {

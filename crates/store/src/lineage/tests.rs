@@ -20,6 +20,7 @@ use rand::{Rng, RngCore, SeedableRng};
 
 use super::*;
 use crate::{Limits, Purpose};
+use wrapper::{Act, Forget, Wrapped};
 
 const FILES: [&str; 3] = ["model.safetensors", "optimizer.safetensors", "state.json"];
 const UID: &str = "5f1c0a2e-job";
@@ -140,6 +141,19 @@ async fn commit(lineage: &mut Lineage, step: u64) -> Result<CheckpointRef> {
     }
     let files = FILES.map(str::to_owned);
     lineage.commit(folder.path(), &files, step, &dataset()).await
+}
+
+/// The calls of one commit, with everything well.
+async fn calls_of_a_commit(bed: &Bed) -> usize {
+    let wrapped = Wrapped::new(&bed.client, Forget::Nothing, |_, _| Act::Pass);
+    let store = bed.store_through(wrapped.client());
+    let mut lineage = store.take_lineage(&bed.uri, &job(1), 2).await.unwrap();
+    for step in [10, 20] {
+        commit(&mut lineage, step).await.unwrap();
+    }
+    wrapped.restart();
+    commit(&mut lineage, 30).await.unwrap();
+    wrapped.calls()
 }
 
 fn assert_whole(folder: &FsPath, step: u64) {

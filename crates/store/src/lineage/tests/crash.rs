@@ -9,7 +9,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::wrapper::{Act, Call, Forget, Kind, Wrapped};
+use super::wrapper::{Call, Kind};
 use super::*;
 
 /// What is asked of the file system; a file is known by its number, a name may lead to it.

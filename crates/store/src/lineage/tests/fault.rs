@@ -2,32 +2,18 @@
 //!
 //! The clock is tokio's own, which goes on only while nothing runs: no deadline is missed by a busy machine.
 
-use super::wrapper::{Act, Forget, Kind, Wrapped};
+use super::wrapper::Kind;
 use super::*;
 
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
 const EROFS: i32 = 30;
 
-/// The calls of one commit, with everything well.
-async fn calls_of_a_commit(make: fn() -> Bed) -> usize {
-    let bed = make();
-    let wrapped = Wrapped::new(&bed.client, Forget::Nothing, |_, _| Act::Pass);
-    let store = bed.store_through(wrapped.client());
-    let mut lineage = store.take_lineage(&bed.uri, &job(1), 2).await.unwrap();
-    for step in [10, 20] {
-        commit(&mut lineage, step).await.unwrap();
-    }
-    wrapped.restart();
-    commit(&mut lineage, 30).await.unwrap();
-    wrapped.calls()
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_commit_that_meets_a_fault_changes_nothing_that_holds() {
     let mut counts = BTreeMap::new();
     for make in [Bed::bucket, Bed::files] {
-        let calls = calls_of_a_commit(make).await;
+        let calls = calls_of_a_commit(&make()).await;
         for from in 0..=calls {
             for (fault, act) in [
                 ("full", Act::Fail(ENOSPC)),
@@ -102,7 +88,7 @@ async fn a_commit_that_meets_a_fault_changes_nothing_that_holds() {
 async fn an_answer_that_is_lost_is_found_again() {
     let mut found = 0;
     for make in [Bed::bucket, Bed::files] {
-        let calls = calls_of_a_commit(make).await;
+        let calls = calls_of_a_commit(&make()).await;
         for lost in 0..calls {
             let bed = make();
             let mut lineage = bed.take(1, 2).await.unwrap();
@@ -183,7 +169,7 @@ async fn a_swap_that_lands_late_is_adopted() {
             CheckpointRef {
                 name: manifest.path.rsplit('/').nth(1).unwrap().to_owned(),
                 step: 20,
-                digest: Digest::sha256(&hex::encode(Sha256::digest(&manifest.bytes))),
+                digest: digest_of(&manifest.bytes),
             },
         );
         let bytes = serde_json::to_vec_pretty(&late).unwrap();

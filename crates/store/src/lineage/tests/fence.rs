@@ -1,6 +1,6 @@
 //! Two writers: the one that was replaced commits nothing, wherever it stalled.
 
-use super::wrapper::{Act, Call, Forget, Kind, Wrapped};
+use super::wrapper::{Call, Kind};
 use super::*;
 
 /// What became of one trial.
@@ -102,18 +102,6 @@ async fn trial(bed: &Bed, forget: Forget, rng: &mut StdRng, calls: usize) -> Out
         outcome.stale += 1;
     }
     outcome
-}
-
-async fn calls_of_a_commit(bed: &Bed) -> usize {
-    let wrapped = Wrapped::new(&bed.client, Forget::Nothing, |_, _| Act::Pass);
-    let store = bed.store_through(wrapped.client());
-    let mut lineage = store.take_lineage(&bed.uri, &job(1), 2).await.unwrap();
-    for step in [10, 20] {
-        commit(&mut lineage, step).await.unwrap();
-    }
-    wrapped.restart();
-    commit(&mut lineage, 30).await.unwrap();
-    wrapped.calls()
 }
 
 async fn trials(make: fn() -> Bed, forget: Forget, count: u64) -> (usize, usize, usize) {

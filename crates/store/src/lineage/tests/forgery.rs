@@ -1,5 +1,7 @@
 //! Damage and forgery of what lies in the storage: the newest checkpoint that is whole is used, never a half one.
 
+use sha2::{Digest as _, Sha256};
+
 use super::*;
 
 /// The storage as it was: the lineage, older states of its `HEAD`, a removed checkpoint, another job's lineage.
