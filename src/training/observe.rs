@@ -272,7 +272,8 @@ async fn scrape(context: &Context, attempt: u32, pod: &Pod) -> Look {
         Ok(progress) if progress.attempt == attempt => Look::Answered(Box::new(progress)),
         // Another pod has the address by now.
         Ok(_) | Err(ScrapeError::Status(_) | ScrapeError::Body(_)) => Look::Unreadable,
-        Err(ScrapeError::Timeout | ScrapeError::Refused | ScrapeError::Http(_)) => Look::Silent,
+        Err(ScrapeError::Timeout) => Look::Silent,
+        Err(ScrapeError::Refused | ScrapeError::Http(_)) => Look::Refused,
         Err(ScrapeError::Unreachable(_)) => Look::Unreachable,
     }
 }

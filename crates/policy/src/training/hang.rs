@@ -52,8 +52,10 @@ const UNREACHED_SCRAPES_MIN: u32 = 2;
 pub enum Look {
     /// This.
     Answered(Box<Progress>),
-    /// The pod's machine took or refused the connection, and no answer came.
+    /// The pod's machine took the connection, and no answer came.
     Silent,
+    /// The connection was refused or broken off: by the pod's machine, or by something on the way to it.
+    Refused,
     /// There was no connection.
     Unreachable,
     /// An answer that says nothing: not `/progress`, or of another attempt.
@@ -75,7 +77,11 @@ pub struct Watch {
 struct Unanswered {
     since: Timestamp,
     scrapes: u32,
-    silent: u32,
+    /// Those that came as far as the pod's machine, and those among them whose connection it took.
+    arrived: u32,
+    taken: u32,
+    /// The first of the latter.
+    taken_since: Option<Timestamp>,
 }
 
 /// That an attempt is given up, as the annotation of its Job keeps it.
@@ -125,14 +131,21 @@ impl Watch {
                 self.heard = Some(now);
                 self.unanswered = None;
             }
-            look @ (Look::Silent | Look::Unreachable) => {
+            look @ (Look::Silent | Look::Refused | Look::Unreachable) => {
                 let row = self.unanswered.get_or_insert(Unanswered {
                     since: self.heard.unwrap_or(now),
                     scrapes: 0,
-                    silent: 0,
+                    arrived: 0,
+                    taken: 0,
+                    taken_since: None,
                 });
+                let taken = look == Look::Silent;
                 row.scrapes = row.scrapes.saturating_add(1);
-                row.silent = row.silent.saturating_add(u32::from(look == Look::Silent));
+                row.arrived = row.arrived.saturating_add(u32::from(look != Look::Unreachable));
+                row.taken = row.taken.saturating_add(u32::from(taken));
+                if taken {
+                    row.taken_since.get_or_insert(now);
+                }
             }
         }
     }
@@ -160,7 +173,8 @@ impl Watch {
 
     fn without_answer(&self, row: &Unanswered, around: Surroundings, now: Timestamp) -> Option<(Cause, String)> {
         // A clock that went back says nothing.
-        let lasted = Duration::try_from(now.duration_since(row.since)).ok()?;
+        let since = |time: Timestamp| Duration::try_from(now.duration_since(time)).ok();
+        let lasted = since(row.since)?;
         if around.out_of_contact {
             let lost = row.scrapes >= UNREACHED_SCRAPES_MIN && lasted >= UNREACHED_MIN;
             return lost.then(|| {
@@ -170,8 +184,15 @@ impl Watch {
                 )
             });
         }
+        // A refusal may be a firewall's, so it counts only for a pod that could be read once. A connection that is taken
+        // says by itself that the pod can be reached: it may stand still before anybody has heard of it.
         let known = around.answered_before || self.heard.is_some();
-        let silent = known && row.silent >= SILENT_SCRAPES_MIN && lasted >= SILENCE_MAX;
+        let (scrapes, lasted) = if known {
+            (row.arrived, lasted)
+        } else {
+            (row.taken, since(row.taken_since?)?)
+        };
+        let silent = scrapes >= SILENT_SCRAPES_MIN && lasted >= SILENCE_MAX;
         silent.then(|| {
             (
                 Cause::Hung,

@@ -115,24 +115,35 @@ fn looks(first: Option<Look>, then: &dyn Fn(u32) -> Look, around: Surroundings, 
 fn silence_is_a_hang_only_of_a_pod_that_could_be_reached() {
     let well = || Some(answered(progress(Phase::Training, Some(0.1), 60.0, Some(0.2))));
     let silent = |_| Look::Silent;
+    let refused = |_| Look::Refused;
     let unreachable = |_| Look::Unreachable;
     assert_eq!(looks(well(), &silent, REACHABLE, 300), Some(90.0));
+    assert_eq!(looks(well(), &refused, REACHABLE, 300), Some(90.0));
     assert_eq!(
         looks(well(), &unreachable, REACHABLE, 3600),
         None,
         "the network may be broken"
     );
     assert_eq!(
-        looks(None, &silent, REACHABLE, 3600),
+        looks(None, &refused, REACHABLE, 3600),
         None,
-        "it never answered, so nothing is known"
+        "it may be a firewall that refuses"
     );
+    assert_eq!(
+        looks(None, &silent, REACHABLE, 3600),
+        Some(95.0),
+        "it never answered, but takes connections"
+    );
+    // It loads its libraries for three minutes, and stands still just after it has begun to listen.
+    let loads_first = |i: u32| if i <= 36 { Look::Refused } else { Look::Silent };
+    assert_eq!(looks(None, &loads_first, REACHABLE, 3600), Some(275.0));
     // An operator that has just taken over: the status tells that it did answer.
     let known = Surroundings {
         answered_before: true,
         ..REACHABLE
     };
     assert_eq!(looks(None, &silent, known, 300), Some(95.0));
+    assert_eq!(looks(None, &refused, known, 300), Some(95.0));
     assert_eq!(looks(None, &unreachable, known, 3600), None);
     // Now and then something is heard.
     let now_and_then = |i: u32| {
