@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Peer of `make bench-spine`: the same fine-tuning with Hugging Face transformers' Trainer, as its documentation sets it up.
+"""Peer of `make bench-spine`: the same fine-tuning with Hugging Face transformers' Trainer, as its documentation sets it up,
+with batches of like lengths as ours are.
 
 Reads the three CSV files that the benchmark wrote for both sides (text,label), so that both learn from the same rows.
 Prints one JSON line: {"accuracy", "macroF1", "seconds", "cpuSeconds"}.
@@ -67,7 +68,7 @@ def main():
         output_dir=a.out, num_train_epochs=a.epochs, per_device_train_batch_size=a.batch_size, per_device_eval_batch_size=64,
         learning_rate=a.learning_rate, weight_decay=a.weight_decay, warmup_steps=round(a.warmup_ratio * steps), seed=a.seed,
         eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="accuracy",
-        report_to=[], use_cpu=True, disable_tqdm=True)
+        train_sampling_strategy="group_by_length", report_to=[], use_cpu=True, disable_tqdm=True)
     trainer = Trainer(model=model, args=arguments, train_dataset=sets[0], eval_dataset=sets[1],
                       data_collator=DataCollatorWithPadding(tokenizer),
                       compute_metrics=lambda e: {"accuracy": float((e.predictions.argmax(-1) == e.label_ids).mean())})

@@ -8,6 +8,7 @@ use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MODEL_VERSION, V
 use flywheel_contract::failure::{FailureClass, FailureReason};
 use flywheel_policy::models::{TryView, Verification};
 use flywheel_policy::training::attempt::{AttemptState, state};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
@@ -60,34 +61,43 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
             && labels.get(LABEL_COMPONENT).map(String::as_str) == Some(VERIFIER)
             && is_controlled_by(&j.metadata, &uid)
     });
-    let Some((tried, job)) = jobs
+    let mut jobs: Vec<_> = jobs
         .iter()
         .filter_map(|j| Some((number(j, LABEL_ATTEMPT)?, j)))
-        .max_by_key(|(tried, _)| *tried)
-    else {
+        .collect();
+    jobs.sort_unstable_by_key(|(tried, _)| *tried);
+    let look = |job: &Job| {
+        let job_uid = job.uid().unwrap_or_default();
+        let pods = context
+            .caches
+            .pods
+            .list(&namespace, |p| is_controlled_by(&p.metadata, &job_uid));
+        let pods: Vec<&Pod> = pods.iter().map(Arc::as_ref).collect();
+        state(job, &pods, VERIFIER, context.now())
+    };
+    let Some((tried, job)) = jobs.pop() else {
         return Ok(observation);
     };
-    let job_uid = job.uid().unwrap_or_default();
-    let pods = context
-        .caches
-        .pods
-        .list(&namespace, |p| is_controlled_by(&p.metadata, &job_uid));
-    let pods: Vec<&Pod> = pods.iter().map(Arc::as_ref).collect();
+    let before = jobs.pop().and_then(|(_, job)| match look(job) {
+        AttemptState::Ended(ended) => Some(ended),
+        _ => None,
+    });
     let created = job
         .metadata
         .creation_timestamp
         .as_ref()
         .map_or_else(|| context.now(), |t| t.0);
-    let mut seen = state(job, &pods, VERIFIER, context.now());
+    let mut seen = look(job);
     if let AttemptState::NoPod { refused } = &mut seen
         && context.now().duration_since(created).as_secs() >= POD_DUE_SECONDS
     {
-        *refused = refused_creation(context, &namespace, &job_uid).await?;
+        *refused = refused_creation(context, &namespace, &job.uid().unwrap_or_default()).await?;
     }
     observation.latest = Some(TryView {
         number: tried,
         created,
         state: seen,
+        before,
     });
     Ok(observation)
 }

@@ -31,6 +31,8 @@ use observe::Observation;
 
 /// When to look again at a job that only its user can help, where the cause is outside of its spec.
 const BLOCKED: Duration = Duration::from_secs(30);
+/// Versions in one answer of the API server; a model gathers them for years.
+const PAGE: u32 = 500;
 /// Age from which a NetworkPolicy that nobody needs is removed; a job that was just applied may not be in the cache yet.
 const SWEEP_AGE: Duration = Duration::from_secs(60);
 
@@ -164,21 +166,27 @@ async fn ensure_version(job: &TrainingJob, context: &Context, trained: &Trained)
     // Two jobs of one model that end at once must not take the same number.
     let _one_at_a_time = context.version_numbers.lock().await;
     let api: Api<flywheel_api::ModelVersion> = Api::namespaced(context.client.clone(), &namespace);
-    let of_model = ListParams::default().fields(&format!("spec.model={}", job.spec.output.model));
-    let versions = within("list ModelVersions", api.list(&of_model)).await?;
-    let next = versions
-        .iter()
-        .map(|v| v.spec.version)
-        .max()
-        .unwrap_or(0)
-        .saturating_add(1);
-    let present = match versions.into_iter().find(|v| v.name_any() == name) {
+    let mut of_model = ListParams::default()
+        .fields(&format!("spec.model={}", job.spec.output.model))
+        .limit(PAGE);
+    let (mut last, mut present) = (0, None);
+    loop {
+        let page = within("list ModelVersions", api.list(&of_model)).await?;
+        last = page.iter().map(|v| v.spec.version).fold(last, i64::max);
+        let token = page.metadata.continue_.clone().filter(|token| !token.is_empty());
+        present = present.or_else(|| page.into_iter().find(|v| v.name_any() == name));
+        match token {
+            Some(token) => of_model = of_model.continue_token(&token),
+            None => break,
+        }
+    }
+    let present = match present {
         Some(present) => present,
         None => {
-            let built = build::model_version::model_version(job, &name, next, trained);
+            let built = build::model_version::model_version(job, &name, last.saturating_add(1), trained);
             match context.writes(TRAINING_MANAGER).create(&built).await? {
                 Created::New(_) => {
-                    tracing::info!(model_version = name, number = next, "the ModelVersion is made");
+                    tracing::info!(model_version = name, number = built.spec.version, "the ModelVersion is made");
                     return Ok(());
                 }
                 Created::Present(present) => present,

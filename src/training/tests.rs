@@ -188,8 +188,16 @@ async fn a_result_becomes_a_model_version_before_the_status_says_so() {
     let attempt = stored_attempt(&job, 1);
     let older = json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "ModelVersion", "metadata": {"name": "intent-v0", "namespace": NAMESPACE},
         "spec": {"model": "intent", "version": 6, "artifact": {"uri": "s3://b/k", "digest": digest('c')}}});
+    // The newest number is on the first of two pages.
+    let page = |metadata, items| json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "ModelVersionList", "metadata": metadata, "items": items});
+    let first = page(json!({"resourceVersion": "9", "continue": "more"}), json!([older]));
+    let mut oldest = older;
+    oldest["metadata"]["name"] = json!("intent-older");
+    oldest["spec"]["version"] = json!(2);
+    let second = page(json!({"resourceVersion": "9"}), json!([oldest]));
     let (client, scenario) = Scenario::start(vec![
-        Step::list(VERSIONS, "ModelVersion", "flywheel.dev/v1alpha1", vec![older]),
+        Step::get(VERSIONS, first),
+        Step::get(VERSIONS, second),
         Step::accept("POST", VERSIONS),
         Step::accept_status(STATUS, job_value(&job)),
         Step::event(NAMESPACE),
@@ -207,11 +215,12 @@ async fn a_result_becomes_a_model_version_before_the_status_says_so() {
         "the newest list: {}",
         calls[0].query
     );
-    insta::assert_json_snapshot!("model_version", calls[1].body);
-    assert_eq!(condition(&calls[2], "Complete"), ("True", "Trained"));
-    assert_eq!(calls[2].body["status"]["result"]["modelVersion"], "intent-v1");
-    assert_eq!(calls[2].body["status"]["progress"]["step"], "800/800");
-    assert_eq!(calls[2].body["status"]["nodes"], "0/0", "no pod is wanted");
+    assert!(calls[1].query.contains("continue=more"), "{}", calls[1].query);
+    insta::assert_json_snapshot!("model_version", calls[2].body);
+    assert_eq!(condition(&calls[3], "Complete"), ("True", "Trained"));
+    assert_eq!(calls[3].body["status"]["result"]["modelVersion"], "intent-v1");
+    assert_eq!(calls[3].body["status"]["progress"]["step"], "800/800");
+    assert_eq!(calls[3].body["status"]["nodes"], "0/0", "no pod is wanted");
 }
 
 #[tokio::test]

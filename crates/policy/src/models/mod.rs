@@ -20,6 +20,8 @@ pub struct TryView {
     pub created: Timestamp,
     /// What it does.
     pub state: AttemptState,
+    /// How the try before it ended, while its Job is there.
+    pub before: Option<EndedAttempt>,
 }
 
 /// What is known of the artifact.
@@ -134,41 +136,44 @@ pub fn decide(known: Option<&Verification>, latest: Option<&TryView>, now: Times
         | AttemptState::Unscheduled
         | AttemptState::Starting
         | AttemptState::Running
-        | AttemptState::Ending(_) => waiting(reasons::VERIFYING, "the artifact is being read", false),
+        | AttemptState::Ending(_) => {
+            // What went wrong stays said until a try ends otherwise: users would see it only between two tries.
+            let before = latest
+                .before
+                .as_ref()
+                .map(|ended| outcome(latest.number.saturating_sub(1), ended));
+            match before {
+                Some(verification @ Verification::Pending { .. }) => Decision {
+                    intent: Intent::Wait,
+                    verification,
+                    again: WAITING,
+                },
+                _ => waiting(reasons::VERIFYING, "the artifact is being read", false),
+            }
+        }
         AttemptState::Ended(ended) => after(latest, ended, now),
     }
 }
 
-fn after(latest: &TryView, ended: &EndedAttempt, now: Timestamp) -> Decision {
-    let failed = |reason: &str, message: String| Decision {
-        intent: Intent::Wait,
-        verification: Verification::Failed {
-            reason: reason.to_owned(),
-            message,
-        },
-        again: QUIET,
-    };
+/// What a try that ended says of the artifact.
+fn outcome(number: u32, ended: &EndedAttempt) -> Verification {
     let (reason, message) = match &ended.end {
         End::Told(Outcome::Verified(Verified { files, bytes })) => {
-            return Decision {
-                intent: Intent::Wait,
-                verification: Verification::Verified {
-                    message: format!("{files} files, {bytes} bytes: all as the digest says"),
-                },
-                again: QUIET,
+            return Verification::Verified {
+                message: format!("{files} files, {bytes} bytes: all as the digest says"),
             };
         }
         // Keys can be mended or rotated while the version stays as it is, so a refusal is asked about again.
         End::Told(Outcome::Failed(failure))
             if failure.reason.class() == FailureClass::User && failure.reason != FailureReason::StorageForbidden =>
         {
-            return failed(
-                failure.reason.as_str(),
-                format!(
+            return Verification::Failed {
+                reason: failure.reason.as_str().to_owned(),
+                message: format!(
                     "{}. Then delete this ModelVersion and make it again",
                     failure.message.trim_end_matches('.')
                 ),
-            );
+            };
         }
         End::Told(Outcome::Failed(failure)) => (failure.reason.as_str(), failure.message.clone()),
         End::Told(Outcome::Trained(_)) => (
@@ -183,6 +188,25 @@ fn after(latest: &TryView, ended: &EndedAttempt, now: Timestamp) -> Decision {
         End::Unclear { message } => (reasons::POD_FAILED, message.clone()),
         End::Lost { how } | End::Hung { how } => (reasons::POD_LOST, how.clone()),
     };
+    Verification::Pending {
+        reason: reason.to_owned(),
+        message: format!(
+            "the artifact could not be read: {}. It is tried again by itself",
+            message.trim_end_matches('.')
+        ),
+        blocked: number >= TRIES_BEFORE_STALLED,
+    }
+}
+
+fn after(latest: &TryView, ended: &EndedAttempt, now: Timestamp) -> Decision {
+    let verification = outcome(latest.number, ended);
+    if !matches!(verification, Verification::Pending { .. }) {
+        return Decision {
+            intent: Intent::Wait,
+            verification,
+            again: QUIET,
+        };
+    }
     let passed = now.duration_since(ended.at.unwrap_or(latest.created));
     let wait = if passed.is_negative() {
         delay(latest.number)
@@ -197,14 +221,7 @@ fn after(latest: &TryView, ended: &EndedAttempt, now: Timestamp) -> Decision {
         } else {
             Intent::Wait
         },
-        verification: Verification::Pending {
-            reason: reason.to_owned(),
-            message: format!(
-                "the artifact could not be read: {}. It is tried again by itself",
-                message.trim_end_matches('.')
-            ),
-            blocked: latest.number >= TRIES_BEFORE_STALLED,
-        },
+        verification,
         again: if wait.is_zero() { WAITING } else { wait.min(QUIET) },
     }
 }
@@ -221,15 +238,29 @@ mod tests {
         Timestamp::from_second(NOW + seconds).unwrap()
     }
 
+    fn end_at(end: End, seconds: i64) -> EndedAttempt {
+        EndedAttempt {
+            end,
+            at: Some(at(seconds)),
+            position: None,
+        }
+    }
+
     fn ended(number: u32, end: End, seconds: i64) -> TryView {
         TryView {
             number,
             created: at(-900),
-            state: AttemptState::Ended(EndedAttempt {
-                end,
-                at: Some(at(seconds)),
-                position: None,
-            }),
+            state: AttemptState::Ended(end_at(end, seconds)),
+            before: None,
+        }
+    }
+
+    fn runs(number: u32, before: Option<End>) -> TryView {
+        TryView {
+            number,
+            created: at(-9),
+            state: AttemptState::Running,
+            before: before.map(|end| end_at(end, -20)),
         }
     }
 
@@ -280,6 +311,25 @@ mod tests {
                 Some(ended(1, failed(FailureReason::StorageForbidden), -5)),
                 Intent::Verify { number: 2 },
                 ("Pending", "StorageForbidden"),
+            ),
+            ("read", Some(runs(1, None)), Intent::Wait, ("Pending", "Verifying")),
+            (
+                "read again: what went wrong stays said",
+                Some(runs(2, Some(failed(FailureReason::StorageForbidden)))),
+                Intent::Wait,
+                ("Pending", "StorageForbidden"),
+            ),
+            (
+                "read again, and the Job before is gone",
+                Some(runs(9, None)),
+                Intent::Wait,
+                ("Pending", "Verifying"),
+            ),
+            (
+                "read a sixth time",
+                Some(runs(6, Some(failed(FailureReason::StorageUnavailable)))),
+                Intent::Wait,
+                ("Blocked", "StorageUnavailable"),
             ),
             (
                 "storage long away",
