@@ -209,6 +209,11 @@ fn status(
         dataset: observation.dataset().or_else(|| present.dataset.clone()),
         result,
         device,
+        precision: observation
+            .progress
+            .as_ref()
+            .and_then(|p| p.precision)
+            .or(present.precision),
     }
 }
 

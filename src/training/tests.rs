@@ -356,7 +356,7 @@ async fn what_the_data_checks_found_is_told_of_the_pod_that_runs_and_of_the_one_
         ]
     });
     let ip = Ipv4Addr::new(127, 77, 1, 1);
-    serve(ip, &progress(&json!({"dataset": counts}))).await;
+    serve(ip, &progress(&json!({"dataset": counts, "precision": "BFloat16"}))).await;
     let job = training_job(&json!({"status": {"attempt": 1}}));
     let attempt = stored_attempt(&job, 1);
     let failure = Failure::new(
@@ -384,6 +384,8 @@ async fn what_the_data_checks_found_is_told_of_the_pod_that_runs_and_of_the_one_
         let calls = scenario.finish().await;
         assert_eq!(condition(&calls[0], phase).0, "True");
         let told = &calls[0].body["status"]["dataset"];
+        let precision = (phase == "Running").then_some("BFloat16");
+        assert_eq!(calls[0].body["status"]["precision"].as_str(), precision, "{phase}");
         assert_eq!(
             (&told["nearDuplicates"], &told["truncatedPercent"]),
             (&json!(4), &json!("3.0")),

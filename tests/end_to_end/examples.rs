@@ -86,6 +86,12 @@ fn the_examples_train_a_model_and_serve_it() {
         job["status"]["device"], "Cpu",
         "the status says that the GPU is simulated"
     );
+    let precision = job["status"]["precision"].as_str().unwrap_or_default();
+    assert!(
+        ["Float32", "BFloat16"].contains(&precision),
+        "what Auto chose: {}",
+        job["status"]
+    );
     let version = wait(
         "the version is verified and promotable",
         Duration::from_secs(180),

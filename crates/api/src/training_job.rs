@@ -2,7 +2,7 @@
 
 use flywheel_contract::checkpoint::Checkpoint;
 use flywheel_contract::dataset::{Dataset, SetName};
-use flywheel_contract::hyperparameters::{Hyperparameters, Model};
+use flywheel_contract::hyperparameters::{Hyperparameters, Model, Precision};
 use flywheel_contract::scalar::{Decimal, Metric, Task, Uri};
 use flywheel_contract::trainer::DatasetCounts;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -201,6 +201,9 @@ pub struct TrainingJobStatus {
     /// Where the pods compute: `Cpu` where the class's GPUs are simulated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<flywheel_contract::scalar::Device>,
+    /// Number format of the forward and backward pass that the pods chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
 }
 
 /// How far a training is; at most one write a minute.

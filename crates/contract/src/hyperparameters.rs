@@ -46,6 +46,21 @@ pub struct EarlyStopping {
     pub patience: i32,
 }
 
+/// Number format of the forward and backward pass. Weights, moments and all figures of evaluation stay in single precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Precision {
+    /// `BFloat16` on GPUs (compute capability 8.0 and newer) and processors that compute in it, else `Float16` on GPUs and
+    /// `Float32` on processors.
+    #[default]
+    Auto,
+    /// Single precision throughout.
+    Float32,
+    /// Matrix products and attention in bfloat16.
+    BFloat16,
+    /// Matrix products and attention in half precision, with a loss scale that follows the gradients.
+    Float16,
+}
+
 /// Settings of the optimiser and the loop. AdamW; the learning rate rises over the warm-up and then falls to zero, linearly.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -84,6 +99,8 @@ pub struct Hyperparameters {
         "reason": "FieldValueInvalid"
     }]))]
     pub dropout: Decimal,
+    /// Number format of the forward and backward pass; `status.precision` says what was chosen.
+    pub precision: Precision,
     /// Tokens per text; longer texts are cut (and counted).
     #[schemars(range(min = 8, max = 8192))]
     pub max_length: i32,
@@ -104,6 +121,7 @@ impl Default for Hyperparameters {
             weight_decay: Decimal::from("0.01"),
             warmup_ratio: Decimal::from("0.1"),
             dropout: Decimal::from("0.1"),
+            precision: Precision::Auto,
             max_length: 256,
             seed: 42,
             early_stopping: None,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::hyperparameters::Precision;
 use crate::trainer::DatasetCounts;
 
 /// Phase of a training pod. Each has its own time limits.
@@ -57,6 +58,9 @@ pub struct Progress {
     /// Seconds to the end at the present rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<u64>,
+    /// Number format that is computed in; absent before it is chosen, never `Auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     /// Accuracy of the last validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_accuracy: Option<f64>,

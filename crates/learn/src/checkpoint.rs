@@ -171,6 +171,7 @@ fn check<R>(cursor: &Cursor<R>, terms: &Terms) -> Result<()> {
         && cursor
             .best_epoch
             .map_or(epochs == 0, |best| (1..=done).contains(&u64::from(best)))
+        && cursor.loss_scale.is_none_or(|scale| scale.is_sensible(cursor.step))
         && cursor.seconds >= 0.0;
     if sensible {
         return Ok(());

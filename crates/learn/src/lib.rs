@@ -17,6 +17,7 @@ mod error;
 pub mod evaluate;
 pub mod network;
 pub mod optim;
+pub mod precision;
 mod random;
 pub mod task;
 pub mod train;

@@ -504,8 +504,7 @@ impl SequenceClassifier {
     /// # Errors
     /// [`Error::Torch`], [`Error::OutOfMemory`].
     pub fn logits(&self, batch: &TokenBatch, train: bool) -> Result<Tensor> {
-        let hidden = self.encode(batch, train)?;
-        let first = hidden.f_select(1, 0)?;
+        let first = self.encode(batch, train)?;
         // The three heads differ in activation and in where dropout stands.
         let features = match self.config.architecture {
             Architecture::Bert => self.head_dense.forward(&first)?.f_tanh()?,
@@ -530,7 +529,8 @@ impl SequenceClassifier {
         rows_of(&self.logits(&batch, false)?.f_softmax(-1, Kind::Float)?)
     }
 
-    /// Hidden states of the last layer, [B, L, H].
+    /// Hidden states of the first tokens after the last layer, [B, H]. The heads look at no others, so the last layer
+    /// computes no others.
     fn encode(&self, batch: &TokenBatch, train: bool) -> Result<Tensor> {
         let pad = self.config.pad_token_id;
         let mut x = Tensor::f_embedding(&self.words, &batch.ids, pad, false, false)?;
@@ -550,20 +550,24 @@ impl SequenceClassifier {
         };
         x = self.embedding_norm.forward(&x.f_add(&positions)?)?;
         x = self.drop(x, train)?;
-        for layer in &self.layers {
-            x = self.layer(layer, &x, batch.mask.as_ref(), train)?;
+        if let Some((last, before)) = self.layers.split_last() {
+            for layer in before {
+                x = self.layer(layer, &x, &x, batch.mask.as_ref(), train)?;
+            }
+            x = self.layer(last, &x.f_narrow(1, 0, 1)?, &x, batch.mask.as_ref(), train)?;
         }
-        Ok(x)
+        Ok(x.f_select(1, 0)?)
     }
 
-    /// One post-norm transformer layer, [B, L, H] to [B, L, H].
-    fn layer(&self, layer: &Layer, x: &Tensor, mask: Option<&Tensor>, train: bool) -> Result<Tensor> {
-        let (rows, length, hidden) = x.size3()?;
+    /// One post-norm transformer layer: `asking` tokens [B, Q, H], which are the first of `x`, look at all of `x`,
+    /// [B, L, H]; gives [B, Q, H].
+    fn layer(&self, layer: &Layer, asking: &Tensor, x: &Tensor, mask: Option<&Tensor>, train: bool) -> Result<Tensor> {
+        let (rows, length, hidden) = asking.size3()?;
         let heads = self.config.heads;
         let split = |t: Tensor| -> Result<Tensor> {
-            Ok(t.f_view([rows, length, heads, hidden / heads])?.f_transpose(1, 2)?) // [B, heads, L, H / heads]
+            Ok(t.f_view([rows, -1, heads, hidden / heads])?.f_transpose(1, 2)?) // [B, heads, Q or L, H / heads]
         };
-        let query = split(layer.query.forward(x)?)?;
+        let query = split(layer.query.forward(asking)?)?;
         let key = split(layer.key.forward(x)?)?;
         let value = split(layer.value.forward(x)?)?;
         let dropout = if train { self.dropout } else { 0.0 };
@@ -577,7 +581,7 @@ impl SequenceClassifier {
             Architecture::DistilBert => attention,
             _ => self.drop(attention, train)?,
         };
-        let x = layer.attention_norm.forward(&attention.f_add(x)?)?;
+        let x = layer.attention_norm.forward(&attention.f_add(asking)?)?;
         let up = layer.up.forward(&x)?;
         let up = match self.config.activation {
             Activation::Gelu => up.f_gelu("none")?,

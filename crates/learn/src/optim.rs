@@ -1,6 +1,6 @@
 //! AdamW over plain tensors, its learning rate, and gradient clipping.
 
-use flywheel_torch_shim::{AdamWLists, AdamWNumbers, drop_grads, fused_adamw, global_norm, scale_all};
+use flywheel_torch_shim::{AdamWLists, AdamWNumbers, drop_grads, fused_adamw, global_norm, scale_all, unscale_all};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -127,16 +127,30 @@ impl AdamW {
         Ok(())
     }
 
+    /// Divides all gradients by the scale of the loss; whether one of them is infinite or no number.
+    ///
+    /// # Errors
+    /// [`Error::Torch`], also for a weight without gradient.
+    pub fn unscale(&mut self, scale: f64) -> Result<bool> {
+        Ok(unscale_all(&self.grads()?, scale.recip())?)
+    }
+
+    /// Gradients of all weights.
+    fn grads(&self) -> Result<Vec<Tensor>> {
+        let mut grads = Vec::new();
+        for group in &self.groups {
+            grads.extend(group.grads()?);
+        }
+        Ok(grads)
+    }
+
     /// Scales all gradients so that their common norm is at most `limit`; returns the norm before. A norm that is not
     /// finite leaves them alone.
     ///
     /// # Errors
     /// [`Error::Torch`], also for a weight without gradient.
     pub fn clip(&mut self, limit: f64) -> Result<f64> {
-        let mut grads = Vec::new();
-        for group in &self.groups {
-            grads.extend(group.grads()?);
-        }
+        let grads = self.grads()?;
         let norm = global_norm(&grads)?.f_double_value(&[])?;
         let factor = limit / (norm + CLIP_EPS);
         if factor < 1.0 && norm.is_finite() {

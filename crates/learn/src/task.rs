@@ -3,7 +3,7 @@
 
 use flywheel_contract::hyperparameters::StoppingMetric;
 use flywheel_data::EncodedSet;
-use tch::{Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
 use crate::error::Result;
 use crate::evaluate::{Evaluation, evaluate};
@@ -116,6 +116,8 @@ impl Task for TextClassification {
     }
 
     fn loss(&self, outputs: &Tensor, batch: &LabelledBatch) -> Result<Tensor> {
+        // In single precision whatever the network computes in.
+        let outputs = outputs.f_to_kind(Kind::Float)?;
         Ok(outputs.f_cross_entropy_loss(&batch.labels, None::<Tensor>, Reduction::Mean, IGNORED, 0.0)?)
     }
 

@@ -8,13 +8,15 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, StoppingMetric};
+use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, Precision, StoppingMetric};
 use flywheel_contract::scalar::Decimal;
 use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::network::{Parameters, fill, host_copies};
 use crate::optim::{AdamW, Moments, Schedule};
+use crate::precision::{self, LossScale};
 use crate::random::step_seed;
 use crate::task::Task;
 
@@ -40,6 +42,8 @@ pub struct Settings {
     pub seed: i64,
     /// Ends training early.
     pub early_stopping: Option<EarlyStopping>,
+    /// Number format of the forward and backward pass, as it is asked for.
+    pub precision: Precision,
 }
 
 impl Settings {
@@ -65,6 +69,7 @@ impl Settings {
             warmup_ratio: within("warmupRatio", &h.warmup_ratio, 0.0, 0.9)?,
             seed: h.seed,
             early_stopping: h.early_stopping.clone(),
+            precision: h.precision,
         })
     }
 
@@ -105,7 +110,7 @@ pub struct Step {
     pub loss: f64,
     /// Learning rate used.
     pub learning_rate: f64,
-    /// Norm of all gradients before clipping.
+    /// Norm of all gradients before clipping; infinite where half precision overflowed and the weights stayed as they were.
     pub grad_norm: f64,
     /// Examples in its batch.
     pub examples: usize,
@@ -180,6 +185,9 @@ pub struct Cursor<R> {
     pub best_epoch: Option<u32>,
     /// Seconds that it took to come here, stops left out.
     pub seconds: f64,
+    /// In half precision: the scale of the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
 }
 
 impl<R> Cursor<R> {
@@ -194,7 +202,13 @@ impl<R> Cursor<R> {
             epochs: Vec::new(),
             best_epoch: None,
             seconds: 0.0,
+            loss_scale: None,
         }
+    }
+
+    /// Steps that changed the weights.
+    fn updates(&self) -> u64 {
+        self.step - self.loss_scale.map_or(0, |s| s.skipped.min(self.step))
     }
 
     /// Epochs done.
@@ -371,6 +385,9 @@ struct Fit<'a, T: Task> {
     task: &'a T,
     settings: &'a Settings,
     optimiser: AdamW,
+    device: Device,
+    /// Number format of the forward and backward pass.
+    format: Precision,
     cursor: Cursor<T::Report>,
     /// Weights of the best epoch, on the host. Never changed in place, so states share them.
     best: Option<Parameters>,
@@ -381,18 +398,25 @@ struct Fit<'a, T: Task> {
 impl<'a, T: Task> Fit<'a, T> {
     fn begin(task: &'a T, settings: &'a Settings, from: Option<State<T::Report>>) -> Result<Self> {
         let mut optimiser = AdamW::new(task.parameters(), settings.weight_decay)?;
-        let (cursor, best) = match from {
+        let (mut cursor, best) = match from {
             None => (Cursor::start(), None),
             Some(state) => {
                 fill(task.parameters(), &state.weights)?;
-                optimiser.restore(state.cursor.step, &state.moments)?;
+                optimiser.restore(state.cursor.updates(), &state.moments)?;
                 (state.cursor, state.best)
             }
         };
+        let device = task.parameters().values().next().map_or(Device::Cpu, Tensor::device);
+        let format = precision::choose(settings.precision, device)?;
+        if format == Precision::Float16 {
+            cursor.loss_scale.get_or_insert_with(LossScale::start);
+        }
         Ok(Self {
             task,
             settings,
             optimiser,
+            device,
+            format,
             cursor,
             best,
             since: Instant::now(),
@@ -410,17 +434,42 @@ impl<'a, T: Task> Fit<'a, T> {
         tch::manual_seed(step_seed(self.settings.seed, number, RANK));
         self.optimiser.zero_grad()?;
         let batch = self.task.batch(set, rows)?;
+        let forward = precision::enter(self.format, self.device)?;
         let loss = self.task.loss(&self.task.outputs(&batch, true)?, &batch)?;
+        drop(forward);
         let value = loss.f_double_value(&[])?;
         if !value.is_finite() {
             return Err(not_finite("loss", value));
         }
-        loss.f_backward()?;
-        let norm = self.optimiser.clip(MAX_GRAD_NORM)?;
-        if !norm.is_finite() {
-            return Err(not_finite("norm of the gradients", norm));
-        }
-        self.optimiser.step(learning_rate)?;
+        let overflowed = match self
+            .cursor
+            .loss_scale
+            .as_mut()
+            .filter(|_| self.format == Precision::Float16)
+        {
+            Some(scale) => {
+                loss.f_mul_scalar(scale.scale)?.f_backward()?;
+                let overflowed = self.optimiser.unscale(scale.scale)?;
+                if !scale.after(overflowed) {
+                    return Err(not_finite("norm of the gradients", f64::INFINITY));
+                }
+                overflowed
+            }
+            None => {
+                loss.f_backward()?;
+                false
+            }
+        };
+        let norm = if overflowed {
+            f64::INFINITY
+        } else {
+            let norm = self.optimiser.clip(MAX_GRAD_NORM)?;
+            if !norm.is_finite() {
+                return Err(not_finite("norm of the gradients", norm));
+            }
+            self.optimiser.step(learning_rate)?;
+            norm
+        };
         self.cursor.step = number;
         self.cursor.batch += 1;
         self.cursor.loss_sum += value;

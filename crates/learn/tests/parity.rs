@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use flywheel_contract::hyperparameters::Precision;
 use flywheel_data::EncodedSet;
 use flywheel_learn::config::{Activation, EncoderConfig};
 use flywheel_learn::evaluate::Evaluation;
@@ -247,6 +248,7 @@ fn losses_in_training_equal_those_of_transformers() {
         warmup_ratio: 0.2,
         seed: 3,
         early_stopping: None,
+        precision: Precision::Float32,
     };
     let root = made();
     let (mut ours, mut mistaken) = (Vec::new(), Vec::new());

@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{CLASSES, Event, Seen, config, hyperparameters, separable, tiny, turn};
-use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, StoppingMetric};
+use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, Precision, StoppingMetric};
 use flywheel_data::EncodedSet;
 use flywheel_learn::checkpoint::{Saved, Terms, open, write};
 use flywheel_learn::evaluate::Evaluation;
@@ -26,9 +26,14 @@ struct Job {
 }
 
 fn job() -> Job {
+    job_in(Precision::Float32)
+}
+
+fn job_in(precision: Precision) -> Job {
     let hyperparameters = Hyperparameters {
         epochs: 9,
         dropout: "0.2".into(),
+        precision,
         early_stopping: Some(EarlyStopping {
             metric: StoppingMetric::Accuracy,
             patience: 2,
@@ -150,6 +155,40 @@ fn a_training_stopped_after_every_step_ends_as_one_that_was_not() {
         state = Some(job.through_files(&job.stop(state, |event| *event == Event::Step(step))));
     }
     assert!(job.finish(state) == whole);
+}
+
+#[test]
+fn in_formats_of_16_bits_it_goes_on_as_well() {
+    let _turn = turn();
+    for precision in [Precision::BFloat16, Precision::Float16] {
+        let job = job_in(precision);
+        let whole = job.finish(None);
+        for step in [1, 2, 7, 8] {
+            let state = job.through_files(&job.stop(None, |event| *event == Event::Step(step)));
+            assert_eq!(state.cursor.loss_scale.is_some(), precision == Precision::Float16);
+            assert!(job.finish(Some(state)) == whole, "{precision:?}, stopped at {step}");
+        }
+    }
+}
+
+/// With a scale that is too large steps overflow and are left out, which is part of the state.
+#[test]
+fn steps_left_out_in_half_precision_are_known_later() {
+    let _turn = turn();
+    let job = job_in(Precision::Float16);
+    let too_large = || {
+        let mut state = job.stop(None, |event| *event == Event::Step(1));
+        state.cursor.loss_scale.as_mut().unwrap().scale = 16_777_216.0;
+        state
+    };
+    let later = || job.through_files(&job.stop(Some(too_large()), |event| *event == Event::Step(20)));
+    let whole = job.finish(Some(too_large()));
+    let skipped = later().cursor.loss_scale.unwrap().skipped;
+    assert!((1..19).contains(&skipped), "{skipped} steps left out");
+    assert!(job.finish(Some(later())) == whole);
+    let mut forgotten = later();
+    forgotten.cursor.loss_scale.as_mut().unwrap().skipped = 0;
+    assert!(job.finish(Some(forgotten)) != whole, "it counts for the optimiser");
 }
 
 #[test]

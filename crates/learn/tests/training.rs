@@ -7,7 +7,7 @@ mod common;
 use std::ops::ControlFlow;
 
 use common::{Event, Seen, separable, settings, tiny, turn};
-use flywheel_contract::hyperparameters::{EarlyStopping, StoppingMetric};
+use flywheel_contract::hyperparameters::{EarlyStopping, Precision, StoppingMetric};
 use flywheel_data::EncodedSet;
 use flywheel_learn::train::{Next, Settings, evaluate, fit};
 use flywheel_learn::{Error, Task};
@@ -43,6 +43,45 @@ fn a_separable_set_is_learned() {
     let rates: Vec<f64> = seen.steps.iter().map(|s| s.learning_rate).collect();
     assert_eq!((rates[0], rates[6]), (0.0, 3e-3));
     assert!((rates[59] - 3e-3 / 54.0).abs() < 1e-12, "{}", rates[59]);
+}
+
+/// By nearly the same losses.
+#[test]
+fn formats_of_16_bits_learn_as_well() {
+    let _turn = turn();
+    let run = |precision| {
+        let mut seen = Seen::all();
+        let settings = Settings {
+            precision,
+            ..settings()
+        };
+        let outcome = fit(
+            &tiny(2, 0.0),
+            &separable(90, 0),
+            &separable(30, 0),
+            &settings,
+            None,
+            &mut seen,
+        )
+        .unwrap();
+        assert!(
+            outcome.validation.accuracy > 0.95,
+            "{precision:?}: {:?}",
+            outcome.validation
+        );
+        seen.steps
+    };
+    let plain = run(Precision::Float32);
+    for precision in [Precision::BFloat16, Precision::Float16] {
+        let steps = run(precision);
+        for (plain, step) in plain.iter().zip(&steps).take(20) {
+            assert!((plain.loss - step.loss).abs() < 0.05, "{plain:?} {step:?}");
+        }
+        assert!(
+            plain.iter().zip(&steps).any(|(plain, step)| plain.loss != step.loss),
+            "{precision:?}: it computes in another format"
+        );
+    }
 }
 
 #[test]

@@ -4,6 +4,8 @@
 // No C++ exception leaves this file: unwinding into Rust would be undefined behaviour.
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 #include <dlfcn.h>
@@ -101,6 +103,17 @@ int fw_scale_all(const Tensor* const* tensors, size_t n, double factor) {
   });
 }
 
+// *overflowed = 1 where a number of any tensor is infinite or none; the tensors are multiplied by factor all the same.
+int fw_unscale_all(const Tensor* const* tensors, size_t n, double factor, int* overflowed) {
+  return guard([&] {
+    c10::NoGradGuard no_grad;
+    const auto options = tensors[0]->options().dtype(at::kFloat);
+    Tensor found = at::zeros({}, options);
+    at::_amp_foreach_non_finite_check_and_unscale_(list(tensors, n), found, at::full({}, factor, options));
+    *overflowed = found.item<float>() != 0;
+  });
+}
+
 // Without a gradient backward hands its own over; with one of zeros it would have to add to it.
 int fw_drop_grads(const Tensor* const* tensors, size_t n) {
   return guard([&] {
@@ -111,6 +124,36 @@ int fw_drop_grads(const Tensor* const* tensors, size_t n) {
 // *flushes = 0 where the processor cannot. Threads begin with the setting of the one that starts them.
 int fw_flush_denormals(int* flushes) {
   return guard([&] { *flushes = at::globalContext().setFlushDenormal(true); });
+}
+
+// *fast = 1 where the first GPU has units for bfloat16: compute capability 8.0 and newer, which is what cuDNN asks for.
+int fw_cuda_bfloat16(int* fast) {
+  return guard([&] { *fast = at::detail::getCUDAHooks().supportsBFloat16ConvolutionWithCuDNNv8(); });
+}
+
+struct Autocast {
+  at::DeviceType device;
+  bool enabled;
+  at::ScalarType kind;
+};
+
+// From now on this thread computes matrix products and the like in the given format.
+int fw_autocast_enter(int cuda, int bfloat16, Autocast** out) {
+  return guard([&] {
+    const auto device = cuda ? at::kCUDA : at::kCPU;
+    *out = new Autocast{device, at::autocast::is_autocast_enabled(device), at::autocast::get_autocast_dtype(device)};
+    at::autocast::set_autocast_enabled(device, true);
+    at::autocast::set_autocast_dtype(device, bfloat16 ? at::kBFloat16 : at::kHalf);
+    at::autocast::increment_nesting();
+  });
+}
+
+void fw_autocast_exit(Autocast* before) {
+  // Weights that were converted are kept to the end of the outermost: they change with the next step.
+  if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+  at::autocast::set_autocast_enabled(before->device, before->enabled);
+  at::autocast::set_autocast_dtype(before->device, before->kind);
+  delete before;
 }
 
 int fw_inference_enter(c10::InferenceMode** out) {

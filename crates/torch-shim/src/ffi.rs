@@ -8,6 +8,10 @@ use torch_sys::C_tensor;
 #[repr(C)]
 pub(crate) struct RawInference([u8; 0]);
 
+/// What autocast was set to before, opaque here.
+#[repr(C)]
+pub(crate) struct RawAutocast([u8; 0]);
+
 /// An `at::Tensor*` that the callee only reads through (it may change the numbers behind it).
 pub(crate) type Raw = *const C_tensor;
 
@@ -30,8 +34,12 @@ unsafe extern "C" {
     ) -> c_int;
     pub(crate) fn fw_global_norm(tensors: *const Raw, n: usize, out: *mut *mut C_tensor) -> c_int;
     pub(crate) fn fw_scale_all(tensors: *const Raw, n: usize, factor: f64) -> c_int;
+    pub(crate) fn fw_unscale_all(tensors: *const Raw, n: usize, factor: f64, overflowed: *mut c_int) -> c_int;
     pub(crate) fn fw_drop_grads(tensors: *const Raw, n: usize) -> c_int;
     pub(crate) fn fw_flush_denormals(flushes: *mut c_int) -> c_int;
+    pub(crate) fn fw_cuda_bfloat16(fast: *mut c_int) -> c_int;
+    pub(crate) fn fw_autocast_enter(cuda: c_int, bfloat16: c_int, out: *mut *mut RawAutocast) -> c_int;
+    pub(crate) fn fw_autocast_exit(before: *mut RawAutocast);
     pub(crate) fn fw_inference_enter(out: *mut *mut RawInference) -> c_int;
     pub(crate) fn fw_inference_exit(guard: *mut RawInference);
 }

@@ -11,7 +11,7 @@ use std::ffi::{CStr, c_int};
 use std::marker::PhantomData;
 use std::ptr;
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use ffi::Raw;
 
@@ -184,6 +184,22 @@ pub fn scale_all(tensors: &[Tensor], factor: f64) -> Result<(), Error> {
     check(unsafe { ffi::fw_scale_all(pointers.as_ptr(), pointers.len(), factor) })
 }
 
+/// Multiplies every tensor by `factor`, in place; whether a number among them is infinite or none. The list must not be
+/// empty.
+///
+/// # Errors
+/// [`Error::Torch`] when libtorch refuses a tensor, [`Error::Undefined`].
+pub fn unscale_all(tensors: &[Tensor], factor: f64) -> Result<bool, Error> {
+    if tensors.is_empty() {
+        return Err(Error::Torch("there are no gradients".to_owned()));
+    }
+    let pointers = raw("gradients", tensors, tensors.len())?;
+    let mut overflowed = 0;
+    // SAFETY: n > 0 pointers to live tensors; `overflowed` is valid for a write during the call.
+    check(unsafe { ffi::fw_unscale_all(pointers.as_ptr(), pointers.len(), factor, &mut overflowed) })?;
+    Ok(overflowed != 0)
+}
+
 /// Takes every tensor's gradient away, so that the next backward makes it anew.
 ///
 /// # Errors
@@ -204,6 +220,60 @@ pub fn flush_denormals() -> Result<bool, Error> {
     // SAFETY: `flushes` is valid for a write during the call.
     check(unsafe { ffi::fw_flush_denormals(&mut flushes) })?;
     Ok(flushes != 0)
+}
+
+/// Whether the first GPU computes in bfloat16 by itself (compute capability 8.0 and newer). Needs [`load_cuda`] and a GPU.
+///
+/// # Errors
+/// [`Error::Torch`] without CUDA.
+pub fn cuda_bfloat16() -> Result<bool, Error> {
+    let mut fast = 0;
+    // SAFETY: `fast` is valid for a write during the call.
+    check(unsafe { ffi::fw_cuda_bfloat16(&mut fast) })?;
+    Ok(fast != 0)
+}
+
+/// A format of 16 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    /// 8 bits of exponent: the range of single precision.
+    BFloat16,
+    /// 5 bits of exponent: small gradients vanish without a loss scale.
+    Float16,
+}
+
+/// While it lives, this thread computes in a format of 16 bits what gains by it (matrix products, attention), as
+/// `torch.autocast` does, on one kind of device. Weights stay as they are; what was converted is kept until the guard is
+/// dropped, so it must not outlive a change of the weights. Bind it to a name.
+#[must_use = "autocast ends when the guard is dropped"]
+pub struct AutocastGuard {
+    raw: *mut ffi::RawAutocast,
+    // The setting belongs to the thread that made it.
+    not_send: PhantomData<*const ()>,
+}
+
+impl AutocastGuard {
+    /// Turns it on for this thread.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] for a format that the device does not have.
+    pub fn enter(device: Device, half: Half) -> Result<Self, Error> {
+        let mut raw = ptr::null_mut();
+        let cuda = c_int::from(matches!(device, Device::Cuda(_)));
+        // SAFETY: `raw` is valid for a write.
+        check(unsafe { ffi::fw_autocast_enter(cuda, c_int::from(half == Half::BFloat16), &mut raw) })?;
+        Ok(Self {
+            raw,
+            not_send: PhantomData,
+        })
+    }
+}
+
+impl Drop for AutocastGuard {
+    fn drop(&mut self) {
+        // SAFETY: made by fw_autocast_enter on this thread (the guard is not Send) and freed once.
+        unsafe { ffi::fw_autocast_exit(self.raw) }
+    }
 }
 
 /// While it lives, this thread records nothing for backward and tensors made in it can never be trained. Cheaper
@@ -241,7 +311,7 @@ impl Drop for InferenceGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -362,6 +432,39 @@ mod tests {
         let (before, can, after, child) = flushed.join().unwrap();
         assert!(before > 0.0);
         assert_eq!((after, child), if can { (0.0, 0.0) } else { (before, before) });
+    }
+
+    #[test]
+    fn autocast_computes_in_its_format_and_ends_with_its_guard() {
+        let (a, w) = (Tensor::ones([2, 3], CPU), Tensor::ones([3, 4], CPU));
+        let kind = || a.matmul(&w).kind();
+        for (half, want) in [(Half::BFloat16, Kind::BFloat16), (Half::Float16, Kind::Half)] {
+            let guard = AutocastGuard::enter(Device::Cpu, half).unwrap();
+            assert_eq!(kind(), want);
+            assert_eq!(
+                std::thread::spawn({
+                    let (a, w) = (a.shallow_clone(), w.shallow_clone());
+                    move || a.matmul(&w).kind()
+                })
+                .join()
+                .unwrap(),
+                Kind::Float,
+                "of this thread only"
+            );
+            drop(guard);
+            assert_eq!(kind(), Kind::Float);
+        }
+    }
+
+    #[test]
+    fn gradients_are_scaled_back_and_an_overflow_is_seen() {
+        let list = [Tensor::from_slice(&[4.0f32]), Tensor::from_slice(&[0.0f32, -8.0])];
+        assert!(!unscale_all(&list, 0.25).unwrap());
+        assert_eq!(Vec::<f32>::try_from(&list[1]).unwrap(), [0.0, -2.0]);
+        for bad in [f32::INFINITY, f32::NAN] {
+            assert!(unscale_all(&[Tensor::from_slice(&[1.0f32]), Tensor::from_slice(&[bad])], 0.5).unwrap());
+        }
+        assert!(unscale_all(&[], 1.0).is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use flywheel_data::{EncodedSet, profile};
 use flywheel_learn::checkpoint::Saved;
 use flywheel_learn::evaluate::{Evaluation, confusion};
 use flywheel_learn::train::{Epoch, Next, Observer, Settings, State, Step, evaluate, fit, outputs};
-use flywheel_learn::{Classifier, Task, TextClassification, artifact, device};
+use flywheel_learn::{Classifier, Task, TextClassification, artifact, device, precision};
 
 use crate::checkpoints::Saver;
 use crate::inputs::Pretrained;
@@ -172,6 +172,7 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     let Work { saved, mut saver, .. } = work;
     let failure = |e: flywheel_learn::Error| work.pretrained.failure(&e);
     let device = device::resolve(work.device).map_err(failure)?;
+    tracker.computes_in(precision::choose(work.settings.precision, device).map_err(failure)?);
     let tokens = work.pretrained.tokenizer.tokens();
     let made = artifact::pretrained(
         &work.pretrained.folder,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::checkpoint::Head;
+use flywheel_contract::hyperparameters::Precision;
 use flywheel_contract::progress::{CheckpointProgress, Phase, Progress};
 use flywheel_contract::termination::Position;
 use flywheel_contract::trainer::{DatasetCounts, TrainerConfig};
@@ -196,6 +197,7 @@ impl Tracker {
             learning_rate: None,
             examples_per_second: None,
             eta_seconds: None,
+            precision: None,
             validation_accuracy: None,
             heartbeat_seconds: None,
             median_step_seconds: None,
@@ -314,6 +316,12 @@ impl Tracker {
                 "epoch {epoch}: loss {train_loss:.4}, validation loss {loss:.4}, accuracy {accuracy:.4}{mark}"
             ));
         }
+    }
+
+    /// Notes the number format that was chosen.
+    pub(crate) fn computes_in(&self, precision: Precision) {
+        self.inner().progress.precision = Some(precision);
+        tracing::info!(?precision, "number format of the forward and backward pass");
     }
 
     /// Notes a sign of work that is no step: a batch evaluated.

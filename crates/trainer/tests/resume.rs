@@ -49,7 +49,7 @@ fn world() -> (World, Value) {
     world.write("data.csv", text);
     let mut config = world.config();
     config["hyperparameters"] = json!({
-        "epochs": EPOCHS, "batchSize": 8, "learningRate": "3e-3", "maxLength": 16, "dropout": "0.1", "seed": 7,
+        "epochs": EPOCHS, "batchSize": 8, "learningRate": "3e-3", "maxLength": 16, "dropout": "0.1", "seed": 7, "precision": "Float32",
         "earlyStopping": {"metric": "loss", "patience": 40},
     });
     config["checkpoint"] = json!({"intervalSeconds": 1, "keep": 3});

@@ -257,6 +257,8 @@ fn progress_and_metrics_are_served() {
     );
     assert!(progress["heartbeatSeconds"].as_f64() < Some(10.0), "{progress}");
     assert!(progress["medianStepSeconds"].as_f64() > Some(0.0), "{progress}");
+    let chosen = progress["precision"].as_str().unwrap();
+    assert!(["Float32", "BFloat16"].contains(&chosen), "{chosen}");
     let metrics = get(&address, "/metrics");
     for name in [
         "flywheel_trainer_steps_total ",

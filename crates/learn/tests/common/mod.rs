@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use flywheel_contract::hyperparameters::Hyperparameters;
+use flywheel_contract::hyperparameters::{Hyperparameters, Precision};
 use flywheel_data::EncodedSet;
 use flywheel_learn::config::EncoderConfig;
 use flywheel_learn::evaluate::Evaluation;
@@ -56,6 +56,8 @@ pub fn hyperparameters() -> Hyperparameters {
         batch_size: 8,
         learning_rate: "3e-3".into(),
         seed: 5,
+        // The same on every processor.
+        precision: Precision::Float32,
         ..Hyperparameters::default()
     }
 }
