@@ -186,7 +186,11 @@ async fn ensure_version(job: &TrainingJob, context: &Context, trained: &Trained)
             let built = build::model_version::model_version(job, &name, last.saturating_add(1), trained);
             match context.writes(TRAINING_MANAGER).create(&built).await? {
                 Created::New(_) => {
-                    tracing::info!(model_version = name, number = built.spec.version, "the ModelVersion is made");
+                    tracing::info!(
+                        model_version = name,
+                        number = built.spec.version,
+                        "the ModelVersion is made"
+                    );
                     return Ok(());
                 }
                 Created::Present(present) => present,
