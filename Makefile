@@ -145,6 +145,12 @@ bench-spine: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Accuracy, latenc
 	KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" OPERATOR=$(BIN)/flywheel-operator TRAINER=$(BIN)/flywheel-trainer \
 	ENCODER=$(EXAMPLE)/minilm-l6 FLYWHEEL_PYTHON=$(PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/spine.py
 
+.PHONY: bench-train
+bench-train: PROFILE := release
+bench-train: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## One epoch of banking77, ours beside transformers (DATA= THREADS=1 ONLY=)
+	@$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE)
+	@TRAINER=$(BIN)/flywheel-trainer ENCODER=$(EXAMPLE)/minilm-l6 FLYWHEEL_PYTHON=$(PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/train.py
+
 .PHONY: fmt
 fmt:
 	@$(CARGO) fmt --all

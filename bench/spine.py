@@ -1,15 +1,12 @@
 #!/usr/bin/env python3
 """`make bench-spine`: accuracy beside transformers, latencies of the spine on a running local cluster, weight of the operator.
 
-ONLY=accuracy,latency,operator chooses parts; SEEDS=3 the number of seeds; DATA=<folder with banking77's train.csv and
-test.csv> the data. Nothing is asserted: a missed goal is printed and written as missed.
+ONLY=accuracy,latency,operator chooses parts; SEEDS=3 the number of seeds, THREADS= those of a training (all cores);
+DATA=<folder with banking77's train.csv and test.csv> the data. Nothing is asserted: a missed goal is printed and written as missed.
 """
-import csv
 import json
 import os
-import random
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,18 +14,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import banking77
+from banking77 import environment
 from report import ROOT, Report, cpu
-
-HYPERPARAMETERS = {"epochs": 4, "batchSize": 16, "learningRate": "1e-4", "weightDecay": "0.01", "warmupRatio": "0.1", "maxLength": 128}
-DATA_HINT = ("DATA names no folder with banking77's train.csv and test.csv (columns text,category): fetch `banking_data/` of "
-             "PolyAI-LDN/task-specific-datasets (CC BY 4.0) and run `make bench-spine DATA=<folder>`")
-
-
-def environment(name):
-    value = os.environ.get(name)
-    if not value:
-        sys.exit(f"bench-spine: {name} is not set; run it through `make bench-spine`")
-    return value
 
 
 def kubectl(*arguments, check=True, text=None):
@@ -43,63 +31,30 @@ def get(*arguments):
 
 
 def accuracy(report):
-    data = Path(os.environ.get("DATA") or "-")
-    if not (data / "train.csv").is_file():
-        print("accuracy: " + DATA_HINT, file=sys.stderr)
+    data = banking77.data()
+    if not data:
         return
-    seeds = int(os.environ.get("SEEDS") or 3)
-    encoder, threads = Path(environment("ENCODER")), os.cpu_count() or 1
+    seeds, threads = int(os.environ.get("SEEDS") or 3), int(os.environ.get("THREADS") or os.cpu_count() or 1)
+    results = {"flywheel": [], "transformers": []}
+    train = {"flywheel": banking77.flywheel,
+             "transformers": lambda *a: banking77.transformers(*a, "--sampling", "group_by_length")}
     with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch)
-        rows = lambda name: [(r["text"], r["category"]) for r in csv.DictReader(open(data / name, newline="", encoding="utf-8"))]
-        train, test = rows("train.csv"), rows("test.csv")
-        results = {"flywheel": [], "transformers": []}
         for seed in range(1, seeds + 1):
-            shuffled = list(train)
-            random.Random(seed).shuffle(shuffled)
-            cut = len(shuffled) // 10
-            folder = scratch / str(seed)
-            folder.mkdir()
-            for name, part in (("validation", shuffled[:cut]), ("train", shuffled[cut:]), ("test", test)):
-                with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-                    csv.writer(file).writerows([("text", "label"), *part])
-            uri = lambda name: {"uri": f"file://{folder}/{name}.csv"}
-            job = {"apiVersion": "flywheel.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": f"seed-{seed}", "namespace": "bench"},
-                   "spec": {"task": "TextClassification", "model": {"pretrained": {"uri": f"file://{encoder}"}},
-                            "dataset": {"sources": [uri("train")], "validation": [uri("validation")], "test": [uri("test")], "deduplicate": False},
-                            "hyperparameters": {**HYPERPARAMETERS, "seed": seed}, "output": {"model": "banking77", "uri": f"file://{folder}/out"}}}
-            (folder / "job.yaml").write_text(json.dumps(job))
-            before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-            run = subprocess.run([environment("TRAINER"), "run", "-f", folder / "job.yaml"], capture_output=True, text=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            if run.returncode:
-                raise RuntimeError(f"flywheel-trainer: {run.stderr[-2000:]}")
-            result = json.loads(next((folder / "out").rglob("attempt-*.result.json")).read_text())
-            metric = {m["name"]: float(m["value"]) for m in result["metrics"]}
-            ours = {"accuracy": metric["test/accuracy"], "seconds": result["trainSeconds"], "wall": time.monotonic() - start,
-                    "cpuSeconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
-            results["flywheel"].append(ours)
-            print(f"  seed {seed}: flywheel     {ours}", flush=True)
-            peer = subprocess.run(
-                [environment("FLYWHEEL_PYTHON"), ROOT / "bench/peers/huggingface_train.py", "--train", folder / "train.csv", "--validation",
-                 folder / "validation.csv", "--test", folder / "test.csv", "--model", encoder, "--out", folder / "hf", "--epochs",
-                 str(HYPERPARAMETERS["epochs"]), "--batch-size", str(HYPERPARAMETERS["batchSize"]), "--learning-rate",
-                 HYPERPARAMETERS["learningRate"], "--weight-decay", HYPERPARAMETERS["weightDecay"], "--warmup-ratio",
-                 HYPERPARAMETERS["warmupRatio"], "--max-length", str(HYPERPARAMETERS["maxLength"]), "--seed", str(seed), "--threads", str(threads)],
-                capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"})
-            if peer.returncode:
-                raise RuntimeError(f"transformers: {peer.stderr[-2000:]}")
-            results["transformers"].append(json.loads(peer.stdout.strip().splitlines()[-1]))
-            print(f"  seed {seed}: transformers {results['transformers'][-1]}", flush=True)
-        mean = lambda who, what: sum(r[what] for r in results[who]) / len(results[who])
-        for seed, (ours, theirs) in enumerate(zip(*results.values()), 1):
-            report.row(f"banking77 test accuracy, seed {seed}, flywheel", ours["accuracy"], "")
-            report.row(f"banking77 test accuracy, seed {seed}, transformers", theirs["accuracy"], "")
-        report.row("banking77 test accuracy, mean, flywheel", mean("flywheel", "accuracy"), "", seeds, (">= 0.905", lambda v: v >= 0.905))
-        report.row("banking77 test accuracy, mean, transformers", mean("transformers", "accuracy"), "", seeds)
-        report.row("transformers better by", 100 * (mean("transformers", "accuracy") - mean("flywheel", "accuracy")), "points", seeds,
-                   ("<= 0.5", lambda v: v <= 0.5))
-        report.row("training CPU time, flywheel / transformers", mean("flywheel", "cpuSeconds") / mean("transformers", "cpuSeconds"), "ratio", seeds)
+            folder = Path(scratch) / str(seed)
+            banking77.write_sets(data, folder, seed)
+            hyperparameters = {**banking77.HYPERPARAMETERS, "seed": seed}
+            for who in results:
+                results[who].append(train[who](folder, hyperparameters, threads))
+                print(f"  seed {seed}: {who:<12} {results[who][-1]}", flush=True)
+    mean = lambda who, what: sum(r[what] for r in results[who]) / len(results[who])
+    for seed, (ours, theirs) in enumerate(zip(*results.values()), 1):
+        report.row(f"banking77 test accuracy, seed {seed}, flywheel", ours["accuracy"], "", note=ours["precision"])
+        report.row(f"banking77 test accuracy, seed {seed}, transformers", theirs["accuracy"], "", note="Float32")
+    report.row("banking77 test accuracy, mean, flywheel", mean("flywheel", "accuracy"), "", seeds, (">= 0.905", lambda v: v >= 0.905))
+    report.row("banking77 test accuracy, mean, transformers", mean("transformers", "accuracy"), "", seeds)
+    report.row("transformers better by", 100 * (mean("transformers", "accuracy") - mean("flywheel", "accuracy")), "points", seeds,
+               ("<= 0.5", lambda v: v <= 0.5))
+    report.row("training CPU time, flywheel / transformers", mean("flywheel", "cpuSeconds") / mean("transformers", "cpuSeconds"), "ratio", seeds)
 
 
 def seconds(stamp):

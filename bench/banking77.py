@@ -1,0 +1,115 @@
+"""banking77 for both sides of a benchmark: the same rows, our trainer and Hugging Face's, each with its accuracy, time and memory."""
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from report import ROOT
+
+HYPERPARAMETERS = {"epochs": 4, "batchSize": 16, "learningRate": "1e-4", "weightDecay": "0.01", "warmupRatio": "0.1", "maxLength": 128}
+
+
+def environment(name):
+    value = os.environ.get(name)
+    if not value:
+        sys.exit(f"{name} is not set; run it through `make bench-…`")
+    return value
+
+
+def data():
+    """The folder that DATA names; None, after a word on what to fetch, where it holds no banking77."""
+    folder = Path(os.environ.get("DATA") or "-")
+    if (folder / "train.csv").is_file() and (folder / "test.csv").is_file():
+        return folder
+    print("DATA names no folder with banking77's train.csv and test.csv (columns text,category): fetch `banking_data/` of "
+          "PolyAI-LDN/task-specific-datasets (CC BY 4.0) and give DATA=<folder>", file=sys.stderr)
+    return None
+
+
+def write_sets(source, folder, seed):
+    """Its own test set, a tenth of train for validation: train.csv, validation.csv and test.csv with text,label."""
+    rows = lambda name: [(r["text"], r["category"]) for r in csv.DictReader(open(source / name, newline="", encoding="utf-8"))]
+    train = rows("train.csv")
+    random.Random(seed).shuffle(train)
+    cut = len(train) // 10
+    folder.mkdir()
+    for name, part in (("validation", train[:cut]), ("train", train[cut:]), ("test", rows("test.csv"))):
+        with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *part])
+
+
+def processor_seconds(pid):
+    fields = (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def finished(process):
+    """Waits; peak of the resident memory in MiB."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_maxrss / 1024
+
+
+def pinned(threads):
+    """For a child: as many cores as it has threads."""
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    return lambda: os.sched_setaffinity(0, cores)
+
+
+def flywheel(folder, hyperparameters, threads):
+    """One training. Its time is that of the phase Training: all steps, and the validation after each epoch."""
+    uri = lambda name: {"uri": f"file://{folder}/{name}.csv"}
+    out = folder / f"out-{time.monotonic_ns()}"
+    job = {"apiVersion": "flywheel.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "banking77", "namespace": "bench"},
+           "spec": {"task": "TextClassification", "model": {"pretrained": {"uri": f"file://{environment('ENCODER')}"}},
+                    "dataset": {"sources": [uri("train")], "validation": [uri("validation")], "test": [uri("test")], "deduplicate": False},
+                    "checkpoint": {"intervalSeconds": 3600}, "hyperparameters": hyperparameters,
+                    "output": {"model": "banking77", "uri": f"file://{out}"}}}
+    out.mkdir()
+    (out / "job.yaml").write_text(json.dumps(job))
+    process = subprocess.Popen([environment("TRAINER"), "run", "-f", out / "job.yaml"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               text=True, preexec_fn=pinned(threads))
+    marks, log, precision = {}, [], None
+    for line in process.stderr:
+        log.append(line)
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        precision = event.get("precision", precision)
+        if event.get("message") == "phase":
+            marks[event["phase"]] = processor_seconds(process.pid)
+    peak = finished(process)
+    if process.returncode:
+        raise RuntimeError(f"flywheel-trainer: {''.join(log)[-2000:]}")
+    result = json.loads(next(out.rglob("attempt-*.result.json")).read_text())
+    metric = {m["name"]: float(m["value"]) for m in result["metrics"]}
+    return {"accuracy": metric["test/accuracy"], "seconds": result["trainSeconds"], "cpuSeconds": marks["Evaluating"] - marks["Training"],
+            "peakMebibytes": peak, "precision": precision, "loss": result["epochs"][-1]["trainLoss"]}
+
+
+def transformers(folder, hyperparameters, threads, *options):
+    """The same with bench/peers/huggingface_train.py."""
+    h = hyperparameters
+    process = subprocess.Popen(
+        [environment("FLYWHEEL_PYTHON"), ROOT / "bench/peers/huggingface_train.py", "--train", folder / "train.csv", "--validation",
+         folder / "validation.csv", "--test", folder / "test.csv", "--model", environment("ENCODER"), "--out", folder / "hf", "--epochs",
+         str(h["epochs"]), "--batch-size", str(h["batchSize"]), "--learning-rate", h["learningRate"], "--weight-decay", h["weightDecay"],
+         "--warmup-ratio", h["warmupRatio"], "--max-length", str(h["maxLength"]), "--seed", str(h["seed"]), "--threads", str(threads),
+         *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=pinned(threads),
+        env={k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"})
+    errors = []
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
+    reader.start()
+    said = process.stdout.read()
+    peak = finished(process)
+    reader.join()
+    if process.returncode:
+        raise RuntimeError(f"transformers: {errors[0][-2000:]}")
+    return {**json.loads(said.strip().splitlines()[-1]), "peakMebibytes": peak}

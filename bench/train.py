@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""`make bench-train`: one whole epoch of banking77 in each cell, ours beside Hugging Face's Trainer as its documentation sets it up and
+as people tune it, on THREADS=1 cores. Rates are examples per CPU-second, steps and the validation after them together.
+
+DATA=<folder with banking77's train.csv and test.csv>; ONLY=<part of a cell's name> runs those. Nothing is asserted: a missed goal is
+printed and written as missed.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import banking77
+from banking77 import environment
+from report import Report, cpu
+
+GROUPED = ("--sampling", "group_by_length")
+OURS = {"Float32": "flywheel Float32", "BFloat16": "flywheel BFloat16"}
+DOCUMENTED = "transformers as documented, Float32"
+# How people tune it by hand; the best of each precision is what we compare with.
+TUNED = {
+    "Float32": {"length groups": GROUPED, "length groups, torch.compile": (*GROUPED, "--compile"),
+                "length groups, matmul precision medium": (*GROUPED, "--matmul-precision", "medium")},
+    "BFloat16": {"bf16, length groups": (*GROUPED, "--bf16"), "bf16, length groups, torch.compile": (*GROUPED, "--bf16", "--compile")},
+}
+# Largest matrix products of one step with some 300 tokens: the limit that the processor itself sets.
+GEMM = """
+import json, sys, time, torch
+torch.set_num_threads(int(sys.argv[1]))
+out = {}
+for kind in (torch.float32, torch.bfloat16):
+    a, b = torch.randn(320, 384, dtype=kind), torch.randn(384, 1536, dtype=kind)
+    for _ in range(20): a @ b
+    best = 0.0
+    for _ in range(5):
+        start = time.process_time()
+        for _ in range(50): a @ b
+        best = max(best, 50 * 2 * 320 * 384 * 1536 / (time.process_time() - start) / 1e9)
+    out[str(kind)] = best
+print(json.dumps(out))
+"""
+
+
+def work(folder, tokenizer):
+    """FLOPs of the matrix products of one epoch's steps, forward and backward (three times forward), from the rows' tokens: MiniLM-L6
+    with the last layer's first token only."""
+    script = ("import csv, json, sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1]); "
+              "print(json.dumps([len(i) for i in t([r['text'] for r in csv.DictReader(open(sys.argv[2]))], truncation=True, max_length=128)['input_ids']]))")
+    run = subprocess.run([environment("FLYWHEEL_PYTHON"), "-c", script, tokenizer, folder / "train.csv"], capture_output=True, text=True,
+                         check=True, env={k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"})
+    hidden, inner, layers, total = 384, 1536, 6, 0
+    for tokens in json.loads(run.stdout.strip().splitlines()[-1]):
+        full = tokens * (4 * hidden * hidden + 2 * hidden * inner) + 2 * tokens * tokens * hidden
+        last = tokens * 2 * hidden * hidden + 2 * hidden * hidden + 2 * hidden * inner + 2 * tokens * hidden
+        total += 3 * 2 * ((layers - 1) * full + last + hidden * hidden + 77 * hidden)
+    return total
+
+
+def main():
+    report, data = Report("train"), banking77.data()
+    if not data:
+        return
+    threads, only = int(os.environ.get("THREADS") or 1), os.environ.get("ONLY") or ""
+    print(f"bench-train on {cpu()}, {threads} thread(s)")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "sets"
+        banking77.write_sets(data, folder, 1)
+        rows = sum(1 for _ in open(folder / "train.csv")) - 1
+        base = {**banking77.HYPERPARAMETERS, "epochs": 1, "seed": 1}
+        cells = {name: lambda p=p: banking77.flywheel(folder, {**base, "precision": p}, threads) for p, name in OURS.items()}
+        cells[DOCUMENTED] = lambda: banking77.transformers(folder, base, threads)
+        for options in TUNED.values():
+            cells |= {f"transformers, {name}": lambda o=o: banking77.transformers(folder, base, threads, *o) for name, o in options.items()}
+        seen = {}
+        for name, run in cells.items():
+            if only not in name:
+                continue
+            try:
+                seen[name] = run()
+            except RuntimeError as error:
+                report.row(f"{name}: examples per CPU-second", None, "1/s", note=str(error).strip().splitlines()[-1][:200])
+                continue
+            report.row(f"{name}: examples per CPU-second", rows / seen[name]["cpuSeconds"], "1/s")
+            report.row(f"{name}: peak RSS", seen[name]["peakMebibytes"], "MiB")
+            report.row(f"{name}: test accuracy after the epoch", seen[name]["accuracy"], "")
+        rate = lambda name: rows / seen[name]["cpuSeconds"]
+        for precision, ours in OURS.items():
+            tuned = [f"transformers, {name}" for name in TUNED[precision] if f"transformers, {name}" in seen]
+            if ours in seen and tuned:
+                best = max(tuned, key=rate)
+                report.row(f"{ours} / best tuned transformers at equal precision", rate(ours) / rate(best), "ratio", 1,
+                           (">= 1.2", lambda v: v >= 1.2), best)
+                report.row(f"{ours}: peak RSS / that of the best tuned", seen[ours]["peakMebibytes"] / seen[best]["peakMebibytes"], "ratio", 1,
+                           ("<= 0.7", lambda v: v <= 0.7))
+            if ours in seen and DOCUMENTED in seen:
+                report.row(f"{ours} / documented transformers", rate(ours) / rate(DOCUMENTED), "ratio", 1, (">= 1", lambda v: v >= 1))
+        run = subprocess.run([environment("FLYWHEEL_PYTHON"), "-c", GEMM, str(threads)], capture_output=True, text=True, check=True,
+                             env={k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"})
+        limits = json.loads(run.stdout.strip().splitlines()[-1])
+        flops = work(folder, environment("ENCODER"))
+        for precision, kind in (("Float32", "torch.float32"), ("BFloat16", "torch.bfloat16")):
+            report.row(f"GEMM limit of this processor, {precision}", limits[kind], "GFLOP/s")
+            if OURS[precision] in seen:
+                share = flops / seen[OURS[precision]]["cpuSeconds"] / 1e9 / limits[kind]
+                report.row(f"{OURS[precision]}: share of that limit", 100 * share, "%", note="validation, softmax, norms and AdamW count against it")
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
