@@ -10,7 +10,7 @@ use std::time::Duration;
 use flywheel_torch_shim::collective::{Carrier, Group, Pending, Reducer, Store};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::network::{Parameters, fill, host_copies};

@@ -57,9 +57,11 @@ fn settings() -> Settings {
     .unwrap()
 }
 
+type Rule = Box<dyn Fn(&Event) -> Next + Send>;
+
 /// What one process saw and came to.
 struct Trained {
-    seen: Seen<Box<dyn Fn(&Event) -> Next + Send>>,
+    seen: Seen<Rule>,
     outcome: Result<Outcome<Evaluation>>,
     weights: Vec<f64>,
 }
@@ -72,7 +74,7 @@ fn train(
 ) -> Trained {
     // Others begin with other weights, so that it shows that they take those of the first.
     let task = tiny(5 + i64::from(group.map_or(0, Collective::rank)), 0.0);
-    let mut seen = Seen::with(Box::new(rule) as Box<dyn Fn(&Event) -> Next + Send>);
+    let mut seen = Seen::with(Box::new(rule) as Rule);
     let outcome = fit_among(&task, &sets[0], &sets[1], &settings(), from, group, &mut seen);
     let numbers =
         |t: &tch::Tensor| Vec::<f64>::try_from(&t.detach().flatten(0, -1).to_kind(tch::Kind::Double)).unwrap();

@@ -369,6 +369,20 @@ mod tests {
     }
 
     #[test]
+    fn nccl_where_it_cannot_be_says_what_is_missing() {
+        let store = Store::listen().unwrap();
+        // Without the library, or with it and without a GPU.
+        if let Err(error) = Group::join(&store, Carrier::Nccl, 0, 1, Duration::from_secs(20)) {
+            let error = error.to_string();
+            assert!(
+                error.contains("libflywheel_nccl.so") || error.contains("no GPUs found"),
+                "{error}"
+            );
+            assert!(!error.contains("frame #"), "{error}");
+        }
+    }
+
+    #[test]
     fn who_left_is_an_error_and_no_wait() {
         let start = Instant::now();
         let answers = together(2, |rank, group| {
