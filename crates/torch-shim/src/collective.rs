@@ -348,6 +348,30 @@ mod tests {
         }
     }
 
+    /// One process gets its sums although the other has done no more than its backward.
+    #[test]
+    fn gradients_travel_while_backward_runs() {
+        let (done, waited) = mpsc::channel();
+        let waited = Mutex::new(waited);
+        together(2, |rank, group| {
+            let params = [1.0, 2.0].map(|x| Tensor::from_slice(&[x]).set_requires_grad(true));
+            let mut reducer = Reducer::new(group, &params, 1).unwrap();
+            for step in 0..2 {
+                crate::drop_grads(&params).unwrap();
+                reducer.begin().unwrap();
+                (&params[0] * &params[1]).backward();
+                if rank == 0 && step == 1 {
+                    waited.lock().unwrap().recv_timeout(Duration::from_secs(15)).unwrap();
+                }
+                reducer.finish().unwrap();
+                assert_eq!(Vec::<f64>::try_from(&params[0].grad()).unwrap(), [4.0]);
+                if rank == 1 && step == 1 {
+                    done.send(()).unwrap();
+                }
+            }
+        });
+    }
+
     #[test]
     fn a_reducer_leaves_no_hook_behind_and_names_a_parameter_without_gradient() {
         together(2, |_, group| {

@@ -370,7 +370,8 @@ async fn greet(us: Identity, mut stream: TcpStream) -> io::Result<(u32, TcpStrea
         let (rank, expected) = (them.rank, Identity { rank: 0, ..us });
         if (Identity { rank: 0, ..them }) != expected || rank == 0 || rank >= expected.size {
             let why = format!(
-                "process 0 is of attempt {} of another job, release or number of processes",
+                "process 0 takes only the other {} of attempt {} of its job, by programs of its release",
+                expected.size - 1,
                 expected.attempt
             );
             write(&mut stream, &Message::Refused(why)).await?;
@@ -451,4 +452,57 @@ async fn write(to: &mut (impl AsyncWriteExt + Unpin), message: &Message) -> io::
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend(text);
     to.write_all(&bytes).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(work)
+    }
+
+    #[test]
+    fn what_is_said_is_heard() {
+        block_on(async {
+            let (mut near, mut far) = tokio::io::duplex(2 * MESSAGE_MAX_BYTES);
+            for message in [
+                Message::Beat,
+                Message::Meet(7),
+                Message::Failed(Failure::new(FailureReason::Fenced, "x")),
+            ] {
+                write(&mut near, &message).await.unwrap();
+                assert_eq!(read(&mut far).await.unwrap(), message);
+            }
+            // The longest text, of what takes most room, is cut to what is read.
+            let long = Message::Failed(Failure::new(FailureReason::InternalError, "\u{1}".repeat(100_000)));
+            write(&mut near, &long).await.unwrap();
+            let Message::Failed(heard) = read(&mut far).await.unwrap() else {
+                panic!("something else")
+            };
+            assert_eq!(heard.message.chars().count(), TEXT_MAX_CHARS);
+        });
+    }
+
+    #[test]
+    fn what_makes_no_message_is_an_error_and_takes_no_room() {
+        block_on(async {
+            for bytes in [
+                &b"\xff\xff"[..],
+                b"\x00\x02{}",
+                b"\x00\x09\"Dance\"  ",
+                b"\x00\x05\"Be",
+                b"\x00",
+            ] {
+                let (mut near, mut far) = tokio::io::duplex(64);
+                near.write_all(bytes).await.unwrap();
+                drop(near);
+                read(&mut far).await.unwrap_err();
+            }
+        });
+    }
 }

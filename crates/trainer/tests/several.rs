@@ -40,7 +40,7 @@ fn job() -> (World, Value) {
 fn long_job() -> (World, Value) {
     let (world, mut config) = job();
     world.write("data.csv", rows(240));
-    config["hyperparameters"]["epochs"] = 80.into();
+    config["hyperparameters"]["epochs"] = 60.into();
     config["checkpoint"] = json!({"intervalSeconds": 1, "keep": 3});
     (world, config)
 }
@@ -351,7 +351,9 @@ fn processes_of_one_pod_end_together() {
     says(ended.failed(), R::Interrupted, &["SIGTERM", "goes on from step"]);
     let saved = ended.position.unwrap();
     assert_eq!(saved.checkpoint_step, saved.step);
+    // With another number of processes, too.
     config["job"]["attempt"] = 2.into();
+    config["world"]["processesPerNode"] = 1.into();
     let running = pod(&world, &config, 0);
     assert_eq!(running.wait_for("the resume", resumed), saved.step);
     world.left_in("termination-0", running).trained();
@@ -449,7 +451,7 @@ fn strangers_at_the_rendezvous_change_nothing() {
     old["job"]["attempt"] = 2.into();
     let old = pod(&world, &old, 1);
     old.wait_for("a refusal", |line| {
-        line["problem"].as_str().filter(|p| p.contains("another job")).map(drop)
+        line["problem"].as_str().filter(|p| p.contains("of its job")).map(drop)
     });
     drop(old);
     let ends = left(&world, vec![first, pod(&world, &config, 1)]);
