@@ -70,6 +70,10 @@ build: $(TORCH)/build-version ## Operator, trainer, server, localcluster, kubect
 	@# The whole workspace, as the tests do: one set of features, so that dependencies are built once.
 	@$(WITH_TORCH) $(CARGO) build --profile $(PROFILE) --workspace --bins
 
+.PHONY: nccl
+nccl: $(PYTHON)/.ready ## libflywheel_nccl.so for images with CUDA: trainings on several GPUs load it (NCCL_OUT=)
+	@FLYWHEEL_PYTHON=$(PYTHON)/bin/python scripts/nccl.sh $(or $(NCCL_OUT),$(BIN))
+
 .PHONY: images
 images: build ## Container images as OCI archives
 	@$(LOCALCLUSTER) images --operator $(BIN)/flywheel-operator --trainer $(BIN)/flywheel-trainer --server $(BIN)/flywheel-server \

@@ -1,10 +1,10 @@
-//! Compiles `cpp/shim.cpp` against the headers of the libtorch that torch-sys found.
+//! Compiles `cpp/` (all but `nccl.cpp`, see there) against the headers of the libtorch that torch-sys found.
 
 use std::env;
 use std::path::PathBuf;
 
 fn main() -> Result<(), String> {
-    println!("cargo:rerun-if-changed=cpp/shim.cpp");
+    println!("cargo:rerun-if-changed=cpp");
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").map_err(|_| {
         "torch-sys did not say where libtorch lies: run scripts/setup-libtorch.sh and set LIBTORCH to the folder it prints"
@@ -23,9 +23,13 @@ fn main() -> Result<(), String> {
         // The headers of libtorch do not compile without warnings; ours would drown in them.
         .warnings(false)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        // c10d's headers are empty without these.
+        .define("USE_DISTRIBUTED", None)
+        .define("USE_C10D_GLOO", None)
+        .include("cpp/gloo_headers")
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
-        .file("cpp/shim.cpp")
+        .files(["cpp/shim.cpp", "cpp/collective.cpp"])
         .compile("flywheel_torch_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=dylib=torch_cpu");

@@ -91,6 +91,8 @@ failure_reasons! {
     StorageUnavailable => Infrastructure,
     /// A later attempt, or another pod of the same one, has taken the checkpoints over; this one wrote nothing since.
     Fenced => Infrastructure,
+    /// Another process of the same attempt ended or cannot be reached.
+    PeerLost => Infrastructure,
     /// The pod was told to end before it was done.
     Interrupted => Infrastructure,
     /// A fault in Flywheel or libtorch.

@@ -26,6 +26,11 @@ pub const DATA_PORT: u16 = 8080;
 /// Name of [`DATA_PORT`] in pods and Services.
 pub const DATA_PORT_NAME: &str = "http";
 
+/// Port of node 0 of an attempt with several nodes, where its processes meet; PyTorch's usual one.
+pub const RENDEZVOUS_PORT: u16 = 29500;
+/// Environment variable with a pod's place among those of its attempt, from 0; the Job controller sets it.
+pub const COMPLETION_INDEX_ENV: &str = "JOB_COMPLETION_INDEX";
+
 /// Path of [`crate::progress::Progress`] on the trainer's inside port.
 pub const PROGRESS_PATH: &str = "/progress";
 /// Path of [`crate::serving::Stats`] on the server's inside port.

@@ -47,6 +47,8 @@ pub struct Position {
 pub enum Outcome {
     /// A training is complete and its result committed.
     Trained(Trained),
+    /// It took part in a training to the end; the pod with completion index 0 tells the result.
+    Assisted,
     /// An artifact is what its digest says.
     Verified(Verified),
     /// It failed.

@@ -50,6 +50,34 @@ pub struct TrainerConfig {
     /// Where and how often its state is saved.
     #[serde(default)]
     pub checkpoint: Checkpoint,
+    /// How many processes train together.
+    #[serde(default)]
+    pub world: World,
+}
+
+/// The processes that train one model together, data-parallel: one for each GPU. Rank 0 is the first process of node 0; it
+/// alone writes checkpoints, artifact and result. A node's number is its pod's completion index
+/// ([`crate::names::COMPLETION_INDEX_ENV`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct World {
+    /// Pods of the attempt, at least 1.
+    pub nodes: u32,
+    /// Processes in each, at least 1.
+    pub processes_per_node: u32,
+    /// Host name of node 0, where the processes meet at [`crate::names::RENDEZVOUS_PORT`]; absent with one node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rendezvous: Option<String>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            nodes: 1,
+            processes_per_node: 1,
+            rendezvous: None,
+        }
+    }
 }
 
 impl TrainerConfig {

@@ -20,7 +20,8 @@ use tch::{Device, Kind};
 use crate::error::{Error, Result};
 use crate::network::Parameters;
 use crate::optim::Moments;
-use crate::train::{Cursor, Settings, State, steps_per_epoch};
+use crate::settings::Settings;
+use crate::train::{Cursor, State, steps_per_epoch};
 use crate::weights::{self, WeightFile};
 
 /// Numbers of a state.

@@ -4,6 +4,8 @@ use flywheel_contract::scalar::Device;
 
 use crate::error::{Error, Result};
 
+pub use tch::Device as TensorDevice;
+
 /// Checks that the libtorch of this process is the one this program was built for. First thing in `main`.
 ///
 /// # Errors
@@ -12,13 +14,13 @@ pub fn check_library() -> Result<()> {
     flywheel_torch_shim::check_version().map_err(|e| Error::LibraryMismatch(e.to_string()))
 }
 
-/// The device that the accelerator class asks for. `Cuda` is the first GPU that the container sees, and it is tried
-/// with a real tensor: libraries without a driver, or a GPU without a fitting kernel, are found here and not in the
-/// first step.
+/// The device that the accelerator class asks for. `Cuda` is the GPU of this number, from 0, among those that the container
+/// sees, and it is tried with a real tensor: libraries without a driver, or a GPU without a fitting kernel, are found here
+/// and not in the first step.
 ///
 /// # Errors
 /// [`Error::GpuUnavailable`]; there is no silent fallback to the CPU.
-pub fn resolve(device: Device) -> Result<tch::Device> {
+pub fn resolve(device: Device, number: u32) -> Result<tch::Device> {
     match device {
         Device::Cpu => Ok(tch::Device::Cpu),
         Device::Cuda => {
@@ -26,10 +28,18 @@ pub fn resolve(device: Device) -> Result<tch::Device> {
             if !flywheel_torch_shim::load_cuda().map_err(|e| unavailable(e.to_string()))? {
                 return Err(unavailable("this image has no libtorch_cuda.so".into()));
             }
-            if tch::Cuda::device_count() < 1 {
+            let seen = tch::Cuda::device_count();
+            if seen < 1 {
                 return Err(unavailable("the container sees no GPU or no driver".into()));
             }
-            let gpu = tch::Device::Cuda(0);
+            let number = usize::try_from(number).unwrap_or(usize::MAX);
+            if i64::try_from(number).unwrap_or(i64::MAX) >= seen {
+                return Err(unavailable(format!(
+                    "the container sees {seen} GPUs and needs {}",
+                    number.saturating_add(1)
+                )));
+            }
+            let gpu = tch::Device::Cuda(number);
             tch::Tensor::f_ones([1], (tch::Kind::Float, gpu))
                 .and_then(|one| one.f_double_value(&[0]))
                 .map_err(|e| unavailable(flywheel_torch_shim::brief(&e)))?;
@@ -56,6 +66,12 @@ pub fn set_threads(threads: usize) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
 }
 
+/// Ends the process at once, whatever its threads wait for: one that computes with others may wait for a process that is
+/// gone, and an orderly end would wait for it.
+pub fn exit_now(code: i32) -> ! {
+    flywheel_torch_shim::exit_now(code)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,8 +83,8 @@ mod tests {
 
     #[test]
     fn cuda_is_a_gpu_or_an_error_but_never_the_cpu() {
-        assert_eq!(resolve(Device::Cpu).unwrap(), tch::Device::Cpu);
-        match resolve(Device::Cuda) {
+        assert_eq!(resolve(Device::Cpu, 0).unwrap(), tch::Device::Cpu);
+        match resolve(Device::Cuda, 0) {
             Ok(device) => assert_eq!(device, tch::Device::Cuda(0)),
             Err(error) => {
                 let text = error.to_string();

@@ -114,6 +114,9 @@ pub enum Error {
     /// A saved state is not one of this training.
     #[error("the saved state cannot be gone on from: {0}")]
     State(String),
+    /// Something between the processes that train together failed.
+    #[error("the processes that train together lost each other: {0}")]
+    Peers(String),
     /// Who watches wanted an end.
     #[error("it was stopped before its end")]
     Interrupted,
@@ -144,6 +147,7 @@ impl Error {
             Self::Setting(_) => FailureReason::ConfigInvalid,
             Self::EmptySet(_) => FailureReason::DatasetEmpty,
             Self::LossNotFinite { .. } => FailureReason::LossNotFinite,
+            Self::Peers(_) => FailureReason::PeerLost,
             Self::Interrupted => FailureReason::Interrupted,
             Self::OutOfMemory(_) => FailureReason::OutOfMemory,
             Self::LibraryMismatch(_)

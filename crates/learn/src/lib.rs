@@ -5,12 +5,14 @@
 //!                              ─ weights ┴─ network ─ task ─ train (optim, evaluate) ─ artifact ─ Classifier
 //!                                                              │↑
 //!                                                           checkpoint
+//! collective: the same training by several processes
 //! ```
 //! This crate knows neither Kubernetes nor HTTP nor texts: rows come in as token ids, answers go out as numbers.
 //! Calls into libtorch are the fallible ones wherever tch has them, so that a refusal is an error and not a panic.
 
 pub mod artifact;
 pub mod checkpoint;
+pub mod collective;
 pub mod config;
 pub mod device;
 mod error;
@@ -19,11 +21,13 @@ pub mod network;
 pub mod optim;
 pub mod precision;
 mod random;
+pub mod settings;
 pub mod task;
 pub mod train;
 pub mod weights;
 
 pub use artifact::Classifier;
+pub use collective::Collective;
 pub use config::EncoderConfig;
 pub use error::{Error, Result};
 pub use task::{Task, TextClassification};

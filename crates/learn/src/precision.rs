@@ -3,9 +3,10 @@
 use flywheel_contract::hyperparameters::Precision;
 use flywheel_torch_shim::{AutocastGuard, Half};
 use serde::{Deserialize, Serialize};
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::error::Result;
+use crate::task::Task;
 
 /// The format in which a training on this device computes; never [`Precision::Auto`].
 ///
@@ -41,17 +42,46 @@ fn cpu_has_bfloat16() -> bool {
     return false;
 }
 
-/// Turns the format on for this thread, until the guard is dropped; nothing to do for single precision.
-///
-/// # Errors
-/// [`crate::Error::Torch`].
-pub(crate) fn enter(format: Precision, device: Device) -> Result<Option<AutocastGuard>> {
-    let half = match format {
-        Precision::Auto | Precision::Float32 => return Ok(None),
-        Precision::BFloat16 => Half::BFloat16,
-        Precision::Float16 => Half::Float16,
-    };
-    Ok(Some(AutocastGuard::enter(device, half)?))
+/// The forward pass of a training: its number format, on its device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Forward {
+    format: Precision,
+    device: Device,
+}
+
+impl Forward {
+    /// In a format that was chosen.
+    pub(crate) fn new(format: Precision, device: Device) -> Self {
+        Self { format, device }
+    }
+
+    /// Whether gradients could vanish, so that the loss is scaled up.
+    pub(crate) fn is_scaled(self) -> bool {
+        self.format == Precision::Float16
+    }
+
+    /// Mean loss of a batch in training, as a scalar tensor and as a number.
+    pub(crate) fn loss<T: Task>(self, task: &T, batch: &T::Batch) -> Result<(Tensor, f64)> {
+        let half = match self.format {
+            Precision::Auto | Precision::Float32 => None,
+            Precision::BFloat16 => Some(Half::BFloat16),
+            Precision::Float16 => Some(Half::Float16),
+        };
+        let autocast = half.map(|half| AutocastGuard::enter(self.device, half)).transpose()?;
+        let loss = task.loss(&task.outputs(batch, true)?, batch)?;
+        drop(autocast);
+        let value = loss.f_double_value(&[])?;
+        Ok((loss, value))
+    }
+}
+
+/// The loss times a factor.
+pub(crate) fn scaled(loss: Tensor, factor: f64) -> Result<Tensor> {
+    Ok(if factor == 1.0 {
+        loss
+    } else {
+        loss.f_mul_scalar(factor)?
+    })
 }
 
 /// First scale; this and the next three are the values of PyTorch's `GradScaler`.

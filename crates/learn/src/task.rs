@@ -3,6 +3,8 @@
 
 use flywheel_contract::hyperparameters::StoppingMetric;
 use flywheel_data::EncodedSet;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tch::{Kind, Reduction, Tensor};
 
 use crate::error::Result;
@@ -19,7 +21,7 @@ pub trait Task {
     /// Some examples as tensors on the network's device.
     type Batch;
     /// Figures of a labelled set.
-    type Report: Clone;
+    type Report: Clone + Serialize + DeserializeOwned;
 
     /// Weights to train, by name; changing them in place changes the network.
     fn parameters(&self) -> &Parameters;

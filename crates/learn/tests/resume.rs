@@ -11,7 +11,8 @@ use flywheel_data::EncodedSet;
 use flywheel_learn::checkpoint::{Saved, Terms, open, write};
 use flywheel_learn::evaluate::Evaluation;
 use flywheel_learn::network::shapes;
-use flywheel_learn::train::{Next, Outcome, Settings, State, fit};
+use flywheel_learn::settings::Settings;
+use flywheel_learn::train::{Next, Outcome, State, fit};
 use flywheel_learn::{Error, Result, Task, TextClassification};
 use serde_json::{Value, json};
 

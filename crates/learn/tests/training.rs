@@ -9,7 +9,8 @@ use std::ops::ControlFlow;
 use common::{Event, Seen, separable, settings, tiny, turn};
 use flywheel_contract::hyperparameters::{EarlyStopping, Precision, StoppingMetric};
 use flywheel_data::EncodedSet;
-use flywheel_learn::train::{Next, Settings, evaluate, fit};
+use flywheel_learn::settings::Settings;
+use flywheel_learn::train::{Next, evaluate, fit};
 use flywheel_learn::{Error, Task};
 
 #[test]

@@ -26,7 +26,7 @@ pub(crate) async fn load(app: &App, config: &ServingConfig, options: &Options) -
     // Before the download, which may be long and for nothing.
     blocking(move || {
         device::check_library()
-            .and_then(|()| device::resolve(device))
+            .and_then(|()| device::resolve(device, 0))
             .map(drop)
             .map_err(failure)
     })
@@ -64,7 +64,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
 }
 
 fn build(folder: &Path, manifest: &Manifest, device: Device, workers: usize) -> Result<LoadedVersion, Failure> {
-    let classifier = device::resolve(device)
+    let classifier = device::resolve(device, 0)
         .and_then(|device| Classifier::load(folder, device))
         .map_err(failure)?;
     if classifier.labels() != manifest.labels {

@@ -1,7 +1,4 @@
 // The pieces of libtorch that tch does not bind, behind a C interface.
-//
-// Every function that can fail returns 0 on success; on failure 1, with the text in fw_error() of the same thread.
-// No C++ exception leaves this file: unwinding into Rust would be undefined behaviour.
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
@@ -11,31 +8,17 @@
 #include <dlfcn.h>
 #include <torch/version.h>
 
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "guard.h"
+
 using at::Tensor;
+using flywheel::guard;
 
 namespace {
-
-thread_local std::string last_error;
-
-template <class F>
-int guard(F&& f) noexcept {
-  try {
-    f();
-    return 0;
-  } catch (const c10::Error& e) {
-    // what() would carry the C++ stack, some sixty lines.
-    last_error = e.what_without_backtrace();
-  } catch (const std::exception& e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "unknown C++ exception";
-  }
-  return 1;
-}
 
 std::vector<Tensor> list(const Tensor* const* tensors, size_t n) {
   std::vector<Tensor> out;
@@ -49,7 +32,7 @@ std::vector<Tensor> list(const Tensor* const* tensors, size_t n) {
 extern "C" {
 
 // Valid until the next failing call of the same thread.
-const char* fw_error() { return last_error.c_str(); }
+const char* fw_error() { return flywheel::last_error.c_str(); }
 
 // Headers and loaded library must be of one release: another one loads without complaint and computes garbage.
 int fw_check_version() {
@@ -161,4 +144,7 @@ int fw_inference_enter(c10::InferenceMode** out) {
 }
 
 void fw_inference_exit(c10::InferenceMode* guard) { delete guard; }
+
+// Without the destructors of static objects, which may wait for threads that wait for a peer.
+void fw_exit(int code) { std::_Exit(code); }
 }

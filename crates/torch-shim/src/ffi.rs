@@ -1,4 +1,4 @@
-//! The C interface of `cpp/shim.cpp`, word for word. Everything unsafe in this project is here and in [`crate`].
+//! The C interface of `cpp/`, word for word. Everything unsafe in this project is here and in [`crate`].
 
 use std::ffi::{c_char, c_int};
 
@@ -11,6 +11,22 @@ pub(crate) struct RawInference([u8; 0]);
 /// What autocast was set to before, opaque here.
 #[repr(C)]
 pub(crate) struct RawAutocast([u8; 0]);
+
+/// c10d's store of names and addresses, opaque here.
+#[repr(C)]
+pub(crate) struct RawStore([u8; 0]);
+
+/// c10d's process group, opaque here.
+#[repr(C)]
+pub(crate) struct RawGroup([u8; 0]);
+
+/// An operation of a group that is under way, opaque here.
+#[repr(C)]
+pub(crate) struct RawWork([u8; 0]);
+
+/// The sum of gradients, opaque here.
+#[repr(C)]
+pub(crate) struct RawReducer([u8; 0]);
 
 /// An `at::Tensor*` that the callee only reads through (it may change the numbers behind it).
 pub(crate) type Raw = *const C_tensor;
@@ -42,4 +58,45 @@ unsafe extern "C" {
     pub(crate) fn fw_autocast_exit(before: *mut RawAutocast);
     pub(crate) fn fw_inference_enter(out: *mut *mut RawInference) -> c_int;
     pub(crate) fn fw_inference_exit(guard: *mut RawInference);
+    pub(crate) fn fw_exit(code: c_int) -> !;
+    pub(crate) fn fw_store_open(
+        host: *const c_char,
+        port: *mut u16,
+        listen: c_int,
+        timeout_ms: i64,
+        out: *mut *mut RawStore,
+    ) -> c_int;
+    pub(crate) fn fw_store_free(store: *mut RawStore);
+    pub(crate) fn fw_group_gloo(
+        store: *mut RawStore,
+        address: *const c_char,
+        rank: c_int,
+        size: c_int,
+        join_ms: i64,
+        timeout_ms: i64,
+        out: *mut *mut RawGroup,
+    ) -> c_int;
+    pub(crate) fn fw_group_nccl(
+        store: *mut RawStore,
+        rank: c_int,
+        size: c_int,
+        timeout_ms: i64,
+        out: *mut *mut RawGroup,
+    ) -> c_int;
+    pub(crate) fn fw_group_free(group: *mut RawGroup);
+    pub(crate) fn fw_all_reduce(group: *mut RawGroup, tensor: Raw, out: *mut *mut RawWork) -> c_int;
+    pub(crate) fn fw_work_wait(work: *mut RawWork) -> c_int;
+    pub(crate) fn fw_work_free(work: *mut RawWork);
+    pub(crate) fn fw_broadcast(group: *mut RawGroup, tensor: Raw) -> c_int;
+    pub(crate) fn fw_barrier(group: *mut RawGroup) -> c_int;
+    pub(crate) fn fw_reducer_make(
+        group: *mut RawGroup,
+        params: *const Raw,
+        n: usize,
+        bucket_bytes: usize,
+        out: *mut *mut RawReducer,
+    ) -> c_int;
+    pub(crate) fn fw_reducer_begin(reducer: *mut RawReducer) -> c_int;
+    pub(crate) fn fw_reducer_finish(reducer: *mut RawReducer) -> c_int;
+    pub(crate) fn fw_reducer_free(reducer: *mut RawReducer);
 }

@@ -1,10 +1,11 @@
 //! What tch lacks: the only C++ and the only unsafe code of this project.
 //!
-//! Owns the calls into libtorch that tch does not bind (list kernels, inference mode, version check, loading CUDA),
-//! each behind a safe function. Knows nothing of models or training. Every call that libtorch refuses is an
+//! Owns the calls into libtorch that tch does not bind (list kernels, inference mode, version check, loading CUDA,
+//! process groups), each behind a safe function. Knows nothing of models or training. Every call that libtorch refuses is an
 //! [`Error`] without a C++ stack.
 #![allow(unsafe_code)]
 
+pub mod collective;
 mod ffi;
 
 use std::ffi::{CStr, c_int};
@@ -306,6 +307,13 @@ impl Drop for InferenceGuard {
         // SAFETY: made by fw_inference_enter on this thread (the guard is not Send) and freed once.
         unsafe { ffi::fw_inference_exit(self.raw) }
     }
+}
+
+/// Ends the process at once: no destructor of a static object runs. libtorch's may wait for threads that never end, such
+/// as one that waits for a process that is gone.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: no arguments but a number; the call does not return.
+    unsafe { ffi::fw_exit(code) }
 }
 
 #[cfg(test)]

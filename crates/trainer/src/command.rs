@@ -9,25 +9,31 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::names::{EXIT_FAILED, INSIDE_PORT, TERMINATION_LOG};
+use flywheel_contract::names::{COMPLETION_INDEX_ENV, EXIT_FAILED, INSIDE_PORT, TERMINATION_LOG};
 use flywheel_contract::progress::Phase;
 use flywheel_contract::scalar::{Device, Uri};
-use flywheel_contract::termination::{Outcome, Trained};
+use flywheel_contract::termination::Outcome;
 use flywheel_contract::trainer::{TrainerConfig, VerifyConfig};
 use flywheel_store::{Limits, Purpose, Store};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::configuration::{self, LocalRun};
 use crate::ending::{self, Ending};
+use crate::peers::Peers;
+use crate::place::Place;
+use crate::siblings::{self, Line, Siblings};
 use crate::tracker::{Stop, Tracker};
-use crate::{server, train};
+use crate::{assist, server, train};
 
 /// How long a training that is told to end may take to commit its last checkpoint, or to finish what comes after its last
 /// step. Pods have 30 s in all.
 const SAVE_WAIT: Duration = Duration::from_secs(25);
 /// How long the tensor thread may take to reach the end of its step after that.
 const STOP_WAIT: Duration = Duration::from_secs(3);
+/// The same where another process is gone: a step that waits for it has no end.
+const STOP_WAIT_ALONE: Duration = Duration::from_millis(500);
 
 /// Trains text classifiers, in a pod of Flywheel or on its own.
 #[derive(Debug, Parser)]
@@ -54,6 +60,15 @@ impl Arguments {
     pub fn trains(&self) -> bool {
         matches!(self.command, Command::Train { .. } | Command::Run { .. })
     }
+
+    /// Those that the other processes of a pod get as well.
+    fn shared(&self) -> Vec<String> {
+        let mut shared = vec!["--storage-timeout".to_owned(), self.storage_timeout.to_string()];
+        if let Some(scratch) = &self.scratch {
+            shared.extend(["--scratch".to_owned(), scratch.display().to_string()]);
+        }
+        shared
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -63,6 +78,12 @@ enum Command {
         /// Address of /progress and /metrics. Without it, port 9090 on all addresses.
         #[arg(long, env = "FLYWHEEL_LISTEN", value_name = "ADDRESS")]
         listen: Option<SocketAddr>,
+        /// Number of this process in its pod; the first starts the others with it.
+        #[arg(long, hide = true, default_value_t = 0)]
+        local_rank: u32,
+        /// Host of process 0, and its port unless that is the usual one, in place of the configuration's.
+        #[arg(long, hide = true, value_name = "HOST[:PORT]")]
+        rendezvous: Option<String>,
     },
     /// Reads an artifact and checks every digest; reads FLYWHEEL_CONFIG.
     Verify,
@@ -126,7 +147,12 @@ pub fn run(arguments: &Arguments) -> ExitCode {
             if local {
                 ending::print(&outcome);
             }
+            let assisted = outcome == Outcome::Assisted;
             ending.write(outcome);
+            if assisted {
+                // Process 0 may have ended before this one came to training: nothing is waited for.
+                flywheel_learn::device::exit_now(0)
+            }
             ExitCode::SUCCESS
         }
         Err(failure) => {
@@ -136,7 +162,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
             }
             ending.write(Outcome::Failed(failure));
             // Not by returning: an interrupted step may still hold the tensor thread, and the runtime would wait for it.
-            std::process::exit(EXIT_FAILED)
+            flywheel_learn::device::exit_now(EXIT_FAILED)
         }
     }
 }
@@ -165,28 +191,41 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
     match &arguments.command {
         Command::Verify => {
             let config: VerifyConfig = configuration::from_environment()?;
+            let mut orders = Orders::listen(false)?;
             tokio::select! {
                 outcome = verify(&config, limits) => outcome,
-                signal = told_to_end() => Err(Failure::new(
+                signal = orders.told() => Err(Failure::new(
                     FailureReason::Interrupted,
-                    format!("{} came before the artifact was verified", signal?),
+                    format!("{signal} came before the artifact was verified"),
                 )),
             }
         }
-        Command::Train { listen } => {
+        Command::Train {
+            listen,
+            local_rank,
+            rendezvous,
+        } => {
             let config: TrainerConfig = configuration::from_environment()?;
             configuration::check(&config)?;
             let tracker = Tracker::new(&config, terminal);
             ending.watch(&tracker);
-            // All addresses of both families, or of IPv4 where the node has no IPv6.
+            // One process speaks for its pod. All addresses of both families, or of IPv4 where the node has no IPv6.
             let listener = match listen {
-                Some(address) => server::bind(*address).await,
+                _ if *local_rank > 0 => None,
+                Some(address) => Some(server::bind(*address).await?),
                 None => match server::bind(SocketAddr::from(([0_u16; 8], INSIDE_PORT))).await {
-                    Ok(listener) => Ok(listener),
-                    Err(_) => server::bind(SocketAddr::from(([0_u8; 4], INSIDE_PORT))).await,
+                    Ok(listener) => Some(listener),
+                    Err(_) => Some(server::bind(SocketAddr::from(([0_u8; 4], INSIDE_PORT))).await?),
                 },
-            }?;
-            trained(&config, limits, arguments, &tracker, Some(listener)).await
+            };
+            let index = std::env::var(COMPLETION_INDEX_ENV).ok();
+            let start = Start {
+                place: Place::new(&config.world, index.as_deref(), *local_rank)?,
+                rendezvous: rendezvous.as_deref(),
+                limits,
+                arguments,
+            };
+            trained(&config, &start, &tracker, listener).await
         }
         Command::Run {
             file,
@@ -208,7 +247,13 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
                 Some(address) => Some(server::bind(*address).await?),
                 None => None,
             };
-            trained(&config, limits, arguments, &tracker, listener).await
+            let start = Start {
+                place: Place::new(&config.world, None, 0)?,
+                rendezvous: None,
+                limits,
+                arguments,
+            };
+            trained(&config, &start, &tracker, listener).await
         }
     }
 }
@@ -221,43 +266,115 @@ async fn verify(config: &VerifyConfig, limits: Limits) -> Result<Outcome, Failur
     Ok(Outcome::Verified(verified))
 }
 
+/// How this process was started.
+struct Start<'a> {
+    place: Place,
+    /// Where a process of the same pod says that process 0 is.
+    rendezvous: Option<&'a str>,
+    limits: Limits,
+    arguments: &'a Arguments,
+}
+
 async fn trained(
     config: &TrainerConfig,
-    limits: Limits,
-    arguments: &Arguments,
+    start: &Start<'_>,
     tracker: &Arc<Tracker>,
     listener: Option<tokio::net::TcpListener>,
 ) -> Result<Outcome, Failure> {
     let serving = listener.map(|listener| tokio::spawn(server::serve(listener, Arc::clone(tracker))));
     let logging = tokio::spawn(Arc::clone(tracker).log_now_and_then());
-    let mut training = Box::pin(train::train(config, limits, arguments.scratch.as_deref(), tracker));
-    let outcome = tokio::select! {
-        outcome = &mut training => outcome,
-        signal = told_to_end() => match signal {
-            Ok(signal) => wound_up(training, signal, tracker).await,
-            Err(failure) => Err(failure),
-        },
+    let outcome = match start.place.size {
+        1 => alone(config, start, tracker).await,
+        _ => among_others(config, start, tracker).await,
     };
-    if outcome.is_err() {
+    if let Err(failure) = &outcome {
         // The tensor thread ends with its step; leaving libtorch in the middle of one can crash the process.
         tracker.stop(Stop::Now);
-        tracker.idle(STOP_WAIT).await;
+        let lost = failure.reason == FailureReason::PeerLost;
+        tracker.idle(if lost { STOP_WAIT_ALONE } else { STOP_WAIT }).await;
     }
     logging.abort();
     if let Some(serving) = serving {
         serving.abort();
     }
     tracker.finish();
-    outcome.map(Outcome::Trained)
+    outcome
+}
+
+async fn alone(config: &TrainerConfig, start: &Start<'_>, tracker: &Arc<Tracker>) -> Result<Outcome, Failure> {
+    let scratch = start.arguments.scratch.as_deref();
+    let mut orders = Orders::listen(false)?;
+    let mut training = Box::pin(async {
+        let trained = train::train(config, start.limits, scratch, tracker, None).await;
+        trained.map(Outcome::Trained)
+    });
+    tokio::select! {
+        outcome = &mut training => outcome,
+        signal = orders.told() => wound_up(training, signal, &mut orders, tracker, true).await,
+    }
+}
+
+async fn among_others(config: &TrainerConfig, start: &Start<'_>, tracker: &Arc<Tracker>) -> Result<Outcome, Failure> {
+    let (place, scratch) = (start.place, start.arguments.scratch.as_deref());
+    let starter = place.local == 0 && place.in_pod > 1;
+    let mut orders = Orders::listen(place.local > 0)?;
+    let peers = Arc::new(Peers::start(place, config, start.rendezvous)?);
+    let mut siblings = match starter {
+        true => Some(Siblings::start(
+            &place,
+            peers.address(),
+            &start.arguments.shared(),
+            train::scratch_folder(scratch)?,
+        )?),
+        false => None,
+    };
+    let work = async {
+        peers.joined(tracker).await?;
+        if place.is_first() {
+            let trained = train::train(config, start.limits, scratch, tracker, Some(&peers)).await;
+            trained.map(Outcome::Trained)
+        } else {
+            let assisted = assist::assist(config, start.limits, scratch, tracker, &peers).await;
+            assisted.map(|()| Outcome::Assisted)
+        }
+    };
+    let mut training = Box::pin(peers.beside(work, || Outcome::Assisted));
+    let gone = orders.gone();
+    let outcome = tokio::select! {
+        outcome = &mut training => outcome,
+        failure = failed(&mut siblings) => Err(failure),
+        () = gone => Err(Failure::new(FailureReason::PeerLost, "the process that started this one has ended")),
+        signal = orders.told() => {
+            if let Some(siblings) = &mut siblings {
+                siblings.tell_to_end().await;
+            }
+            wound_up(training, signal, &mut orders, tracker, place.is_first()).await
+        }
+    };
+    peers.part(&outcome).await;
+    if let Some(siblings) = siblings {
+        siblings.end(outcome.is_err()).await;
+    }
+    outcome
+}
+
+/// The failure of a process that this one has started; never, where it has started none.
+async fn failed(siblings: &mut Option<Siblings>) -> Failure {
+    match siblings {
+        Some(siblings) => siblings.failed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What becomes of a training that is told to end: its state is saved, or what comes after its last step is finished. One
 /// that has no state yet, and one that is told twice, just ends.
 async fn wound_up(
-    training: impl Future<Output = Result<Trained, Failure>> + Unpin,
+    training: impl Future<Output = Result<Outcome, Failure>> + Unpin,
     signal: &str,
+    orders: &mut Orders,
     tracker: &Tracker,
-) -> Result<Trained, Failure> {
+    keeps_state: bool,
+) -> Result<Outcome, Failure> {
     tracing::info!(signal, "told to end");
     tracker.stop(Stop::Saved);
     let has_state = !matches!(
@@ -272,7 +389,7 @@ async fn wound_up(
                 outcome => return outcome,
             },
             () = tokio::time::sleep(SAVE_WAIT) => late = "its last state could not be saved in time; ",
-            _ = told_to_end() => late = "it was told so twice and its last state is not saved; ",
+            _ = orders.told() => late = "it was told so twice and its last state is not saved; ",
         }
     }
     let checkpoint = tracker.progress().checkpoint;
@@ -281,6 +398,7 @@ async fn wound_up(
         None => String::new(),
     };
     let next = match checkpoint.step {
+        _ if !keeps_state => "what is saved is told by process 0".to_owned(),
         Some(step) => format!("the next attempt goes on from step {step}"),
         None => "the next attempt begins at its beginning".to_owned(),
     };
@@ -292,14 +410,61 @@ async fn wound_up(
     ))
 }
 
-/// Resolves when the process is told to end, with the signal's name.
-async fn told_to_end() -> Result<&'static str, Failure> {
-    let listen =
-        |kind| signal(kind).map_err(|e| Failure::new(FailureReason::InternalError, format!("no signals: {e}")));
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
+/// What tells this process to end.
+struct Orders {
+    terminate: Signal,
+    interrupt: Signal,
+    /// From the process that has started this one.
+    line: Option<watch::Receiver<Line>>,
+    /// Orders of the line that were heeded.
+    heeded: u32,
+}
+
+impl Orders {
+    fn listen(has_line: bool) -> Result<Self, Failure> {
+        let listen =
+            |kind| signal(kind).map_err(|e| Failure::new(FailureReason::InternalError, format!("no signals: {e}")));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            line: has_line.then(siblings::line).transpose()?,
+            heeded: 0,
+        })
+    }
+
+    /// Resolves when the process is told to end, with the signal's name.
+    async fn told(&mut self) -> &'static str {
+        let heeded = self.heeded;
+        let line = self.line.as_mut();
+        let by_line = async {
+            if let Some(line) = line
+                && line.wait_for(|line| line.told > heeded).await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            () = by_line => {
+                self.heeded += 1;
+                "SIGTERM to the pod"
+            }
+        }
+    }
+
+    /// Resolves when the process that has started this one is gone.
+    fn gone(&self) -> impl Future<Output = ()> + use<> {
+        let line = self.line.clone();
+        async {
+            match line {
+                Some(mut line) => {
+                    let _ = line.wait_for(|line| line.gone).await;
+                }
+                None => std::future::pending().await,
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::names::{CONFIG_ENV, CONFIG_MAX_BYTES};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::storage::StorageSettings;
-use flywheel_contract::trainer::{JobIdentity, TrainerConfig};
+use flywheel_contract::trainer::{JobIdentity, TrainerConfig, World};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -19,6 +19,9 @@ use crate::command::file_uri;
 
 /// Most bytes of a YAML file.
 const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;
+/// Most pods of an attempt, and most processes of a pod.
+const NODES_MAX: u32 = 1000;
+const PROCESSES_PER_NODE_MAX: u32 = 64;
 
 fn invalid(message: impl Into<String>) -> Failure {
     Failure::new(FailureReason::ConfigInvalid, message)
@@ -123,6 +126,20 @@ pub fn check(config: &TrainerConfig) -> Result<(), Failure> {
     if !(1..=KEEP_MAX).contains(&c.keep) {
         return Err(invalid(format!("checkpoint.keep is {}, not 1 to {KEEP_MAX}", c.keep)));
     }
+    let w = &config.world;
+    for (name, value, most) in [
+        ("nodes", w.nodes, NODES_MAX),
+        ("processesPerNode", w.processes_per_node, PROCESSES_PER_NODE_MAX),
+    ] {
+        if !(1..=most).contains(&value) {
+            return Err(invalid(format!("world.{name} is {value}, not 1 to {most}")));
+        }
+    }
+    if w.nodes > 1 && w.rendezvous.is_none() {
+        return Err(invalid(
+            "world.rendezvous is not given; with several nodes it names the host of node 0",
+        ));
+    }
     let uid = &config.job.uid;
     if uid.is_empty() || uid.len() > 128 || !uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         return Err(invalid("job.uid must be letters, digits and hyphens"));
@@ -194,6 +211,7 @@ pub fn from_manifest(run: &LocalRun) -> Result<TrainerConfig, Failure> {
         model_name: spec.output.model,
         output_uri,
         checkpoint: spec.checkpoint,
+        world: World::default(),
     })
 }
 
@@ -303,7 +321,10 @@ spec:
     fn what_the_api_server_would_refuse_is_refused_here() {
         let good = local(JOB, |_| ()).unwrap();
         type Change = fn(&mut TrainerConfig);
-        let changes: [(&str, Change); 10] = [
+        let changes: [(&str, Change); 13] = [
+            ("world.nodes is 0", |c| c.world.nodes = 0),
+            ("world.processesPerNode is 65", |c| c.world.processes_per_node = 65),
+            ("world.rendezvous is not given", |c| c.world.nodes = 2),
             ("limits.minRowsPerLabel is 0, not 1 to 10000000", |c| {
                 c.dataset.limits = Some(DataLimits {
                     min_rows_per_label: Some(0),

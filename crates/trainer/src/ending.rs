@@ -81,6 +81,7 @@ pub(crate) fn print(outcome: &Outcome) {
             .and_then(|()| writeln!(out, "{:<24} {}", "steps", trained.steps))
             .and_then(|()| writeln!(out, "{:<24} {}", "artifact", trained.artifact.uri))
             .and_then(|()| writeln!(out, "{:<24} {}", "digest", trained.artifact.digest)),
+        Outcome::Assisted => writeln!(out, "process 0 has the result"),
         Outcome::Verified(verified) => writeln!(out, "{} files, {} bytes", verified.files, verified.bytes),
         Outcome::Failed(failure) => writeln!(out, "{failure}"),
     };

@@ -13,12 +13,16 @@ use flywheel_contract::scalar::{Device, Metric};
 use flywheel_contract::trainer::EpochReport;
 use flywheel_data::{EncodedSet, profile};
 use flywheel_learn::checkpoint::Saved;
+use flywheel_learn::device::TensorDevice;
 use flywheel_learn::evaluate::{Evaluation, confusion};
-use flywheel_learn::train::{Epoch, Next, Observer, Settings, State, Step, evaluate, fit, outputs};
-use flywheel_learn::{Classifier, Task, TextClassification, artifact, device, precision};
+use flywheel_learn::settings::Settings;
+use flywheel_learn::train::{Epoch, Next, Observer, State, Step, evaluate, fit_among, outputs};
+use flywheel_learn::{Classifier, Collective, Task, TextClassification, artifact, device, precision};
 
-use crate::checkpoints::Saver;
+use crate::checkpoints::{Saver, Training};
 use crate::inputs::Pretrained;
+use crate::peers::{Meeting, Peers};
+use crate::place::Place;
 use crate::tracker::{StepSeen, Stop, Tracker};
 
 /// Most texts in the evaluation sample.
@@ -30,15 +34,84 @@ const SAME_ANSWER: f32 = 1e-3;
 /// Most work that is risked in what comes after the last step (evaluation, artifact, upload), however long the interval.
 const UNSAVED_AT_END: Duration = Duration::from_secs(60);
 
-/// All that the thread needs.
-pub(crate) struct Work {
-    pub(crate) device: Device,
+/// How to train and on what.
+#[derive(Clone)]
+pub(crate) struct Wishes {
     pub(crate) settings: Settings,
     pub(crate) dropout: f64,
+    pub(crate) device: Device,
+    /// Number of the GPU, where the device is one.
+    pub(crate) gpu: u32,
+}
+
+/// All that the thread needs in every process.
+pub(crate) struct Part {
+    pub(crate) wishes: Wishes,
     pub(crate) pretrained: Pretrained,
     pub(crate) labels: Vec<String>,
     pub(crate) train: EncodedSet,
     pub(crate) validation: EncodedSet,
+    pub(crate) training: Arc<Training>,
+    pub(crate) together: Option<Together>,
+}
+
+/// The others, all of them ready.
+pub(crate) struct Together {
+    peers: Arc<Peers>,
+    meeting: Meeting,
+}
+
+impl Together {
+    /// Waits for them.
+    pub(crate) async fn ready(peers: &Arc<Peers>, tracker: &Tracker) -> Result<Self, Failure> {
+        let meeting = peers.ready(tracker).await?;
+        let peers = Arc::clone(peers);
+        Ok(Self { peers, meeting })
+    }
+}
+
+impl Part {
+    fn failure(&self, error: &flywheel_learn::Error) -> Failure {
+        self.pretrained.failure(error)
+    }
+
+    fn device(&self) -> Result<TensorDevice, Failure> {
+        device::resolve(self.wishes.device, self.wishes.gpu).map_err(|e| self.failure(&e))
+    }
+
+    /// Joins the others, if there are any, and makes sure that all have read the same.
+    fn join(&self, device: TensorDevice) -> Result<Option<Collective>, Failure> {
+        let Some(Together { peers, meeting }) = &self.together else {
+            return Ok(None);
+        };
+        let group = meeting.join(peers, device).map_err(|e| self.failure(&e))?;
+        let t = &self.training;
+        let read = (t.terms.clone(), t.digest.clone(), t.shapes.clone(), self.labels.clone());
+        if group.all_have(&read).map_err(|e| self.failure(&e))? {
+            return Ok(Some(group));
+        }
+        Err(Failure::new(
+            FailureReason::InternalError,
+            "the processes of this attempt have read different data or models; something has changed at the sources while the attempt began",
+        ))
+    }
+
+    fn task(&self, device: TensorDevice) -> Result<TextClassification, Failure> {
+        let made = artifact::pretrained(
+            &self.pretrained.folder,
+            self.labels.len(),
+            self.pretrained.tokenizer.tokens(),
+            self.wishes.dropout,
+            self.wishes.settings.seed,
+            device,
+        );
+        Ok(TextClassification::new(made.map_err(|e| self.failure(&e))?.network))
+    }
+}
+
+/// All that the thread needs in the process that keeps what comes out.
+pub(crate) struct Work {
+    pub(crate) part: Part,
     pub(crate) test: EncodedSet,
     pub(crate) golden: EncodedSet,
     /// Texts of the test set for the evaluation sample; empty where texts are kept out.
@@ -65,6 +138,7 @@ pub(crate) struct Learned {
 /// Runs a function on a thread of its own and waits for it without holding the runtime up.
 pub(crate) async fn on_thread<T: Send + 'static>(
     tracker: &Arc<Tracker>,
+    place: Option<Place>,
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     let (send, receive) = tokio::sync::oneshot::channel();
@@ -74,7 +148,7 @@ pub(crate) async fn on_thread<T: Send + 'static>(
     std::thread::Builder::new()
         .name("tensors".to_owned())
         .spawn(move || {
-            let result = prepare().and_then(|()| work());
+            let result = prepare(place.map_or(1, |place| place.in_pod)).and_then(|()| work());
             busy.set_busy(false);
             // Nobody waits any more where the training was interrupted.
             let _ = send.send(result);
@@ -85,21 +159,22 @@ pub(crate) async fn on_thread<T: Send + 'static>(
         .map_err(|_| internal("the tensor thread ended without an answer; please report it".to_owned()))?
 }
 
-/// Sets this thread up, before its first tensor: all cores that the container may use, and no slow tiny numbers.
-fn prepare() -> Result<(), Failure> {
+/// Sets this thread up, before its first tensor: its share of the cores that the container may use, and no slow tiny numbers.
+fn prepare(processes: u32) -> Result<(), Failure> {
     device::flush_denormals().map_err(|e| Failure::new(e.reason(), e.to_string()))?;
     // Counts the cores of the affinity mask and the quota of the control group.
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = threads / usize::try_from(processes).unwrap_or(1).max(1);
     device::set_threads(threads);
     tracing::debug!(threads, "tensor thread is ready");
     Ok(())
 }
 
 /// Checks that the device can be used.
-pub(crate) fn check_device(wanted: Device) -> Result<(), Failure> {
+pub(crate) fn check_device(wanted: Device, gpu: u32) -> Result<(), Failure> {
     let failure = |e: flywheel_learn::Error| Failure::new(e.reason(), e.to_string());
     device::check_library().map_err(failure)?;
-    device::resolve(wanted).map_err(failure)?;
+    device::resolve(wanted, gpu).map_err(failure)?;
     Ok(())
 }
 
@@ -138,14 +213,7 @@ impl Watch {
 impl Observer<Evaluation> for Watch {
     fn step(&mut self, step: &Step) -> Next {
         self.step = step.step;
-        self.tracker.step(&StepSeen {
-            step: step.step,
-            total_steps: step.total_steps,
-            epoch: step.epoch,
-            loss: step.loss,
-            learning_rate: step.learning_rate,
-            examples: step.examples,
-        });
+        tell_step(&self.tracker, step);
         self.next(Duration::MAX)
     }
 
@@ -155,9 +223,7 @@ impl Observer<Evaluation> for Watch {
     }
 
     fn epoch(&mut self, epoch: &Epoch<'_, Evaluation>) -> Next {
-        let v = epoch.validation;
-        self.tracker
-            .validated(epoch.epoch, epoch.train_loss, v.loss, v.accuracy, epoch.best);
+        tell_epoch(&self.tracker, epoch);
         self.next(if epoch.last { UNSAVED_AT_END } else { Duration::MAX })
     }
 
@@ -167,23 +233,91 @@ impl Observer<Evaluation> for Watch {
     }
 }
 
+fn tell_step(tracker: &Tracker, step: &Step) {
+    tracing::debug!(
+        step = step.step,
+        loss = step.loss,
+        grad_norm = step.grad_norm,
+        learning_rate = step.learning_rate,
+        examples = step.examples,
+        "step"
+    );
+    tracker.step(&StepSeen {
+        step: step.step,
+        total_steps: step.total_steps,
+        epoch: step.epoch,
+        loss: step.loss,
+        learning_rate: step.learning_rate,
+        examples: step.examples,
+    });
+}
+
+fn tell_epoch(tracker: &Tracker, epoch: &Epoch<'_, Evaluation>) {
+    let v = epoch.validation;
+    tracker.validated(epoch.epoch, epoch.train_loss, v.loss, v.accuracy, epoch.best);
+}
+
+/// Sees training go by in a process that keeps nothing: where it is told to end, the state is to be saved by process 0. One
+/// that fails wants nothing of the others: they learn of it otherwise, and why.
+struct Assistant<'a>(&'a Tracker);
+
+impl Assistant<'_> {
+    fn next(&self) -> Next {
+        match self.0.stopping() {
+            Stop::Saved => Next::SaveAndStop,
+            Stop::No | Stop::Now => Next::GoOn,
+        }
+    }
+}
+
+impl Observer<Evaluation> for Assistant<'_> {
+    fn step(&mut self, step: &Step) -> Next {
+        tell_step(self.0, step);
+        self.next()
+    }
+
+    fn validating(&mut self) -> Next {
+        self.0.beat();
+        self.next()
+    }
+
+    fn epoch(&mut self, epoch: &Epoch<'_, Evaluation>) -> Next {
+        tell_epoch(self.0, epoch);
+        self.next()
+    }
+
+    fn state(&mut self, _: State<Evaluation>) {}
+}
+
+/// Takes part in a training whose result another process keeps.
+pub(crate) fn assist(part: &Part, tracker: &Tracker) -> Result<(), Failure> {
+    let device = part.device()?;
+    let group = part.join(device)?;
+    let task = part.task(device)?;
+    tracker.phase(Phase::Training);
+    fit_among(
+        &task,
+        &part.train,
+        &part.validation,
+        &part.wishes.settings,
+        None,
+        group.as_ref(),
+        &mut Assistant(tracker),
+    )
+    .map_err(|e| part.failure(&e))?;
+    Ok(())
+}
+
 /// Trains, evaluates, and writes the artifact's files.
 pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failure> {
-    let Work { saved, mut saver, .. } = work;
-    let failure = |e: flywheel_learn::Error| work.pretrained.failure(&e);
-    let device = device::resolve(work.device).map_err(failure)?;
-    tracker.computes_in(precision::choose(work.settings.precision, device).map_err(failure)?);
-    let tokens = work.pretrained.tokenizer.tokens();
-    let made = artifact::pretrained(
-        &work.pretrained.folder,
-        work.labels.len(),
-        tokens,
-        work.dropout,
-        work.settings.seed,
-        device,
-    )
-    .map_err(failure)?;
-    let task = TextClassification::new(made.network);
+    let Work {
+        part, saved, mut saver, ..
+    } = work;
+    let failure = |e: flywheel_learn::Error| part.failure(&e);
+    let device = part.device()?;
+    let group = part.join(device)?;
+    tracker.computes_in(precision::choose(part.wishes.settings.precision, device).map_err(failure)?);
+    let task = part.task(device)?;
     let state = saved.map(Saved::read).transpose().map_err(failure)?;
 
     tracker.phase(Phase::Training);
@@ -194,9 +328,31 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
         step: state.as_ref().map_or(0, |s| s.cursor.step),
         asked: Instant::now(),
     };
-    let outcome = fit(&task, &work.train, &work.validation, &work.settings, state, &mut watch).map_err(failure)?;
+    let outcome = fit_among(
+        &task,
+        &part.train,
+        &part.validation,
+        &part.wishes.settings,
+        state,
+        group.as_ref(),
+        &mut watch,
+    )
+    .map_err(|error| match error {
+        flywheel_learn::Error::Interrupted if group.is_some() && tracker.stopping() == Stop::No => {
+            tracker.phase(Phase::Checkpointing);
+            Failure::new(
+                FailureReason::Interrupted,
+                "another process of this training was told to end; the state is saved and the next attempt goes on from it",
+            )
+        }
+        error => failure(error),
+    })?;
     // No further state: what is being written goes on beside the rest.
     drop(watch);
+    drop(group);
+    if let Some(together) = &part.together {
+        together.peers.need_nobody();
+    }
 
     tracker.phase(Phase::Evaluating);
     let mut seen = || {
@@ -227,14 +383,14 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     let answers: Vec<Vec<f32>> = logits.iter().map(|row| softmax(row)).collect();
 
     let mut files =
-        artifact::write(&work.folder, task.network(), &work.labels, &work.pretrained.folder).map_err(failure)?;
-    for path in work.pretrained.tokenizer.save(&work.folder)? {
+        artifact::write(&work.folder, task.network(), &part.labels, &part.pretrained.folder).map_err(failure)?;
+    for path in part.pretrained.tokenizer.save(&work.folder)? {
         files.extend(path.file_name().map(|n| n.to_string_lossy().into_owned()));
     }
     json(
         &work.folder,
         DATA_PROFILE_FILE,
-        &profile(&work.test, &answers, work.labels.len()),
+        &profile(&work.test, &answers, part.labels.len()),
         &mut files,
     )?;
 
@@ -272,7 +428,7 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     files.dedup();
     Ok(Learned {
         files,
-        architecture: work.pretrained.config.architecture.model_type(),
+        architecture: part.pretrained.config.architecture.model_type(),
         metrics,
         epochs: epochs.collect(),
         best_epoch: outcome.best_epoch,

@@ -4,16 +4,24 @@
 //! configuration ─ [run] ─ lineage ─ inputs (store) ─ data ─ learn (own thread) ─ artifact ─ upload ─ result ─ termination message
 //!                   └ tracker ─ /progress, /metrics, bar or log   └↑ checkpoints (beside it)
 //! ```
+//! Several processes train together where the configuration says so: siblings are those of one pod, peers all of them. Only
+//! process 0 goes the whole way; the others take part in [learn] (assist).
+//!
 //! A pod tries once: whoever started it reads its termination message and decides what comes next. Everything that
 //! fails ends as a [`flywheel_contract::failure::Failure`] with what to do.
 
+mod assist;
 mod checkpoints;
 pub mod command;
 pub mod configuration;
 mod ending;
 mod inputs;
 mod learning;
+mod link;
 mod output;
+mod peers;
+mod place;
 mod server;
+mod siblings;
 mod tracker;
 mod train;

@@ -13,32 +13,29 @@ use flywheel_contract::trainer::{TrainerConfig, TrainingResult};
 use flywheel_data::{EncodedSet, Prepared, TextSet, check_limits, findings, prepare};
 use flywheel_learn::checkpoint::Terms;
 use flywheel_learn::network::shapes;
-use flywheel_learn::train::{Settings, dropout};
+use flywheel_learn::settings::{Settings, dropout};
 use flywheel_store::{Limits, Lineage, Purpose, Store};
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::checkpoints::{self, Saver, Training};
 use crate::inputs::{self, Pretrained};
-use crate::learning::{self, Work};
+use crate::learning::{self, Part, Together, Wishes, Work};
 use crate::output;
+use crate::peers::Peers;
+use crate::place::Place;
 use crate::tracker::Tracker;
 
-/// Trains, or ends with the result that an earlier attempt committed.
+/// Trains, or ends with the result that an earlier attempt committed. With `peers` this is process 0 of several.
 pub(crate) async fn train(
     config: &TrainerConfig,
     limits: Limits,
     scratch: Option<&Path>,
     tracker: &Arc<Tracker>,
+    peers: Option<&Arc<Peers>>,
 ) -> Result<Trained, Failure> {
-    let learn_failure = |e: flywheel_learn::Error| Failure::new(e.reason(), e.to_string());
-    let settings = Settings::new(&config.hyperparameters).map_err(learn_failure)?;
-    let dropout = dropout(&config.hyperparameters).map_err(learn_failure)?;
-    let device = config.device;
-    learning::on_thread(tracker, move || learning::check_device(device)).await?;
-
-    let store = Store::with_limits(&config.storage, limits).map_err(|e| e.failure(Purpose::Output))?;
-    let store = Arc::new(store);
-    tracker.watch(&store);
+    let place = peers.map(|peers| peers.place());
+    let wishes = wishes(config, place, tracker).await?;
+    let store = opened(config, limits, tracker)?;
     store
         .check_writable(&config.output_uri)
         .map_err(|e| e.failure(Purpose::Output))?;
@@ -63,54 +60,14 @@ pub(crate) async fn train(
     }
     output::check_free(&store, config).await?;
 
-    tracker.phase(Phase::Downloading);
     let scratch = scratch_folder(scratch)?;
-    let files = inputs::dataset(&store, &config.dataset, &scratch.path().join("data")).await?;
-    let uri = &config.model.pretrained.uri;
-    let max_length = config.hyperparameters.max_length;
-    let pretrained = inputs::pretrained(&store, uri, max_length, &scratch.path().join("pretrained")).await?;
-
-    tracker.phase(Phase::Preparing);
-    let dataset = config.dataset.clone();
-    let (pretrained, prepared, sets) = on_pool(move || {
-        let mut prepared = prepare(&dataset, &files)?;
-        let sets = encode(&pretrained, &mut prepared)?;
-        Ok((pretrained, prepared, sets))
-    })
-    .await?;
+    let Inputs {
+        pretrained,
+        prepared,
+        sets,
+        training,
+    } = inputs(config, &store, scratch.path(), tracker).await?;
     let counts = prepared.counts.clone();
-    tracing::info!(
-        rows = counts.rows,
-        empty = counts.empty,
-        duplicates = counts.duplicates,
-        conflicts = counts.conflicts,
-        truncated = counts.truncated,
-        golden_overlap = counts.golden_overlap,
-        train = counts.train,
-        validation = counts.validation,
-        test = counts.test,
-        golden = counts.golden,
-        labels = counts.labels,
-        near_duplicates = counts.near_duplicates_of_train(),
-        digest = %prepared.digest,
-        "data set is ready"
-    );
-    tracker.checked(&counts);
-    let findings = findings(&config.dataset, &prepared);
-    for finding in &findings {
-        tracing::warn!(%finding, "data check");
-    }
-    check_limits(&findings)?;
-
-    let training = Arc::new(Training {
-        terms: Terms {
-            hyperparameters: config.hyperparameters.clone(),
-            train_rows: prepared.train.labels.len(),
-            validation_rows: prepared.validation.labels.len(),
-        },
-        shapes: shapes(&pretrained.config, prepared.labels.len()),
-        digest: prepared.digest.clone(),
-    });
     if !lineage.head().checkpoints.is_empty() {
         tracker.phase(Phase::Downloading);
     }
@@ -126,14 +83,21 @@ pub(crate) async fn train(
     } else {
         Vec::new()
     };
-    let work = Work {
-        device,
-        settings,
-        dropout,
+    let together = match peers {
+        Some(peers) => Some(Together::ready(peers, tracker).await?),
+        None => None,
+    };
+    let part = Part {
+        wishes,
         pretrained,
         labels: prepared.labels.clone(),
         train,
         validation,
+        training,
+        together,
+    };
+    let work = Work {
+        part,
         test,
         golden,
         sample_texts,
@@ -142,7 +106,7 @@ pub(crate) async fn train(
         saver,
     };
     let watched = Arc::clone(tracker);
-    let learning = learning::on_thread(tracker, move || learning::learn(work, &watched));
+    let learning = learning::on_thread(tracker, place, move || learning::learn(work, &watched));
     let (learned, mut lineage) = beside(learning, saving).await?;
 
     tracker.phase(Phase::Uploading);
@@ -169,6 +133,103 @@ pub(crate) async fn train(
     tracing::info!(uri = %result.artifact.uri, digest = %result.artifact.digest, steps = result.steps,
         train_seconds = result.train_seconds, "training is complete");
     Ok(trained(result))
+}
+
+/// How to train and on what, once the device is known to work.
+pub(crate) async fn wishes(
+    config: &TrainerConfig,
+    place: Option<Place>,
+    tracker: &Arc<Tracker>,
+) -> Result<Wishes, Failure> {
+    let learn_failure = |e: flywheel_learn::Error| Failure::new(e.reason(), e.to_string());
+    let wishes = Wishes {
+        settings: Settings::new(&config.hyperparameters).map_err(learn_failure)?,
+        dropout: dropout(&config.hyperparameters).map_err(learn_failure)?,
+        device: config.device,
+        gpu: place.map_or(0, |place| place.local),
+    };
+    let (device, gpu) = (wishes.device, wishes.gpu);
+    learning::on_thread(tracker, place, move || learning::check_device(device, gpu)).await?;
+    Ok(wishes)
+}
+
+/// The store, whose traffic counts as a sign of work.
+pub(crate) fn opened(config: &TrainerConfig, limits: Limits, tracker: &Tracker) -> Result<Arc<Store>, Failure> {
+    let store = Store::with_limits(&config.storage, limits).map_err(|e| e.failure(Purpose::Output))?;
+    let store = Arc::new(store);
+    tracker.watch(&store);
+    Ok(store)
+}
+
+/// What is read, and made of it, before the first step. The same in every process.
+pub(crate) struct Inputs {
+    pub(crate) pretrained: Pretrained,
+    pub(crate) prepared: Prepared,
+    /// Training, validation, test, golden.
+    pub(crate) sets: [EncodedSet; 4],
+    pub(crate) training: Arc<Training>,
+}
+
+/// Reads, prepares and checks.
+pub(crate) async fn inputs(
+    config: &TrainerConfig,
+    store: &Store,
+    scratch: &Path,
+    tracker: &Tracker,
+) -> Result<Inputs, Failure> {
+    tracker.phase(Phase::Downloading);
+    let files = inputs::dataset(store, &config.dataset, &scratch.join("data")).await?;
+    let uri = &config.model.pretrained.uri;
+    let max_length = config.hyperparameters.max_length;
+    let pretrained = inputs::pretrained(store, uri, max_length, &scratch.join("pretrained")).await?;
+
+    tracker.phase(Phase::Preparing);
+    let dataset = config.dataset.clone();
+    let (pretrained, prepared, sets) = on_pool(move || {
+        let mut prepared = prepare(&dataset, &files)?;
+        let sets = encode(&pretrained, &mut prepared)?;
+        Ok((pretrained, prepared, sets))
+    })
+    .await?;
+    let counts = &prepared.counts;
+    tracing::info!(
+        rows = counts.rows,
+        empty = counts.empty,
+        duplicates = counts.duplicates,
+        conflicts = counts.conflicts,
+        truncated = counts.truncated,
+        golden_overlap = counts.golden_overlap,
+        train = counts.train,
+        validation = counts.validation,
+        test = counts.test,
+        golden = counts.golden,
+        labels = counts.labels,
+        near_duplicates = counts.near_duplicates_of_train(),
+        digest = %prepared.digest,
+        "data set is ready"
+    );
+    tracker.checked(counts);
+    let findings = findings(&config.dataset, &prepared);
+    for finding in &findings {
+        tracing::warn!(%finding, "data check");
+    }
+    check_limits(&findings)?;
+
+    let training = Arc::new(Training {
+        terms: Terms {
+            hyperparameters: config.hyperparameters.clone(),
+            train_rows: prepared.train.labels.len(),
+            validation_rows: prepared.validation.labels.len(),
+        },
+        shapes: shapes(&pretrained.config, prepared.labels.len()),
+        digest: prepared.digest.clone(),
+    });
+    Ok(Inputs {
+        pretrained,
+        prepared,
+        sets,
+        training,
+    })
 }
 
 /// Waits for the training and then for the checkpoint that is still being written; at once for a failure of the writer,
@@ -234,7 +295,7 @@ async fn on_pool<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + 
 }
 
 /// A folder of its own, removed at the end: in the one asked for, the pod's scratch volume, or the system's.
-fn scratch_folder(asked: Option<&Path>) -> Result<tempfile::TempDir, Failure> {
+pub(crate) fn scratch_folder(asked: Option<&Path>) -> Result<tempfile::TempDir, Failure> {
     let volume = Path::new(SCRATCH_DIR);
     let base = match asked {
         Some(folder) => folder.to_owned(),

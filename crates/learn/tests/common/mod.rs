@@ -9,7 +9,8 @@ use flywheel_data::EncodedSet;
 use flywheel_learn::config::EncoderConfig;
 use flywheel_learn::evaluate::Evaluation;
 use flywheel_learn::network::SequenceClassifier;
-use flywheel_learn::train::{Epoch, Next, Observer, Settings, State, Step};
+use flywheel_learn::settings::Settings;
+use flywheel_learn::train::{Epoch, Next, Observer, State, Step};
 use flywheel_learn::{TextClassification, device};
 use tch::Device;
 

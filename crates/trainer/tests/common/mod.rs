@@ -96,10 +96,15 @@ impl World {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_to("termination", arguments)
+    }
+
+    /// The same with a termination log of this name.
+    pub fn command_to(&self, termination: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flywheel-trainer"));
         command
             .args(arguments)
-            .args(["--termination-log", &self.path("termination").display().to_string()])
+            .args(["--termination-log", &self.path(termination).display().to_string()])
             .args(["--scratch", &self.dir.path().display().to_string()])
             .args(["--storage-timeout", "2"])
             .env_remove("AWS_ACCESS_KEY_ID")
@@ -148,10 +153,15 @@ impl World {
     }
 
     /// What a program that was started left, after its end.
-    pub fn left(&self, mut running: Running) -> Ended {
+    pub fn left(&self, running: Running) -> Ended {
+        self.left_in("termination", running)
+    }
+
+    /// The same with a termination log of this name.
+    pub fn left_in(&self, termination: &str, mut running: Running) -> Ended {
         let code = running.wait();
-        let message = std::fs::read_to_string(self.path("termination")).unwrap_or_default();
-        let _ = std::fs::remove_file(self.path("termination"));
+        let message = std::fs::read_to_string(self.path(termination)).unwrap_or_default();
+        let _ = std::fs::remove_file(self.path(termination));
         let message = TerminationMessage::parse(&message);
         Ended {
             code,
