@@ -80,7 +80,13 @@ async fn apply(
     match &decision.intent {
         Intent::StartAttempt { attempt, counted } => {
             let built = build::job::job(job, *attempt, *counted, &context.settings)?;
-            apply_network_policy(context, &job.namespace().unwrap_or_default(), TRAINING_MANAGER).await?;
+            let namespace = job.namespace().unwrap_or_default();
+            // First, since it is the name that a stranger has most likely taken; pods look for each other by it.
+            if let Some(service) = build::service::service(job)? {
+                let cached = context.caches.services.get(&namespace, &service.name_any());
+                writes.apply_owned(&service, cached.as_deref(), &uid).await?;
+            }
+            apply_network_policy(context, &namespace, TRAINING_MANAGER).await?;
             let created = writes.create_owned(&built, &uid).await?;
             if let Created::New(_) = created {
                 tracing::info!(attempt, counted, why = decision.message, "an attempt is started");
@@ -116,7 +122,7 @@ async fn apply(
             tracing::info!(
                 attempt = number,
                 pod = pod.name_any(),
-                "the pod of an attempt that is over is deleted"
+                "a pod of an attempt that is over is deleted"
             );
         }
     }

@@ -171,7 +171,7 @@ fn after(latest: &TryView, ended: &EndedAttempt, now: Timestamp) -> Decision {
             );
         }
         End::Told(Outcome::Failed(failure)) => (failure.reason.as_str(), failure.message.clone()),
-        End::Told(Outcome::Trained(_)) => (
+        End::Told(Outcome::Trained(_) | Outcome::Assisted) => (
             reasons::POD_FAILED,
             "the pod ended with a message that no verification gives; see verifierImage in the operator's settings"
                 .to_owned(),
@@ -229,6 +229,7 @@ mod tests {
                 end,
                 at: Some(at(seconds)),
                 position: None,
+                pod: None,
             }),
         }
     }

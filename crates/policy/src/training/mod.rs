@@ -38,6 +38,10 @@ pub struct AttemptView {
     pub created: Timestamp,
     /// Its Job says `suspend: true`.
     pub suspended: bool,
+    /// Pods that it has at a time, at least 1.
+    pub nodes: u32,
+    /// Pods of it that run and were not told to end.
+    pub running: u32,
     /// A pod of it was not told to end and may run.
     pub pod_lives: bool,
     /// What it does.
@@ -71,7 +75,7 @@ pub struct Observed {
     pub version_made: bool,
     /// Why pods have no node.
     pub placement: Option<Problem>,
-    /// That the running pod of the last attempt hangs or is lost.
+    /// That the last attempt, which runs, hangs or is lost.
     pub verdict: Option<Verdict>,
 }
 
@@ -163,6 +167,11 @@ pub const RUNNING: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(1);
 /// When to look again where nothing is expected.
 const QUIET: Duration = Duration::from_secs(60);
+/// How long the other pods of a training that is complete are left to end by themselves, so that its Job is complete, too.
+const PARTING: Duration = Duration::from_secs(30);
+/// How long pods may hold their GPUs while another of them finds none, before it is said that two jobs may wait for each
+/// other.
+const GANG_PATIENCE: Duration = Duration::from_secs(300);
 
 /// What the job needs now.
 #[must_use]
@@ -175,11 +184,25 @@ pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
         .filter(|a| a.pod_lives && !decision.remove.contains(&a.number))
         .filter(|a| {
             let given_up = matches!(&decision.intent, Intent::GiveUp { attempt, .. } if *attempt == a.number);
-            given_up || matches!(a.state, AttemptState::Ended(_)) || Some(a.number) != latest
+            given_up || is_over(&a.state, now) || Some(a.number) != latest
         })
         .map(|a| a.number)
         .collect();
     decision
+}
+
+/// Whether all pods of an attempt in this state are to end.
+fn is_over(state: &AttemptState, now: Timestamp) -> bool {
+    match state {
+        AttemptState::Ended(EndedAttempt {
+            end: End::Told(Outcome::Trained(_)),
+            at: Some(at),
+            ..
+        }) => Duration::try_from(now.duration_since(*at)).is_ok_and(|since| since >= PARTING),
+        // Of several pods some may not have noticed that another ended, and it is index 0 that saves the state.
+        AttemptState::Ended(_) | AttemptState::Ending(_) => true,
+        _ => false,
+    }
 }
 
 /// How the last attempt is over.
@@ -256,7 +279,13 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                         remove: live(&observed.attempts, Some(latest.number)),
                         ..finished(Phase::Failed, &reason, &message)
                     },
-                    Over::Ended | Over::Ending => finished(Phase::Failed, &reason, &message),
+                    Over::Ended => finished(Phase::Failed, &reason, &message),
+                    // Its state is still being saved, and why it ended may be told better.
+                    Over::Ending => Decision {
+                        remove: Vec::new(),
+                        again: SOON,
+                        ..finished(Phase::Restarting, &reason, &message)
+                    },
                 },
                 After::Restart { .. } if wishes.suspend => suspended(Intent::Wait),
                 After::Restart {
@@ -293,7 +322,7 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
             }
         }),
         None => {
-            let mut decision = going_on(latest, &latest.state, observed.placement.as_ref());
+            let mut decision = going_on(latest, observed.placement.as_ref(), now);
             if latest.suspended {
                 decision.intent = Intent::SetSuspend {
                     attempt: latest.number,
@@ -349,8 +378,11 @@ fn stays_failed<'a>(wishes: Wishes, observed: &'a Observed, latest: &AttemptView
     }
 }
 
-/// One message from the start of the first attempt until its pod has a node, so that it is written once.
+/// One message from the start of the first attempt until its pods have a node, so that it is written once.
 const NO_NODE_YET: &str = "waiting for a node";
+/// What is added where some pods have waited long for the rest.
+const GANG_WAITS: &str = "The pods that have theirs hold them and wait. If another job waits in the same way, neither goes on: \
+                          set spec.suspend of one of them to true until the other runs";
 const COMPLETE_MESSAGE: &str = "the training is complete and its ModelVersion is there";
 
 /// Numbers of the attempts whose pods may still run, but for one.
@@ -410,7 +442,9 @@ fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
 }
 
 /// An attempt that has not ended.
-fn going_on(latest: &AttemptView, state: &AttemptState, placement: Option<&Problem>) -> Decision {
+fn going_on(latest: &AttemptView, placement: Option<&Problem>, now: Timestamp) -> Decision {
+    let several = latest.nodes > 1;
+    let waited = Duration::try_from(now.duration_since(latest.created)).unwrap_or_default();
     let later = latest.number > 1;
     let decision = |phase, reason: &str, message: String, again| Decision {
         intent: Intent::Wait,
@@ -424,30 +458,46 @@ fn going_on(latest: &AttemptView, state: &AttemptState, placement: Option<&Probl
         message,
         again,
     };
-    match state {
+    match &latest.state {
         AttemptState::NoPod {
             refused: Some(message), ..
         } => decision(
             Phase::Blocked,
             reasons::POD_CREATION_FAILED,
             format!(
-                "the pod cannot be made: {message}. Change quota, LimitRange or Pod Security of the namespace, or the job's \
-                 resources; it is tried again by itself"
+                "{} cannot be made: {message}. Change quota, LimitRange or Pod Security of the namespace, or the job's \
+                 resources; it is tried again by itself",
+                if several { "a pod" } else { "the pod" }
             ),
             WAITING,
         ),
         AttemptState::Blocked { reason, message } => decision(Phase::Blocked, reason, message.clone(), WAITING),
         AttemptState::NoPod { refused: None } | AttemptState::Unscheduled => match placement {
+            Some(problem) if latest.running > 0 && waited >= GANG_PATIENCE => {
+                let message = format!("{}. {GANG_WAITS}", problem.message);
+                decision(Phase::Pending, problem.reason, message, WAITING)
+            }
             Some(problem) => decision(Phase::Pending, problem.reason, problem.message.clone(), WAITING),
             None => decision(Phase::Pending, reasons::PENDING, NO_NODE_YET.to_owned(), WAITING),
         },
         AttemptState::Starting => decision(
             Phase::Starting,
             reasons::STARTING,
-            "the pod has a node and is being started".to_owned(),
+            if several {
+                "all pods have a node, and some are being started".to_owned()
+            } else {
+                "the pod has a node and is being started".to_owned()
+            },
             WAITING,
         ),
-        AttemptState::Running => decision(Phase::Running, reasons::RUNNING, "the pod runs".to_owned(), RUNNING),
+        AttemptState::Running => {
+            let message = if several {
+                format!("all {} pods run", latest.nodes)
+            } else {
+                "the pod runs".to_owned()
+            };
+            decision(Phase::Running, reasons::RUNNING, message, RUNNING)
+        }
         // Handled before; said again rather than assumed.
         AttemptState::Ending(_) | AttemptState::Ended(_) => decision(
             Phase::Restarting,
