@@ -78,7 +78,7 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
         .creation_timestamp
         .as_ref()
         .map_or_else(|| context.now(), |t| t.0);
-    let mut seen = state(job, &pods, VERIFIER, context.now());
+    let mut seen = state(job, &pods, true, VERIFIER, context.now());
     if let AttemptState::NoPod { refused } = &mut seen
         && context.now().duration_since(created).as_secs() >= POD_DUE_SECONDS
     {

@@ -13,16 +13,17 @@ use flywheel_api::{ModelVersion, TrainingJob};
 use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
 use flywheel_contract::progress::Progress;
 use flywheel_policy::training::attempt::{
-    AttemptState, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state,
+    AttemptState, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state, unrecorded,
 };
 use flywheel_policy::training::hang::{Look, Surroundings, Verdict};
-use flywheel_policy::training::{AttemptView, Ended, Observed};
+use flywheel_policy::training::{AttemptView, Ended, Observed, Phase};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 
 use super::build::job::gpus;
+use super::report::state_word;
 use super::version_name;
 use crate::cluster::{placement_problem, scheduling};
 use crate::context::Context;
@@ -118,7 +119,9 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
             .filter(|p| is_controlled_by(&p.metadata, &child_uid))
             .collect();
         let views: Vec<&Pod> = of_job.iter().map(|p| p.as_ref()).collect();
-        let mut seen = state(child, &views, TRAINER, context.now());
+        // The status is written as soon as all pods run.
+        let all_ran = told == *attempt && status.and_then(|s| s.state.as_deref()) == Some(state_word(Phase::Running));
+        let mut seen = state(child, &views, all_ran, TRAINER, context.now());
         if let AttemptState::Ended(end) | AttemptState::Ending(end) = &mut seen {
             // Where index 0 could not tell, another pod may have, which knows less of checkpoints.
             let heard = context.progress.position(&uid, *attempt).filter(|heard| {
@@ -140,6 +143,7 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
             nodes: nodes(child),
             running: count(views.iter().filter(|p| lives(p, TRAINER) && runs(p, TRAINER))),
             pod_lives: views.iter().any(|p| lives(p, TRAINER)),
+            unrecorded: unrecorded(child, &seen),
             state: seen,
         });
         pods.extend(of_job.into_iter().map(|pod| (*attempt, Arc::clone(pod))));

@@ -110,7 +110,8 @@ fn action(phase: Phase) -> &'static str {
     }
 }
 
-fn state_word(phase: Phase) -> &'static str {
+/// A phase as `status.state` tells it.
+pub(super) fn state_word(phase: Phase) -> &'static str {
     match phase {
         Phase::Pending => "Pending",
         Phase::Blocked => "Blocked",
@@ -427,6 +428,7 @@ mod tests {
 
     fn decision(phase: Phase, reason: &str) -> Decision {
         Decision {
+            record: None,
             intent: Intent::Wait,
             stop: vec![],
             remove: vec![],

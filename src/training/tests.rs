@@ -915,6 +915,7 @@ async fn a_later_attempt_finds_the_service_as_it_is() {
     let failure = || Outcome::Failed(Failure::new(FailureReason::StorageUnavailable, "no answer"));
     let pods = [0, 1].map(|index| nth(index, ended_with(&attempt, 1, failure())));
     let (client, scenario) = Scenario::start(vec![
+        Step::accept("PATCH", JOB_1),
         Step::accept("POST", JOBS),
         Step::accept_status(STATUS, job_value(&job)),
         Step::event(NAMESPACE),
@@ -927,10 +928,10 @@ async fn a_later_attempt_finds_the_service_as_it_is() {
     reconcile(Arc::new(job), context).await.unwrap();
     let calls = scenario.finish().await;
     assert_eq!(
-        world(&calls[0].body)["rendezvous"],
+        world(&calls[1].body)["rendezvous"],
         "intent-train-2-0.intent-train.team.svc"
     );
-    let text = calls[1].body.to_string();
+    let text = calls[2].body.to_string();
     assert!(text.contains("attempt 1 failed: pod 0: no answer"), "{text}");
 }
 
@@ -1034,6 +1035,7 @@ async fn when_a_pod_is_lost_the_others_save_their_state_and_the_next_attempt_fol
     );
     let first = nth(0, pod_of(&attempt, "trainer", "Running", &json!({"running": {}})));
     let (client, scenario) = Scenario::start(vec![
+        Step::accept("PATCH", JOB_1),
         Step::new(
             "DELETE",
             format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x"),
@@ -1051,9 +1053,12 @@ async fn when_a_pod_is_lost_the_others_save_their_state_and_the_next_attempt_fol
     let again = reconcile(Arc::new(job.clone()), context).await.unwrap();
     assert!(again <= Duration::from_secs(1), "{again:?}");
     let calls = scenario.finish().await;
-    assert_eq!(calls[0].body["preconditions"]["uid"], "pod-0-uid");
-    assert_eq!(condition(&calls[1], "Restarting"), ("True", "PodFailed"));
-    assert_eq!(calls[1].body["status"]["nodes"], "0/2");
+    let annotations = calls[0].body["metadata"]["annotations"].clone();
+    let ended: Value = serde_json::from_str(annotations[ANNOTATION_ENDED].as_str().unwrap()).unwrap();
+    assert_eq!(ended["toldBy"], json!({"index": 1, "telling": "Failed"}), "{ended:#}");
+    assert_eq!(calls[1].body["preconditions"]["uid"], "pod-0-uid");
+    assert_eq!(condition(&calls[2], "Restarting"), ("True", "PodFailed"));
+    assert_eq!(calls[2].body["status"]["nodes"], "0/2");
 
     // It has saved its state, beyond that which the attempt began with.
     let position = Position {
@@ -1064,22 +1069,31 @@ async fn when_a_pod_is_lost_the_others_save_their_state_and_the_next_attempt_fol
     };
     let failure = Failure::new(FailureReason::PeerLost, "pod 1 does not answer");
     let saved = nth(0, ended_at(&attempt, 1, Outcome::Failed(failure), Some(position)));
-    let next = of_two_nodes(&json!({"status": calls[1].body["status"]}));
+    let next = of_two_nodes(&json!({"status": calls[2].body["status"]}));
     let (client, scenario) = Scenario::start(vec![
+        Step::accept("PATCH", JOB_1),
         Step::accept("POST", JOBS),
         Step::accept_status(STATUS, job_value(&next)),
     ]);
     let mut later = Context::test(client, "2026-01-01T00:10:05Z".parse().unwrap());
     later.caches.network_policies = Cache::of([stored_policy()]);
     fill(&mut later, saved);
+    let mut recorded = attempt.clone();
+    recorded.metadata.annotations = serde_json::from_value(annotations).unwrap();
+    later.caches.jobs = Cache::of([recorded]);
     reconcile(Arc::new(next), Arc::new(later)).await.unwrap();
     let calls = scenario.finish().await;
-    assert_eq!(calls[0].body["metadata"]["name"], "intent-train-2");
+    let text = calls[0].body.to_string();
+    assert!(
+        text.contains("checkpointStep") && text.contains("exit code 137"),
+        "{text}"
+    );
+    assert_eq!(calls[1].body["metadata"]["name"], "intent-train-2");
     assert_eq!(
-        calls[0].body["metadata"]["labels"]["flywheel.dev/counted-restarts"],
+        calls[1].body["metadata"]["labels"]["flywheel.dev/counted-restarts"],
         "0"
     );
-    assert_eq!(calls[1].body["status"]["progress"], json!({"checkpointStep": 90}));
+    assert_eq!(calls[2].body["status"]["progress"], json!({"checkpointStep": 90}));
 }
 
 #[tokio::test]

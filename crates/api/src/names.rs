@@ -41,6 +41,9 @@ pub const ANNOTATION_APPLIED: &str = "flywheel.dev/applied";
 /// Annotation of an attempt's Job: why the operator itself ended the attempt, as JSON. It is written before the pod is
 /// deleted, since a deleted pod alone looks like one that was taken away, which costs nothing.
 pub const ANNOTATION_GIVEN_UP: &str = "flywheel.dev/given-up";
+/// Annotation of the Job of an attempt of several pods: how it ended, as the pod tells that knows most, as JSON. Pods that
+/// were deleted take their words along, and those that stay may only have missed them.
+pub const ANNOTATION_ENDED: &str = "flywheel.dev/ended";
 /// Label of an attempt's Job: how many restarts before it count against `recovery.maxRestarts`.
 pub const LABEL_COUNTED_RESTARTS: &str = "flywheel.dev/counted-restarts";
 

@@ -229,7 +229,7 @@ mod tests {
                 end,
                 at: Some(at(seconds)),
                 position: None,
-                pod: None,
+                told_by: None,
             }),
         }
     }

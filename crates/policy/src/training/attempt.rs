@@ -8,13 +8,14 @@
 use std::time::Duration;
 
 use flywheel_api::conditions::{cut, reasons};
-use flywheel_api::names::{ANNOTATION_GIVEN_UP, LABEL_COMPLETION_INDEX};
+use flywheel_api::names::{ANNOTATION_ENDED, ANNOTATION_GIVEN_UP, LABEL_COMPLETION_INDEX};
 use flywheel_contract::failure::{FailureClass, FailureReason};
 use flywheel_contract::names::EXIT_USAGE;
 use flywheel_contract::termination::{Outcome, Position, TerminationMessage};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
+use serde::{Deserialize, Serialize};
 
 use super::hang::{Cause, Verdict};
 
@@ -65,7 +66,8 @@ impl AttemptState {
 }
 
 /// The end of an attempt.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EndedAttempt {
     /// How.
     pub end: End,
@@ -73,12 +75,46 @@ pub struct EndedAttempt {
     pub at: Option<Timestamp>,
     /// How far it was, where it is known.
     pub position: Option<Position>,
-    /// Which of several pods tells of it, by its completion index; none where there is only one.
-    pub pod: Option<u32>,
+    /// Which of several pods tells of it; none where there is only one.
+    pub told_by: Option<ToldBy>,
+}
+
+/// One of several pods that tells of an attempt's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ToldBy {
+    /// Its completion index.
+    pub index: u32,
+    /// How much of the cause it tells.
+    pub telling: Telling,
+}
+
+/// How much the end of one of several pods tells of why the attempt is over, from least to most. Among equals the earliest
+/// counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Telling {
+    /// It was deleted after another pod had ended: the Job controller and the operator do that.
+    Stopped,
+    /// It missed another pod.
+    PeerLost,
+    /// It missed another pod before all of them ran.
+    NeverMet,
+    /// It was told to end, nobody knows by whom.
+    Interrupted,
+    /// It was deleted, and another pod ended by itself not before that.
+    Deleted,
+    /// It failed by itself.
+    Failed,
+    /// It was evicted or preempted, its node is lost, or it was deleted while all others were well.
+    Taken,
+    /// A later attempt has the checkpoints.
+    Fenced,
+    /// It failed in a way that trying again does not mend.
+    Final,
 }
 
 /// How an attempt ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum End {
     /// Its termination message tells.
     Told(Outcome),
@@ -113,7 +149,7 @@ impl Verdict {
             },
             at: Some(self.at),
             position: self.position,
-            pod: None,
+            told_by: None,
         }
     }
 }
@@ -128,6 +164,9 @@ const ENDING_MAX: Duration = Duration::from_secs(30);
 /// How long after the end of its grace a pod may still seem to run before its node counts as lost: the kubelet kills it and
 /// says so within a second or two.
 const OVERDUE: Duration = Duration::from_secs(10);
+
+/// What is said of a pod whose node is lost.
+const NO_ANSWER: &str = "its node does not answer";
 
 /// How many pods a Job has at a time.
 #[must_use]
@@ -162,9 +201,10 @@ enum Sight<'a> {
     Missing,
 }
 
-/// What the Job's pods do. `container` names the container that counts; a mesh may have added others.
+/// What the Job's pods do. `all_ran` says whether all of them were seen running together; `container` names the container
+/// that counts, as a mesh may have added others.
 #[must_use]
-pub fn state(job: &Job, pods: &[&Pod], container: &str, now: Timestamp) -> AttemptState {
+pub fn state(job: &Job, pods: &[&Pod], all_ran: bool, container: &str, now: Timestamp) -> AttemptState {
     let ends: Vec<(&Pod, EndedAttempt)> = pods
         .iter()
         .filter_map(|pod| Some((*pod, pod_end(pod, container)?)))
@@ -215,13 +255,22 @@ pub fn state(job: &Job, pods: &[&Pod], container: &str, now: Timestamp) -> Attem
             Some((pod, ended)) => Sight::Over(PodEnd {
                 pod,
                 index: of,
-                ended: ended.clone(),
+                ended: if is_cut_off(pod, container, now) {
+                    EndedAttempt {
+                        end: End::Lost {
+                            how: NO_ANSWER.to_owned(),
+                        },
+                        ..ended.clone()
+                    }
+                } else {
+                    ended.clone()
+                },
             }),
             None => Sight::Missing,
         }
     };
     let sights: Vec<Sight<'_>> = (0..nodes(job)).map(sight).collect();
-    if let Some(over) = over(&sights, container, now) {
+    if let Some(over) = over(job, &sights, all_ran, container, now) {
         return over;
     }
     if !suspended && sights.iter().any(|s| matches!(s, Sight::Missing)) {
@@ -262,30 +311,8 @@ fn holds_up(state: &AttemptState) -> u8 {
     }
 }
 
-/// How much the end of one of several pods tells of why the attempt is over, from least to most. Among equals the earliest
-/// counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Telling {
-    /// It was deleted after another pod had ended: the Job controller and the operator do that.
-    Stopped,
-    /// It missed another pod.
-    PeerLost,
-    /// It was told to end, nobody knows by whom.
-    Interrupted,
-    /// It was deleted.
-    Deleted,
-    /// It failed by itself.
-    Failed,
-    /// It was evicted or preempted, or its node is lost.
-    Taken,
-    /// A later attempt has the checkpoints.
-    Fenced,
-    /// It failed in a way that trying again does not mend.
-    Final,
-}
-
-/// The end of the attempt, where one of its pods has ended.
-fn over(sights: &[Sight<'_>], container: &str, now: Timestamp) -> Option<AttemptState> {
+/// The end of the attempt, where one of its pods has ended, or had when it was last seen.
+fn over(job: &Job, sights: &[Sight<'_>], all_ran: bool, container: &str, now: Timestamp) -> Option<AttemptState> {
     let ends: Vec<&PodEnd<'_>> = sights
         .iter()
         .filter_map(|s| match s {
@@ -293,50 +320,83 @@ fn over(sights: &[Sight<'_>], container: &str, now: Timestamp) -> Option<Attempt
             _ => None,
         })
         .collect();
+    // Pods that were deleted are soon gone, and what they told with them.
+    let before = recorded(job);
+    // Whether all ran is known when the first end is seen, and told by what was written then.
+    let met = all_ran || before.is_some() || sights.len() <= 1;
     // When the first of them ended without having been deleted.
     let by_itself = ends.iter().filter(|e| !is_deletion(e)).filter_map(|e| e.ended.at).min();
-    let (told, cause) = ends
+    let seen = ends
         .iter()
-        .map(|end| (telling(end, by_itself, container, now), *end))
-        .max_by_key(|(told, end)| {
+        .map(|end| {
+            let told_by = ToldBy {
+                index: end.index,
+                telling: telling(end, by_itself, before.is_some(), container, now),
+            };
+            let end = EndedAttempt {
+                told_by: Some(told_by),
+                ..end.ended.clone()
+            };
+            explained(end, sights, met)
+        })
+        .max_by_key(|end| {
             (
-                *told,
-                std::cmp::Reverse((end.ended.at.is_none(), end.ended.at, end.index)),
+                end.told_by.map(|t| t.telling),
+                std::cmp::Reverse((end.at.is_none(), end.at, end.told_by.map(|t| t.index))),
             )
-        })?;
-    let mut ended = EndedAttempt {
-        position: position(&ends),
-        pod: (sights.len() > 1).then_some(cause.index),
-        ..cause.ended.clone()
+        });
+    let furthest = position(&ends, before.as_ref());
+    let mut ended = match (seen, before) {
+        (Some(seen), Some(before)) if telling_of(&seen) > telling_of(&before) => seen,
+        (_, Some(before)) => before,
+        (Some(seen), None) => seen,
+        (None, None) => return None,
     };
-    if told == Telling::Taken && is_deletion(cause) {
-        ended.end = End::Lost {
-            how: "its node does not answer".to_owned(),
-        };
-    }
-    let mut explained = told > Telling::PeerLost;
-    if !explained && let Some((index, how)) = never_heard(sights, container) {
-        ended.end = End::Lost { how: how.to_owned() };
-        ended.pod = Some(index);
-        explained = true;
-    }
+    ended.position = furthest;
+    // That of a pod that still saves its state would be its last moment.
+    ended.at = ends.iter().filter_map(|e| e.ended.at).chain(ended.at).min();
+    let told = telling_of(&ended);
     // Only index 0 writes checkpoints. What is not tried again needs none.
     let saves = match sights.first() {
         Some(Sight::Live(pod)) => runs(pod, container) && !is_out_of_contact(pod),
         Some(Sight::Over(end)) => is_ending(end.pod, container, now),
         _ => false,
     };
-    let may_explain = !explained
+    let may_explain = told <= Some(Telling::PeerLost)
         && sights.iter().any(|sight| match sight {
             Sight::Live(_) => true,
             Sight::Over(end) => may_yet_end(end.pod, container, now),
             Sight::Assisted | Sight::Missing => false,
         });
-    Some(if told < Telling::Final && (saves || may_explain) {
+    if sights.len() <= 1 {
+        ended.told_by = None;
+    }
+    Some(if told < Some(Telling::Final) && (saves || may_explain) {
         AttemptState::Ending(ended)
     } else {
         AttemptState::Ended(ended)
     })
+}
+
+fn telling_of(ended: &EndedAttempt) -> Option<Telling> {
+    ended.told_by.map(|t| t.telling)
+}
+
+/// What the operator wrote at the Job of the end of several pods.
+fn recorded(job: &Job) -> Option<EndedAttempt> {
+    let text = job.metadata.annotations.as_ref()?.get(ANNOTATION_ENDED)?;
+    serde_json::from_str(text).ok()
+}
+
+/// What is to be written at the Job so that it is known for good how its pods ended: most of them will be gone soon. The
+/// end of a single pod is read from the Job as well.
+#[must_use]
+pub fn unrecorded(job: &Job, state: &AttemptState) -> Option<EndedAttempt> {
+    let (AttemptState::Ended(ended) | AttemptState::Ending(ended)) = state else {
+        return None;
+    };
+    let new = ended.told_by.is_some() && recorded(job).as_ref() != Some(ended);
+    new.then(|| ended.clone())
 }
 
 /// Whether a pod is over only because it was deleted, and not by what evicts or preempts.
@@ -344,7 +404,7 @@ fn is_deletion(end: &PodEnd<'_>) -> bool {
     matches!(end.ended.end, End::Lost { .. }) && disruption(end.pod).is_none()
 }
 
-fn telling(end: &PodEnd<'_>, by_itself: Option<Timestamp>, container: &str, now: Timestamp) -> Telling {
+fn telling(end: &PodEnd<'_>, by_itself: Option<Timestamp>, is_over: bool, container: &str, now: Timestamp) -> Telling {
     match &end.ended.end {
         End::OutOfMemory => Telling::Final,
         End::Told(Outcome::Failed(failure)) => match (failure.reason.class(), failure.reason) {
@@ -358,9 +418,11 @@ fn telling(end: &PodEnd<'_>, by_itself: Option<Timestamp>, container: &str, now:
         | End::Unclear { .. }
         | End::Hung { .. } => Telling::Failed,
         End::Lost { .. } if !is_deletion(end) || is_cut_off(end.pod, container, now) => Telling::Taken,
+        // Its deletion was not yet seen when the first end was.
+        End::Lost { .. } if is_over => Telling::Stopped,
         End::Lost { .. } => {
             let (Some(asked), Some(by_itself)) = (deletion_asked(end.pod), by_itself) else {
-                return Telling::Deleted;
+                return Telling::Taken;
             };
             let finished = terminated(end.pod, container).and_then(|t| t.finished_at.as_ref());
             // Times are whole seconds, of several clocks: where both are of one second, the container's own end decides.
@@ -370,22 +432,40 @@ fn telling(end: &PodEnd<'_>, by_itself: Option<Timestamp>, container: &str, now:
     }
 }
 
-/// Where pods only missed another one: that which never ran, or whose node is lost, and why that is no failure.
-fn never_heard(sights: &[Sight<'_>], container: &str) -> Option<(u32, &'static str)> {
-    (0_u32..).zip(sights).find_map(|(index, sight)| match sight {
-        Sight::Live(pod) if is_out_of_contact(pod) => Some((index, "its node does not answer")),
-        Sight::Live(pod) if !runs(pod, container) => {
-            Some((index, "it was not running yet when the others gave up waiting"))
-        }
-        Sight::Missing => Some((index, "it was not there when the others gave up waiting")),
+/// The end of a pod that only missed another one, where it is known why: the node of that one is lost, or not all of them
+/// ever ran, since they wait for GPUs or images. Neither is a failure.
+fn explained(ended: EndedAttempt, sights: &[Sight<'_>], met: bool) -> EndedAttempt {
+    let Some(ToldBy {
+        index,
+        telling: Telling::PeerLost,
+    }) = ended.told_by
+    else {
+        return ended;
+    };
+    let lost = (0_u32..).zip(sights).find_map(|(index, sight)| match sight {
+        Sight::Live(pod) if is_out_of_contact(pod) => Some(index),
         _ => None,
-    })
+    });
+    let (index, telling, how) = match lost {
+        Some(index) => (index, Telling::Taken, NO_ANSWER),
+        None if !met => (
+            index,
+            Telling::NeverMet,
+            "it gave up waiting for pods that had not begun to run",
+        ),
+        None => return ended,
+    };
+    EndedAttempt {
+        end: End::Lost { how: how.to_owned() },
+        told_by: Some(ToldBy { index, telling }),
+        ..ended
+    }
 }
 
-/// How far the attempt was: as index 0 says, which knows best; else the furthest that another says.
-fn position(ends: &[&PodEnd<'_>]) -> Option<Position> {
+/// How far the attempt was: as index 0 says, which knows best; else the furthest that is known.
+fn position(ends: &[&PodEnd<'_>], before: Option<&EndedAttempt>) -> Option<Position> {
     let first = ends.iter().find(|e| e.index == 0).and_then(|e| e.ended.position);
-    let others = ends.iter().filter_map(|e| e.ended.position);
+    let others = ends.iter().map(|e| &e.ended).chain(before).filter_map(|e| e.position);
     first.or_else(|| others.max_by_key(|p| p.checkpoint_step))
 }
 
@@ -394,7 +474,7 @@ fn lost(how: &str, at: Option<Timestamp>) -> AttemptState {
         end: End::Lost { how: how.to_owned() },
         at,
         position: None,
-        pod: None,
+        told_by: None,
     })
 }
 
@@ -579,7 +659,7 @@ fn pod_end(pod: &Pod, container: &str) -> Option<EndedAttempt> {
         end,
         at,
         position,
-        pod: None,
+        told_by: None,
     })
 }
 
@@ -725,7 +805,7 @@ mod tests {
 
     fn of(job_status: Value, pods: &[Pod]) -> AttemptState {
         let pods: Vec<&Pod> = pods.iter().collect();
-        state(&job(job_status), &pods, "trainer", at("00:10:00"))
+        state(&job(job_status), &pods, true, "trainer", at("00:10:00"))
     }
 
     fn word(state: &AttemptState) -> &'static str {
@@ -966,7 +1046,7 @@ mod tests {
             ended(143, "Error", ""),
         );
         assert_eq!(
-            state(&job, &[&old], "trainer", at("00:10:00")),
+            state(&job, &[&old], true, "trainer", at("00:10:00")),
             AttemptState::NoPod { refused: None }
         );
     }
@@ -1001,7 +1081,7 @@ mod tests {
         let job = job(json!({"startTime": "2026-01-01T00:00:10Z"}));
         for (case, metadata, status, expected) in table {
             let pod = pod(metadata, status);
-            let words = ["00:01:29", "00:01:31"].map(|now| word(&state(&job, &[&pod], "trainer", at(now))));
+            let words = ["00:01:29", "00:01:31"].map(|now| word(&state(&job, &[&pod], true, "trainer", at(now))));
             assert_eq!(words, expected, "{case}");
         }
     }
@@ -1049,17 +1129,17 @@ mod tests {
                 pod(json!({}), running(json!([]))),
                 pod(deleted.clone(), running(json!([]))),
             ] {
-                let seen = state(&job, &[&pod], "trainer", at("00:05:01"));
+                let seen = state(&job, &[&pod], true, "trainer", at("00:05:01"));
                 assert_eq!(seen, AttemptState::Ended(verdict.ended()));
                 assert_eq!(seen.may_run(), cause == Cause::NodeLost);
             }
             assert_eq!(
-                state(&job, &[], "trainer", at("00:05:01")),
+                state(&job, &[], true, "trainer", at("00:05:01")),
                 AttemptState::Ended(verdict.ended())
             );
             // What the pod saved when it was told to end counts.
             let last = pod(deleted.clone(), ended(1, "Error", &saved.to_json()));
-            let AttemptState::Ended(end) = state(&job, &[&last], "trainer", at("00:05:20")) else {
+            let AttemptState::Ended(end) = state(&job, &[&last], true, "trainer", at("00:05:20")) else {
                 panic!("ended")
             };
             assert_eq!((end.end, end.position), (verdict.ended().end, Some(position(80))));
@@ -1072,13 +1152,13 @@ mod tests {
                     &told(Outcome::Verified(Verified { files: 1, bytes: 2 })),
                 ),
             );
-            assert_eq!(word(&state(&job, &[&done], "trainer", at("00:05:20"))), "Done");
+            assert_eq!(word(&state(&job, &[&done], true, "trainer", at("00:05:20"))), "Done");
         }
         let (mut job, _) = given_up(Cause::Hung);
         job.metadata.annotations = Some([(ANNOTATION_GIVEN_UP.to_owned(), "yes".to_owned())].into());
         let pod = pod(json!({}), running(json!([])));
         assert_eq!(
-            state(&job, &[&pod], "trainer", at("00:05:01")),
+            state(&job, &[&pod], true, "trainer", at("00:05:01")),
             AttemptState::Running,
             "somebody else's words"
         );
@@ -1148,10 +1228,10 @@ mod tests {
 
     fn seen(nodes: i32, pods: &[Pod], now: &str) -> AttemptState {
         let views: Vec<&Pod> = pods.iter().collect();
-        let state = state(&job_of(nodes), &views, "trainer", at(now));
+        let state = state(&job_of(nodes), &views, true, "trainer", at(now));
         // In whatever order the cache gives them.
         let turned: Vec<&Pod> = pods.iter().rev().collect();
-        assert_eq!(super::state(&job_of(nodes), &turned, "trainer", at(now)), state);
+        assert_eq!(super::state(&job_of(nodes), &turned, true, "trainer", at(now)), state);
         state
     }
 
@@ -1246,14 +1326,22 @@ mod tests {
         let AttemptState::Ending(end) = seen(2, &claimed, "00:01:10") else {
             panic!("another index has no result")
         };
-        assert_eq!(end.pod, Some(1));
+        assert_eq!(end.told_by.map(|t| t.index), Some(1));
     }
 
     /// Word, index and whether somebody is waited for, of an attempt of two pods at 00:01:10.
     fn end_of(pods: &[Pod], now: &str) -> (&'static str, Option<u32>, bool) {
         match seen(2, pods, now) {
-            AttemptState::Ended(end) => (word(&AttemptState::Ended(end.clone())), end.pod, false),
-            AttemptState::Ending(end) => (word(&AttemptState::Ended(end.clone())), end.pod, true),
+            AttemptState::Ended(end) => (
+                word(&AttemptState::Ended(end.clone())),
+                end.told_by.map(|t| t.index),
+                false,
+            ),
+            AttemptState::Ending(end) => (
+                word(&AttemptState::Ended(end.clone())),
+                end.told_by.map(|t| t.index),
+                true,
+            ),
             other => panic!("{other:?}"),
         }
     }
@@ -1438,16 +1526,150 @@ mod tests {
             end_of(&second(long, runs_well()), "00:01:46"),
             ("PeerLost", Some(0), false)
         );
-        // It never ran: to wait for GPUs is no failure.
+    }
+
+    /// To wait for GPUs is no failure, whether the pods that have none are still there or not.
+    #[test]
+    fn pods_that_never_all_ran_have_missed_nobody() {
+        let none = || json!({});
+        let lost_peer = || nth(0, none(), failed_at(FailureReason::PeerLost, "00:01:05"));
         let mut unscheduled = nth(1, none(), json!({"phase": "Pending"}));
         unscheduled.spec.as_mut().unwrap().node_name = None;
+        let job = job_of(2);
         for (case, pods) in [
             ("no node", vec![lost_peer(), unscheduled]),
-            ("starting", second(none(), waiting("ContainerCreating")).into()),
-            ("not made", vec![lost_peer()]),
+            (
+                "starting",
+                vec![lost_peer(), nth(1, none(), waiting("ContainerCreating"))],
+            ),
+            ("gone", vec![lost_peer()]),
         ] {
-            assert_eq!(end_of(&pods, "00:01:06"), ("Lost", Some(1), false), "{case}");
+            let views: Vec<&Pod> = pods.iter().collect();
+            let AttemptState::Ended(end) = state(&job, &views, false, "trainer", at("00:01:06")) else {
+                panic!("{case}: ended")
+            };
+            assert!(matches!(end.end, End::Lost { .. }), "{case}: {end:?}");
         }
+        assert_eq!(end_of(&[lost_peer()], "00:01:06"), ("PeerLost", Some(0), false));
+        // Once it was seen that all ran, the status may say something else.
+        let pods = [lost_peer()];
+        let views: Vec<&Pod> = pods.iter().collect();
+        let first = state(&job, &views, true, "trainer", at("00:01:06"));
+        let mut known = job.clone();
+        let text = serde_json::to_string(&unrecorded(&job, &first).unwrap()).unwrap();
+        known.metadata.annotations = Some([(ANNOTATION_ENDED.to_owned(), text)].into());
+        assert_eq!(state(&known, &views, false, "trainer", at("00:01:07")), first);
+        // What one tells of itself counts all the same.
+        let pods = [
+            lost_peer(),
+            nth(1, none(), failed_at(FailureReason::DatasetEmpty, "00:01:00")),
+        ];
+        let views: Vec<&Pod> = pods.iter().collect();
+        assert_eq!(
+            word(&state(&job, &views, false, "trainer", at("00:01:06"))),
+            "DatasetEmpty"
+        );
+    }
+
+    /// A pod that was deleted is gone a second after its end; what was seen of it is at the Job.
+    #[test]
+    fn how_several_pods_ended_stays_known_when_they_are_gone() {
+        let none = || json!({});
+        let lost_peer = |time| nth(0, none(), failed_at(FailureReason::PeerLost, time));
+        let interrupted = || failed_at(FailureReason::Interrupted, "00:01:02");
+        let drained = || nth(1, told_at("00:01:00"), evicted(runs_well()));
+        let saved = || {
+            let message = TerminationMessage {
+                position: Some(Position {
+                    step: 90,
+                    resumed_from_step: 0,
+                    checkpoint_step: 90,
+                    head_attempt: 1,
+                }),
+                ..TerminationMessage::new(Outcome::Failed(Failure::new(FailureReason::PeerLost, "words")))
+            };
+            nth(0, told_at("00:01:05"), says_at(1, &message.to_json(), "00:01:07"))
+        };
+        let crashed = || nth(1, none(), says_at(139, "", "00:01:04"));
+        let well = || nth(0, none(), runs_well());
+        let deleted = |status| nth(1, told_at("00:01:00"), status);
+        // What is seen in turn, and how the attempt ended after each look.
+        let table: Vec<(&str, Vec<(Vec<Pod>, &str)>)> = vec![
+            (
+                "drained",
+                vec![
+                    (vec![well(), drained()], "Lost"),
+                    (vec![lost_peer("00:01:03")], "Lost"),
+                    (vec![], "Lost"),
+                ],
+            ),
+            (
+                "deleted by a user, and the other crashes of it",
+                vec![
+                    (vec![well(), deleted(runs_well())], "Lost"),
+                    (
+                        vec![nth(0, none(), says_at(134, "", "00:01:03")), deleted(interrupted())],
+                        "Lost",
+                    ),
+                    (vec![nth(0, none(), says_at(134, "", "00:01:03"))], "Lost"),
+                ],
+            ),
+            (
+                "crashed",
+                vec![
+                    (vec![well(), crashed()], "Unclear"),
+                    (vec![saved(), crashed()], "Unclear"),
+                    (vec![crashed()], "Unclear"),
+                ],
+            ),
+            (
+                "stood still, and was stopped",
+                vec![
+                    (vec![lost_peer("00:01:05"), nth(1, none(), runs_well())], "PeerLost"),
+                    (
+                        vec![lost_peer("00:01:05"), nth(1, told_at("00:01:06"), runs_well())],
+                        "PeerLost",
+                    ),
+                    (vec![lost_peer("00:01:05")], "PeerLost"),
+                ],
+            ),
+            (
+                "the cause comes last",
+                vec![
+                    (vec![lost_peer("00:01:05"), nth(1, none(), runs_well())], "PeerLost"),
+                    (
+                        vec![lost_peer("00:01:05"), nth(1, none(), ended(137, "OOMKilled", ""))],
+                        "OutOfMemory",
+                    ),
+                    (vec![lost_peer("00:01:05")], "OutOfMemory"),
+                ],
+            ),
+        ];
+        for (case, looks) in table {
+            let mut job = job_of(2);
+            let mut last: Option<EndedAttempt> = None;
+            for (pods, expected) in looks {
+                let views: Vec<&Pod> = pods.iter().collect();
+                let seen = state(&job, &views, true, "trainer", at("00:01:10"));
+                let (AttemptState::Ended(end) | AttemptState::Ending(end)) = &seen else {
+                    panic!("{case}: {seen:?}")
+                };
+                assert_eq!(word(&AttemptState::Ended(end.clone())), expected, "{case}");
+                if let Some(new) = unrecorded(&job, &seen) {
+                    let text = serde_json::to_string(&new).unwrap();
+                    job.metadata.annotations = Some([(ANNOTATION_ENDED.to_owned(), text)].into());
+                }
+                assert_eq!(unrecorded(&job, &seen), None, "{case}: once");
+                assert!(last.is_none_or(|l| end.at <= l.at), "{case}: the wait grows");
+                last = Some(end.clone());
+            }
+            let saved = last.and_then(|end| end.position).map(|p| p.checkpoint_step);
+            assert_eq!(saved, (case == "crashed").then_some(90), "{case}");
+        }
+        // One pod alone is read anew each time.
+        let pod = nth(0, none(), says_at(139, "", "00:01:04"));
+        let single = state(&job_of(1), &[&pod], true, "trainer", at("00:01:10"));
+        assert_eq!(unrecorded(&job_of(1), &single), None);
     }
 
     #[test]
@@ -1534,7 +1756,7 @@ mod tests {
         let mut suspended = job_of(2);
         suspended.spec.as_mut().unwrap().suspend = Some(true);
         let none = AttemptState::NoPod { refused: None };
-        assert_eq!(state(&suspended, &views, "trainer", at("00:01:06")), none);
+        assert_eq!(state(&suspended, &views, true, "trainer", at("00:01:06")), none);
         // Some have not been told to end yet.
         let both = [
             nth(0, json!({}), runs_well()),
@@ -1542,7 +1764,7 @@ mod tests {
         ];
         let views: Vec<&Pod> = both.iter().collect();
         assert_eq!(
-            state(&suspended, &views, "trainer", at("00:01:06")),
+            state(&suspended, &views, true, "trainer", at("00:01:06")),
             AttemptState::Running
         );
         // Resumed: old pods say nothing of the new run, and new ones are waited for.
@@ -1550,11 +1772,11 @@ mod tests {
         resumed.status = serde_json::from_value(json!({"startTime": "2026-01-01T00:02:00Z"})).unwrap();
         let new = nth(1, json!({"creationTimestamp": "2026-01-01T00:02:01Z"}), runs_well());
         let views = [&pods[0], &pods[1], &new];
-        assert_eq!(state(&resumed, &views, "trainer", at("00:02:02")), none);
+        assert_eq!(state(&resumed, &views, true, "trainer", at("00:02:02")), none);
         let first = nth(0, json!({"creationTimestamp": "2026-01-01T00:02:01Z"}), runs_well());
         let views = [&pods[0], &pods[1], &new, &first];
         assert_eq!(
-            state(&resumed, &views, "trainer", at("00:02:02")),
+            state(&resumed, &views, true, "trainer", at("00:02:02")),
             AttemptState::Running
         );
     }
@@ -1567,7 +1789,10 @@ mod tests {
         )
         .unwrap();
         let left = nth(0, json!({}), runs_well());
-        assert_eq!(word(&state(&finished, &[&left], "trainer", at("00:01:00"))), "Lost");
-        assert_eq!(word(&state(&finished, &[], "trainer", at("00:01:00"))), "Lost");
+        assert_eq!(
+            word(&state(&finished, &[&left], true, "trainer", at("00:01:00"))),
+            "Lost"
+        );
+        assert_eq!(word(&state(&finished, &[], true, "trainer", at("00:01:00"))), "Lost");
     }
 }

@@ -46,6 +46,8 @@ pub struct AttemptView {
     pub pod_lives: bool,
     /// What it does.
     pub state: AttemptState,
+    /// How several pods of it ended, where its Job does not say so yet.
+    pub unrecorded: Option<EndedAttempt>,
 }
 
 /// How the job ended, as its status tells; it counts where the Jobs that it was read from are gone.
@@ -141,6 +143,8 @@ pub enum Phase {
 /// A decision with its reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
+    /// What is to be written at the Job of the last attempt before anything else: how its pods ended.
+    pub record: Option<EndedAttempt>,
     /// What is to be done.
     pub intent: Intent,
     /// Attempts whose pods are to be deleted, since the attempt is over and they run on.
@@ -177,6 +181,7 @@ const GANG_PATIENCE: Duration = Duration::from_secs(300);
 #[must_use]
 pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
     let mut decision = intent(wishes, observed, now);
+    decision.record = observed.attempts.last().and_then(|a| a.unrecorded.clone());
     let latest = observed.attempts.last().map(|a| a.number);
     decision.stop = observed
         .attempts
@@ -217,6 +222,7 @@ enum Over<'a> {
 
 fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
     let finished = |phase, reason: &str, message: &str| Decision {
+        record: None,
         intent: Intent::Wait,
         stop: Vec::new(),
         remove: live(&observed.attempts, None),
@@ -302,6 +308,7 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                         Over::GivenUp(verdict) => (give_up(verdict), SOON),
                     };
                     Decision {
+                        record: None,
                         intent,
                         stop: Vec::new(),
                         remove: Vec::new(),
@@ -396,6 +403,7 @@ fn live(attempts: &[AttemptView], except: Option<u32>) -> Vec<u32> {
 
 fn suspended(intent: Intent) -> Decision {
     Decision {
+        record: None,
         intent,
         stop: Vec::new(),
         remove: Vec::new(),
@@ -410,6 +418,7 @@ fn suspended(intent: Intent) -> Decision {
 fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
     if let Some(Ended::Failed { reason, message }) = &observed.ended {
         return Decision {
+            record: None,
             intent: Intent::Wait,
             stop: Vec::new(),
             remove: Vec::new(),
@@ -424,6 +433,7 @@ fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
     }
     let again = observed.told_attempt > 0;
     Decision {
+        record: None,
         intent: Intent::StartAttempt {
             attempt: observed.told_attempt.saturating_add(1),
             counted: 0,
@@ -447,6 +457,7 @@ fn going_on(latest: &AttemptView, placement: Option<&Problem>, now: Timestamp) -
     let waited = Duration::try_from(now.duration_since(latest.created)).unwrap_or_default();
     let later = latest.number > 1;
     let decision = |phase, reason: &str, message: String, again| Decision {
+        record: None,
         intent: Intent::Wait,
         stop: Vec::new(),
         remove: Vec::new(),

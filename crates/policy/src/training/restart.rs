@@ -117,8 +117,8 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
 impl Past<'_> {
     /// What one of several pods tells, with its number.
     fn told_by(&self, text: &str) -> String {
-        match self.ended.pod {
-            Some(index) => format!("pod {index}: {text}"),
+        match self.ended.told_by {
+            Some(told) => format!("pod {}: {text}", told.index),
             None => text.to_owned(),
         }
     }

@@ -6,6 +6,7 @@ use flywheel_contract::termination::Position;
 use flywheel_contract::trainer::ArtifactRef;
 use proptest::prelude::*;
 
+use super::attempt::{Telling, ToldBy};
 use super::hang::Cause;
 use super::*;
 
@@ -25,6 +26,7 @@ fn attempt(number: u32, counted: u32, state: AttemptState) -> AttemptView {
         running: u32::from(matches!(state, AttemptState::Running)),
         pod_lives: matches!(state, AttemptState::Running),
         state,
+        unrecorded: None,
     }
 }
 
@@ -33,7 +35,7 @@ fn ended(end: End, seconds: i64) -> AttemptState {
         end,
         at: Some(at(seconds)),
         position: None,
-        pod: None,
+        told_by: None,
     })
 }
 
@@ -48,7 +50,7 @@ fn ended_at(end: End, seconds: i64, (step, resumed, checkpoint): (u64, u64, u64)
             checkpoint_step: checkpoint,
             head_attempt: 1,
         }),
-        pod: None,
+        told_by: None,
     })
 }
 
@@ -277,7 +279,7 @@ fn each_situation_has_its_intent() {
                     end: lost(),
                     at: Some(at(20)),
                     position: None,
-                    pod: None,
+                    told_by: None,
                 }),
             )]),
             Intent::Wait,
@@ -632,7 +634,7 @@ fn a_fenced_attempt_is_followed_by_one_beyond_the_head() {
                 head_attempt,
                 ..Position::default()
             }),
-            pod: None,
+            told_by: None,
         })
     };
     for (own, told, head, next) in [(1, 1, 7, 8), (1, 1, 1, 2), (9, 9, 7, 10), (1, 12, 7, 13)] {
@@ -841,7 +843,10 @@ fn what_one_of_several_pods_tells_comes_with_its_number() {
             end,
             at: Some(at(-300)),
             position: None,
-            pod: Some(1),
+            told_by: Some(ToldBy {
+                index: 1,
+                telling: Telling::PeerLost,
+            }),
         };
         let message = decide(WISHES, &seen(vec![of_two(AttemptState::Ended(ended), 0)]), at(0)).message;
         assert!(message.contains(words), "{message}");
@@ -866,7 +871,10 @@ fn when_one_of_several_pods_ends_the_others_are_stopped_and_followed_when_index_
         end: failed(FailureReason::PeerLost),
         at: Some(at(-300)),
         position: None,
-        pod: Some(1),
+        told_by: Some(ToldBy {
+            index: 1,
+            telling: Telling::PeerLost,
+        }),
     };
     let saves = decide(
         WISHES,
@@ -902,6 +910,22 @@ fn when_one_of_several_pods_ends_the_others_are_stopped_and_followed_when_index_
     );
     let over = decide(no_budget, &seen(vec![of_two(AttemptState::Ended(peer_lost), 1)]), at(0));
     assert_eq!((over.phase, over.stop, over.remove), (Phase::Failed, vec![1], vec![]));
+}
+
+#[test]
+fn how_several_pods_ended_is_written_before_the_next_attempt_follows() {
+    let AttemptState::Ended(ended) = ended(failed(FailureReason::PeerLost), -300) else {
+        panic!("ended")
+    };
+    let view = AttemptView {
+        unrecorded: Some(ended.clone()),
+        ..of_two(AttemptState::Ended(ended.clone()), 0)
+    };
+    let decision = decide(WISHES, &seen(vec![view.clone()]), at(0));
+    assert_eq!((decision.record, decision.intent), (Some(ended), start(2, 1)));
+    // Only of the last one: what was before is no more to be decided.
+    let later = seen(vec![view, attempt(2, 1, AttemptState::Running)]);
+    assert_eq!(decide(WISHES, &later, at(0)).record, None);
 }
 
 #[test]
@@ -1021,7 +1045,7 @@ fn any_over() -> impl Strategy<Value = EndedAttempt> {
         end,
         at: Some(at(seconds)),
         position,
-        pod: None,
+        told_by: None,
     })
 }
 
