@@ -223,6 +223,10 @@ fn what_no_pod_can_be_made_of_is_refused_with_its_path() {
             "spec.server.pod.env[FLYWHEEL_CONFIG]",
         ),
         (
+            json!({"env": [{"name": "JOB_COMPLETION_INDEX", "value": "0"}]}),
+            "spec.server.pod.env[JOB_COMPLETION_INDEX]",
+        ),
+        (
             json!({"annotations": {"container.apparmor.security.beta.kubernetes.io/server": "unconfined"}}),
             "spec.server.pod.annotations[container.apparmor.security.beta.kubernetes.io/server]",
         ),

@@ -1634,6 +1634,13 @@ mod tests {
                 ],
             ),
             (
+                "the same, and the clocks differ",
+                vec![
+                    (vec![lost_peer("00:01:05"), nth(1, none(), runs_well())], "PeerLost"),
+                    (vec![lost_peer("00:01:05"), deleted(interrupted())], "PeerLost"),
+                ],
+            ),
+            (
                 "the cause comes last",
                 vec![
                     (vec![lost_peer("00:01:05"), nth(1, none(), runs_well())], "PeerLost"),
