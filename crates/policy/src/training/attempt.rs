@@ -1571,6 +1571,9 @@ mod tests {
         );
     }
 
+    /// Pods as one look shows them, and how the attempt ended by it.
+    type Look = (Vec<Pod>, &'static str);
+
     /// A pod that was deleted is gone a second after its end; what was seen of it is at the Job.
     #[test]
     fn how_several_pods_ended_stays_known_when_they_are_gone() {
@@ -1594,7 +1597,7 @@ mod tests {
         let well = || nth(0, none(), runs_well());
         let deleted = |status| nth(1, told_at("00:01:00"), status);
         // What is seen in turn, and how the attempt ended after each look.
-        let table: Vec<(&str, Vec<(Vec<Pod>, &str)>)> = vec![
+        let table: Vec<(&str, Vec<Look>)> = vec![
             (
                 "drained",
                 vec![
