@@ -181,7 +181,9 @@ const GANG_PATIENCE: Duration = Duration::from_secs(300);
 #[must_use]
 pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
     let mut decision = intent(wishes, observed, now);
-    decision.record = observed.attempts.last().and_then(|a| a.unrecorded.clone());
+    // A suspension ends all pods one by one, which is no end of the attempt; its Job may not show it yet.
+    let last = observed.attempts.last().filter(|_| !wishes.suspend);
+    decision.record = last.and_then(|a| a.unrecorded.clone());
     let latest = observed.attempts.last().map(|a| a.number);
     decision.stop = observed
         .attempts
@@ -189,7 +191,7 @@ pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
         .filter(|a| a.pod_lives && !decision.remove.contains(&a.number))
         .filter(|a| {
             let given_up = matches!(&decision.intent, Intent::GiveUp { attempt, .. } if *attempt == a.number);
-            given_up || is_over(&a.state, now) || Some(a.number) != latest
+            given_up || is_over(&a.state, wishes.suspend, now) || Some(a.number) != latest
         })
         .map(|a| a.number)
         .collect();
@@ -197,15 +199,17 @@ pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
 }
 
 /// Whether all pods of an attempt in this state are to end.
-fn is_over(state: &AttemptState, now: Timestamp) -> bool {
+fn is_over(state: &AttemptState, suspend: bool, now: Timestamp) -> bool {
     match state {
         AttemptState::Ended(EndedAttempt {
             end: End::Told(Outcome::Trained(_)),
             at: Some(at),
             ..
         }) => Duration::try_from(now.duration_since(*at)).is_ok_and(|since| since >= PARTING),
-        // Of several pods some may not have noticed that another ended, and it is index 0 that saves the state.
-        AttemptState::Ended(_) | AttemptState::Ending(_) => true,
+        AttemptState::Ended(_) => true,
+        // Of several pods some may not have noticed that another ended, and it is index 0 that saves the state. In a
+        // suspension the Job controller ends them all.
+        AttemptState::Ending(_) => !suspend,
         _ => false,
     }
 }

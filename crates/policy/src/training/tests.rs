@@ -960,6 +960,28 @@ fn several_pods_are_suspended_together() {
         );
         assert!(decision.stop.is_empty(), "the Job controller ends them");
     }
+    // One was told to end before the other, and the Job does not show the suspension yet.
+    let first = EndedAttempt {
+        end: End::Lost {
+            how: "its pod was deleted".to_owned(),
+        },
+        at: Some(at(30)),
+        position: None,
+        told_by: Some(ToldBy {
+            index: 1,
+            telling: Telling::Taken,
+        }),
+    };
+    let view = AttemptView {
+        unrecorded: Some(first.clone()),
+        ..of_two(AttemptState::Ending(first), 1)
+    };
+    let decision = decide(suspend, &seen(vec![view]), at(0));
+    assert_eq!(
+        (decision.intent, decision.record, decision.stop),
+        (Intent::Wait, None, vec![]),
+        "it goes on later under the same number"
+    );
 }
 
 #[test]
