@@ -527,6 +527,16 @@ fn service() -> Value {
     ours("v1", "Service", "intent", json!({"spec": spec}))
 }
 
+/// The headless Service of a TrainingJob of several nodes.
+fn training_service() -> Value {
+    let spec = json!({"type": "ClusterIP", "clusterIP": "None", "publishNotReadyAddresses": true,
+        "selector": {"app.kubernetes.io/managed-by": "flywheel", "app.kubernetes.io/component": "trainer",
+            "flywheel.dev/training-job": "intent"},
+        "ports": [{"name": "rendezvous", "port": 29500}]});
+    let object = ours("v1", "Service", "intent-train", json!({"spec": spec}));
+    with(&object, "/metadata/ownerReferences/0", owner("TrainingJob"))
+}
+
 fn budget() -> Value {
     let spec = json!({"maxUnavailable": 1, "selector": {"matchLabels": {"flywheel.dev/inference-service": "intent"}}});
     ours("policy/v1", "PodDisruptionBudget", "intent", json!({"spec": spec}))
@@ -719,6 +729,7 @@ fn daily_work() -> Vec<(String, Ask)> {
         job(),
         config_map(),
         service(),
+        training_service(),
         budget(),
         network_policy(),
         revision(),
@@ -1136,6 +1147,51 @@ fn misdeeds() -> Vec<(&'static str, Ask, &'static str)> {
             "ClusterIP",
         ),
         (
+            "a training's Service of strangers' pods",
+            Ask::Create(other(training_service(), "/spec/selector", json!({"app": "db"}))),
+            "select only",
+        ),
+        (
+            "a training's Service of addresses of its choice",
+            Ask::Create(without(
+                &with(&training_service(), "/metadata/name", json!("bad")),
+                "/spec/selector",
+            )),
+            "select only",
+        ),
+        (
+            "addresses of its choice",
+            Ask::Create(
+                json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {"name": "bad", "namespace": "team", "labels": {"app.kubernetes.io/managed-by": "flywheel",
+                    "kubernetes.io/service-name": "intent-train"}, "ownerReferences": [owner("TrainingJob")]},
+                "endpoints": [{"addresses": ["10.1.2.3"]}], "ports": [{"port": 29500}]}),
+            ),
+            no_business,
+        ),
+        (
+            "a training's Service that leads out of the cluster",
+            Ask::Create(other(
+                training_service(),
+                "/spec",
+                json!({"type": "ExternalName", "externalName": "x.example.com", "selector": {"flywheel.dev/training-job": "intent"}}),
+            )),
+            "ClusterIP",
+        ),
+        (
+            "a training's Service without owner",
+            Ask::Create(without(
+                &with(&training_service(), "/metadata/name", json!("bad")),
+                "/metadata/ownerReferences",
+            )),
+            "controls",
+        ),
+        (
+            "adoption of a user's Service",
+            Ask::Apply(with(&training_service(), "/metadata/name", json!("unlabelled"))),
+            "had the label",
+        ),
+        (
             "a Service with an external address",
             Ask::Create(other(service(), "/spec/externalIPs", json!(["1.2.3.4"]))),
             "ClusterIP",
@@ -1186,6 +1242,7 @@ async fn seed(plane: &Plane) {
         job(),
         config_map(),
         service(),
+        training_service(),
         budget(),
         network_policy(),
         trainers_policy(),
@@ -1212,6 +1269,7 @@ async fn seed(plane: &Plane) {
         "uid": "3f0c7c9a-0000-4000-8000-000000000003"});
     for object in [
         without(&named(config_map(), "unlabelled"), label),
+        without(&named(training_service(), "unlabelled"), label),
         unowned(config_map()),
         stranger,
         theirs,

@@ -41,10 +41,14 @@ fn crds() -> Vec<Crd> {
         .into()
 }
 
-/// The good objects, by file name.
+/// The good objects, the examples among them, by file name.
 fn good() -> BTreeMap<String, Value> {
-    let files = std::fs::read_dir(root().join("tests/crds/good")).unwrap();
-    files
+    let files = |folder| std::fs::read_dir(root().join(folder)).unwrap();
+    let is_of_a_kind = |name: &str| name.starts_with("training-job") || name.starts_with("inference-service");
+    let examples =
+        files("examples/intent").filter(|file| is_of_a_kind(file.as_ref().unwrap().file_name().to_str().unwrap()));
+    files("tests/crds/good")
+        .chain(examples)
         .map(|file| {
             let file = file.unwrap().path();
             let text = std::fs::read_to_string(&file).unwrap();

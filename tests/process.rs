@@ -1,4 +1,5 @@
-//! The operator as a process: told to end while it starts, and losing the leadership to its standby.
+//! The operator as a process: told to end while it starts, losing the leadership to its standby, and with a training of
+//! several nodes beside the real Job controller.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,6 +10,8 @@
 )]
 
 mod plane;
+#[path = "process/several_nodes.rs"]
+mod several_nodes;
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;

@@ -23,12 +23,13 @@ pub fn scheduling(pod: &Pod) -> PodSchedulingView {
     }
 }
 
-/// Why pods of this class have no node; `None` while all have one or nothing is known yet.
+/// Why pods of this class, of `gpus` GPUs each, have no node; `None` while all have one or nothing is known yet.
 #[must_use]
 pub fn placement_problem(
     caches: &Caches,
     name: &str,
     class: &AcceleratorClass,
+    gpus: u32,
     pods: &[PodSchedulingView],
 ) -> Option<Problem> {
     match &caches.nodes {
@@ -41,7 +42,7 @@ pub fn placement_problem(
                     labels: node.metadata.labels.as_ref().unwrap_or(&none),
                 })
                 .collect();
-            problem(&class.view(name), &views, pods)
+            problem(&class.view(name), gpus, &views, pods)
         }
         None => without_nodes(pods),
     }

@@ -18,7 +18,7 @@ use kube::ResourceExt as _;
 use crate::error::Error;
 use crate::podspec::{PodInputs, storage_settings, template};
 use crate::settings::Settings;
-use crate::training::build::job::{config, single_pod_job};
+use crate::training::build::job::{config, tried_once};
 use crate::training::owned_by;
 
 /// Longest verification, in seconds: tens of GiB over a slow line.
@@ -63,7 +63,7 @@ pub fn job(version: &ModelVersion, number: u32, settings: &Settings) -> Result<J
         service_account: spec.service_account_name.as_deref(),
         ..PodInputs::run_once(VERIFIER, &settings.verifier_image, TERMINATION_GRACE_SECONDS, settings)
     })?;
-    let mut job = single_pod_job(
+    let mut job = tried_once(
         ObjectMeta {
             name: Some(verify_attempt(&name, number)),
             namespace: version.namespace(),
@@ -71,6 +71,7 @@ pub fn job(version: &ModelVersion, number: u32, settings: &Settings) -> Result<J
             owner_references: owned_by(version)?,
             ..ObjectMeta::default()
         },
+        1,
         pod,
     );
     if let Some(spec) = job.spec.as_mut() {

@@ -73,7 +73,7 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
             .pods
             .list(&namespace, |p| is_controlled_by(&p.metadata, &job_uid));
         let pods: Vec<&Pod> = pods.iter().map(Arc::as_ref).collect();
-        state(job, &pods, VERIFIER, context.now())
+        state(job, &pods, true, VERIFIER, context.now())
     };
     let Some((tried, job)) = jobs.pop() else {
         return Ok(observation);

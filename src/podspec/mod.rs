@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use flywheel_api::conditions::reasons;
 use flywheel_api::pod::{PodSettings, Resources, Storage};
-use flywheel_contract::names::{CONFIG_ENV, INSIDE_PORT, STORAGE_CA_DIR};
+use flywheel_contract::names::{COMPLETION_INDEX_ENV, CONFIG_ENV, INSIDE_PORT, STORAGE_CA_DIR};
 use flywheel_contract::storage::StorageSettings;
 use flywheel_policy::placement::LabelTerm;
 use k8s_openapi::api::core::v1 as core;
@@ -27,9 +27,6 @@ pub const RUN_AS: i64 = 65_532;
 /// Seconds that a pod stays on a node that does not answer, before it is evicted and replaced. Kubernetes' own default of
 /// 300 s would use up the whole time that a recovery may take.
 pub const DEAD_NODE_TOLERATION_SECONDS: i64 = 15;
-
-/// GPUs of a pod.
-const GPUS: &str = "1";
 
 /// Taints that the node controller sets on nodes that do not answer.
 const DEAD_NODE_TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
@@ -94,6 +91,8 @@ pub struct PodInputs<'a> {
     pub annotations: BTreeMap<String, String>,
     /// Accelerator class; none for pods that need no GPU.
     pub class: Option<&'a AcceleratorClass>,
+    /// GPUs of that class.
+    pub gpus: u32,
     /// Image.
     pub image: &'a str,
     /// When the kubelet asks the registry.
@@ -110,6 +109,8 @@ pub struct PodInputs<'a> {
     pub settings: Option<&'a PodSettings>,
     /// Path of `settings` in the object, for errors: `spec.server.pod`.
     pub settings_path: &'a str,
+    /// The headless Service under which the pod's host name is known.
+    pub subdomain: Option<String>,
     /// How the pod reaches the bucket.
     pub storage: Option<&'a Storage>,
     /// Service account; the namespace's default where none is given.
@@ -140,6 +141,7 @@ impl<'a> PodInputs<'a> {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             class: None,
+            gpus: 0,
             image,
             image_pull_policy: settings.image_pull_policy,
             args: Vec::new(),
@@ -148,6 +150,7 @@ impl<'a> PodInputs<'a> {
             resources: None,
             settings: None,
             settings_path: "spec",
+            subdomain: None,
             storage: None,
             service_account: None,
             image_pull_secrets: &settings.image_pull_secrets,
@@ -232,7 +235,11 @@ pub fn template(inputs: PodInputs<'_>) -> Result<core::PodTemplateSpec, PodSpecE
                 })
                 .collect(),
         ),
-        resources: Some(resources(inputs.resources, inputs.class, settings)),
+        resources: Some(resources(
+            inputs.resources,
+            inputs.class.map(|class| (class, inputs.gpus)),
+            settings,
+        )),
         security_context: Some(container_security()),
         startup_probe: inputs.probes.startup,
         readiness_probe: inputs.probes.readiness,
@@ -267,6 +274,7 @@ pub fn template(inputs: PodInputs<'_>) -> Result<core::PodTemplateSpec, PodSpecE
         scheduler_name: settings.scheduler_name.clone(),
         security_context: Some(pod_security()),
         service_account_name: inputs.service_account.map(str::to_owned),
+        subdomain: inputs.subdomain,
         termination_grace_period_seconds: Some(inputs.termination_grace_seconds),
         tolerations: Some(tolerations(inputs.class, settings)),
         topology_spread_constraints: some(spread),
@@ -351,7 +359,8 @@ fn annotations(
 fn env(settings: &PodSettings, ours: Vec<core::EnvVar>) -> Result<Vec<core::EnvVar>, (String, String)> {
     let mut all = ours;
     for var in settings.env.iter().flatten() {
-        if var.name.starts_with(OWN_ENV_PREFIX) || all.iter().any(|have| have.name == var.name) {
+        let ours = var.name.starts_with(OWN_ENV_PREFIX) || var.name == COMPLETION_INDEX_ENV;
+        if ours || all.iter().any(|have| have.name == var.name) {
             return Err((
                 var.name.clone(),
                 "this variable is Flywheel's own or stands twice; take another name".to_owned(),
@@ -383,7 +392,7 @@ fn env(settings: &PodSettings, ours: Vec<core::EnvVar>) -> Result<Vec<core::EnvV
 
 fn resources(
     wanted: Option<&Resources>,
-    class: Option<&AcceleratorClass>,
+    gpus: Option<(&AcceleratorClass, u32)>,
     settings: &PodSettings,
 ) -> core::ResourceRequirements {
     let list = |list: Option<&flywheel_api::pod::ResourceList>| {
@@ -404,8 +413,8 @@ fn resources(
     };
     let requests = list(wanted.and_then(|r| r.requests.as_ref()));
     let mut limits = list(wanted.and_then(|r| r.limits.as_ref()));
-    if let Some(class) = class {
-        limits.insert(class.resource.clone(), Quantity(GPUS.to_owned()));
+    if let Some((class, count)) = gpus {
+        limits.insert(class.resource.clone(), Quantity(count.to_string()));
     }
     core::ResourceRequirements {
         claims: some(

@@ -57,6 +57,7 @@ fn with_class<T>(
         labels: BTreeMap::from([("flywheel.dev/inference-service".to_owned(), "intent".to_owned())]),
         annotations: BTreeMap::new(),
         class: Some(class),
+        gpus: 1,
         image: "registry.example/server:1",
         image_pull_policy: ImagePullPolicy::IfNotPresent,
         args: vec!["serve".to_owned()],
@@ -65,6 +66,7 @@ fn with_class<T>(
         resources: Some(&resources),
         settings,
         settings_path: "spec.server.pod",
+        subdomain: None,
         storage,
         service_account: Some("bucket-reader"),
         image_pull_secrets: &secrets,
@@ -219,6 +221,10 @@ fn what_no_pod_can_be_made_of_is_refused_with_its_path() {
         (
             json!({"env": [{"name": "FLYWHEEL_CONFIG", "value": "{}"}]}),
             "spec.server.pod.env[FLYWHEEL_CONFIG]",
+        ),
+        (
+            json!({"env": [{"name": "JOB_COMPLETION_INDEX", "value": "0"}]}),
+            "spec.server.pod.env[JOB_COMPLETION_INDEX]",
         ),
         (
             json!({"annotations": {"container.apparmor.security.beta.kubernetes.io/server": "unconfined"}}),

@@ -12,7 +12,7 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 
-use super::build::deployment;
+use super::build::{GPUS, deployment};
 use crate::cluster::placement_problem;
 use crate::context::Context;
 
@@ -71,7 +71,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
         .settings
         .accelerator_classes
         .get(class)
-        .and_then(|settings| placement_problem(caches, class, settings, &scheduling));
+        .and_then(|settings| placement_problem(caches, class, settings, GPUS, &scheduling));
     Observed {
         version: version_view(version.as_deref()),
         artifact: version.map(|v| v.spec.artifact.clone()),

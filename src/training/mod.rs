@@ -13,11 +13,13 @@ use std::time::Duration;
 
 use flywheel_api::TrainingJob;
 use flywheel_api::conditions::reasons;
-use flywheel_api::names::{self, ANNOTATION_GIVEN_UP};
+use flywheel_api::names::{self, ANNOTATION_ENDED, ANNOTATION_GIVEN_UP};
 use flywheel_contract::termination::Trained;
 use flywheel_policy::training::{Decision, Intent, Phase, Wishes, decide};
+use k8s_openapi::api::batch::v1::Job;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
+use serde::Serialize;
 use serde_json::json;
 
 pub use memo::ProgressMemo;
@@ -25,7 +27,7 @@ pub(crate) use observe::{number, refused_creation};
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::kubeio::{Created, TRAINING_MANAGER, owner_reference, within};
+use crate::kubeio::{Created, TRAINING_MANAGER, Writes, owner_reference, within};
 use crate::run::RESYNC;
 use observe::Observation;
 
@@ -57,6 +59,7 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
             return Err(error);
         };
         decision = Decision {
+            record: None,
             intent: Intent::Wait,
             stop: Vec::new(),
             remove: Vec::new(),
@@ -79,10 +82,25 @@ async fn apply(
 ) -> Result<(), Error> {
     let writes = context.writes(TRAINING_MANAGER);
     let uid = job.uid().unwrap_or_default();
+    if let Some(ended) = &decision.record
+        && let Some(present) = observation
+            .observed
+            .attempts
+            .last()
+            .and_then(|a| observation.job_of(a.number))
+    {
+        annotate(&writes, present, ANNOTATION_ENDED, ended).await?;
+    }
     match &decision.intent {
         Intent::StartAttempt { attempt, counted } => {
             let built = build::job::job(job, *attempt, *counted, &context.settings)?;
-            apply_network_policy(context, &job.namespace().unwrap_or_default(), TRAINING_MANAGER).await?;
+            let namespace = job.namespace().unwrap_or_default();
+            // First, since it is the name that a stranger has most likely taken; pods look for each other by it.
+            if let Some(service) = build::service::service(job)? {
+                let cached = context.caches.services.get(&namespace, &service.name_any());
+                writes.apply_owned(&service, cached.as_deref(), &uid).await?;
+            }
+            apply_network_policy(context, &namespace, TRAINING_MANAGER).await?;
             let created = writes.create_owned(&built, &uid).await?;
             if let Created::New(_) = created {
                 tracing::info!(attempt, counted, why = decision.message, "an attempt is started");
@@ -98,14 +116,7 @@ async fn apply(
         }
         Intent::GiveUp { attempt, verdict } => {
             if let Some(present) = observation.job_of(*attempt) {
-                let text = serde_json::to_string(verdict)
-                    .map_err(|e| Error::Bug(format!("a verdict cannot be written as JSON: {e}")))?;
-                writes
-                    .merge_fields(
-                        present,
-                        json!({"metadata": {"annotations": {ANNOTATION_GIVEN_UP: text}}}),
-                    )
-                    .await?;
+                annotate(&writes, present, ANNOTATION_GIVEN_UP, verdict).await?;
                 tracing::warn!(attempt, cause = ?verdict.cause, how = verdict.how, "the attempt is given up");
             }
         }
@@ -118,7 +129,7 @@ async fn apply(
             tracing::info!(
                 attempt = number,
                 pod = pod.name_any(),
-                "the pod of an attempt that is over is deleted"
+                "a pod of an attempt that is over is deleted"
             );
         }
     }
@@ -128,6 +139,15 @@ async fn apply(
             tracing::info!(attempt = number, "the Job of an attempt is removed");
         }
     }
+    Ok(())
+}
+
+/// Writes what is to be known for good of an attempt at its Job.
+async fn annotate<T: Serialize>(writes: &Writes<'_>, job: &Job, key: &str, value: &T) -> Result<(), Error> {
+    let text = serde_json::to_string(value).map_err(|e| Error::Bug(format!("{key} cannot be written as JSON: {e}")))?;
+    writes
+        .merge_fields(job, json!({"metadata": {"annotations": {key: text}}}))
+        .await?;
     Ok(())
 }
 

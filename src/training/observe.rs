@@ -1,5 +1,5 @@
 //! What there is: attempts from their Jobs and pods, the ModelVersion, what the scheduler and the pods say, and whether the
-//! running pod still works.
+//! running attempt still works, of which the pod with index 0 tells.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,14 +12,18 @@ use flywheel_api::training_job::DatasetStatus;
 use flywheel_api::{ModelVersion, TrainingJob};
 use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
 use flywheel_contract::progress::Progress;
-use flywheel_policy::training::attempt::{AttemptState, is_out_of_contact, last_words, lives, state};
+use flywheel_policy::training::attempt::{
+    AttemptState, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state, unrecorded,
+};
 use flywheel_policy::training::hang::{Look, Surroundings, Verdict};
-use flywheel_policy::training::{AttemptView, Ended, Observed};
+use flywheel_policy::training::{AttemptView, Ended, Observed, Phase};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 
+use super::build::job::gpus;
+use super::report::state_word;
 use super::version_name;
 use crate::cluster::{placement_problem, scheduling};
 use crate::context::Context;
@@ -38,7 +42,7 @@ pub struct Observation {
     jobs: Vec<(u32, Arc<Job>)>,
     /// Their pods, by attempt.
     pods: Vec<(u32, Arc<Pod>)>,
-    /// What the running pod tells.
+    /// What the running pod with index 0 tells.
     pub progress: Option<Progress>,
     /// The ModelVersion of the job's version name, whosever it is.
     pub version: Option<Arc<ModelVersion>>,
@@ -115,11 +119,17 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
             .filter(|p| is_controlled_by(&p.metadata, &child_uid))
             .collect();
         let views: Vec<&Pod> = of_job.iter().map(|p| p.as_ref()).collect();
-        let mut seen = state(child, &views, TRAINER, context.now());
-        if let AttemptState::Ended(end) | AttemptState::Ending(end) = &mut seen
-            && end.position.is_none()
-        {
-            end.position = context.progress.position(&uid, *attempt);
+        // The status is written as soon as all pods run.
+        let all_ran = told == *attempt && status.and_then(|s| s.state.as_deref()) == Some(state_word(Phase::Running));
+        let mut seen = state(child, &views, all_ran, TRAINER, context.now());
+        if let AttemptState::Ended(end) | AttemptState::Ending(end) = &mut seen {
+            // Where index 0 could not tell, another pod may have, which knows less of checkpoints.
+            let heard = context.progress.position(&uid, *attempt).filter(|heard| {
+                end.position.is_none_or(|told| {
+                    told.checkpoint_step < heard.checkpoint_step && told.head_attempt <= heard.head_attempt
+                })
+            });
+            end.position = heard.or(end.position);
         }
         attempts.push(AttemptView {
             number: *attempt,
@@ -130,7 +140,10 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                 .as_ref()
                 .map_or_else(|| context.now(), |t| t.0),
             suspended: child.spec.as_ref().and_then(|s| s.suspend) == Some(true),
+            nodes: nodes(child),
+            running: count(views.iter().filter(|p| lives(p, TRAINER) && runs(p, TRAINER))),
             pod_lives: views.iter().any(|p| lives(p, TRAINER)),
+            unrecorded: unrecorded(child, &seen),
             state: seen,
         });
         pods.extend(of_job.into_iter().map(|pod| (*attempt, Arc::clone(pod))));
@@ -151,13 +164,13 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
             AttemptState::Unscheduled => {
                 let class = &job.spec.trainer.accelerator.class;
                 if let Ok(settings) = context.settings.class(class) {
-                    let views: Vec<_> = of_job().map(|p| scheduling(p)).collect();
-                    placement = placement_problem(&context.caches, class, settings, &views);
+                    let views: Vec<_> = of_job().filter(|p| lives(p, TRAINER)).map(|p| scheduling(p)).collect();
+                    placement = placement_problem(&context.caches, class, settings, gpus(job), &views);
                 }
             }
             AttemptState::Running => {
                 let newest = of_job()
-                    .filter(|p| lives(p, TRAINER))
+                    .filter(|p| index(p) == 0 && lives(p, TRAINER))
                     .max_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
                 if let Some(pod) = newest {
                     let answered_before = told == view.number
@@ -168,8 +181,25 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                     if let Look::Answered(answer) = &look {
                         progress = Some(answer.as_ref().clone());
                     }
-                    let suspected = watch(context, &uid, view.number, pod, look, answered_before);
-                    verdict = confirmed(context, child, pod, suspected).await?;
+                    let peers = || of_job().filter(|p| lives(p, TRAINER));
+                    let several = view.nodes > 1;
+                    let around = Surroundings {
+                        out_of_contact: is_out_of_contact(pod),
+                        answered_before,
+                        all_run_since: peers()
+                            .filter(|_| several)
+                            .filter_map(|p| running_since(p, TRAINER))
+                            .max(),
+                        lost_peer: peers()
+                            .filter(|p| is_out_of_contact(p))
+                            .map(|p| index(p))
+                            .find(|index| *index > 0),
+                    };
+                    let watch =
+                        context
+                            .progress
+                            .add(&uid, view.number, &pod.uid().unwrap_or_default(), look, context.now());
+                    verdict = confirmed(context, pod, watch.verdict(around, context.now())).await?;
                 }
             }
             _ => {}
@@ -278,24 +308,12 @@ async fn scrape(context: &Context, attempt: u32, pod: &Pod) -> Look {
     }
 }
 
-/// What all looks at this pod, the last among them, say of it.
-fn watch(context: &Context, uid: &str, attempt: u32, pod: &Pod, look: Look, answered_before: bool) -> Option<Verdict> {
-    let pod_uid = pod.uid().unwrap_or_default();
-    let watch = context.progress.add(uid, attempt, &pod_uid, look, context.now());
-    let around = Surroundings {
-        out_of_contact: is_out_of_contact(pod),
-        answered_before,
-    };
-    watch.verdict(around, context.now())
+fn count<T>(items: impl Iterator<Item = T>) -> u32 {
+    u32::try_from(items.count()).unwrap_or(u32::MAX)
 }
 
 /// The verdict, where the API server still has the pod as the cache has it: one that has just ended may have left a result.
-async fn confirmed(
-    context: &Context,
-    job: &Job,
-    pod: &Pod,
-    suspected: Option<Verdict>,
-) -> Result<Option<Verdict>, Error> {
+async fn confirmed(context: &Context, pod: &Pod, suspected: Option<Verdict>) -> Result<Option<Verdict>, Error> {
     let Some(verdict) = suspected else {
         return Ok(None);
     };
@@ -303,7 +321,7 @@ async fn confirmed(
     let live = within("get Pod", api.get_opt(&pod.name_any())).await?;
     let still_runs = live
         .filter(|p| p.uid() == pod.uid())
-        .is_some_and(|p| state(job, &[&p], TRAINER, context.now()) == AttemptState::Running);
+        .is_some_and(|p| lives(&p, TRAINER) && runs(&p, TRAINER));
     Ok(still_runs.then_some(verdict))
 }
 

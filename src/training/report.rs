@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 
 use super::observe::Observation;
-use super::version_name;
+use super::{build, version_name};
 use crate::context::Context;
 use crate::error::Error;
 use crate::kubeio::{Note, TRAINING_MANAGER};
@@ -110,7 +110,8 @@ fn action(phase: Phase) -> &'static str {
     }
 }
 
-fn state_word(phase: Phase) -> &'static str {
+/// A phase as `status.state` tells it.
+pub(super) fn state_word(phase: Phase) -> &'static str {
     match phase {
         Phase::Pending => "Pending",
         Phase::Blocked => "Blocked",
@@ -178,7 +179,7 @@ fn status(
             job.metadata.generation,
             context.now(),
         ),
-        nodes: Some(nodes(decision.phase).to_owned()),
+        nodes: Some(nodes(job, observation, decision, present, figures)),
         attempt: (attempt > 0).then_some(i64::from(attempt)),
         restarts: (attempt > 0).then(|| i64::from(attempt.saturating_sub(1))),
         progress: match (&decision.intent, decision.phase, &observation.progress) {
@@ -217,12 +218,29 @@ fn status(
     }
 }
 
-/// Pods ready / wanted. A job that is over or suspended wants none.
-fn nodes(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Running => "1/1",
-        Phase::Pending | Phase::Blocked | Phase::Starting | Phase::Restarting => "0/1",
-        Phase::Suspended | Phase::Complete | Phase::Failed => "0/0",
+/// Pods ready / wanted. A job that is over or suspended wants none. How many of several run is a figure while they start.
+fn nodes(
+    job: &TrainingJob,
+    observation: &Observation,
+    decision: &Decision,
+    present: &TrainingJobStatus,
+    figures: Figures,
+) -> String {
+    let wanted = build::job::nodes(job);
+    let goes_on = !matches!(decision.intent, Intent::StartAttempt { .. } | Intent::GiveUp { .. });
+    let latest = observation.observed.attempts.last().filter(|_| goes_on);
+    let started = latest.map_or(0, |attempt| match attempt.state {
+        AttemptState::Ended(_) | AttemptState::Ending(_) => 0,
+        _ => attempt.running.min(wanted),
+    });
+    match decision.phase {
+        Phase::Running => format!("{wanted}/{wanted}"),
+        Phase::Suspended | Phase::Complete | Phase::Failed => "0/0".to_owned(),
+        phase @ (Phase::Pending | Phase::Blocked | Phase::Starting | Phase::Restarting) => present
+            .nodes
+            .clone()
+            .filter(|_| figures == Figures::Kept && present.state.as_deref() == Some(state_word(phase)))
+            .unwrap_or_else(|| format!("{started}/{wanted}")),
     }
 }
 
@@ -335,14 +353,14 @@ fn desired(decision: &Decision, checkpoint_health: Desired) -> Vec<Desired> {
             types::ADMITTED,
             Status::True,
             reasons::AS_EXPECTED,
-            "the pod has a place to run",
+            "every pod has a place to run",
         )
     } else {
         plain(
             types::ADMITTED,
             Status::Unknown,
             reasons::PENDING,
-            "the pod has no node yet",
+            "a pod has no node yet",
         )
     };
     let if_phase = |kind, wanted: Phase, otherwise: &str, words: &str| {
@@ -415,6 +433,7 @@ mod tests {
 
     fn decision(phase: Phase, reason: &str) -> Decision {
         Decision {
+            record: None,
             intent: Intent::Wait,
             stop: vec![],
             remove: vec![],

@@ -9,7 +9,7 @@ use flywheel_contract::scalar::Metric;
 use flywheel_contract::termination::{Outcome, Position, TerminationMessage, Trained};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::training::hang::Look;
-use flywheel_testkit::objects::{NAMESPACE, digest, object, pod_of, stored_job, training_job};
+use flywheel_testkit::objects::{NAMESPACE, digest, merged, object, pod_of, stored_job, training_job};
 use flywheel_testkit::{Call, Scenario, Step};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
@@ -78,6 +78,24 @@ fn ended_at(job: &Job, code: i32, outcome: Outcome, position: Option<Position>) 
         phase,
         &json!({"terminated": {"exitCode": code, "finishedAt": "2026-01-01T00:09:00Z", "message": message.to_json()}}),
     )
+}
+
+/// A TrainingJob of two nodes with two GPUs each, with `over` laid over it.
+fn of_two_nodes(over: &Value) -> TrainingJob {
+    let trainer = json!({"spec": {"trainer": {"numNodes": 2, "accelerator": {"class": "a100", "count": 2}}}});
+    training_job(&merged(trainer, over))
+}
+
+/// The pod as the one with this index.
+fn nth(index: u32, mut pod: Pod) -> Pod {
+    let labels = pod.metadata.labels.get_or_insert_default();
+    labels.insert(names::LABEL_COMPLETION_INDEX.to_owned(), index.to_string());
+    pod.metadata.name = pod
+        .metadata
+        .name
+        .map(|name| name.replace("-0-x", &format!("-{index}-x")));
+    pod.metadata.uid = Some(format!("pod-{index}-uid"));
+    pod
 }
 
 /// Each test that scrapes has an address of its own: the port is given.
@@ -842,8 +860,290 @@ fn golden_objects() {
         "checkpoint": {"uri": "s3://checkpoints/intent", "intervalSeconds": 120, "keep": 5}
     }}));
     insta::assert_json_snapshot!("job", build::job::job(&job, 2, 1, &Settings::example()).unwrap());
+    let two_nodes = of_two_nodes(&json!({}));
+    insta::assert_json_snapshot!(
+        "job_of_two_nodes",
+        build::job::job(&two_nodes, 2, 1, &Settings::example()).unwrap()
+    );
+    insta::assert_json_snapshot!("service", build::service::service(&two_nodes).unwrap());
+    assert_eq!(
+        build::service::service(&job).unwrap(),
+        None,
+        "one pod alone looks for nobody"
+    );
     insta::assert_json_snapshot!(
         "network_policy",
         build::network_policy::network_policy(NAMESPACE, "flywheel-system")
     );
+}
+
+const SERVICE: &str = "/api/v1/namespaces/team/services/intent-train";
+
+fn stored_service(job: &TrainingJob) -> k8s_openapi::api::core::v1::Service {
+    let built = build::service::service(job).unwrap().unwrap();
+    crate::kubeio::as_applied(&built, "service-object-uid").unwrap()
+}
+
+/// The environment variable with the configuration of a built Job.
+fn world(job: &Value) -> Value {
+    let text = &job["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"];
+    serde_json::from_str::<Value>(text.as_str().unwrap()).unwrap()["world"].clone()
+}
+
+#[tokio::test]
+async fn several_nodes_have_a_service_before_their_job() {
+    let job = of_two_nodes(&json!({}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::get_nothing(SERVICE),
+        Step::accept("PATCH", SERVICE),
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+    ]);
+    reconcile(Arc::new(job), context(client, |_| {})).await.unwrap();
+    let calls = scenario.finish().await;
+    assert!(
+        calls[1].query.contains("fieldManager=flywheel-training"),
+        "{}",
+        calls[1].query
+    );
+    assert_eq!(calls[1].body["spec"]["clusterIP"], "None");
+    let made = &calls[2].body;
+    assert_eq!(
+        (&made["spec"]["completions"], &made["spec"]["parallelism"]),
+        (&json!(2), &json!(2))
+    );
+    assert_eq!(
+        world(made),
+        json!({"nodes": 2, "processesPerNode": 2, "rendezvous": "intent-train-1-0.intent-train.team.svc"})
+    );
+    assert_eq!(calls[3].body["status"]["nodes"], "0/2");
+}
+
+#[tokio::test]
+async fn a_later_attempt_finds_the_service_as_it_is() {
+    let job = of_two_nodes(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let failure = || Outcome::Failed(Failure::new(FailureReason::StorageUnavailable, "no answer"));
+    let pods = [0, 1].map(|index| nth(index, ended_with(&attempt, 1, failure())));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("PATCH", JOB_1),
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        c.caches.services = Cache::of([stored_service(&job)]);
+        c.caches.jobs = Cache::of([attempt]);
+        c.caches.pods = Cache::of(pods);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(
+        world(&calls[1].body)["rendezvous"],
+        "intent-train-2-0.intent-train.team.svc"
+    );
+    let text = calls[2].body.to_string();
+    assert!(text.contains("attempt 1 failed: pod 0: no answer"), "{text}");
+}
+
+#[tokio::test]
+async fn a_strangers_service_of_that_name_is_never_touched_and_nothing_is_started() {
+    let job = of_two_nodes(&json!({}));
+    let mut of_an_older_job = stored_service(&job);
+    of_an_older_job.metadata.owner_references.as_mut().unwrap()[0].uid = "older-uid".to_owned();
+    let mut of_nobody = stored_service(&job);
+    of_nobody.metadata.owner_references = None;
+    for stranger in [of_an_older_job, of_nobody] {
+        let (client, scenario) = Scenario::start(vec![
+            Step::get(SERVICE, serde_json::to_value(stranger).unwrap()),
+            Step::accept_status(STATUS, job_value(&job)),
+            Step::event(NAMESPACE),
+        ]);
+        reconcile(Arc::new(job.clone()), context(client, |_| {})).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(condition(&calls[1], "Stalled"), ("True", "NameTaken"));
+        assert!(
+            calls[1].body.to_string().contains("Service intent-train"),
+            "{}",
+            calls[1].body
+        );
+    }
+}
+
+#[tokio::test]
+async fn of_several_pods_that_run_the_first_is_asked() {
+    let ip = Ipv4Addr::new(127, 77, 0, 21);
+    serve(ip, &progress(&json!({}))).await;
+    let job = of_two_nodes(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        // Nobody answers at the other's address.
+        let second = running_at(&attempt, Ipv4Addr::new(127, 77, 0, 22));
+        let pods = [nth(1, second), nth(0, running_at(&attempt, ip))];
+        c.caches.jobs = Cache::of([attempt]);
+        c.caches.pods = Cache::of(pods);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    let status = &calls[0].body["status"];
+    assert_eq!(
+        (&status["nodes"], &status["progress"]["step"]),
+        (&json!("2/2"), &json!("120/800"))
+    );
+    assert!(status.to_string().contains("all 2 pods run"), "{status:#}");
+}
+
+#[tokio::test]
+async fn pods_that_wait_for_the_rest_are_counted_and_what_is_missing_is_told() {
+    let job = of_two_nodes(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        let runs = pod_of(&attempt, "trainer", "Running", &json!({"running": {}}));
+        let mut waits = pod_of(&attempt, "trainer", "Pending", &json!({}));
+        waits.spec = None;
+        waits.status = object::<Pod>(json!({"status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
+            "message": "0/2 nodes are available: 1 Insufficient nvidia.com/gpu, 1 node(s) didn't match Pod's node affinity/selector."}]}}))
+        .status;
+        let node = object(json!({"metadata": {"name": "n", "labels": {"nvidia.com/gpu.product": "A100-SXM4-40GB"}}}));
+        c.caches.nodes = Some(Cache::of([node]));
+        c.caches.jobs = Cache::of([attempt]);
+        c.caches.pods = Cache::of([nth(0, runs), nth(1, waits)]);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[0], "Admitted"), ("False", "InsufficientGPU"));
+    assert_eq!(calls[0].body["status"]["nodes"], "1/2");
+    let text = calls[0].body.to_string();
+    // Ten minutes old.
+    for words in [
+        "2 of 4 GPUs are missing, 2 on one node for each pod",
+        "set spec.suspend of one of them",
+    ] {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+}
+
+#[tokio::test]
+async fn when_a_pod_is_lost_the_others_save_their_state_and_the_next_attempt_follows() {
+    let job = of_two_nodes(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let crashed = nth(
+        1,
+        pod_of(
+            &attempt,
+            "trainer",
+            "Failed",
+            &json!({"terminated": {"exitCode": 137, "finishedAt": "2026-01-01T00:09:59Z"}}),
+        ),
+    );
+    let first = nth(0, pod_of(&attempt, "trainer", "Running", &json!({"running": {}})));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("PATCH", JOB_1),
+        Step::new(
+            "DELETE",
+            format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x"),
+            |_| (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"})),
+        ),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let fill = |c: &mut Context, first: Pod| {
+        c.caches.services = Cache::of([stored_service(&job)]);
+        c.caches.jobs = Cache::of([attempt.clone()]);
+        c.caches.pods = Cache::of([first, crashed.clone()]);
+    };
+    let context = context(client, |c| fill(c, first));
+    let again = reconcile(Arc::new(job.clone()), context).await.unwrap();
+    assert!(again <= Duration::from_secs(1), "{again:?}");
+    let calls = scenario.finish().await;
+    let annotations = calls[0].body["metadata"]["annotations"].clone();
+    let ended: Value = serde_json::from_str(annotations[ANNOTATION_ENDED].as_str().unwrap()).unwrap();
+    assert_eq!(ended["toldBy"], json!({"index": 1, "telling": "Failed"}), "{ended:#}");
+    assert_eq!(calls[1].body["preconditions"]["uid"], "pod-0-uid");
+    assert_eq!(condition(&calls[2], "Restarting"), ("True", "PodFailed"));
+    assert_eq!(calls[2].body["status"]["nodes"], "0/2");
+
+    // It has saved its state, beyond that which the attempt began with.
+    let position = Position {
+        step: 90,
+        resumed_from_step: 0,
+        checkpoint_step: 90,
+        head_attempt: 1,
+    };
+    let failure = Failure::new(FailureReason::PeerLost, "pod 1 does not answer");
+    let saved = nth(0, ended_at(&attempt, 1, Outcome::Failed(failure), Some(position)));
+    let next = of_two_nodes(&json!({"status": calls[2].body["status"]}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("PATCH", JOB_1),
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&next)),
+    ]);
+    let mut later = Context::test(client, "2026-01-01T00:10:05Z".parse().unwrap());
+    later.caches.network_policies = Cache::of([stored_policy()]);
+    fill(&mut later, saved);
+    let mut recorded = attempt.clone();
+    recorded.metadata.annotations = serde_json::from_value(annotations).unwrap();
+    later.caches.jobs = Cache::of([recorded]);
+    reconcile(Arc::new(next), Arc::new(later)).await.unwrap();
+    let calls = scenario.finish().await;
+    let text = calls[0].body.to_string();
+    assert!(
+        text.contains("checkpointStep") && text.contains("exit code 137"),
+        "{text}"
+    );
+    assert_eq!(calls[1].body["metadata"]["name"], "intent-train-2");
+    assert_eq!(
+        calls[1].body["metadata"]["labels"]["flywheel.dev/counted-restarts"],
+        "0"
+    );
+    assert_eq!(calls[2].body["status"]["progress"], json!({"checkpointStep": 90}));
+}
+
+#[tokio::test]
+async fn a_lost_node_under_another_pod_ends_the_attempt_where_the_first_stands_still() {
+    let ip = Ipv4Addr::new(127, 77, 0, 23);
+    serve(ip, &progress(&json!({"heartbeatSeconds": 11.0}))).await;
+    let job = of_two_nodes(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let first = nth(0, running_at(&attempt, ip));
+    let mut second = nth(1, pod_of(&attempt, "trainer", "Running", &json!({"running": {}})));
+    second.status.as_mut().unwrap().conditions = serde_json::from_value(json!([
+        {"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}
+    ]))
+    .unwrap();
+    let pod_path = |index: u32| format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-{index}-x");
+    let deleted = |index| {
+        Step::new("DELETE", pod_path(index), |_| {
+            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
+        })
+    };
+    let (client, scenario) = Scenario::start(vec![
+        Step::get(pod_path(0), serde_json::to_value(&first).unwrap()),
+        Step::accept("PATCH", JOB_1),
+        deleted(0),
+        deleted(1),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        c.caches.jobs = Cache::of([attempt]);
+        c.caches.pods = Cache::of([first, second]);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    let text = calls[1].body.to_string();
+    assert!(
+        text.contains("NodeLost") && text.contains("the node of pod 1"),
+        "{text}"
+    );
+    assert_eq!(condition(&calls[4], "Restarting"), ("True", "PodLost"));
+    assert_eq!(calls[4].body["status"]["nodes"], "0/2");
 }

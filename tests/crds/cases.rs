@@ -225,7 +225,19 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
         "model cannot be changed; apply a new TrainingJob" => vec![set("/model/pretrained/uri", json!("s3://other"))],
         "dataset cannot be changed; apply a new TrainingJob" => vec![set("/dataset/deduplicate", json!(true))],
         "hyperparameters cannot be changed; apply a new TrainingJob" => vec![set("/hyperparameters/epochs", json!(9))],
-        "trainer cannot be changed; apply a new TrainingJob" => vec![set("/trainer/accelerator/class", json!("h100"))],
+        "trainer cannot be changed; apply a new TrainingJob" => vec![
+            set("/trainer/accelerator/class", json!("h100")),
+            set("/trainer/accelerator/count", json!(3)),
+            set("/trainer/numNodes", json!(3)),
+        ],
+        "batchSize must be at least trainer.numNodes * trainer.accelerator.count: each GPU takes a part of every batch" =>
+        {
+            let of = |batch: i32, nodes: i32, count: i32| {
+                let trainer = json!({"numNodes": nodes, "accelerator": {"class": "a100", "count": count}});
+                with(&set("/hyperparameters/batchSize", json!(batch)), "/trainer", trainer)
+            };
+            vec![of(1, 2, 1), of(15, 1, 16), of(1023, 64, 16)]
+        }
         "checkpoint cannot be changed; apply a new TrainingJob" => vec![
             set("/checkpoint/uri", json!("s3://other")),
             set("/checkpoint/intervalSeconds", json!(61)),

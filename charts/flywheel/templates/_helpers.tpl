@@ -59,7 +59,7 @@ app.kubernetes.io/component: operator
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# Deletes those of training attempts that hang or are lost; the cage refuses all others.
+# Deletes those of training attempts that are over, hang or are lost; the cage refuses all others.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, delete]

@@ -15,6 +15,8 @@ pub const LABEL_PART_OF: &str = "app.kubernetes.io/part-of";
 pub const LABEL_TRAINING_JOB: &str = "flywheel.dev/training-job";
 /// Label: number of the attempt, from 1.
 pub const LABEL_ATTEMPT: &str = "flywheel.dev/attempt";
+/// Label that the Job controller gives a pod: its place among the pods of its Job, from 0.
+pub const LABEL_COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 /// Label: name of the InferenceService.
 pub const LABEL_INFERENCE_SERVICE: &str = "flywheel.dev/inference-service";
 /// Label: name of the ModelVersion.
@@ -39,6 +41,9 @@ pub const ANNOTATION_APPLIED: &str = "flywheel.dev/applied";
 /// Annotation of an attempt's Job: why the operator itself ended the attempt, as JSON. It is written before the pod is
 /// deleted, since a deleted pod alone looks like one that was taken away, which costs nothing.
 pub const ANNOTATION_GIVEN_UP: &str = "flywheel.dev/given-up";
+/// Annotation of the Job of an attempt of several pods: how it ended, as the pod tells that knows most, as JSON. Pods that
+/// were deleted take their words along, and those that stay may only have missed them.
+pub const ANNOTATION_ENDED: &str = "flywheel.dev/ended";
 /// Label of an attempt's Job: how many restarts before it count against `recovery.maxRestarts`.
 pub const LABEL_COUNTED_RESTARTS: &str = "flywheel.dev/counted-restarts";
 
@@ -75,6 +80,13 @@ fn within(max: usize, owner: &str, suffix: &str) -> String {
 #[must_use]
 pub fn training_attempt(job: &str, attempt: u32) -> String {
     within(JOB_NAME_MAX, job, &format!("-train-{attempt}"))
+}
+
+/// Name of the headless Service by which the pods of a TrainingJob of several nodes find each other. One for all attempts:
+/// a pod's host name has the attempt in it ([`training_attempt`]).
+#[must_use]
+pub fn training_service(job: &str) -> String {
+    child(job, "-train")
 }
 
 /// Name of the Job that verifies a ModelVersion.
@@ -134,6 +146,11 @@ mod tests {
                 "the host name of its pod is no DNS label: {name}"
             );
         }
+        let service = training_service(&"a".repeat(NAME_MAX));
+        assert!(
+            service.len() <= NAME_MAX && service.ends_with("-train"),
+            "no DNS label: {service}"
+        );
         assert_eq!(x, training_attempt(&format!("{long}-x"), 1), "stable");
         assert_ne!(training_attempt(&long, 1), training_attempt(&long, 2));
     }

@@ -10,7 +10,7 @@ use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
+use crate::pod::{Image, PodSettings, Resources, Storage};
 
 /// Trains a model and leaves a ModelVersion behind.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -33,6 +33,7 @@ use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(crates(kube_core = "::kube_core"))]
+#[x_kube(validation = Rule::new("self.hyperparameters.batchSize >= self.trainer.numNodes * self.trainer.accelerator.count").message("batchSize must be at least trainer.numNodes * trainer.accelerator.count: each GPU takes a part of every batch").field_path(".hyperparameters.batchSize"))]
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; apply a new TrainingJob").field_path(".model"))]
 #[x_kube(validation = Rule::new("self.dataset == oldSelf.dataset").message("dataset cannot be changed; apply a new TrainingJob").field_path(".dataset"))]
 #[x_kube(validation = Rule::new("self.hyperparameters == oldSelf.hyperparameters").message("hyperparameters cannot be changed; apply a new TrainingJob").field_path(".hyperparameters"))]
@@ -75,13 +76,17 @@ pub struct TrainingJobSpec {
     pub suspend: bool,
 }
 
-/// The training pods.
+/// The training pods. They train one model together, each GPU on its share of every batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Trainer {
-    /// Where they run; one GPU each.
-    #[serde(default = "default_accelerator")]
-    pub accelerator: Accelerator,
+    /// How many pods; each takes `accelerator.count` GPUs of one node. The training begins when all of them run.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub num_nodes: i32,
+    /// GPUs of each pod.
+    #[serde(default)]
+    pub accelerator: TrainerAccelerator,
     /// Processor and memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
@@ -96,7 +101,8 @@ pub struct Trainer {
 impl Default for Trainer {
     fn default() -> Self {
         Self {
-            accelerator: default_accelerator(),
+            num_nodes: one(),
+            accelerator: TrainerAccelerator::default(),
             resources: None,
             image: None,
             pod: None,
@@ -104,10 +110,35 @@ impl Default for Trainer {
     }
 }
 
-fn default_accelerator() -> Accelerator {
-    Accelerator {
-        class: "a100".to_owned(),
+/// GPUs of a training pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrainerAccelerator {
+    /// Name of an accelerator class of the cluster.
+    #[serde(default = "default_class")]
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub class: String,
+    /// How many; one process trains on each.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 16))]
+    pub count: i32,
+}
+
+impl Default for TrainerAccelerator {
+    fn default() -> Self {
+        Self {
+            class: default_class(),
+            count: one(),
+        }
     }
+}
+
+fn default_class() -> String {
+    "a100".to_owned()
+}
+
+fn one() -> i32 {
+    1
 }
 
 /// What happens after a failure.

@@ -2,16 +2,13 @@
 
 use flywheel_api::TrainingJob;
 use flywheel_api::conditions::{find, is_true, types};
-use flywheel_api::names::{LABEL_ATTEMPT, LABEL_TRAINING_JOB, TRAINER, is_controlled_by};
+use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COMPLETION_INDEX, LABEL_TRAINING_JOB, TRAINER, is_controlled_by};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use kube::ResourceExt as _;
 
 use crate::cluster::Cluster;
 use crate::error::Error;
-
-/// Label that the Job controller gives: which of several pods this is.
-const LABEL_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
 /// An attempt's Job and its pods.
 #[derive(Clone, Debug)]
@@ -31,7 +28,9 @@ impl Attempt {
 
 /// Whether this is the pod that tells of the training, where an attempt has several.
 pub(crate) fn is_first(pod: &Pod) -> bool {
-    pod.labels().get(LABEL_INDEX).is_none_or(|index| index == "0")
+    pod.labels()
+        .get(LABEL_COMPLETION_INDEX)
+        .is_none_or(|index| index == "0")
 }
 
 /// All attempts that still have a Job, by number.
@@ -122,7 +121,7 @@ mod tests {
     fn pod(name: &str, owner: &str, created: &str, index: &str) -> Value {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {
             "name": name, "namespace": "team", "uid": name, "creationTimestamp": created,
-            "labels": {LABEL_TRAINING_JOB: "intent", LABEL_INDEX: index},
+            "labels": {LABEL_TRAINING_JOB: "intent", LABEL_COMPLETION_INDEX: index},
             "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": owner, "controller": true}]
         }})
     }

@@ -83,10 +83,15 @@ pub struct Problem {
 /// Most bytes of the scheduler's own words that go into a message.
 const SCHEDULER_WORDS_MAX: usize = 400;
 
-/// Why pods of this class have no node; `None` while all have one, or while the scheduler has not said that it finds none
-/// and there are nodes of the class.
+/// Why pods of this class, of `gpus` GPUs each, have no node; `None` while all have one, or while the scheduler has not said
+/// that it finds none and there are nodes of the class.
 #[must_use]
-pub fn problem(class: &ClassView<'_>, nodes: &[NodeView<'_>], pods: &[PodSchedulingView]) -> Option<Problem> {
+pub fn problem(
+    class: &ClassView<'_>,
+    gpus: u32,
+    nodes: &[NodeView<'_>],
+    pods: &[PodSchedulingView],
+) -> Option<Problem> {
     let waiting = pods.iter().filter(|p| !p.scheduled).count();
     if waiting == 0 {
         return None;
@@ -120,9 +125,15 @@ pub fn problem(class: &ClassView<'_>, nodes: &[NodeView<'_>], pods: &[PodSchedul
         Problem {
             reason: reasons::INSUFFICIENT_GPU,
             message: format!(
-                "{of}: {matching} node(s) are of the accelerator class {name}, and none has a free {resource}. Wait for \
+                "{of}: {matching} node(s) are of the accelerator class {name}, and none has {free}. {wanted}Wait for \
                  other pods to end, scale them down, or add a node; if GPUs should be free, see whether the device plugin \
-                 reports {resource} on these nodes. The pods stay and start by themselves"
+                 reports {resource} on these nodes. The pods stay and start by themselves",
+                free = if gpus > 1 {
+                    format!("{gpus} free {resource}")
+                } else {
+                    format!("a free {resource}")
+                },
+                wanted = wanted(gpus, waiting, pods.len()),
             ),
         }
     } else {
@@ -134,6 +145,17 @@ pub fn problem(class: &ClassView<'_>, nodes: &[NodeView<'_>], pods: &[PodSchedul
             ),
         }
     })
+}
+
+/// How many GPUs are missing, where one pod with one GPU is not all. How many are free the scheduler alone knows: it would
+/// take all pods of the cluster to count them.
+fn wanted(gpus: u32, waiting: usize, pods: usize) -> String {
+    if gpus <= 1 && pods <= 1 {
+        return String::new();
+    }
+    let gpus = usize::try_from(gpus).unwrap_or(usize::MAX);
+    let (missing, all) = (gpus.saturating_mul(waiting), gpus.saturating_mul(pods));
+    format!("{missing} of {all} GPUs are missing, {gpus} on one node for each pod. ")
 }
 
 /// Whether the scheduler names this resource as missing. The name is compared as a whole: `nvidia.com/gpu` is not
@@ -186,6 +208,10 @@ mod tests {
     }
 
     fn judge(node_labels: &[BTreeMap<String, String>], pods: &[PodSchedulingView]) -> Option<Problem> {
+        judge_with(1, node_labels, pods)
+    }
+
+    fn judge_with(gpus: u32, node_labels: &[BTreeMap<String, String>], pods: &[PodSchedulingView]) -> Option<Problem> {
         let terms = t4_terms();
         let class = ClassView {
             name: "t4",
@@ -193,7 +219,7 @@ mod tests {
             terms: &terms,
         };
         let nodes: Vec<NodeView<'_>> = node_labels.iter().map(|labels| NodeView { labels }).collect();
-        problem(&class, &nodes, pods)
+        problem(&class, gpus, &nodes, pods)
     }
 
     fn waiting(message: &str) -> PodSchedulingView {
@@ -308,6 +334,35 @@ mod tests {
             "{other}"
         );
         assert!(!other.contains("preemption"), "{other}");
+    }
+
+    #[test]
+    fn the_message_counts_the_gpus_that_are_missing_where_they_are_several() {
+        let t4 = labels(&[("nvidia.com/gpu.product", "T4")]);
+        let full = || waiting("1 Insufficient nvidia.com/gpu.");
+        for (gpus, pods, words) in [
+            (1, vec![full()], "none has a free nvidia.com/gpu. Wait for"),
+            (
+                1,
+                vec![PLACED, full()],
+                "1 of 2 pod(s) have no node: 1 node(s) are of the accelerator class t4, and none has a free nvidia.com/gpu. \
+                 1 of 2 GPUs are missing, 1 on one node for each pod. Wait for",
+            ),
+            (
+                4,
+                vec![full()],
+                "none has 4 free nvidia.com/gpu. 4 of 4 GPUs are missing, 4 on one node for each pod. Wait for",
+            ),
+            (
+                2,
+                vec![full(), PLACED, full()],
+                "2 of 3 pod(s) have no node: 1 node(s) are of the accelerator class t4, and none has 2 free nvidia.com/gpu. \
+                 4 of 6 GPUs are missing, 2 on one node for each pod. Wait for",
+            ),
+        ] {
+            let message = judge_with(gpus, std::slice::from_ref(&t4), &pods).unwrap().message;
+            assert!(message.contains(words), "{message}");
+        }
     }
 
     #[test]

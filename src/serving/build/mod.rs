@@ -15,6 +15,9 @@ use flywheel_api::names;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::{Resource as _, ResourceExt as _};
 
+/// GPUs of a pod.
+pub const GPUS: u32 = 1;
+
 /// Labels of all children of a service.
 #[must_use]
 pub fn labels(service: &InferenceService) -> BTreeMap<String, String> {

@@ -104,6 +104,7 @@ pub fn render(
         labels,
         annotations,
         class: Some(class),
+        gpus: super::GPUS,
         image: server
             .image
             .as_ref()
@@ -115,6 +116,7 @@ pub fn render(
         resources: server.resources.as_ref(),
         settings: server.pod.as_ref(),
         settings_path: "spec.server.pod",
+        subdomain: None,
         storage: spec.storage.as_ref(),
         service_account: spec.service_account_name.as_deref(),
         image_pull_secrets: &settings.image_pull_secrets,

@@ -6,17 +6,19 @@ use flywheel_api::TrainingJob;
 use flywheel_api::conditions::reasons;
 use flywheel_api::names::{
     FLYWHEEL, LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_COUNTED_RESTARTS, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF,
-    LABEL_TRAINING_JOB, TRAINER, training_attempt,
+    LABEL_TRAINING_JOB, TRAINER, training_attempt, training_service,
 };
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::names::{CONFIG_MAX_BYTES, INSIDE_PORT, INSIDE_PORT_NAME};
-use flywheel_contract::trainer::{JobIdentity, TrainerConfig};
+use flywheel_contract::trainer::{JobIdentity, TrainerConfig, World};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
-use k8s_openapi::api::core::v1::{EnvVar, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, EnvVar, PodTemplateSpec, Volume, VolumeMount};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use serde::Serialize;
 
+use super::service::rendezvous;
 use crate::error::Error;
 use crate::podspec::{PodInputs, config_env, storage_settings, template};
 use crate::settings::Settings;
@@ -25,15 +27,31 @@ use crate::training::owned_by;
 /// Seconds that the trainer has to end by itself: it commits a last checkpoint within 25 s.
 const TERMINATION_GRACE_SECONDS: i64 = 30;
 
-/// Labels of an attempt's Job and pod.
-fn labels(job: &TrainingJob, attempt: u32) -> BTreeMap<String, String> {
+/// Where processes of one pod share memory, and its volume.
+const SHARED_MEMORY_DIR: &str = "/dev/shm";
+const SHARED_MEMORY: &str = "flywheel-shm";
+/// Most of it. NCCL takes some tens of megabytes for each GPU, and ends where it gets none; the container runtime's own
+/// /dev/shm has 64 MiB. What is used counts towards the container's memory limit, and what is not used costs nothing.
+const SHARED_MEMORY_MAX: &str = "1Gi";
+
+/// Pods of an attempt.
+pub(crate) fn nodes(job: &TrainingJob) -> u32 {
+    u32::try_from(job.spec.trainer.num_nodes).unwrap_or(1).max(1)
+}
+
+/// GPUs of each of them; one process trains on each.
+pub(crate) fn gpus(job: &TrainingJob) -> u32 {
+    u32::try_from(job.spec.trainer.accelerator.count).unwrap_or(1).max(1)
+}
+
+/// Labels of all children of a job.
+pub(super) fn labels(job: &TrainingJob) -> BTreeMap<String, String> {
     [
         (LABEL_NAME, FLYWHEEL.to_owned()),
         (LABEL_COMPONENT, TRAINER.to_owned()),
         (LABEL_MANAGED_BY, FLYWHEEL.to_owned()),
         (LABEL_PART_OF, job.spec.output.model.clone()),
         (LABEL_TRAINING_JOB, job.name_any()),
-        (LABEL_ATTEMPT, attempt.to_string()),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
@@ -61,16 +79,17 @@ pub(crate) fn config<T: Serialize>(config: &T) -> Result<EnvVar, Error> {
     Ok(env)
 }
 
-/// A Job of one pod that is tried once: what follows a failure is the operator's to decide, not the Job controller's,
-/// whose back-off reaches minutes.
-pub(crate) fn single_pod_job(metadata: ObjectMeta, template: PodTemplateSpec) -> Job {
+/// A Job whose pods, all at once, are each tried once: what follows a failure is the operator's to decide, not the Job
+/// controller's, whose back-off reaches minutes.
+pub(crate) fn tried_once(metadata: ObjectMeta, nodes: u32, template: PodTemplateSpec) -> Job {
+    let nodes = i32::try_from(nodes).ok();
     Job {
         metadata,
         spec: Some(JobSpec {
             backoff_limit: Some(0),
             completion_mode: Some("Indexed".to_owned()),
-            completions: Some(1),
-            parallelism: Some(1),
+            completions: nodes,
+            parallelism: nodes,
             pod_replacement_policy: Some("Failed".to_owned()),
             template,
             ..JobSpec::default()
@@ -104,8 +123,15 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
         model_name: spec.output.model.clone(),
         output_uri: spec.output.uri.clone(),
         checkpoint: spec.checkpoint.clone(),
+        world: World {
+            nodes: nodes(owner),
+            processes_per_node: gpus(owner),
+            rendezvous: rendezvous(owner, attempt),
+        },
     };
-    let labels = labels(owner, attempt);
+    let mut labels = labels(owner);
+    labels.insert(LABEL_ATTEMPT.to_owned(), attempt.to_string());
+    let (volumes, volume_mounts) = shared_memory(owner).unzip();
     let image = spec
         .trainer
         .image
@@ -114,19 +140,23 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
     let pod = template(PodInputs {
         labels: labels.clone(),
         class: Some(class),
+        gpus: gpus(owner),
         args: vec!["train".to_owned()],
         env: vec![config(&configuration)?],
         ports: vec![(INSIDE_PORT_NAME, INSIDE_PORT)],
         resources: spec.trainer.resources.as_ref(),
         settings: spec.trainer.pod.as_ref(),
         settings_path: "spec.trainer.pod",
+        subdomain: (nodes(owner) > 1).then(|| training_service(&name)),
         storage: spec.storage.as_ref(),
         service_account: spec.service_account_name.as_deref(),
+        volumes: volumes.into_iter().collect(),
+        volume_mounts: volume_mounts.into_iter().collect(),
         ..PodInputs::run_once(TRAINER, image, TERMINATION_GRACE_SECONDS, settings)
     })?;
     let mut job_labels = labels;
     job_labels.insert(LABEL_COUNTED_RESTARTS.to_owned(), counted.to_string());
-    Ok(single_pod_job(
+    Ok(tried_once(
         ObjectMeta {
             name: Some(training_attempt(&name, attempt)),
             namespace: owner.namespace(),
@@ -134,6 +164,27 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
             owner_references: owned_by(owner)?,
             ..ObjectMeta::default()
         },
+        nodes(owner),
         pod,
     ))
+}
+
+/// The shared memory of processes that train together, where there are several.
+fn shared_memory(owner: &TrainingJob) -> Option<(Volume, VolumeMount)> {
+    (nodes(owner) > 1 || gpus(owner) > 1).then(|| {
+        let volume = Volume {
+            name: SHARED_MEMORY.to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                medium: Some("Memory".to_owned()),
+                size_limit: Some(Quantity(SHARED_MEMORY_MAX.to_owned())),
+            }),
+            ..Volume::default()
+        };
+        let mount = VolumeMount {
+            name: SHARED_MEMORY.to_owned(),
+            mount_path: SHARED_MEMORY_DIR.to_owned(),
+            ..VolumeMount::default()
+        };
+        (volume, mount)
+    })
 }

@@ -3,3 +3,4 @@
 pub mod job;
 pub mod model_version;
 pub mod network_policy;
+pub mod service;

@@ -13,11 +13,16 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::serving::build::network_policy::MONITORING_LABEL;
 
+/// Ports on which training pods reach each other: they meet at one, and the connections between every two of them then use
+/// ports of the kernel's choice, which a cluster may set to any that takes no privilege.
+const PEER_PORTS: (i32, i32) = (1024, 65_535);
+
 /// Label that every namespace carries its own name in.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
-/// The inside port is open to the operator's namespace, to namespaces that are marked as monitoring, and to the namespace's
-/// own training pods; everything else is closed.
+/// The inside port is open to the operator's namespace and to namespaces that are marked as monitoring. The namespace's own
+/// training pods reach each other, since those of one job train together; that they are of one job no policy for all jobs
+/// can say. Everything else is closed.
 /// What the pods reach is not limited: the user's bucket may be anywhere.
 #[must_use]
 pub fn network_policy(namespace: &str, operator_namespace: &str) -> NetworkPolicy {
@@ -58,18 +63,27 @@ pub fn network_policy(namespace: &str, operator_namespace: &str) -> NetworkPolic
                 }]),
             }),
             policy_types: Some(vec!["Ingress".to_owned()]),
-            ingress: Some(vec![NetworkPolicyIngressRule {
-                from: Some(vec![
-                    namespaces(NAMESPACE_NAME, operator_namespace),
-                    namespaces(MONITORING_LABEL, "true"),
-                    trainers,
-                ]),
-                ports: Some(vec![NetworkPolicyPort {
-                    port: Some(IntOrString::Int(i32::from(INSIDE_PORT))),
-                    protocol: Some("TCP".to_owned()),
-                    end_port: None,
-                }]),
-            }]),
+            ingress: Some(vec![
+                NetworkPolicyIngressRule {
+                    from: Some(vec![
+                        namespaces(NAMESPACE_NAME, operator_namespace),
+                        namespaces(MONITORING_LABEL, "true"),
+                    ]),
+                    ports: Some(vec![NetworkPolicyPort {
+                        port: Some(IntOrString::Int(i32::from(INSIDE_PORT))),
+                        protocol: Some("TCP".to_owned()),
+                        end_port: None,
+                    }]),
+                },
+                NetworkPolicyIngressRule {
+                    from: Some(vec![trainers]),
+                    ports: Some(vec![NetworkPolicyPort {
+                        port: Some(IntOrString::Int(PEER_PORTS.0)),
+                        protocol: Some("TCP".to_owned()),
+                        end_port: Some(PEER_PORTS.1),
+                    }]),
+                },
+            ]),
             egress: None,
         }),
     }

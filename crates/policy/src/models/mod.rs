@@ -176,7 +176,7 @@ fn outcome(number: u32, ended: &EndedAttempt) -> Verification {
             };
         }
         End::Told(Outcome::Failed(failure)) => (failure.reason.as_str(), failure.message.clone()),
-        End::Told(Outcome::Trained(_)) => (
+        End::Told(Outcome::Trained(_) | Outcome::Assisted) => (
             reasons::POD_FAILED,
             "the pod ended with a message that no verification gives; see verifierImage in the operator's settings"
                 .to_owned(),
@@ -243,6 +243,7 @@ mod tests {
             end,
             at: Some(at(seconds)),
             position: None,
+            told_by: None,
         }
     }
 

@@ -4,6 +4,10 @@
 //! its phase. Or it does not answer at all, although its machine takes the connection: its process stands still (SIGSTOP,
 //! a driver that never returns). A pod that cannot be reached is neither: the network between it and the operator may be
 //! broken while the training goes on. Only where the control plane has lost its node as well, the pod counts as lost.
+//!
+//! Of several pods that train together only that with index 0 is asked: each of them ends by itself within seconds when it
+//! misses another, so one that stands still is seen by the ends of the others. What the control plane says of the others'
+//! nodes counts where index 0 stands still as well.
 
 use std::time::Duration;
 
@@ -115,6 +119,10 @@ pub struct Surroundings {
     pub out_of_contact: bool,
     /// It has answered before, if not to this process: so it can be reached, and silence means something.
     pub answered_before: bool,
+    /// When the last of the pods that train with it began to run; before that it waits for them.
+    pub all_run_since: Option<Timestamp>,
+    /// Index of another of these pods whose node the control plane has lost.
+    pub lost_peer: Option<u32>,
 }
 
 impl Watch {
@@ -160,7 +168,7 @@ impl Watch {
     #[must_use]
     pub fn verdict(&self, around: Surroundings, now: Timestamp) -> Option<Verdict> {
         let (cause, how) = match &self.unanswered {
-            None => (Cause::Hung, stands_still(self.last.as_ref()?)?),
+            None => without_work(self.last.as_ref()?, around, now)?,
             Some(row) => self.without_answer(row, around, now)?,
         };
         Some(Verdict {
@@ -175,7 +183,7 @@ impl Watch {
         // A clock that went back says nothing.
         let since = |time: Timestamp| Duration::try_from(now.duration_since(time)).ok();
         let lasted = since(row.since)?;
-        if around.out_of_contact {
+        if around.out_of_contact || around.lost_peer.is_some() {
             let lost = row.scrapes >= UNREACHED_SCRAPES_MIN && lasted >= UNREACHED_MIN;
             return lost.then(|| {
                 (
@@ -222,17 +230,35 @@ fn position(progress: &Progress) -> Position {
 }
 
 /// What a pod that answers says of its standstill; `None` while it moves, and where it says nothing of it.
-fn stands_still(progress: &Progress) -> Option<String> {
+fn without_work(progress: &Progress, around: Surroundings, now: Timestamp) -> Option<(Cause, String)> {
     let limit = limit(progress);
     let heartbeat = seconds(progress.heartbeat_seconds?)?;
-    // To enter a phase is a sign of work, too.
-    let age = seconds(progress.phase_seconds).map_or(heartbeat, |phase| heartbeat.min(phase));
+    // To enter a phase is a sign of work, too; and before all pods run nothing can be expected.
+    let together = around.all_run_since.map(|since| now.duration_since(since));
+    let age = [
+        seconds(progress.phase_seconds),
+        together.map(|t| t.try_into().unwrap_or_default()),
+    ]
+    .into_iter()
+    .flatten()
+    .fold(heartbeat, Duration::min);
+    if let Some(peer) = around.lost_peer
+        && age >= UNREACHED_MIN
+    {
+        return Some((
+            Cause::NodeLost,
+            format!("the node of pod {peer} does not answer, and the training stands still"),
+        ));
+    }
     (age > limit).then(|| {
-        format!(
-            "no sign of work for more than {} s in phase {:?} at step {}",
-            limit.as_secs(),
-            progress.phase,
-            progress.step
+        (
+            Cause::Hung,
+            format!(
+                "no sign of work for more than {} s in phase {:?} at step {}",
+                limit.as_secs(),
+                progress.phase,
+                progress.step
+            ),
         )
     })
 }

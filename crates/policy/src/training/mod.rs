@@ -38,10 +38,16 @@ pub struct AttemptView {
     pub created: Timestamp,
     /// Its Job says `suspend: true`.
     pub suspended: bool,
+    /// Pods that it has at a time, at least 1.
+    pub nodes: u32,
+    /// Pods of it that run and were not told to end.
+    pub running: u32,
     /// A pod of it was not told to end and may run.
     pub pod_lives: bool,
     /// What it does.
     pub state: AttemptState,
+    /// How several pods of it ended, where its Job does not say so yet.
+    pub unrecorded: Option<EndedAttempt>,
 }
 
 /// How the job ended, as its status tells; it counts where the Jobs that it was read from are gone.
@@ -71,7 +77,7 @@ pub struct Observed {
     pub version_made: bool,
     /// Why pods have no node.
     pub placement: Option<Problem>,
-    /// That the running pod of the last attempt hangs or is lost.
+    /// That the last attempt, which runs, hangs or is lost.
     pub verdict: Option<Verdict>,
 }
 
@@ -137,6 +143,8 @@ pub enum Phase {
 /// A decision with its reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
+    /// What is to be written at the Job of the last attempt before anything else: how its pods ended.
+    pub record: Option<EndedAttempt>,
     /// What is to be done.
     pub intent: Intent,
     /// Attempts whose pods are to be deleted, since the attempt is over and they run on.
@@ -163,11 +171,19 @@ pub const RUNNING: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(1);
 /// When to look again where nothing is expected.
 const QUIET: Duration = Duration::from_secs(60);
+/// How long the other pods of a training that is complete are left to end by themselves, so that its Job is complete, too.
+const PARTING: Duration = Duration::from_secs(30);
+/// How long pods may hold their GPUs while another of them finds none, before it is said that two jobs may wait for each
+/// other.
+const GANG_PATIENCE: Duration = Duration::from_secs(300);
 
 /// What the job needs now.
 #[must_use]
 pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
     let mut decision = intent(wishes, observed, now);
+    // A suspension ends all pods one by one, which is no end of the attempt; its Job may not show it yet.
+    let last = observed.attempts.last().filter(|_| !wishes.suspend);
+    decision.record = last.and_then(|a| a.unrecorded.clone());
     let latest = observed.attempts.last().map(|a| a.number);
     decision.stop = observed
         .attempts
@@ -175,11 +191,27 @@ pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
         .filter(|a| a.pod_lives && !decision.remove.contains(&a.number))
         .filter(|a| {
             let given_up = matches!(&decision.intent, Intent::GiveUp { attempt, .. } if *attempt == a.number);
-            given_up || matches!(a.state, AttemptState::Ended(_)) || Some(a.number) != latest
+            given_up || is_over(&a.state, wishes.suspend, now) || Some(a.number) != latest
         })
         .map(|a| a.number)
         .collect();
     decision
+}
+
+/// Whether all pods of an attempt in this state are to end.
+fn is_over(state: &AttemptState, suspend: bool, now: Timestamp) -> bool {
+    match state {
+        AttemptState::Ended(EndedAttempt {
+            end: End::Told(Outcome::Trained(_)),
+            at: Some(at),
+            ..
+        }) => Duration::try_from(now.duration_since(*at)).is_ok_and(|since| since >= PARTING),
+        AttemptState::Ended(_) => true,
+        // Of several pods some may not have noticed that another ended, and it is index 0 that saves the state. In a
+        // suspension the Job controller ends them all.
+        AttemptState::Ending(_) => !suspend,
+        _ => false,
+    }
 }
 
 /// How the last attempt is over.
@@ -194,6 +226,7 @@ enum Over<'a> {
 
 fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
     let finished = |phase, reason: &str, message: &str| Decision {
+        record: None,
         intent: Intent::Wait,
         stop: Vec::new(),
         remove: live(&observed.attempts, None),
@@ -256,7 +289,13 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                         remove: live(&observed.attempts, Some(latest.number)),
                         ..finished(Phase::Failed, &reason, &message)
                     },
-                    Over::Ended | Over::Ending => finished(Phase::Failed, &reason, &message),
+                    Over::Ended => finished(Phase::Failed, &reason, &message),
+                    // Its state is still being saved, and why it ended may be told better.
+                    Over::Ending => Decision {
+                        remove: Vec::new(),
+                        again: SOON,
+                        ..finished(Phase::Restarting, &reason, &message)
+                    },
                 },
                 After::Restart { .. } if wishes.suspend => suspended(Intent::Wait),
                 After::Restart {
@@ -273,6 +312,7 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                         Over::GivenUp(verdict) => (give_up(verdict), SOON),
                     };
                     Decision {
+                        record: None,
                         intent,
                         stop: Vec::new(),
                         remove: Vec::new(),
@@ -293,7 +333,7 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
             }
         }),
         None => {
-            let mut decision = going_on(latest, &latest.state, observed.placement.as_ref());
+            let mut decision = going_on(latest, observed.placement.as_ref(), now);
             if latest.suspended {
                 decision.intent = Intent::SetSuspend {
                     attempt: latest.number,
@@ -349,8 +389,11 @@ fn stays_failed<'a>(wishes: Wishes, observed: &'a Observed, latest: &AttemptView
     }
 }
 
-/// One message from the start of the first attempt until its pod has a node, so that it is written once.
+/// One message from the start of the first attempt until its pods have a node, so that it is written once.
 const NO_NODE_YET: &str = "waiting for a node";
+/// What is added where some pods have waited long for the rest.
+const GANG_WAITS: &str = "The pods that have theirs hold them and wait. If another job waits in the same way, neither goes on: \
+                          set spec.suspend of one of them to true until the other runs";
 const COMPLETE_MESSAGE: &str = "the training is complete and its ModelVersion is there";
 
 /// Numbers of the attempts whose pods may still run, but for one.
@@ -364,6 +407,7 @@ fn live(attempts: &[AttemptView], except: Option<u32>) -> Vec<u32> {
 
 fn suspended(intent: Intent) -> Decision {
     Decision {
+        record: None,
         intent,
         stop: Vec::new(),
         remove: Vec::new(),
@@ -378,6 +422,7 @@ fn suspended(intent: Intent) -> Decision {
 fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
     if let Some(Ended::Failed { reason, message }) = &observed.ended {
         return Decision {
+            record: None,
             intent: Intent::Wait,
             stop: Vec::new(),
             remove: Vec::new(),
@@ -392,6 +437,7 @@ fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
     }
     let again = observed.told_attempt > 0;
     Decision {
+        record: None,
         intent: Intent::StartAttempt {
             attempt: observed.told_attempt.saturating_add(1),
             counted: 0,
@@ -410,9 +456,12 @@ fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
 }
 
 /// An attempt that has not ended.
-fn going_on(latest: &AttemptView, state: &AttemptState, placement: Option<&Problem>) -> Decision {
+fn going_on(latest: &AttemptView, placement: Option<&Problem>, now: Timestamp) -> Decision {
+    let several = latest.nodes > 1;
+    let waited = Duration::try_from(now.duration_since(latest.created)).unwrap_or_default();
     let later = latest.number > 1;
     let decision = |phase, reason: &str, message: String, again| Decision {
+        record: None,
         intent: Intent::Wait,
         stop: Vec::new(),
         remove: Vec::new(),
@@ -424,30 +473,46 @@ fn going_on(latest: &AttemptView, state: &AttemptState, placement: Option<&Probl
         message,
         again,
     };
-    match state {
+    match &latest.state {
         AttemptState::NoPod {
             refused: Some(message), ..
         } => decision(
             Phase::Blocked,
             reasons::POD_CREATION_FAILED,
             format!(
-                "the pod cannot be made: {message}. Change quota, LimitRange or Pod Security of the namespace, or the job's \
-                 resources; it is tried again by itself"
+                "{} cannot be made: {message}. Change quota, LimitRange or Pod Security of the namespace, or the job's \
+                 resources; it is tried again by itself",
+                if several { "a pod" } else { "the pod" }
             ),
             WAITING,
         ),
         AttemptState::Blocked { reason, message } => decision(Phase::Blocked, reason, message.clone(), WAITING),
         AttemptState::NoPod { refused: None } | AttemptState::Unscheduled => match placement {
+            Some(problem) if latest.running > 0 && waited >= GANG_PATIENCE => {
+                let message = format!("{}. {GANG_WAITS}", problem.message);
+                decision(Phase::Pending, problem.reason, message, WAITING)
+            }
             Some(problem) => decision(Phase::Pending, problem.reason, problem.message.clone(), WAITING),
             None => decision(Phase::Pending, reasons::PENDING, NO_NODE_YET.to_owned(), WAITING),
         },
         AttemptState::Starting => decision(
             Phase::Starting,
             reasons::STARTING,
-            "the pod has a node and is being started".to_owned(),
+            if several {
+                "all pods have a node, and some are being started".to_owned()
+            } else {
+                "the pod has a node and is being started".to_owned()
+            },
             WAITING,
         ),
-        AttemptState::Running => decision(Phase::Running, reasons::RUNNING, "the pod runs".to_owned(), RUNNING),
+        AttemptState::Running => {
+            let message = if several {
+                format!("all {} pods run", latest.nodes)
+            } else {
+                "the pod runs".to_owned()
+            };
+            decision(Phase::Running, reasons::RUNNING, message, RUNNING)
+        }
         // Handled before; said again rather than assumed.
         AttemptState::Ending(_) | AttemptState::Ended(_) => decision(
             Phase::Restarting,

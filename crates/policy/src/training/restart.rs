@@ -75,13 +75,13 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
         End::Told(Outcome::Failed(failure)) => match failure.reason.class() {
             FailureClass::User => After::Fail {
                 reason: failure.reason.as_str().to_owned(),
-                message: failure.message.clone(),
+                message: past.told_by(&failure.message),
             },
             FailureClass::OutOfMemory => After::Fail {
                 reason: reasons::OUT_OF_MEMORY.to_owned(),
                 message: format!(
                     "{}. Lower hyperparameters.batchSize or hyperparameters.maxLength, or take a class with more memory",
-                    failure.message.trim_end_matches('.')
+                    past.told_by(failure.message.trim_end_matches('.'))
                 ),
             },
             FailureClass::Infrastructure if failure.reason == FailureReason::Fenced => past.free(
@@ -92,7 +92,7 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
             FailureClass::Infrastructure => past.failed(max_restarts, failure.reason.as_str(), &failure.message, now),
         },
         // A trainer image that verifies, or a result that its caller looks for first.
-        End::Told(Outcome::Trained(_) | Outcome::Verified(_)) => past.failed(
+        End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted) => past.failed(
             max_restarts,
             reasons::POD_FAILED,
             "the pod ended with a message that no training gives; see that trainer.image is a trainer",
@@ -100,17 +100,29 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
         ),
         End::OutOfMemory => After::Fail {
             reason: reasons::OUT_OF_MEMORY.to_owned(),
-            message: "the container used more memory than its limit. Raise trainer.resources.limits.memory, or lower \
-                      hyperparameters.batchSize or hyperparameters.maxLength"
-                .to_owned(),
+            message: past.told_by(
+                "the container used more memory than its limit. Raise trainer.resources.limits.memory, or lower \
+                 hyperparameters.batchSize or hyperparameters.maxLength",
+            ),
         },
         End::Unclear { message } => past.failed(max_restarts, reasons::POD_FAILED, message, now),
         End::Hung { how } => past.failed(max_restarts, reasons::HUNG, how, now),
-        End::Lost { how } => past.free(reasons::POD_LOST, format!("attempt {number} was lost: {how}"), now),
+        End::Lost { how } => {
+            let how = past.told_by(how);
+            past.free(reasons::POD_LOST, format!("attempt {number} was lost: {how}"), now)
+        }
     }
 }
 
 impl Past<'_> {
+    /// What one of several pods tells, with its number.
+    fn told_by(&self, text: &str) -> String {
+        match self.ended.told_by {
+            Some(told) => format!("pod {}: {text}", told.index),
+            None => text.to_owned(),
+        }
+    }
+
     /// Whether the attempt committed a checkpoint beyond the one that it began with, and beyond what the attempt before it
     /// left: one that falls back to its beginning and fails there again has won nothing. A checkpoint beyond its own steps is
     /// another attempt's, from which it has not gone on. Unknown counts as none.
@@ -156,7 +168,7 @@ impl Past<'_> {
     /// A restart that counts unless there was progress, while the budget lasts.
     fn failed(&self, max_restarts: u32, reason: &str, message: &str, now: Timestamp) -> After {
         let number = self.attempt.number;
-        let message = message.trim_end_matches('.');
+        let message = self.told_by(message.trim_end_matches('.'));
         if self.progressed() {
             return After::Restart {
                 attempt: self.next(),
@@ -229,7 +241,9 @@ fn is_of_the_step(reason: &str) -> bool {
 fn failure_reason(end: &End) -> Option<&str> {
     match end {
         End::Told(Outcome::Failed(failure)) => Some(failure.reason.as_str()),
-        End::Told(Outcome::Trained(_) | Outcome::Verified(_)) | End::Unclear { .. } => Some(reasons::POD_FAILED),
+        End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted) | End::Unclear { .. } => {
+            Some(reasons::POD_FAILED)
+        }
         End::Hung { .. } => Some(reasons::HUNG),
         End::OutOfMemory | End::Lost { .. } => None,
     }

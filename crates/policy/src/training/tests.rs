@@ -6,6 +6,7 @@ use flywheel_contract::termination::Position;
 use flywheel_contract::trainer::ArtifactRef;
 use proptest::prelude::*;
 
+use super::attempt::{Telling, ToldBy};
 use super::hang::Cause;
 use super::*;
 
@@ -21,8 +22,11 @@ fn attempt(number: u32, counted: u32, state: AttemptState) -> AttemptView {
         counted,
         created: at(-600),
         suspended: false,
+        nodes: 1,
+        running: u32::from(matches!(state, AttemptState::Running)),
         pod_lives: matches!(state, AttemptState::Running),
         state,
+        unrecorded: None,
     }
 }
 
@@ -31,6 +35,7 @@ fn ended(end: End, seconds: i64) -> AttemptState {
         end,
         at: Some(at(seconds)),
         position: None,
+        told_by: None,
     })
 }
 
@@ -45,6 +50,7 @@ fn ended_at(end: End, seconds: i64, (step, resumed, checkpoint): (u64, u64, u64)
             checkpoint_step: checkpoint,
             head_attempt: 1,
         }),
+        told_by: None,
     })
 }
 
@@ -273,6 +279,7 @@ fn each_situation_has_its_intent() {
                     end: lost(),
                     at: Some(at(20)),
                     position: None,
+                    told_by: None,
                 }),
             )]),
             Intent::Wait,
@@ -627,6 +634,7 @@ fn a_fenced_attempt_is_followed_by_one_beyond_the_head() {
                 head_attempt,
                 ..Position::default()
             }),
+            told_by: None,
         })
     };
     for (own, told, head, next) in [(1, 1, 7, 8), (1, 1, 1, 2), (9, 9, 7, 10), (1, 12, 7, 13)] {
@@ -793,6 +801,243 @@ fn old_jobs_are_removed_beyond_three_lost_ones_at_once_and_never_the_latest() {
     );
 }
 
+/// An attempt of two pods.
+fn of_two(state: AttemptState, running: u32) -> AttemptView {
+    AttemptView {
+        nodes: 2,
+        running,
+        pod_lives: running > 0,
+        ..attempt(1, 0, state)
+    }
+}
+
+#[test]
+fn what_one_of_several_pods_tells_comes_with_its_number() {
+    let table = [
+        (failed(FailureReason::DatasetEmpty), "pod 1: words."),
+        (failed(FailureReason::OutOfMemory), "pod 1: words. Lower"),
+        (End::OutOfMemory, "pod 1: the container used more memory"),
+        (
+            failed(FailureReason::PeerLost),
+            "attempt 1 failed: pod 1: words. Restart 1 of 2",
+        ),
+        (
+            End::Unclear {
+                message: "exit code 139".to_owned(),
+            },
+            "attempt 1 failed: pod 1: exit code 139. Restart 1 of 2",
+        ),
+        (
+            End::Lost {
+                how: "EvictionByEvictionAPI: drained".to_owned(),
+            },
+            "attempt 1 was lost: pod 1: EvictionByEvictionAPI: drained. A new attempt follows; it does not count",
+        ),
+        (
+            End::Told(Outcome::Assisted),
+            "attempt 1 failed: pod 1: the pod ended with a message that no training gives",
+        ),
+    ];
+    for (end, words) in table {
+        let ended = EndedAttempt {
+            end,
+            at: Some(at(-300)),
+            position: None,
+            told_by: Some(ToldBy {
+                index: 1,
+                telling: Telling::PeerLost,
+            }),
+        };
+        let message = decide(WISHES, &seen(vec![of_two(AttemptState::Ended(ended), 0)]), at(0)).message;
+        assert!(message.contains(words), "{message}");
+    }
+}
+
+#[test]
+fn pods_without_a_peer_cost_one_restart_and_never_end_the_job_as_a_step_that_fails_again() {
+    let lost_peer = || ended_at(failed(FailureReason::PeerLost), -300, (85, 80, 80));
+    let observed = seen(vec![attempt(1, 0, lost_peer()), attempt(2, 1, lost_peer())]);
+    assert_eq!(decide(WISHES, &observed, at(0)).intent, start(3, 2));
+    let further = ended_at(failed(FailureReason::PeerLost), -300, (95, 80, 90));
+    assert_eq!(
+        decide(WISHES, &seen(vec![attempt(2, 2, further)]), at(0)).intent,
+        start(3, 0)
+    );
+}
+
+#[test]
+fn when_one_of_several_pods_ends_the_others_are_stopped_and_followed_when_index_0_has_saved() {
+    let peer_lost = EndedAttempt {
+        end: failed(FailureReason::PeerLost),
+        at: Some(at(-300)),
+        position: None,
+        told_by: Some(ToldBy {
+            index: 1,
+            telling: Telling::PeerLost,
+        }),
+    };
+    let saves = decide(
+        WISHES,
+        &seen(vec![of_two(AttemptState::Ending(peer_lost.clone()), 1)]),
+        at(0),
+    );
+    assert_eq!(
+        (saves.intent, saves.stop, saves.remove),
+        (Intent::Wait, vec![1], vec![])
+    );
+    assert_eq!((saves.phase, saves.reason.as_str()), (Phase::Restarting, "PeerLost"));
+    assert!(saves.again <= Duration::from_secs(1));
+    let saved = decide(
+        WISHES,
+        &seen(vec![of_two(AttemptState::Ended(peer_lost.clone()), 1)]),
+        at(0),
+    );
+    assert_eq!((saved.intent, saved.stop), (start(2, 1), vec![1]));
+    // What ends the job waits for that, too, and keeps the Job with its logs.
+    let no_budget = Wishes {
+        max_restarts: 0,
+        ..WISHES
+    };
+    let last = decide(
+        no_budget,
+        &seen(vec![of_two(AttemptState::Ending(peer_lost.clone()), 1)]),
+        at(0),
+    );
+    assert_eq!((last.intent, last.stop, last.remove), (Intent::Wait, vec![1], vec![]));
+    assert_eq!(
+        (last.phase, last.reason.as_str()),
+        (Phase::Restarting, "MaxRestartsExceeded")
+    );
+    let over = decide(no_budget, &seen(vec![of_two(AttemptState::Ended(peer_lost), 1)]), at(0));
+    assert_eq!((over.phase, over.stop, over.remove), (Phase::Failed, vec![1], vec![]));
+}
+
+#[test]
+fn how_several_pods_ended_is_written_before_the_next_attempt_follows() {
+    let AttemptState::Ended(ended) = ended(failed(FailureReason::PeerLost), -300) else {
+        panic!("ended")
+    };
+    let view = AttemptView {
+        unrecorded: Some(ended.clone()),
+        ..of_two(AttemptState::Ended(ended.clone()), 0)
+    };
+    let decision = decide(WISHES, &seen(vec![view.clone()]), at(0));
+    assert_eq!((decision.record, decision.intent), (Some(ended), start(2, 1)));
+    // Only of the last one: what was before is no more to be decided.
+    let later = seen(vec![view, attempt(2, 1, AttemptState::Running)]);
+    assert_eq!(decide(WISHES, &later, at(0)).record, None);
+}
+
+#[test]
+fn pods_of_a_training_that_is_complete_end_by_themselves_for_a_while() {
+    let complete = |seconds| seen(vec![of_two(ended(trained(), seconds), 1)]);
+    for (seconds, stop) in [(0, vec![]), (-29, vec![]), (-30, vec![1]), (-300, vec![1])] {
+        let decision = decide(WISHES, &complete(seconds), at(0));
+        assert!(matches!(decision.intent, Intent::Complete(_)), "{decision:?}");
+        assert_eq!((decision.stop, decision.remove), (stop, vec![]), "{seconds}");
+        let made = Observed {
+            version_made: true,
+            ..complete(seconds)
+        };
+        assert_eq!(decide(WISHES, &made, at(0)).stop.is_empty(), seconds > -30, "{seconds}");
+    }
+}
+
+#[test]
+fn several_pods_are_suspended_together() {
+    let suspend = Wishes {
+        suspend: true,
+        ..WISHES
+    };
+    for state in [AttemptState::Running, AttemptState::Starting, AttemptState::Unscheduled] {
+        let decision = decide(suspend, &seen(vec![of_two(state, 1)]), at(0));
+        assert_eq!(
+            decision.intent,
+            Intent::SetSuspend {
+                attempt: 1,
+                suspend: true
+            }
+        );
+        assert!(decision.stop.is_empty(), "the Job controller ends them");
+    }
+    // One was told to end before the other, and the Job does not show the suspension yet.
+    let first = EndedAttempt {
+        end: End::Lost {
+            how: "its pod was deleted".to_owned(),
+        },
+        at: Some(at(30)),
+        position: None,
+        told_by: Some(ToldBy {
+            index: 1,
+            telling: Telling::Taken,
+        }),
+    };
+    let view = AttemptView {
+        unrecorded: Some(first.clone()),
+        ..of_two(AttemptState::Ending(first), 1)
+    };
+    let decision = decide(suspend, &seen(vec![view]), at(0));
+    assert_eq!(
+        (decision.intent, decision.record, decision.stop),
+        (Intent::Wait, None, vec![]),
+        "it goes on later under the same number"
+    );
+}
+
+#[test]
+fn that_jobs_may_wait_for_each_other_is_said_after_five_minutes() {
+    let observed = |created, running| Observed {
+        placement: Some(Problem {
+            reason: reasons::INSUFFICIENT_GPU,
+            message: "1 of 2 pod(s) have no node".to_owned(),
+        }),
+        ..seen(vec![AttemptView {
+            created: at(created),
+            ..of_two(AttemptState::Unscheduled, running)
+        }])
+    };
+    for (created, running, said) in [(-299, 1, false), (-300, 1, true), (-3000, 0, false)] {
+        let decision = decide(WISHES, &observed(created, running), at(0));
+        assert_eq!(
+            (decision.intent, decision.phase, decision.reason.as_str()),
+            (Intent::Wait, Phase::Pending, "InsufficientGPU")
+        );
+        assert!(
+            decision.message.starts_with("1 of 2 pod(s) have no node"),
+            "{}",
+            decision.message
+        );
+        assert_eq!(
+            decision.message.contains("spec.suspend"),
+            said,
+            "{created} {running}: {}",
+            decision.message
+        );
+    }
+}
+
+#[test]
+fn messages_speak_of_as_many_pods_as_there_are() {
+    let message = |nodes, state| {
+        let view = AttemptView {
+            nodes,
+            ..attempt(1, 0, state)
+        };
+        decide(WISHES, &seen(vec![view]), at(0)).message
+    };
+    assert_eq!(message(1, AttemptState::Running), "the pod runs");
+    assert_eq!(message(3, AttemptState::Running), "all 3 pods run");
+    assert_eq!(
+        message(3, AttemptState::Starting),
+        "all pods have a node, and some are being started"
+    );
+    let refused = || AttemptState::NoPod {
+        refused: Some("quota".to_owned()),
+    };
+    assert!(message(1, refused()).starts_with("the pod cannot be made: quota"));
+    assert!(message(3, refused()).starts_with("a pod cannot be made: quota"));
+}
+
 fn any_end() -> impl Strategy<Value = End> {
     prop_oneof![
         prop::sample::select(FailureReason::ALL.to_vec()).prop_map(failed),
@@ -822,6 +1067,7 @@ fn any_over() -> impl Strategy<Value = EndedAttempt> {
         end,
         at: Some(at(seconds)),
         position,
+        told_by: None,
     })
 }
 

@@ -12,6 +12,8 @@ const SCRAPE: f64 = super::super::RUNNING.as_secs() as f64;
 const REACHABLE: Surroundings = Surroundings {
     out_of_contact: false,
     answered_before: false,
+    all_run_since: None,
+    lost_peer: None,
 };
 
 fn at(seconds: f64) -> Timestamp {
@@ -167,6 +169,48 @@ fn silence_is_a_hang_only_of_a_pod_that_could_be_reached() {
         None,
         "only the control plane has lost it"
     );
+}
+
+#[test]
+fn a_pod_that_waits_for_the_others_does_not_hang() {
+    let starting = progress(Phase::Starting, Some(900.0), 900.0, None);
+    let mut watch = Watch::default();
+    watch.add(answered(starting), at(0.0));
+    let since = |seconds| Surroundings {
+        all_run_since: Some(at(seconds)),
+        ..REACHABLE
+    };
+    assert!(watch.verdict(REACHABLE, at(0.0)).is_some(), "alone");
+    assert_eq!(watch.verdict(since(-180.0), at(0.0)), None);
+    assert_eq!(watch.verdict(since(30.0), at(0.0)), None, "a clock that is ahead");
+    let hung = watch.verdict(since(-181.0), at(0.0)).unwrap();
+    assert_eq!(hung.cause, Cause::Hung);
+}
+
+#[test]
+fn a_lost_node_under_another_pod_counts_where_nothing_moves() {
+    let lost = Surroundings {
+        lost_peer: Some(3),
+        ..REACHABLE
+    };
+    let verdict = |heartbeat, around| {
+        let mut watch = Watch::default();
+        watch.add(
+            answered(progress(Phase::Training, Some(heartbeat), 60.0, Some(0.2))),
+            at(0.0),
+        );
+        watch.verdict(around, at(0.0))
+    };
+    assert_eq!(verdict(9.9, lost), None, "only the control plane has lost it");
+    assert_eq!(verdict(10.0, REACHABLE), None);
+    let found = verdict(10.0, lost).unwrap();
+    assert_eq!(found.cause, Cause::NodeLost);
+    assert!(found.how.contains("pod 3"), "{}", found.how);
+    let mut silent = Watch::default();
+    silent.add(Look::Unreachable, at(0.0));
+    silent.add(Look::Unreachable, at(10.0));
+    assert_eq!(silent.verdict(REACHABLE, at(10.0)), None);
+    assert_eq!(silent.verdict(lost, at(10.0)).unwrap().cause, Cause::NodeLost);
 }
 
 #[test]
