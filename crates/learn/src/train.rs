@@ -6,7 +6,7 @@
 //! generator is part of it.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, StoppingMetric};
 use flywheel_contract::scalar::Decimal;
@@ -120,6 +120,8 @@ pub struct Epoch<'a, R> {
     pub train_loss: f64,
     /// Figures of the validation set.
     pub validation: &'a R,
+    /// When its validation ended, in seconds since 1970.
+    pub ended: Option<i64>,
     /// Whether it is the best so far.
     pub best: bool,
     /// Whether training ends with it.
@@ -160,6 +162,9 @@ pub struct EpochFigures<R> {
     pub train_loss: f64,
     /// Figures of the validation set.
     pub validation: R,
+    /// When its validation ended, in seconds since 1970; nothing depends on it.
+    #[serde(default)]
+    pub ended: Option<i64>,
 }
 
 /// A place between two steps.
@@ -305,6 +310,7 @@ pub fn fit<T: Task>(
             epoch,
             train_loss: figures.train_loss,
             validation: &figures.validation,
+            ended: figures.ended,
             best,
             last: fit.cursor.ended(settings).is_some(),
         };
@@ -359,6 +365,12 @@ pub fn outputs<T: Task>(
         }
     }
     Ok(rows)
+}
+
+/// The machine's clock, for people to read.
+fn unix_seconds() -> Option<i64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
 }
 
 /// Steps of one pass over so many examples.
@@ -463,6 +475,7 @@ impl<'a, T: Task> Fit<'a, T> {
         let figures = EpochFigures {
             train_loss: self.cursor.loss_sum / self.cursor.batch as f64,
             validation,
+            ended: unix_seconds(),
         };
         self.cursor.epochs.push(figures.clone());
         self.cursor.epoch += 1;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use flywheel_contract::failure::{Failure, FailureReason};
@@ -21,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 use crate::configuration::{self, LocalRun};
 use crate::ending::{self, Ending};
 use crate::tracker::{Stop, Tracker};
+use crate::tracking::End;
 use crate::{server, train};
 
 /// How long a training that is told to end may take to commit its last checkpoint, or to finish what comes after its last
@@ -28,6 +29,10 @@ use crate::{server, train};
 const SAVE_WAIT: Duration = Duration::from_secs(25);
 /// How long the tensor thread may take to reach the end of its step after that.
 const STOP_WAIT: Duration = Duration::from_secs(3);
+/// How long the last figures may take to TensorBoard's files and MLflow; the result is committed before.
+const FIGURES_WAIT: Duration = Duration::from_secs(5);
+/// How long after the signal the process ends at the latest: before its pod is killed.
+const LAST_MOMENT: Duration = Duration::from_secs(29);
 
 /// Trains text classifiers, in a pod of Flywheel or on its own.
 #[derive(Debug, Parser)]
@@ -231,18 +236,30 @@ async fn trained(
     let serving = listener.map(|listener| tokio::spawn(server::serve(listener, Arc::clone(tracker))));
     let logging = tokio::spawn(Arc::clone(tracker).log_now_and_then());
     let mut training = Box::pin(train::train(config, limits, arguments.scratch.as_deref(), tracker));
+    let mut told = None;
     let outcome = tokio::select! {
         outcome = &mut training => outcome,
-        signal = told_to_end() => match signal {
-            Ok(signal) => wound_up(training, signal, tracker).await,
-            Err(failure) => Err(failure),
-        },
+        signal = told_to_end() => {
+            told = Some(Instant::now());
+            match signal {
+                Ok(signal) => wound_up(training, signal, tracker).await,
+                Err(failure) => Err(failure),
+            }
+        }
     };
     if outcome.is_err() {
         // The tensor thread ends with its step; leaving libtorch in the middle of one can crash the process.
         tracker.stop(Stop::Now);
         tracker.idle(STOP_WAIT).await;
     }
+    let end = match outcome.as_ref().map_err(|failure| failure.reason) {
+        Ok(_) => End::Finished,
+        Err(FailureReason::Interrupted) => End::Killed,
+        Err(FailureReason::Fenced) => End::Replaced,
+        Err(_) => End::Failed,
+    };
+    let left = told.map_or(FIGURES_WAIT, |told: Instant| LAST_MOMENT.saturating_sub(told.elapsed()));
+    tracker.end_recording(end, left.min(FIGURES_WAIT)).await;
     logging.abort();
     if let Some(serving) = serving {
         serving.abort();

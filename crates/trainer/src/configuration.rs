@@ -194,6 +194,7 @@ pub fn from_manifest(run: &LocalRun) -> Result<TrainerConfig, Failure> {
         model_name: spec.output.model,
         output_uri,
         checkpoint: spec.checkpoint,
+        tracking: spec.tracking,
     })
 }
 

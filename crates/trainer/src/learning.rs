@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::artifact::{DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample};
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::progress::Phase;
+use flywheel_contract::progress::{EpochEvaluation, Phase};
 use flywheel_contract::scalar::{Device, Metric};
 use flywheel_contract::trainer::EpochReport;
 use flywheel_data::{EncodedSet, profile};
@@ -144,6 +144,7 @@ impl Observer<Evaluation> for Watch {
             epoch: step.epoch,
             loss: step.loss,
             learning_rate: step.learning_rate,
+            grad_norm: step.grad_norm,
             examples: step.examples,
         });
         self.next(Duration::MAX)
@@ -155,15 +156,33 @@ impl Observer<Evaluation> for Watch {
     }
 
     fn epoch(&mut self, epoch: &Epoch<'_, Evaluation>) -> Next {
-        let v = epoch.validation;
-        self.tracker
-            .validated(epoch.epoch, epoch.train_loss, v.loss, v.accuracy, epoch.best);
+        let told = evaluated(epoch.epoch, self.step, epoch.train_loss, epoch.validation, epoch.ended);
+        self.tracker.validated(told, epoch.best);
         self.next(if epoch.last { UNSAVED_AT_END } else { Duration::MAX })
     }
 
     fn state(&mut self, state: State<Evaluation>) {
         self.tracker.stalled(self.asked.elapsed());
         self.saver.save(state);
+    }
+}
+
+/// An epoch's figures, as they are told.
+pub(crate) fn evaluated(
+    epoch: u32,
+    step: u64,
+    train_loss: f64,
+    validation: &Evaluation,
+    ended: Option<i64>,
+) -> EpochEvaluation {
+    EpochEvaluation {
+        epoch,
+        step,
+        train_loss: EpochEvaluation::figure(train_loss),
+        validation_loss: EpochEvaluation::figure(validation.loss),
+        accuracy: EpochEvaluation::figure(validation.accuracy),
+        macro_f1: EpochEvaluation::figure(validation.macro_f1),
+        time: ended,
     }
 }
 
@@ -186,6 +205,7 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     let state = saved.map(Saved::read).transpose().map_err(failure)?;
 
     tracker.phase(Phase::Training);
+    tracker.begins();
     saver.begin();
     let mut watch = Watch {
         tracker: Arc::clone(tracker),
@@ -216,6 +236,7 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
                 .metrics("golden"),
         );
     }
+    tracker.measured(outcome.steps, &metrics);
     let epochs = (1..).zip(&outcome.epochs).map(|(epoch, figures)| EpochReport {
         epoch,
         train_loss: figures.train_loss,

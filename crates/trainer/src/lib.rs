@@ -3,6 +3,7 @@
 //! ```text
 //! configuration ─ [run] ─ lineage ─ inputs (store) ─ data ─ learn (own thread) ─ artifact ─ upload ─ result ─ termination message
 //!                   └ tracker ─ /progress, /metrics, bar or log   └↑ checkpoints (beside it)
+//!                       └ tracking ─ TensorBoard's event files, MLflow (beside it)
 //! ```
 //! A pod tries once: whoever started it reads its termination message and decides what comes next. Everything that
 //! fails ends as a [`flywheel_contract::failure::Failure`] with what to do.
@@ -16,4 +17,5 @@ mod learning;
 mod output;
 mod server;
 mod tracker;
+mod tracking;
 mod train;

@@ -104,7 +104,9 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
         model_name: spec.output.model.clone(),
         output_uri: spec.output.uri.clone(),
         checkpoint: spec.checkpoint.clone(),
+        tracking: spec.tracking.clone(),
     };
+    let mlflow = spec.tracking.as_ref().and_then(|t| t.mlflow.as_ref());
     let labels = labels(owner, attempt);
     let image = spec
         .trainer
@@ -116,6 +118,7 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
         class: Some(class),
         args: vec!["train".to_owned()],
         env: vec![config(&configuration)?],
+        env_secrets: mlflow.and_then(|m| m.secret_ref.as_ref()).into_iter().collect(),
         ports: vec![(INSIDE_PORT_NAME, INSIDE_PORT)],
         resources: spec.trainer.resources.as_ref(),
         settings: spec.trainer.pod.as_ref(),
