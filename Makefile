@@ -45,9 +45,9 @@ $(TORCH)/build-version: scripts/setup-libtorch.sh | packages
 	@scripts/setup-libtorch.sh >/dev/null
 	@touch $@
 
-# transformers and its torch, for parity tests and benchmarks.
+# transformers and its torch for parity tests and benchmarks, TensorBoard and MLflow for what is told to them.
 $(PYTHON)/.ready: tests/python/requirements.txt | packages
-	@echo "python: installing transformers and torch (about 3 GB, once)" >&2
+	@echo "python: installing transformers, torch and MLflow (about 4 GB, once)" >&2
 	@python3 -m venv $(PYTHON) && $(PYTHON)/bin/pip install -q --disable-pip-version-check -r $< && touch $@
 
 $(EXAMPLE_PYTHON)/.ready: examples/intent/requirements.txt | packages

@@ -10,7 +10,7 @@ mod volumes;
 use std::collections::BTreeMap;
 
 use flywheel_api::conditions::reasons;
-use flywheel_api::pod::{PodSettings, Resources, Storage};
+use flywheel_api::pod::{LocalReference, PodSettings, Resources, Storage};
 use flywheel_contract::names::{COMPLETION_INDEX_ENV, CONFIG_ENV, INSIDE_PORT, STORAGE_CA_DIR};
 use flywheel_contract::storage::StorageSettings;
 use flywheel_policy::placement::LabelTerm;
@@ -101,6 +101,8 @@ pub struct PodInputs<'a> {
     pub args: Vec<String>,
     /// Our environment variables.
     pub env: Vec<core::EnvVar>,
+    /// Secrets whose keys become environment variables, beside the storage's, which wins over them.
+    pub env_secrets: Vec<&'a LocalReference>,
     /// Ports, with names.
     pub ports: Vec<(&'a str, u16)>,
     /// Processor and memory.
@@ -146,6 +148,7 @@ impl<'a> PodInputs<'a> {
             image_pull_policy: settings.image_pull_policy,
             args: Vec::new(),
             env: Vec::new(),
+            env_secrets: Vec::new(),
             ports: Vec::new(),
             resources: None,
             settings: None,
@@ -215,6 +218,8 @@ pub fn template(inputs: PodInputs<'_>) -> Result<core::PodTemplateSpec, PodSpecE
     labels.extend(inputs.labels);
 
     let storage = volumes::storage(inputs.storage);
+    let mut env_from: Vec<_> = inputs.env_secrets.into_iter().map(volumes::environment).collect();
+    env_from.extend(storage.env_from);
     let (volumes, volume_mounts) = volumes::all(settings, inputs.volumes, inputs.volume_mounts, storage.ca_bundle);
     let container = core::Container {
         name: inputs.container.to_owned(),
@@ -222,7 +227,7 @@ pub fn template(inputs: PodInputs<'_>) -> Result<core::PodTemplateSpec, PodSpecE
         image_pull_policy: Some(inputs.image_pull_policy.as_str().to_owned()),
         args: some(inputs.args),
         env: some(env),
-        env_from: some(storage.env_from),
+        env_from: some(env_from),
         ports: some(
             inputs
                 .ports

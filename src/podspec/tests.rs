@@ -62,6 +62,7 @@ fn with_class<T>(
         image_pull_policy: ImagePullPolicy::IfNotPresent,
         args: vec!["serve".to_owned()],
         env: vec![config_env(r#"{"price":"$(HOME) $5"}"#)],
+        env_secrets: Vec::new(),
         ports: vec![("http", 8080), ("inside", 9090)],
         resources: Some(&resources),
         settings,

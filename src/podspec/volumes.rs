@@ -1,6 +1,6 @@
 //! Volumes of a pod: scratch space, the storage's credentials and CA bundle, and the user's own.
 
-use flywheel_api::pod::{PodSettings, Storage};
+use flywheel_api::pod::{LocalReference, PodSettings, Storage};
 use flywheel_contract::names::{SCRATCH_DIR, STORAGE_CA_DIR};
 use k8s_openapi::api::core::v1 as core;
 
@@ -16,22 +16,27 @@ const STORAGE_CA: &str = "flywheel-storage-ca";
 
 /// What the storage adds to a pod.
 pub(super) struct StorageParts {
-    /// Credentials as environment variables. Not optional: a pod without its Secret waits and says so.
+    /// Credentials as environment variables.
     pub env_from: Vec<core::EnvFromSource>,
     /// The CA bundle and where it appears.
     pub ca_bundle: Option<(core::Volume, core::VolumeMount)>,
 }
 
+/// The keys of a Secret as environment variables. Not optional: a pod without its Secret waits and says so.
+pub(super) fn environment(secret: &LocalReference) -> core::EnvFromSource {
+    core::EnvFromSource {
+        secret_ref: Some(core::SecretEnvSource {
+            name: secret.name.clone(),
+            optional: None,
+        }),
+        ..core::EnvFromSource::default()
+    }
+}
+
 pub(super) fn storage(storage: Option<&Storage>) -> StorageParts {
     let env_from = storage
         .and_then(|s| s.secret_ref.as_ref())
-        .map(|secret| core::EnvFromSource {
-            secret_ref: Some(core::SecretEnvSource {
-                name: secret.name.clone(),
-                optional: None,
-            }),
-            ..core::EnvFromSource::default()
-        })
+        .map(environment)
         .into_iter()
         .collect();
     let ca_bundle = storage.and_then(|s| s.ca_bundle.as_ref()).map(|bundle| {

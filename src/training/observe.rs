@@ -8,10 +8,10 @@ use flywheel_api::conditions::{find, types};
 use flywheel_api::names::{
     LABEL_ATTEMPT, LABEL_COUNTED_RESTARTS, LABEL_TRAINING_JOB, TRAINER, is_controlled_by, training_attempt,
 };
-use flywheel_api::training_job::DatasetStatus;
+use flywheel_api::training_job::{DatasetStatus, EvaluationStatus, TrackingStatus};
 use flywheel_api::{ModelVersion, TrainingJob};
 use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
-use flywheel_contract::progress::Progress;
+use flywheel_contract::progress::{EpochEvaluation, Progress, TrackingProgress};
 use flywheel_policy::training::attempt::{
     AttemptState, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state, unrecorded,
 };
@@ -65,6 +65,20 @@ impl Observation {
             let last = ended.find_map(|(_, pod)| last_words(pod, TRAINER)?.dataset)?;
             Some(DatasetStatus::from(&last))
         })
+    }
+
+    /// The last evaluations, and where figures are to be seen, as the newest pod tells while it runs or with its last words.
+    /// What older pods said is not asked for: the status had it.
+    pub fn figures(&self) -> (Vec<EvaluationStatus>, Option<TrackingStatus>) {
+        let status = |evaluations: &[EpochEvaluation], tracking: &TrackingProgress| {
+            (EvaluationStatus::list(evaluations), TrackingStatus::told(tracking))
+        };
+        if let Some(live) = &self.progress {
+            return status(&live.evaluations, &live.tracking);
+        }
+        let last = self.pods.last().and_then(|(_, pod)| last_words(pod, TRAINER));
+        last.map(|words| status(&words.evaluations, &words.tracking))
+            .unwrap_or_default()
     }
 
     /// The pods of an attempt that were not told to end and may run.

@@ -2,7 +2,7 @@
 
 use flywheel_api::TrainingJob;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
-use flywheel_api::training_job::{ProgressStatus, ResultStatus, TrainingJobStatus};
+use flywheel_api::training_job::{ProgressStatus, ResultStatus, SinkStatus, TrainingJobStatus};
 use flywheel_contract::progress::Progress;
 use flywheel_policy::training::attempt::AttemptState;
 use flywheel_policy::training::{Decision, Intent, Phase};
@@ -95,6 +95,25 @@ fn notes(present: &TrainingJobStatus, status: &TrainingJobStatus, decision: &Dec
             text: health.message.clone(),
         });
     }
+    let problem = |sink: Option<&SinkStatus>| sink.and_then(|s| s.problem.clone());
+    let tracking = |s: &TrainingJobStatus| {
+        let told = s.tracking.as_ref();
+        [
+            problem(told.and_then(|t| t.tensor_board.as_ref())),
+            problem(told.and_then(|t| t.mlflow.as_ref())),
+        ]
+    };
+    for (before, now) in tracking(present).into_iter().zip(tracking(status)) {
+        // Other words for the same trouble are no news.
+        if let (None, Some(text)) = (before, now) {
+            notes.push(Note {
+                warning: true,
+                reason: reasons::TRACKING_FAILED.to_owned(),
+                action: "Track",
+                text,
+            });
+        }
+    }
     notes
 }
 
@@ -170,6 +189,10 @@ fn status(
         find(&present.conditions, types::CHECKPOINT_HEALTHY),
         figures,
     );
+    let (evaluations, tracking) = match figures {
+        Figures::Kept => (Vec::new(), None),
+        Figures::Fresh => observation.figures(),
+    };
     TrainingJobStatus {
         observed_generation: job.metadata.generation,
         state: Some(state_word(decision.phase).to_owned()),
@@ -207,6 +230,13 @@ fn status(
             (_, _, Some(progress)) if figures == Figures::Fresh => Some(progress_status(progress)),
             _ => present.progress.clone(),
         },
+        // A new attempt knows the evaluations of those before it once it has read its checkpoint.
+        evaluations: if evaluations.is_empty() {
+            present.evaluations.clone()
+        } else {
+            evaluations
+        },
+        tracking: tracking.or_else(|| present.tracking.clone()),
         dataset: observation.dataset().or_else(|| present.dataset.clone()),
         result,
         device,

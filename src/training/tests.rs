@@ -420,6 +420,109 @@ async fn what_the_data_checks_found_is_told_of_the_pod_that_runs_and_of_the_one_
     }
 }
 
+/// One evaluation as a pod tells it.
+fn evaluated(epoch: u64) -> Value {
+    json!({"epoch": epoch, "step": 50 * epoch, "trainLoss": 0.512_345, "validationLoss": 0.423_456, "accuracy": 0.9,
+        "macroF1": 0.876_543, "time": 1_767_225_600})
+}
+
+#[tokio::test]
+async fn evaluations_and_the_trouble_of_tracking_are_told_and_kept_over_attempts() {
+    let ip = Ipv4Addr::new(127, 77, 1, 2);
+    // More than there may be, one twice, one of a number that no decimal of the schema holds.
+    let mut told: Vec<Value> = (1..=25).map(evaluated).collect();
+    told.push(evaluated(25));
+    told[24]["validationLoss"] = json!(1e12);
+    told[25]["validationLoss"] = json!(1e12);
+    let tracking = json!({
+        "tensorBoard": {"uri": "s3://watch/intent", "droppedPoints": 0},
+        "mlflow": {"uri": "http://mlflow", "droppedPoints": 7, "problem": format!("away {}", "\u{e9}".repeat(5000))}
+    });
+    serve(ip, &progress(&json!({"evaluations": told, "tracking": tracking}))).await;
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        c.caches.jobs = Cache::of([attempt.clone()]);
+        c.caches.pods = Cache::of([running_at(&attempt, ip)]);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    let status = &calls[0].body["status"];
+    let evaluations = status["evaluations"].as_array().unwrap();
+    let epochs: Vec<i64> = evaluations.iter().map(|e| e["epoch"].as_i64().unwrap()).collect();
+    assert_eq!(epochs, (6..=25).collect::<Vec<_>>());
+    assert_eq!(
+        evaluations[0],
+        json!({"epoch": 6, "step": 300, "trainLoss": "0.5123", "validationLoss": "0.4235", "accuracy": "0.9000",
+            "macroF1": "0.8765", "time": "2026-01-01T00:00:00Z"})
+    );
+    assert!(evaluations[19].get("validationLoss").is_none());
+    assert_eq!(status["tracking"]["tensorBoard"], json!({"uri": "s3://watch/intent"}));
+    assert!(status["tracking"]["mlflow"]["problem"].as_str().unwrap().len() <= 1200);
+    assert!(status.to_string().len() < 32 * 1024, "{}", status.to_string().len());
+    assert_eq!(
+        (&calls[2].body["reason"], &calls[2].body["type"]),
+        (&json!("TrackingFailed"), &json!("Warning"))
+    );
+
+    // A pod that ended tells the rest with its last words; a new one that has read nothing yet takes nothing away.
+    let kept = json!({"attempt": 1, "evaluations": [
+        {"epoch": 1, "step": 50, "accuracy": "0.5000"}, {"epoch": 2, "step": 100, "accuracy": "0.6000"}]});
+    let job = training_job(&json!({"status": kept}));
+    let message = TerminationMessage {
+        evaluations: serde_json::from_value(json!([evaluated(1), evaluated(2), evaluated(3)])).unwrap(),
+        ..TerminationMessage::new(Outcome::Failed(Failure::new(FailureReason::DatasetEmpty, "no rows")))
+    };
+    let pod = pod_of(
+        &attempt,
+        "trainer",
+        "Failed",
+        &json!({"terminated": {"exitCode": 1, "finishedAt": "2026-01-01T00:09:00Z", "message": message.to_json()}}),
+    );
+    let ip = Ipv4Addr::new(127, 77, 1, 3);
+    serve(ip, &progress(&json!({}))).await;
+    for (pod, epochs) in [(pod, 3), (running_at(&attempt, ip), 2)] {
+        let (client, scenario) = Scenario::start(vec![
+            Step::accept_status(STATUS, job_value(&job)),
+            Step::event(NAMESPACE),
+        ]);
+        let context = self::context(client, |c| {
+            c.caches.jobs = Cache::of([attempt.clone()]);
+            c.caches.pods = Cache::of([pod]);
+        });
+        reconcile(Arc::new(job.clone()), context).await.unwrap();
+        let calls = scenario.finish().await;
+        let told = calls[0].body["status"]["evaluations"].as_array().unwrap();
+        assert_eq!(told.len(), epochs, "{told:#?}");
+    }
+}
+
+/// Credentials come from the Secret, by reference alone; those of the storage win.
+#[test]
+fn mlflow_gets_its_credentials_by_reference() {
+    let job = training_job(&json!({"spec": {
+        "storage": {"secretRef": {"name": "s3"}},
+        "tracking": {"mlflow": {"uri": "https://mlflow.example.com", "secretRef": {"name": "mlflow"}}}
+    }}));
+    let built = build::job::job(&job, 1, 0, &Settings::example()).unwrap();
+    let spec = built.spec.unwrap().template.spec.unwrap();
+    let from = spec.containers[0].env_from.as_ref().unwrap();
+    let names: Vec<&str> = from
+        .iter()
+        .map(|f| f.secret_ref.as_ref().unwrap().name.as_str())
+        .collect();
+    assert_eq!(names, ["mlflow", "s3"]);
+    let config = spec.containers[0].env.as_ref().unwrap()[0].value.clone().unwrap();
+    let config: flywheel_contract::trainer::TrainerConfig = serde_json::from_str(&config).unwrap();
+    assert_eq!(config.tracking, job.spec.tracking);
+    assert_eq!(config.tensor_board_uri(), None);
+}
+
 #[tokio::test]
 async fn a_failure_of_the_infrastructure_starts_the_next_attempt_with_its_count() {
     let job = training_job(&json!({"status": {"attempt": 1}}));

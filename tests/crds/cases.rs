@@ -151,6 +151,7 @@ fn more(good: &Value, node: &Value, max: i64) -> Vec<Value> {
     (0..=max)
         .map(|i| match key {
             // Of these, names and paths take a number at their end; metrics do not.
+            Some("epoch") => with(first, "/epoch", json!(i)),
             Some("metric") => with(first, "/metric", json!(format!("test/{i}"))),
             Some(key) => with(
                 first,
@@ -244,6 +245,12 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
             set("/checkpoint/keep", json!(4)),
             without(good, "/checkpoint/uri"),
             without(good, "/checkpoint"),
+        ],
+        "tracking cannot be changed; apply a new TrainingJob" => vec![
+            set("/tracking/mlflow/uri", json!("https://other")),
+            set("/tracking/tensorBoard/uri", json!("s3://other")),
+            without(good, "/tracking/mlflow/secretRef"),
+            without(good, "/tracking"),
         ],
         "output cannot be changed; apply a new TrainingJob" => vec![set("/output/model", json!("other"))],
         "storage cannot be changed; apply a new TrainingJob" => {
@@ -362,6 +369,37 @@ pub fn odd_texts(bases: &[Value]) -> Vec<Case> {
             "TrainingJob",
             "/spec/checkpoint/uri",
             &["checkpoints", "s3://", "s3://user@b/k", "ftp://h/x", "s3://b/k\n"],
+        ),
+        (
+            "TrainingJob",
+            "/spec/tracking/tensorBoard/uri",
+            &["board", "s3://", "gs://b/k", "s3://b/k?x", "s3://b/$(HOME)"],
+        ),
+        (
+            "TrainingJob",
+            "/spec/tracking/mlflow/uri",
+            &[
+                "mlflow:5000",
+                "file:///mlruns",
+                "s3://b/k",
+                "databricks",
+                "https://",
+                "http://user:pass@h",
+                "https://h?token=1",
+                "https://h/#/x",
+                "http://h/$(HOME)",
+                "http://h\n",
+            ],
+        ),
+        (
+            "TrainingJob",
+            "/spec/tracking/mlflow/experiment",
+            &[" intent", "intent\n", "in\"tent", "$(HOME)", "inten\u{df}"],
+        ),
+        (
+            "TrainingJob",
+            "/spec/tracking/mlflow/runName",
+            &["-intent", "a\tb", "a'b", "a$b"],
         ),
         (
             "TrainingJob",

@@ -90,6 +90,8 @@ pub mod reasons {
         CHECKPOINT_FAILED = "CheckpointFailed",
         /// A checkpoint was broken and an older one was used.
         CHECKPOINT_INVALID = "CheckpointInvalid",
+        /// Figures do not come where `spec.tracking` says; the training goes on.
+        TRACKING_FAILED = "TrackingFailed",
         /// The container used more memory than its limit.
         OUT_OF_MEMORY = "OutOfMemory",
         /// No node carries the labels of the accelerator class.

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+pub use flywheel_contract::scalar::LocalReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube_derive::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -82,14 +83,6 @@ pub struct Resources {
     /// At most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<ResourceList>,
-}
-
-/// The name of an object in the same namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct LocalReference {
-    /// Name.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
 }
 
 /// One key of a Secret or ConfigMap in the same namespace.

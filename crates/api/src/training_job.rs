@@ -1,16 +1,24 @@
 //! TrainingJob: data and a pretrained model in, a ModelVersion out.
 
+use std::collections::BTreeMap;
+
 use flywheel_contract::checkpoint::Checkpoint;
 use flywheel_contract::dataset::{Dataset, SetName};
 use flywheel_contract::hyperparameters::{Hyperparameters, Model, Precision};
+use flywheel_contract::progress::{EVALUATIONS_MAX, EpochEvaluation, SinkProgress, TrackingProgress};
 use flywheel_contract::scalar::{Decimal, Metric, Task, Uri};
+use flywheel_contract::tracking::Tracking;
 use flywheel_contract::trainer::DatasetCounts;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::pod::{Image, PodSettings, Resources, Storage};
+
+/// Most bytes of each text that a pod tells of a place that figures go to; the longest URI has room.
+const SINK_TEXT_MAX: usize = 1200;
 
 /// Trains a model and leaves a ModelVersion behind.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -42,6 +50,7 @@ use crate::pod::{Image, PodSettings, Resources, Storage};
 #[x_kube(validation = Rule::new("self.output == oldSelf.output").message("output cannot be changed; apply a new TrainingJob").field_path(".output"))]
 #[x_kube(validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage cannot be changed; apply a new TrainingJob").field_path(".storage"))]
 #[x_kube(validation = Rule::new("has(self.serviceAccountName) == has(oldSelf.serviceAccountName) && (!has(self.serviceAccountName) || self.serviceAccountName == oldSelf.serviceAccountName)").message("serviceAccountName cannot be changed; apply a new TrainingJob").field_path(".serviceAccountName"))]
+#[x_kube(validation = Rule::new("has(self.tracking) == has(oldSelf.tracking) && (!has(self.tracking) || self.tracking == oldSelf.tracking)").message("tracking cannot be changed; apply a new TrainingJob").field_path(".tracking"))]
 pub struct TrainingJobSpec {
     /// What the model is made to do; fixes inputs, outputs, loss and metrics.
     pub task: Task,
@@ -66,6 +75,9 @@ pub struct TrainingJobSpec {
     /// How often the training saves its state, and where. A new attempt goes on from the newest checkpoint.
     #[serde(default)]
     pub checkpoint: Checkpoint,
+    /// Where the figures go beside this object's status: TensorBoard's event files, an MLflow server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<Tracking>,
     /// What happens after a failure of the infrastructure. Failures of data or settings are never retried.
     #[serde(default)]
     pub recovery: Recovery,
@@ -223,6 +235,13 @@ pub struct TrainingJobStatus {
     /// How far the training is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<ProgressStatus>,
+    /// The last evaluations, in order, over all attempts; at most 20.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = EVALUATIONS_MAX), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["epoch"]))]
+    pub evaluations: Vec<EvaluationStatus>,
+    /// Where the figures are to be seen that `spec.tracking` asks for, and what is wrong with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<TrackingStatus>,
     /// What the data checks found, before the first step. `dataset.limits` in the spec says what they must not exceed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dataset: Option<DatasetStatus>,
@@ -259,6 +278,101 @@ pub struct ProgressStatus {
     /// Step of the checkpoint that the attempt went on from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed_from_step: Option<i64>,
+}
+
+/// The figures of an epoch, with four digits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EvaluationStatus {
+    /// Counts from 1.
+    pub epoch: i64,
+    /// Optimiser steps done.
+    pub step: i64,
+    /// Mean loss over the epoch's steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_loss: Option<Decimal>,
+    /// Cross-entropy on the validation set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<Decimal>,
+    /// Share of right answers on the validation set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Decimal>,
+    /// Mean F1 over labels on the validation set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub macro_f1: Option<Decimal>,
+    /// When the evaluation ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+}
+
+impl EvaluationStatus {
+    /// What a pod tells, as a status may hold it: the last [`EVALUATIONS_MAX`], each epoch once, in order, and no figure
+    /// that the schema would refuse.
+    #[must_use]
+    pub fn list(told: &[EpochEvaluation]) -> Vec<Self> {
+        let by_epoch: BTreeMap<u32, &EpochEvaluation> = told.iter().map(|e| (e.epoch, e)).collect();
+        let surplus = by_epoch.len().saturating_sub(EVALUATIONS_MAX);
+        by_epoch.into_values().skip(surplus).map(Self::from).collect()
+    }
+}
+
+impl From<&EpochEvaluation> for EvaluationStatus {
+    fn from(told: &EpochEvaluation) -> Self {
+        // Decimals have at most nine digits before the point.
+        let decimal = |value: Option<f64>| {
+            let fits = value.filter(|v| v.is_finite() && v.abs() < 1e9);
+            fits.map(|v| Decimal(format!("{v:.4}")))
+        };
+        Self {
+            epoch: i64::from(told.epoch),
+            step: i64::try_from(told.step).unwrap_or(i64::MAX),
+            train_loss: decimal(told.train_loss),
+            validation_loss: decimal(told.validation_loss),
+            accuracy: decimal(told.accuracy),
+            macro_f1: decimal(told.macro_f1),
+            time: told.time.and_then(|s| Timestamp::from_second(s).ok()).map(Time),
+        }
+    }
+}
+
+/// Where figures are to be seen, and what is wrong with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrackingStatus {
+    /// TensorBoard's event files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor_board: Option<SinkStatus>,
+    /// The run on the MLflow server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlflow: Option<SinkStatus>,
+}
+
+/// One place that figures go to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SinkStatus {
+    /// A folder for `tensorboard --logdir`, or the page of a run.
+    pub uri: String,
+    /// Why figures do not come there, and what to do. The training goes on meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+impl TrackingStatus {
+    /// What a pod tells, with texts cut to what a status has room for; none where nothing was asked for.
+    #[must_use]
+    pub fn told(progress: &TrackingProgress) -> Option<Self> {
+        let cut = |text: &String| text.get(..text.floor_char_boundary(SINK_TEXT_MAX)).map(str::to_owned);
+        let sink = |told: &SinkProgress| SinkStatus {
+            uri: cut(&told.uri).unwrap_or_default(),
+            problem: told.problem.as_ref().and_then(cut),
+        };
+        let status = Self {
+            tensor_board: progress.tensor_board.as_ref().map(sink),
+            mlflow: progress.mlflow.as_ref().map(sink),
+        };
+        (status != Self::default()).then_some(status)
+    }
 }
 
 /// What the data checks found; places of rows are in the job's result and in the pod's log.

@@ -17,6 +17,7 @@ pub mod scalar;
 pub mod serving;
 pub mod storage;
 pub mod termination;
+pub mod tracking;
 pub mod trainer;
 
 /// Version of every JSON body in this crate. Raised only when a reader of the older version could misread a body.

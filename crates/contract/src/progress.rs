@@ -79,6 +79,84 @@ pub struct Progress {
     /// What the data checks found; absent before they are done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dataset: Option<DatasetCounts>,
+    /// Norm of all gradients together at the last step, before they are clipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grad_norm: Option<f64>,
+    /// The last evaluations, of earlier attempts too, in order; at most [`EVALUATIONS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evaluations: Vec<EpochEvaluation>,
+    /// How the sending of figures to others goes.
+    #[serde(default, skip_serializing_if = "TrackingProgress::is_empty")]
+    pub tracking: TrackingProgress,
+}
+
+/// Most evaluations that are told.
+pub const EVALUATIONS_MAX: usize = 20;
+
+/// The figures of an epoch, with six decimals; one that is no finite number is absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EpochEvaluation {
+    /// Counts from 1.
+    pub epoch: u32,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Mean loss over the epoch's steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_loss: Option<f64>,
+    /// Cross-entropy on the validation set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
+    /// Share of right answers on the validation set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Mean F1 over labels on the validation set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub macro_f1: Option<f64>,
+    /// When the evaluation ended, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<i64>,
+}
+
+impl EpochEvaluation {
+    /// A figure as it is told.
+    #[must_use]
+    pub fn figure(value: f64) -> Option<f64> {
+        value.is_finite().then(|| (value * 1e6).round() / 1e6)
+    }
+}
+
+/// How the sending of figures to others goes; absent where it was not asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TrackingProgress {
+    /// Event files for TensorBoard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor_board: Option<SinkProgress>,
+    /// The run on the MLflow server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlflow: Option<SinkProgress>,
+}
+
+impl TrackingProgress {
+    /// Whether nothing was asked for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One place that figures go to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SinkProgress {
+    /// Where they are to be seen: a folder, or the page of a run.
+    pub uri: String,
+    /// Points that were thrown away.
+    pub dropped_points: u64,
+    /// What is wrong at present, for people; no secrets, and nothing that a server said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// How the saving of the state goes.

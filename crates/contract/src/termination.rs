@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::names::TERMINATION_MAX_BYTES;
+use crate::progress::{EpochEvaluation, TrackingProgress};
 use crate::scalar::{Digest, Metric};
 use crate::trainer::{ArtifactRef, DatasetCounts};
 
@@ -25,6 +26,13 @@ pub struct TerminationMessage {
     /// What a training's data checks found; absent before they are done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dataset: Option<DatasetCounts>,
+    /// A training's last evaluations, as in [`crate::progress::Progress::evaluations`]; the oldest are left out where there
+    /// is no room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evaluations: Vec<EpochEvaluation>,
+    /// How the sending of a training's figures to others ended.
+    #[serde(default, skip_serializing_if = "TrackingProgress::is_empty")]
+    pub tracking: TrackingProgress,
 }
 
 /// How far a training was when its pod ended.
@@ -88,11 +96,13 @@ impl TerminationMessage {
             outcome,
             position: None,
             dataset: None,
+            evaluations: Vec::new(),
+            tracking: TrackingProgress::default(),
         }
     }
 
-    /// The JSON, within [`TERMINATION_MAX_BYTES`]: what is said of the data set is left out, then a failure's text is cut, then
-    /// metrics are left out from the end.
+    /// The JSON, within [`TERMINATION_MAX_BYTES`]: evaluations are left out, oldest first, then what is said of tracking and of the
+    /// data set, then a failure's text is cut, then metrics are left out from the end.
     #[must_use]
     pub fn to_json(&self) -> String {
         let mut message = self.clone();
@@ -100,6 +110,14 @@ impl TerminationMessage {
             let text = serde_json::to_string(&message).unwrap_or_default();
             if text.len() <= TERMINATION_MAX_BYTES {
                 return text;
+            }
+            if !message.evaluations.is_empty() {
+                message.evaluations.remove(0);
+                continue;
+            }
+            if !message.tracking.is_empty() {
+                message.tracking = TrackingProgress::default();
+                continue;
             }
             if message.dataset.take().is_some() {
                 continue;
@@ -189,6 +207,43 @@ mod tests {
             assert_eq!(f.reason, FailureReason::DatasetInvalid);
             assert!(f.message.len() > 1000);
         }
+    }
+
+    #[test]
+    fn evaluations_give_way_oldest_first() {
+        let evaluations: Vec<EpochEvaluation> = (1..=20)
+            .map(|epoch| EpochEvaluation {
+                epoch,
+                step: 123_456 * u64::from(epoch),
+                train_loss: Some(0.123_456),
+                validation_loss: Some(0.234_567),
+                accuracy: Some(0.945_678),
+                macro_f1: Some(0.936_789),
+                time: Some(1_764_000_000),
+            })
+            .collect();
+        let told = |text: &str| {
+            let message = TerminationMessage {
+                evaluations: evaluations.clone(),
+                dataset: Some(DatasetCounts::default()),
+                ..TerminationMessage::new(Outcome::Failed(Failure::new(FailureReason::DatasetInvalid, text)))
+            };
+            let json = message.to_json();
+            assert!(json.len() <= TERMINATION_MAX_BYTES, "{}", json.len());
+            TerminationMessage::parse(&json).expect("readable")
+        };
+        assert_eq!(
+            told("short").evaluations,
+            evaluations,
+            "all find room beside the counts"
+        );
+        let crowded = told(&"x".repeat(2000));
+        let epochs: Vec<u32> = crowded.evaluations.iter().map(|e| e.epoch).collect();
+        assert!(
+            !epochs.is_empty() && epochs.len() < 20 && epochs.ends_with(&[19, 20]),
+            "{epochs:?}"
+        );
+        assert!(crowded.dataset.is_some());
     }
 
     #[test]

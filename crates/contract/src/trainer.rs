@@ -7,6 +7,7 @@ use crate::dataset::{Dataset, SetName};
 use crate::hyperparameters::{Hyperparameters, Model};
 use crate::scalar::{Device, Digest, Metric, Task, Uri};
 use crate::storage::StorageSettings;
+use crate::tracking::{TENSOR_BOARD_DIR, Tracking};
 
 /// Which TrainingJob and which attempt a pod belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +54,9 @@ pub struct TrainerConfig {
     /// How many processes train together.
     #[serde(default)]
     pub world: World,
+    /// Where its figures go beside `/progress` and `/metrics`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<Tracking>,
 }
 
 /// The processes that train one model together, data-parallel: one for each GPU. Rank 0 is the first process of node 0; it
@@ -96,6 +100,16 @@ impl TrainerConfig {
             .as_ref()
             .unwrap_or(&self.output_uri)
             .join(&self.job.uid)
+    }
+
+    /// Folder of this job's event files for TensorBoard, where they are asked for.
+    #[must_use]
+    pub fn tensor_board_uri(&self) -> Option<Uri> {
+        let asked = self.tracking.as_ref()?.tensor_board.as_ref()?;
+        Some(match &asked.uri {
+            Some(uri) => uri.join(&format!("{}-{}", self.job.name, self.job.uid)),
+            None => self.lineage_uri().join(TENSOR_BOARD_DIR),
+        })
     }
 
     /// File of this attempt's [`TrainingResult`] in the job's folder. It counts once `HEAD` names it.

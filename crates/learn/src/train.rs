@@ -9,7 +9,7 @@
 //! generator is part of it.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use flywheel_contract::hyperparameters::Precision;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,8 @@ pub struct Epoch<'a, R> {
     pub train_loss: f64,
     /// Figures of the validation set.
     pub validation: &'a R,
+    /// When its validation ended, in seconds since 1970.
+    pub ended: Option<i64>,
     /// Whether it is the best so far.
     pub best: bool,
     /// Whether training ends with it.
@@ -95,6 +97,9 @@ pub struct EpochFigures<R> {
     pub train_loss: f64,
     /// Figures of the validation set.
     pub validation: R,
+    /// When its validation ended, in seconds since 1970; nothing depends on it.
+    #[serde(default)]
+    pub ended: Option<i64>,
 }
 
 /// A place between two steps.
@@ -270,6 +275,7 @@ pub fn fit_among<T: Task>(
             epoch,
             train_loss: figures.train_loss,
             validation: &figures.validation,
+            ended: figures.ended,
             best,
             last: fit.cursor.ended(settings).is_some(),
         };
@@ -358,6 +364,12 @@ fn outputs_among<T: Task>(
         group.gather(&mut rows)?;
     }
     Ok(rows)
+}
+
+/// The machine's clock, for people to read.
+fn unix_seconds() -> Option<i64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
 }
 
 /// Steps of one pass over so many examples.
@@ -513,6 +525,7 @@ impl<'a, T: Task> Fit<'a, T> {
         let figures = EpochFigures {
             train_loss: self.cursor.loss_sum / self.cursor.batch as f64,
             validation,
+            ended: unix_seconds(),
         };
         self.cursor.epochs.push(figures.clone());
         self.cursor.epoch += 1;

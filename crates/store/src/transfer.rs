@@ -123,23 +123,30 @@ impl Clock {
     }
 }
 
+impl Location {
+    /// What is said when no try is left.
+    fn unavailable(&self, clock: &Clock, tries: u32, problem: String) -> StoreError {
+        StoreError::Unavailable {
+            uri: self.uri.clone(),
+            seconds: clock.start.elapsed().as_secs(),
+            tries,
+            problem,
+            hint: if self.bare {
+                ", and that `storage.secretRef` names a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            } else {
+                ""
+            },
+        }
+    }
+}
+
 /// The pause before try number `tries` + 1, or the final error where it would end after the deadline.
 pub(crate) async fn pause(at: &Location, clock: &Clock, tries: u32, problem: String) -> Result<()> {
     let wait = WAIT_FIRST
         .saturating_mul(1 << tries.saturating_sub(1).min(16))
         .min(WAIT_MAX);
     if wait >= clock.left() {
-        return Err(StoreError::Unavailable {
-            uri: at.uri.clone(),
-            seconds: clock.start.elapsed().as_secs(),
-            tries,
-            problem,
-            hint: if at.bare {
-                ", and that `storage.secretRef` names a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            } else {
-                ""
-            },
-        });
+        return Err(at.unavailable(clock, tries, problem));
     }
     tracing::warn!(uri = %at.uri, tries, problem, "storage failed, trying again");
     tokio::time::sleep(wait).await;
@@ -235,6 +242,22 @@ impl Store {
                 Err(Attempt::Stop(error)) => return Err(error),
                 Err(Attempt::Again(problem)) => pause(&at, &clock, tries, problem).await?,
             }
+        }
+    }
+
+    /// Writes an object whatever is there, in one try, for what is written anew again and again: the next write is the next
+    /// try. Readers see the old bytes or the new ones.
+    ///
+    /// # Errors
+    /// [`StoreError`]; also for what a second try might have mended.
+    pub async fn put_replace(&self, uri: &Uri, bytes: Bytes) -> Result<()> {
+        let at = self.writable(uri)?;
+        let clock = Clock::new(self.limits, bytes.len() as u64);
+        match put_once(&at, &bytes, PutMode::Overwrite, &clock).await {
+            Ok(_) => Ok(()),
+            Err(Attempt::Stop(error)) => Err(error),
+            Err(Attempt::Exists) => Err(odd(&at)),
+            Err(Attempt::Again(problem)) => Err(at.unavailable(&clock, 1, problem)),
         }
     }
 

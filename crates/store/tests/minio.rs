@@ -67,6 +67,12 @@ async fn objects_are_created_once_and_read_back() {
         Err(StoreError::NotFound { .. })
     ));
 
+    let again = place("again");
+    for text in ["one", "the other"] {
+        store.put_replace(&again, text.into()).await.unwrap();
+        assert_eq!(store.get_bytes(&again, 10).await.unwrap().0, text);
+    }
+
     let raced = place("raced");
     let tasks: Vec<_> = (0..8)
         .map(|i| {

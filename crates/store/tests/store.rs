@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faults::{Fault, Server};
+use faults::{Fault, Server, tls_server};
 use flywheel_contract::artifact::{CONFIG_FILE, MANIFEST_FILE, Manifest, TOKENIZER_FILE, WEIGHTS_FILE};
 use flywheel_contract::checkpoint::CheckpointRef;
 use flywheel_contract::failure::FailureReason;
@@ -77,6 +77,12 @@ async fn files_are_read_with_length_and_digest_and_never_overwritten() {
         Digest::sha256("2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824")
     );
     assert_eq!(store.head(&at).await.unwrap(), Some(5));
+
+    let again = uri(&dir.path().join("deep/again"));
+    for text in ["longer", "short"] {
+        store.put_replace(&again, text.into()).await.unwrap();
+        assert_eq!(store.get_bytes(&again, 10).await.unwrap().0, text);
+    }
 
     let error = store.get_bytes(&at, 4).await.unwrap_err();
     assert!(
@@ -602,40 +608,6 @@ async fn checkpoints_are_committed_over_s3_and_the_replaced_writer_is_fenced() {
         FailureReason::StoreLacksConditionalPut,
         "{error}"
     );
-}
-
-/// A server with TLS and a certificate that signs itself; answers each request with two bytes.
-fn tls_server() -> (u16, String) {
-    use std::io::{Read, Write};
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
-    let config = std::sync::Arc::new(config);
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for tcp in listener.incoming().map_while(Result::ok) {
-            let connection = rustls::ServerConnection::new(std::sync::Arc::clone(&config)).unwrap();
-            let mut stream = rustls::StreamOwned::new(connection, tcp);
-            let mut request = Vec::new();
-            let mut byte = [0];
-            // A client that does not trust the certificate ends here.
-            while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
-                request.push(byte[0]);
-            }
-            let head =
-                "Content-Length: 2\r\nETag: \"x\"\r\nLast-Modified: Mon, 01 Jan 2024 00:00:00 GMT\r\nConnection: close";
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\n{head}\r\n\r\nhi");
-            let _ = stream.flush();
-        }
-    });
-    (port, made.cert.pem())
 }
 
 #[tokio::test]

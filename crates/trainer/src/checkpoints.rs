@@ -7,16 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::progress::EpochEvaluation;
 use flywheel_contract::scalar::Digest;
 use flywheel_learn::checkpoint::{self, Saved, Terms};
 use flywheel_learn::evaluate::Evaluation;
-use flywheel_learn::train::State;
+use flywheel_learn::train::{Cursor, State};
 use flywheel_store::{Lineage, Purpose, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::tracker::Tracker;
-use crate::{inputs, output};
+use crate::{inputs, learning, output};
 
 /// What a checkpoint has to fit.
 #[derive(Clone, Debug)]
@@ -60,7 +61,7 @@ pub(crate) async fn restore(
                     epoch = cursor.epoch,
                     "going on from a checkpoint"
                 );
-                tracker.resumed(cursor.step, cursor.epoch);
+                tracker.resumed(cursor.step, cursor.epoch, evaluations(cursor));
                 return Ok(Some(saved));
             }
             Err(problem) => {
@@ -76,6 +77,17 @@ pub(crate) async fn restore(
         }
     }
     Ok(None)
+}
+
+/// The epochs that are done, each at its last step: all have the same number of steps.
+fn evaluations(cursor: &Cursor<Evaluation>) -> Vec<EpochEvaluation> {
+    let in_epochs = cursor.step.saturating_sub(cursor.batch);
+    let per_epoch = in_epochs.checked_div(cursor.epochs.len() as u64).unwrap_or(0);
+    let told = (1..).zip(&cursor.epochs).map(|(epoch, figures)| {
+        let step = u64::from(epoch) * per_epoch;
+        learning::evaluated(epoch, step, figures.train_loss, &figures.validation, figures.ended)
+    });
+    told.collect()
 }
 
 async fn open(

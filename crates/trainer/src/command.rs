@@ -25,6 +25,7 @@ use crate::peers::Peers;
 use crate::place::Place;
 use crate::siblings::{self, Line, Siblings};
 use crate::tracker::{Stop, Tracker};
+use crate::tracking::End;
 use crate::{assist, server, train};
 
 /// How long a training that is told to end may take to commit its last checkpoint, or to finish what comes after its last
@@ -34,6 +35,10 @@ const SAVE_WAIT: Duration = Duration::from_secs(25);
 const STOP_WAIT: Duration = Duration::from_secs(3);
 /// The same where another process is gone: a step that waits for it has no end.
 const STOP_WAIT_ALONE: Duration = Duration::from_millis(500);
+/// How long the last figures may take to TensorBoard's files and MLflow; the result is committed before.
+const FIGURES_WAIT: Duration = Duration::from_secs(5);
+/// How long after the signal the process ends at the latest: before its pod is killed.
+const LAST_MOMENT: Duration = Duration::from_secs(29);
 
 /// Trains text classifiers, in a pod of Flywheel or on its own.
 #[derive(Debug, Parser)]
@@ -293,6 +298,16 @@ async fn trained(
         let lost = failure.reason == FailureReason::PeerLost;
         tracker.idle(if lost { STOP_WAIT_ALONE } else { STOP_WAIT }).await;
     }
+    let end = match outcome.as_ref().map_err(|failure| failure.reason) {
+        Ok(_) => End::Finished,
+        Err(FailureReason::Interrupted | FailureReason::PeerLost) => End::Killed,
+        Err(FailureReason::Fenced) => End::Replaced,
+        Err(_) => End::Failed,
+    };
+    let left = tracker
+        .told()
+        .map_or(FIGURES_WAIT, |told| LAST_MOMENT.saturating_sub(told.elapsed()));
+    tracker.end_recording(end, left.min(FIGURES_WAIT)).await;
     logging.abort();
     if let Some(serving) = serving {
         serving.abort();
@@ -376,7 +391,7 @@ async fn wound_up(
     keeps_state: bool,
 ) -> Result<Outcome, Failure> {
     tracing::info!(signal, "told to end");
-    tracker.stop(Stop::Saved);
+    tracker.told_to_end();
     let has_state = !matches!(
         tracker.present(),
         Phase::Starting | Phase::Downloading | Phase::Preparing

@@ -212,6 +212,7 @@ pub fn from_manifest(run: &LocalRun) -> Result<TrainerConfig, Failure> {
         output_uri,
         checkpoint: spec.checkpoint,
         world: World::default(),
+        tracking: spec.tracking,
     })
 }
 

@@ -35,12 +35,10 @@ impl Ending {
     /// Writes the message; the last one written holds. Failing to is logged: the result is in the store, and a failure
     /// is on stderr as well.
     pub(crate) fn write(&self, outcome: Outcome) {
-        let (position, dataset) = self.tracker.get().map_or((None, None), |tracker| tracker.last_words());
-        let message = TerminationMessage {
-            position,
-            dataset,
-            ..TerminationMessage::new(outcome)
-        };
+        let mut message = TerminationMessage::new(outcome);
+        if let Some(tracker) = self.tracker.get() {
+            tracker.last_words(&mut message);
+        }
         if let Err(error) = self.log.write(&message) {
             tracing::warn!(%error, "no termination message could be written");
         }

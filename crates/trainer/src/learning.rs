@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::artifact::{DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample};
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::progress::Phase;
+use flywheel_contract::progress::{EpochEvaluation, Phase};
 use flywheel_contract::scalar::{Device, Metric};
 use flywheel_contract::trainer::EpochReport;
 use flywheel_data::{EncodedSet, profile};
@@ -223,7 +223,7 @@ impl Observer<Evaluation> for Watch {
     }
 
     fn epoch(&mut self, epoch: &Epoch<'_, Evaluation>) -> Next {
-        tell_epoch(&self.tracker, epoch);
+        tell_epoch(&self.tracker, self.step, epoch);
         self.next(if epoch.last { UNSAVED_AT_END } else { Duration::MAX })
     }
 
@@ -248,22 +248,27 @@ fn tell_step(tracker: &Tracker, step: &Step) {
         epoch: step.epoch,
         loss: step.loss,
         learning_rate: step.learning_rate,
+        grad_norm: step.grad_norm,
         examples: step.examples,
     });
 }
 
-fn tell_epoch(tracker: &Tracker, epoch: &Epoch<'_, Evaluation>) {
-    let v = epoch.validation;
-    tracker.validated(epoch.epoch, epoch.train_loss, v.loss, v.accuracy, epoch.best);
+fn tell_epoch(tracker: &Tracker, step: u64, epoch: &Epoch<'_, Evaluation>) {
+    let told = evaluated(epoch.epoch, step, epoch.train_loss, epoch.validation, epoch.ended);
+    tracker.validated(told, epoch.best);
 }
 
 /// Sees training go by in a process that keeps nothing: where it is told to end, the state is to be saved by process 0. One
 /// that fails wants nothing of the others: they learn of it otherwise, and why.
-struct Assistant<'a>(&'a Tracker);
+struct Assistant<'a> {
+    tracker: &'a Tracker,
+    /// Optimiser steps done.
+    step: u64,
+}
 
 impl Assistant<'_> {
     fn next(&self) -> Next {
-        match self.0.stopping() {
+        match self.tracker.stopping() {
             Stop::Saved => Next::SaveAndStop,
             Stop::No | Stop::Now => Next::GoOn,
         }
@@ -272,17 +277,18 @@ impl Assistant<'_> {
 
 impl Observer<Evaluation> for Assistant<'_> {
     fn step(&mut self, step: &Step) -> Next {
-        tell_step(self.0, step);
+        self.step = step.step;
+        tell_step(self.tracker, step);
         self.next()
     }
 
     fn validating(&mut self) -> Next {
-        self.0.beat();
+        self.tracker.beat();
         self.next()
     }
 
     fn epoch(&mut self, epoch: &Epoch<'_, Evaluation>) -> Next {
-        tell_epoch(self.0, epoch);
+        tell_epoch(self.tracker, self.step, epoch);
         self.next()
     }
 
@@ -302,10 +308,29 @@ pub(crate) fn assist(part: &Part, tracker: &Tracker) -> Result<(), Failure> {
         &part.wishes.settings,
         None,
         group.as_ref(),
-        &mut Assistant(tracker),
+        &mut Assistant { tracker, step: 0 },
     )
     .map_err(|e| part.failure(&e))?;
     Ok(())
+}
+
+/// An epoch's figures, as they are told.
+pub(crate) fn evaluated(
+    epoch: u32,
+    step: u64,
+    train_loss: f64,
+    validation: &Evaluation,
+    ended: Option<i64>,
+) -> EpochEvaluation {
+    EpochEvaluation {
+        epoch,
+        step,
+        train_loss: EpochEvaluation::figure(train_loss),
+        validation_loss: EpochEvaluation::figure(validation.loss),
+        accuracy: EpochEvaluation::figure(validation.accuracy),
+        macro_f1: EpochEvaluation::figure(validation.macro_f1),
+        time: ended,
+    }
 }
 
 /// Trains, evaluates, and writes the artifact's files.
@@ -321,6 +346,7 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     let state = saved.map(Saved::read).transpose().map_err(failure)?;
 
     tracker.phase(Phase::Training);
+    tracker.begins();
     saver.begin();
     let mut watch = Watch {
         tracker: Arc::clone(tracker),
@@ -373,6 +399,7 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
                 .metrics("golden"),
         );
     }
+    tracker.measured(outcome.steps, &metrics);
     let epochs = (1..).zip(&outcome.epochs).map(|(epoch, figures)| EpochReport {
         epoch,
         train_loss: figures.train_loss,

@@ -3,6 +3,7 @@
 //! ```text
 //! configuration ─ [run] ─ lineage ─ inputs (store) ─ data ─ learn (own thread) ─ artifact ─ upload ─ result ─ termination message
 //!                   └ tracker ─ /progress, /metrics, bar or log   └↑ checkpoints (beside it)
+//!                       └ tracking ─ TensorBoard's event files, MLflow (beside it)
 //! ```
 //! Several processes train together where the configuration says so: siblings are those of one pod, peers all of them. Only
 //! process 0 goes the whole way; the others take part in [learn] (assist).
@@ -24,4 +25,5 @@ mod place;
 mod server;
 mod siblings;
 mod tracker;
+mod tracking;
 mod train;

@@ -1,4 +1,5 @@
-//! How far a training is: one value that `/progress`, `/metrics`, the bar and the log read.
+//! How far a training is: one value that `/progress`, `/metrics`, the bar and the log read, and what is handed on to
+//! [`crate::tracking`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -8,10 +9,13 @@ use std::time::{Duration, Instant};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::checkpoint::Head;
 use flywheel_contract::hyperparameters::Precision;
-use flywheel_contract::progress::{CheckpointProgress, Phase, Progress};
-use flywheel_contract::termination::Position;
+use flywheel_contract::progress::{
+    CheckpointProgress, EVALUATIONS_MAX, EpochEvaluation, Phase, Progress, TrackingProgress,
+};
+use flywheel_contract::scalar::Metric;
+use flywheel_contract::termination::{Position, TerminationMessage};
 use flywheel_contract::trainer::{DatasetCounts, TrainerConfig};
-use flywheel_store::Store;
+use flywheel_store::{Limits, Store};
 use indicatif::{ProgressBar, ProgressStyle};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -19,6 +23,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::tracking::{End, Recorder, SinkCounters};
 
 /// Seconds between lines of the log.
 const LOG_SECONDS: u64 = 10;
@@ -35,6 +41,7 @@ pub(crate) struct StepSeen {
     pub(crate) epoch: u32,
     pub(crate) loss: f64,
     pub(crate) learning_rate: f64,
+    pub(crate) grad_norm: f64,
     pub(crate) examples: usize,
 }
 
@@ -52,6 +59,8 @@ struct Inner {
     committed: Option<Instant>,
     /// Present once the checkpoints were taken over, or found to be another attempt's.
     head_attempt: Option<u32>,
+    /// When the process was told to end.
+    told: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -59,7 +68,14 @@ struct PhaseLabel {
     phase: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SinkLabel {
+    sink: &'static str,
+}
+
 type Float = Gauge<f64, AtomicU64>;
+/// A figure that is absent until it is known.
+type Late = Family<[(&'static str, &'static str); 0], Float>;
 type Seconds = Counter<f64, AtomicU64>;
 
 struct Metrics {
@@ -69,7 +85,20 @@ struct Metrics {
     loss: Float,
     learning_rate: Float,
     rate: Float,
-    accuracy: Float,
+    grad_norm: Late,
+    step: Float,
+    total_steps: Float,
+    epoch: Float,
+    total_epochs: Float,
+    eta: Late,
+    epoch_loss: Late,
+    validation_loss: Late,
+    accuracy: Late,
+    macro_f1: Late,
+    checkpoint_step: Late,
+    checkpoint_age: Late,
+    tensor_board: SinkCounters,
+    mlflow: SinkCounters,
     phases: Family<PhaseLabel, Float>,
     checkpoints: Counter,
     checkpoint_failures: Counter,
@@ -96,13 +125,67 @@ impl Metrics {
         registry.register("learning_rate", "Present learning rate", learning_rate.clone());
         let rate = Float::default();
         registry.register("examples_per_second", "Smoothed speed of training", rate.clone());
-        let accuracy = Float::default();
-        registry.register_with_unit(
+        let mut plain = |name: &str, help: &str| {
+            let gauge = Float::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let step = plain("step", "Optimiser steps done over all attempts");
+        let total_steps = plain("total_steps", "Optimiser steps in all; 0 while unknown");
+        let epoch = plain("epoch", "Present epoch, from 1; 0 before the first");
+        let total_epochs = plain("total_epochs", "Epochs in all");
+        let mut late = |name: &str, help: &str, unit: Option<&str>| {
+            let gauge = Late::default();
+            match unit {
+                Some("seconds") => registry.register_with_unit(name, help, Unit::Seconds, gauge.clone()),
+                Some(unit) => registry.register_with_unit(name, help, Unit::Other(unit.to_owned()), gauge.clone()),
+                None => registry.register(name, help, gauge.clone()),
+            }
+            gauge
+        };
+        let grad_norm = late(
+            "grad_norm",
+            "Norm of all gradients at the last step, before clipping",
+            None,
+        );
+        let eta = late("eta", "Time to the end at the present rate", Some("seconds"));
+        let epoch_loss = late("epoch_loss", "Mean training loss of the last epoch", Some("nats"));
+        let validation_loss = late("validation_loss", "Cross-entropy at the last validation", Some("nats"));
+        let accuracy = late(
             "validation_accuracy",
             "Share of right answers at the last validation",
-            Unit::Other("ratio".to_owned()),
-            accuracy.clone(),
+            Some("ratio"),
         );
+        let macro_f1 = late(
+            "validation_macro_f1",
+            "Mean F1 over labels at the last validation",
+            Some("ratio"),
+        );
+        let checkpoint_step = late("checkpoint_step", "Step of the newest committed checkpoint", None);
+        let checkpoint_age = late(
+            "checkpoint_age",
+            "Time since this attempt's last commit of a checkpoint",
+            Some("seconds"),
+        );
+        let (dropped, failures) = (
+            Family::<SinkLabel, Counter>::default(),
+            Family::<SinkLabel, Counter>::default(),
+        );
+        registry.register(
+            "tracking_dropped_points",
+            "Points for TensorBoard or MLflow that were thrown away",
+            dropped.clone(),
+        );
+        registry.register(
+            "tracking_failures",
+            "Writes of event files and requests to MLflow that failed",
+            failures.clone(),
+        );
+        let sink = |sink| SinkCounters {
+            dropped: dropped.get_or_create_owned(&SinkLabel { sink }),
+            failures: failures.get_or_create_owned(&SinkLabel { sink }),
+        };
+        let (tensor_board, mlflow) = (sink("tensorboard"), sink("mlflow"));
         let phases = Family::<PhaseLabel, Float>::default();
         registry.register_with_unit(
             "phase",
@@ -146,7 +229,20 @@ impl Metrics {
             loss,
             learning_rate,
             rate,
+            grad_norm,
+            step,
+            total_steps,
+            epoch,
+            total_epochs,
+            eta,
+            epoch_loss,
+            validation_loss,
             accuracy,
+            macro_f1,
+            checkpoint_step,
+            checkpoint_age,
+            tensor_board,
+            mlflow,
             phases,
             checkpoints,
             checkpoint_failures,
@@ -154,6 +250,13 @@ impl Metrics {
             checkpoint_stall,
             checkpoint_bytes,
         }
+    }
+}
+
+/// Sets a figure that may not be known.
+fn tell(gauge: &Late, value: Option<f64>) {
+    if let Some(value) = value {
+        gauge.get_or_create(&[]).set(value);
     }
 }
 
@@ -175,6 +278,8 @@ pub(crate) struct Tracker {
     bar: Option<ProgressBar>,
     /// Whose traffic is a sign of work.
     store: OnceLock<Arc<Store>>,
+    /// Takes figures for TensorBoard and MLflow, where they are asked for.
+    recorder: OnceLock<Recorder>,
     /// A [`Stop`].
     stop: AtomicU8,
     /// Whether the tensor thread is at work.
@@ -204,6 +309,9 @@ impl Tracker {
             resumed_from_step: None,
             checkpoint: CheckpointProgress::default(),
             dataset: None,
+            grad_norm: None,
+            evaluations: Vec::new(),
+            tracking: TrackingProgress::default(),
         };
         let bar = terminal.then(|| {
             let bar = ProgressBar::new(0);
@@ -224,10 +332,12 @@ impl Tracker {
                 beat: now,
                 committed: None,
                 head_attempt: None,
+                told: None,
             }),
             metrics: Metrics::new(),
             bar,
             store: OnceLock::new(),
+            recorder: OnceLock::new(),
             stop: AtomicU8::new(Stop::No as u8),
             busy: AtomicBool::new(false),
         };
@@ -272,7 +382,7 @@ impl Tracker {
         }
         let p = &mut inner.progress;
         (p.step, p.total_steps, p.epoch) = (seen.step, seen.total_steps, seen.epoch);
-        p.learning_rate = Some(seen.learning_rate);
+        (p.learning_rate, p.grad_norm) = (Some(seen.learning_rate), Some(seen.grad_norm));
         let smooth = |old: Option<f64>, new: f64| old.map_or(new, |old| old + SMOOTHING * (new - old));
         let loss = smooth(p.loss, seen.loss);
         p.loss = Some(loss);
@@ -283,6 +393,9 @@ impl Tracker {
             let left = seen.total_steps.saturating_sub(seen.step) as f64 * seen.examples as f64 / rate;
             p.eta_seconds = Duration::try_from_secs_f64(left).ok().map(|d| d.as_secs());
             self.metrics.rate.set(rate);
+        }
+        if let Some(recorder) = self.recorder.get() {
+            recorder.step(seen, p.examples_per_second);
         }
         self.metrics.steps.inc();
         self.metrics.examples.inc_by(seen.examples as u64);
@@ -297,24 +410,46 @@ impl Tracker {
     }
 
     /// Notes a validation. The next step's time would count the validation in, so it is left out of the speed.
-    pub(crate) fn validated(&self, epoch: u32, train_loss: f64, loss: f64, accuracy: f64, best: bool) {
-        let mut inner = self.inner();
-        inner.progress.validation_accuracy = Some(accuracy);
-        inner.last_step = None;
-        self.metrics.accuracy.set(accuracy);
+    pub(crate) fn validated(&self, evaluation: EpochEvaluation, best: bool) {
         tracing::info!(
-            epoch,
-            train_loss,
-            validation_loss = loss,
-            validation_accuracy = accuracy,
+            epoch = evaluation.epoch,
+            step = evaluation.step,
+            train_loss = evaluation.train_loss,
+            validation_loss = evaluation.validation_loss,
+            validation_accuracy = evaluation.accuracy,
+            validation_macro_f1 = evaluation.macro_f1,
             best,
             "epoch"
         );
         if let Some(bar) = &self.bar {
             let mark = if best { ", best so far" } else { "" };
             bar.println(format!(
-                "epoch {epoch}: loss {train_loss:.4}, validation loss {loss:.4}, accuracy {accuracy:.4}{mark}"
+                "epoch {}: loss {:.4}, validation loss {:.4}, accuracy {:.4}{mark}",
+                evaluation.epoch,
+                evaluation.train_loss.unwrap_or(f64::NAN),
+                evaluation.validation_loss.unwrap_or(f64::NAN),
+                evaluation.accuracy.unwrap_or(f64::NAN)
             ));
+        }
+        if let Some(recorder) = self.recorder.get() {
+            recorder.evaluated(&evaluation);
+        }
+        let mut inner = self.inner();
+        inner.last_step = None;
+        self.know(&mut inner.progress, vec![evaluation]);
+    }
+
+    /// Evaluations that follow those that are known.
+    fn know(&self, progress: &mut Progress, evaluations: Vec<EpochEvaluation>) {
+        progress.evaluations.extend(evaluations);
+        let surplus = progress.evaluations.len().saturating_sub(EVALUATIONS_MAX);
+        progress.evaluations.drain(..surplus);
+        if let Some(last) = progress.evaluations.last() {
+            progress.validation_accuracy = last.accuracy;
+            tell(&self.metrics.epoch_loss, last.train_loss);
+            tell(&self.metrics.validation_loss, last.validation_loss);
+            tell(&self.metrics.accuracy, last.accuracy);
+            tell(&self.metrics.macro_f1, last.macro_f1);
         }
     }
 
@@ -340,6 +475,36 @@ impl Tracker {
         let _ = self.store.set(Arc::clone(store));
     }
 
+    /// Begins to tell TensorBoard and MLflow, where the configuration asks for it. Before this, an earlier attempt may still
+    /// be the one that tells.
+    pub(crate) fn record(&self, config: &TrainerConfig, limits: Limits) {
+        if let Some(recorder) = Recorder::start(config, limits, &self.metrics.tensor_board, &self.metrics.mlflow) {
+            // Set once, as the store.
+            let _ = self.recorder.set(recorder);
+        }
+    }
+
+    /// The first step comes.
+    pub(crate) fn begins(&self) {
+        if let Some(recorder) = self.recorder.get() {
+            recorder.begin(self.inner().progress.step);
+        }
+    }
+
+    /// What came out.
+    pub(crate) fn measured(&self, steps: u64, metrics: &[Metric]) {
+        if let Some(recorder) = self.recorder.get() {
+            recorder.result(steps, metrics);
+        }
+    }
+
+    /// Sends the last figures, for at most so long.
+    pub(crate) async fn end_recording(&self, end: End, at_most: Duration) {
+        if let Some(recorder) = self.recorder.get() {
+            recorder.end(end, at_most).await;
+        }
+    }
+
     /// The checkpoints are this attempt's.
     pub(crate) fn took_over(&self, head: &Head) {
         let mut inner = self.inner();
@@ -361,10 +526,11 @@ impl Tracker {
         checkpoint.step = None;
     }
 
-    /// Training goes on from here.
-    pub(crate) fn resumed(&self, step: u64, epoch: u32) {
+    /// Training goes on from here, after these evaluations.
+    pub(crate) fn resumed(&self, step: u64, epoch: u32, evaluations: Vec<EpochEvaluation>) {
         let mut inner = self.inner();
         let p = &mut inner.progress;
+        self.know(p, evaluations);
         (p.step, p.epoch) = (step, epoch.min(p.total_epochs));
         p.resumed_from_step = Some(step);
         p.checkpoint.step = Some(step);
@@ -398,22 +564,26 @@ impl Tracker {
         self.metrics.checkpoint_failures.inc();
     }
 
-    /// How far training is and what its data checks found, for the termination message; none before the checkpoints were
-    /// reached, or where this thread holds the value already, as when it panics.
-    pub(crate) fn last_words(&self) -> (Option<Position>, Option<DatasetCounts>) {
+    /// Adds to the termination message how far training is, what its data checks found and the last evaluations; nothing
+    /// where this thread holds the value already, as when it panics, and no position before the checkpoints were reached.
+    pub(crate) fn last_words(&self, message: &mut TerminationMessage) {
         let inner = match self.inner.try_lock() {
             Ok(inner) => inner,
             Err(TryLockError::Poisoned(inner)) => inner.into_inner(),
-            Err(TryLockError::WouldBlock) => return (None, None),
+            Err(TryLockError::WouldBlock) => return,
         };
         let p = &inner.progress;
-        let position = inner.head_attempt.map(|head_attempt| Position {
+        message.position = inner.head_attempt.map(|head_attempt| Position {
             step: p.step,
             resumed_from_step: p.resumed_from_step.unwrap_or(0),
             checkpoint_step: p.checkpoint.step.unwrap_or(0),
             head_attempt,
         });
-        (position, p.dataset.clone())
+        message.dataset.clone_from(&p.dataset);
+        message.evaluations.clone_from(&p.evaluations);
+        if let Some(recorder) = self.recorder.get() {
+            message.tracking = recorder.progress();
+        }
     }
 
     /// The phase that it is in.
@@ -435,6 +605,9 @@ impl Tracker {
         progress.heartbeat_seconds = Some(idle.map_or(own, |idle| idle.min(own)).as_secs_f64());
         progress.median_step_seconds = median(&inner.durations);
         progress.checkpoint.age_seconds = inner.committed.map(|at| at.elapsed().as_secs_f64());
+        if let Some(recorder) = self.recorder.get() {
+            progress.tracking = recorder.progress();
+        }
         progress
     }
 
@@ -448,6 +621,15 @@ impl Tracker {
             for (phase, seconds) in seconds {
                 self.metrics.phases.get_or_create(&PhaseLabel { phase }).set(seconds);
             }
+            let (m, p) = (&self.metrics, &inner.progress);
+            m.step.set(p.step as f64);
+            m.total_steps.set(p.total_steps as f64);
+            m.epoch.set(f64::from(p.epoch));
+            m.total_epochs.set(f64::from(p.total_epochs));
+            tell(&m.grad_norm, p.grad_norm);
+            tell(&m.eta, p.eta_seconds.map(|s| s as f64));
+            tell(&m.checkpoint_step, p.checkpoint.step.map(|s| s as f64));
+            tell(&m.checkpoint_age, inner.committed.map(|at| at.elapsed().as_secs_f64()));
         }
         let mut text = String::new();
         if encode(&mut text, &self.metrics.registry).is_err() {
@@ -469,6 +651,7 @@ impl Tracker {
                 epoch = p.epoch,
                 loss = p.loss,
                 learning_rate = p.learning_rate,
+                grad_norm = p.grad_norm,
                 examples_per_second = p.examples_per_second,
                 eta_seconds = p.eta_seconds,
                 checkpoint_step = p.checkpoint.step,
@@ -480,6 +663,17 @@ impl Tracker {
     /// Asks the tensor thread to end. What was asked before is never taken back.
     pub(crate) fn stop(&self, stop: Stop) {
         self.stop.fetch_max(stop as u8, Ordering::SeqCst);
+    }
+
+    /// Notes that the process was told to end: its state is to be saved.
+    pub(crate) fn told_to_end(&self) {
+        self.inner().told.get_or_insert_with(Instant::now);
+        self.stop(Stop::Saved);
+    }
+
+    /// Since when the process is told to end.
+    pub(crate) fn told(&self) -> Option<Instant> {
+        self.inner().told
     }
 
     /// How it was asked to.

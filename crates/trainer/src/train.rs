@@ -46,8 +46,10 @@ pub(crate) async fn train(
         .await
         .map_err(|e| output::refused(&e, tracker))?;
     tracker.took_over(lineage.head());
+    tracker.record(config, limits);
     if let Some(named) = lineage.head().result.clone() {
         let result = output::earlier_result(&store, config, &named).await?;
+        tracker.measured(result.steps, &result.metrics);
         tracing::info!(
             result = named.path,
             attempt = result.job.attempt,

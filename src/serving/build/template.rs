@@ -112,6 +112,7 @@ pub fn render(
         image_pull_policy: settings.image_pull_policy,
         args: vec![SERVE.to_owned()],
         env: Vec::new(),
+        env_secrets: Vec::new(),
         ports: vec![(DATA_PORT_NAME, DATA_PORT), (INSIDE_PORT_NAME, INSIDE_PORT)],
         resources: server.resources.as_ref(),
         settings: server.pod.as_ref(),

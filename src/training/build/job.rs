@@ -128,7 +128,9 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
             processes_per_node: gpus(owner),
             rendezvous: rendezvous(owner, attempt),
         },
+        tracking: spec.tracking.clone(),
     };
+    let mlflow = spec.tracking.as_ref().and_then(|t| t.mlflow.as_ref());
     let mut labels = labels(owner);
     labels.insert(LABEL_ATTEMPT.to_owned(), attempt.to_string());
     let (volumes, volume_mounts) = shared_memory(owner).unzip();
@@ -143,6 +145,7 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
         gpus: gpus(owner),
         args: vec!["train".to_owned()],
         env: vec![config(&configuration)?],
+        env_secrets: mlflow.and_then(|m| m.secret_ref.as_ref()).into_iter().collect(),
         ports: vec![(INSIDE_PORT_NAME, INSIDE_PORT)],
         resources: spec.trainer.resources.as_ref(),
         settings: spec.trainer.pod.as_ref(),

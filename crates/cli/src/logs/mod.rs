@@ -32,7 +32,7 @@ pub(crate) async fn run(
     out: &mut dyn Write,
 ) -> Result<(), Error> {
     if follow {
-        return follow_all(cluster, name, attempt, out).await;
+        return Box::pin(follow_all(cluster, name, attempt, out)).await;
     }
     let (job, all) = look(cluster, name).await?;
     let chosen = match attempt {

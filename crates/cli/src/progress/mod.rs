@@ -5,7 +5,7 @@ mod screen;
 use std::time::{Duration, Instant};
 
 use flywheel_api::TrainingJob;
-use flywheel_api::training_job::{ProgressStatus, ResultStatus};
+use flywheel_api::training_job::{EvaluationStatus, ProgressStatus, ResultStatus, TrackingStatus};
 use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
 use flywheel_contract::progress::Progress;
 use kube::ResourceExt as _;
@@ -54,6 +54,12 @@ pub(crate) struct Standing {
     /// What the status tells; it may be a minute old.
     #[serde(skip_serializing_if = "Option::is_none")]
     reported: Option<ProgressStatus>,
+    /// The last evaluations: the pod's, or the status' where no pod tells any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    evaluations: Vec<EvaluationStatus>,
+    /// Where else figures are to be seen, from the pod or the status.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tracking: Option<TrackingStatus>,
     /// What came out.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<ResultStatus>,
@@ -76,6 +82,8 @@ impl Standing {
             progress: None,
             pod_error: None,
             reported: status.progress,
+            evaluations: status.evaluations,
+            tracking: status.tracking,
             result: status.result,
             end: ended(job),
         }
@@ -153,6 +161,11 @@ impl<'a> View<'a> {
                 .await
             {
                 Ok(progress) => {
+                    let live = EvaluationStatus::list(&progress.evaluations);
+                    if !live.is_empty() {
+                        standing.evaluations = live;
+                    }
+                    standing.tracking = TrackingStatus::told(&progress.tracking).or(standing.tracking);
                     standing.progress = Some(progress);
                     self.answered = true;
                 }

@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use flywheel_api::training_job::{EvaluationStatus, SinkStatus};
 use flywheel_contract::progress::Progress;
+use flywheel_contract::scalar::Decimal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 
 use super::Standing;
@@ -12,6 +14,9 @@ use crate::text::{clean, length, pair};
 
 /// Least time between two lines that tell only of new figures.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Evaluations of the past that a bar begins with.
+const EVALUATIONS_SHOWN: usize = 5;
 
 /// Where a training's standing is shown.
 pub(crate) enum Screen<'a> {
@@ -32,6 +37,7 @@ impl<'a> Screen<'a> {
             out,
             bar: None,
             last: None,
+            evaluated: None,
         })
     }
 
@@ -81,16 +87,20 @@ pub(crate) struct Bar<'a> {
     out: &'a mut dyn Write,
     bar: Option<ProgressBar>,
     last: Option<String>,
+    /// The last epoch whose evaluation was shown.
+    evaluated: Option<i64>,
 }
 
 impl Bar<'_> {
     fn show(&mut self, standing: &Standing) -> std::io::Result<()> {
         let news = news(standing);
         if self.last.as_ref() != Some(&news) {
-            let mut headline = || writeln!(self.out, "{}", headline(standing));
+            let mut lines = vec![headline(standing)];
+            lines.extend(self.evaluations(&standing.evaluations));
+            let mut tell = || lines.iter().try_for_each(|line| writeln!(self.out, "{line}"));
             match &self.bar {
-                Some(bar) => bar.suspend(headline)?,
-                None => headline()?,
+                Some(bar) => bar.suspend(tell)?,
+                None => tell()?,
             }
             self.last = Some(news);
         }
@@ -118,6 +128,44 @@ impl Bar<'_> {
     }
 }
 
+impl Bar<'_> {
+    /// Lines for the evaluations that were not shown yet.
+    fn evaluations(&mut self, all: &[EvaluationStatus]) -> Vec<String> {
+        let shown = self.evaluated;
+        if let Some(last) = all.last() {
+            // Epochs that a new attempt does again are told again.
+            self.evaluated = Some(last.epoch);
+        }
+        let (first, fresh) = match shown {
+            None => (all.len().saturating_sub(EVALUATIONS_SHOWN), None),
+            Some(shown) => (0, Some(shown)),
+        };
+        let new = all.iter().skip(first);
+        new.filter(|e| fresh.is_none_or(|shown| e.epoch > shown))
+            .map(evaluation)
+            .collect()
+    }
+}
+
+/// An evaluation, for people.
+fn evaluation(told: &EvaluationStatus) -> String {
+    let figures = [
+        ("loss", &told.train_loss),
+        ("validation loss", &told.validation_loss),
+        ("accuracy", &told.accuracy),
+        ("macro F1", &told.macro_f1),
+    ];
+    let known: Vec<String> = figures
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("{name} {}", clean(&value.as_ref()?.0))))
+        .collect();
+    format!("epoch {}: {}", told.epoch, known.join(", "))
+}
+
+fn problem(sink: Option<&SinkStatus>) -> Option<String> {
+    sink.and_then(|s| s.problem.clone())
+}
+
 fn style(template: &str) -> ProgressStyle {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("=> ")
@@ -126,13 +174,20 @@ fn style(template: &str) -> ProgressStyle {
 /// What makes a standing another one, apart from its figures.
 fn news(standing: &Standing) -> String {
     format!(
-        "{} {} {} {:?} {:?} {}",
+        "{} {} {} {:?} {:?} {} {:?} {}",
         standing.state,
         standing.reason,
         standing.message,
         standing.attempt,
         standing.progress.as_ref().map(|p| p.phase),
-        standing.pod_error.is_some()
+        standing.pod_error.is_some(),
+        standing.evaluations.last().map(|e| e.epoch),
+        standing
+            .tracking
+            .as_ref()
+            .is_some_and(|t| problem(t.tensor_board.as_ref())
+                .or(problem(t.mlflow.as_ref()))
+                .is_some())
     )
 }
 
@@ -145,6 +200,17 @@ fn headline(standing: &Standing) -> String {
     text.push_str(&format!(": {}", clean(&standing.message)));
     if let Some(error) = &standing.pod_error {
         text.push_str(&format!(" (live figures are missing: {})", clean(error)));
+    }
+    for (name, sink) in [
+        (
+            "TensorBoard",
+            standing.tracking.as_ref().and_then(|t| t.tensor_board.as_ref()),
+        ),
+        ("MLflow", standing.tracking.as_ref().and_then(|t| t.mlflow.as_ref())),
+    ] {
+        if let Some(words) = problem(sink) {
+            text.push_str(&format!(" ({name}: {})", clean(&words)));
+        }
     }
     if let Some(result) = &standing.result {
         text.push_str(&format!(" (ModelVersion {}", clean(&result.model_version)));
@@ -173,6 +239,7 @@ fn figures(progress: &Progress) -> String {
     let parts = [
         progress.loss.map(|v| format!("loss {v:.4}")),
         progress.learning_rate.map(|v| format!("learning rate {v:.2e}")),
+        progress.grad_norm.map(|v| format!("gradient norm {v:.3}")),
         progress.examples_per_second.map(|v| format!("{v:.1} examples/s")),
         progress
             .validation_accuracy
@@ -210,6 +277,7 @@ fn line(standing: &Standing) -> String {
             ),
             ("loss", p.loss.map(|v| format!("{v:.4}"))),
             ("learning_rate", p.learning_rate.map(|v| format!("{v:.2e}"))),
+            ("grad_norm", p.grad_norm.map(|v| format!("{v:.4}"))),
             ("examples_per_second", p.examples_per_second.map(|v| format!("{v:.1}"))),
             ("eta_seconds", p.eta_seconds.map(|v| v.to_string())),
             ("validation_accuracy", p.validation_accuracy.map(|v| format!("{v:.4}"))),
@@ -240,6 +308,21 @@ fn line(standing: &Standing) -> String {
             ]);
         }
     }
+    let last = standing.evaluations.last();
+    let figure = |of: fn(&EvaluationStatus) -> &Option<Decimal>| last.and_then(|e| Some(of(e).as_ref()?.0.clone()));
+    let tracking = standing.tracking.as_ref();
+    pairs.extend([
+        ("evaluated_epoch", number(last.map(|e| e.epoch))),
+        ("epoch_loss", figure(|e| &e.train_loss)),
+        ("epoch_validation_loss", figure(|e| &e.validation_loss)),
+        ("epoch_accuracy", figure(|e| &e.accuracy)),
+        ("epoch_macro_f1", figure(|e| &e.macro_f1)),
+        (
+            "tensorboard_problem",
+            problem(tracking.and_then(|t| t.tensor_board.as_ref())),
+        ),
+        ("mlflow_problem", problem(tracking.and_then(|t| t.mlflow.as_ref()))),
+    ]);
     let mut words: Vec<String> = pairs
         .into_iter()
         .filter_map(|(key, value)| Some(pair(key, &value?)))
@@ -270,6 +353,8 @@ mod tests {
             progress: None,
             pod_error: None,
             reported: None,
+            evaluations: Vec::new(),
+            tracking: None,
             result: None,
             end: None,
         }
@@ -286,7 +371,7 @@ mod tests {
     #[test]
     fn a_running_pods_line_and_figures() {
         let full = json!({
-            "loss": 0.432_19, "learningRate": 2e-5, "examplesPerSecond": 812.34, "etaSeconds": 95, "validationAccuracy": 0.9,
+            "loss": 0.432_19, "learningRate": 2e-5, "gradNorm": 0.5, "examplesPerSecond": 812.34, "etaSeconds": 95, "validationAccuracy": 0.9,
             "resumedFromStep": 50, "checkpoint": {"step": 100, "ageSeconds": 12.4, "failures": 1, "problem": "no \u{1b}[2Janswer"}
         });
         let standing = Standing {
@@ -295,7 +380,7 @@ mod tests {
         };
         assert_eq!(
             line(&standing),
-            "state=Running attempt=1 phase=Training epoch=2/3 step=120/800 loss=0.4322 learning_rate=2.00e-5 \
+            "state=Running attempt=1 phase=Training epoch=2/3 step=120/800 loss=0.4322 learning_rate=2.00e-5 grad_norm=0.5000 \
              examples_per_second=812.3 eta_seconds=95 validation_accuracy=0.9000 resumed_from_step=50 checkpoint_step=100 \
              checkpoint_age_seconds=12 checkpoint_failures=1 checkpoint_problem=\"no  [2Janswer\""
         );
@@ -303,8 +388,55 @@ mod tests {
         assert_eq!(phase(progress), "Training epoch 2/3");
         assert_eq!(
             figures(progress),
-            "loss 0.4322, learning rate 2.00e-5, 812.3 examples/s, validation accuracy 0.9000, checkpoint at step 100, 12s \
+            "loss 0.4322, learning rate 2.00e-5, gradient norm 0.500, 812.3 examples/s, validation accuracy 0.9000, checkpoint at step 100, 12s \
              ago, checkpoint problem: no  [2Janswer, 1m35s left"
+        );
+    }
+
+    #[test]
+    fn each_evaluation_is_told_once_and_the_last_of_the_past() {
+        let of = |epochs: std::ops::RangeInclusive<i64>| -> Vec<EvaluationStatus> {
+            let one = |epoch| json!({"epoch": epoch, "step": 7, "trainLoss": "0.5000", "validationLoss": "0.4000", "accuracy": "0.9000"});
+            epochs
+                .map(|epoch| serde_json::from_value(one(epoch)).unwrap())
+                .collect()
+        };
+        let mut out = Vec::new();
+        let Screen::Bar(mut bar) = Screen::bar(&mut out) else {
+            panic!("no bar")
+        };
+        let mut told = |epochs| {
+            let lines = bar.evaluations(&of(epochs));
+            lines
+                .iter()
+                .map(|l| l.split(':').next().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(told(1..=9), ["epoch 5", "epoch 6", "epoch 7", "epoch 8", "epoch 9"]);
+        assert!(told(1..=9).is_empty());
+        assert_eq!(told(1..=11), ["epoch 10", "epoch 11"]);
+        // A new attempt has gone back.
+        assert!(told(1..=10).is_empty());
+        assert_eq!(told(1..=11), ["epoch 11"]);
+        let standing = Standing {
+            evaluations: of(1..=2),
+            tracking: serde_json::from_value(json!({"mlflow": {"uri": "http://m", "problem": "it is \u{1b}away"}}))
+                .unwrap(),
+            ..standing()
+        };
+        assert_eq!(
+            evaluation(&standing.evaluations[1]),
+            "epoch 2: loss 0.5000, validation loss 0.4000, accuracy 0.9000"
+        );
+        let text = line(&standing);
+        assert!(
+            text.contains("evaluated_epoch=2 epoch_loss=0.5000 epoch_validation_loss=0.4000 epoch_accuracy=0.9000 mlflow_problem=\"it is"),
+            "{text}"
+        );
+        assert!(
+            headline(&standing).ends_with("(MLflow: it is  away)"),
+            "{}",
+            headline(&standing)
         );
     }
 

@@ -260,3 +260,36 @@ fn listing(objects: &BTreeMap<String, Vec<u8>>, bucket: &str, query: &str) -> Ve
 fn xml(code: &str, message: &str) -> Vec<u8> {
     format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>").into_bytes()
 }
+
+/// A server with TLS and a certificate that signs itself; answers each request with two bytes.
+pub fn tls_server() -> (u16, String) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for tcp in listener.incoming().map_while(Result::ok) {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, tcp);
+            let mut request = Vec::new();
+            let mut byte = [0];
+            // A client that does not trust the certificate ends here.
+            while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                request.push(byte[0]);
+            }
+            let head =
+                "Content-Length: 2\r\nETag: \"x\"\r\nLast-Modified: Mon, 01 Jan 2024 00:00:00 GMT\r\nConnection: close";
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\n{head}\r\n\r\nhi");
+            let _ = stream.flush();
+        }
+    });
+    (port, made.cert.pem())
+}

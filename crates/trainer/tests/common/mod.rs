@@ -29,6 +29,8 @@ pub struct World {
 pub struct Ended {
     pub code: Option<i32>,
     pub outcome: Option<Outcome>,
+    /// The whole message, of which outcome and position are parts.
+    pub message: Option<TerminationMessage>,
     pub position: Option<Position>,
     pub stderr: String,
     pub stdout: String,
@@ -109,6 +111,9 @@ impl World {
             .args(["--storage-timeout", "2"])
             .env_remove("AWS_ACCESS_KEY_ID")
             .env_remove("AWS_SECRET_ACCESS_KEY")
+            .env_remove("MLFLOW_TRACKING_TOKEN")
+            .env_remove("MLFLOW_TRACKING_USERNAME")
+            .env_remove("MLFLOW_TRACKING_CA")
             .env_remove("RUST_LOG")
             // As in the image: nothing starts twice.
             .env("GOMP_SPINCOUNT", "300")
@@ -123,7 +128,8 @@ impl World {
         Ended {
             code: output.status.code(),
             position: message.as_ref().and_then(|m| m.position),
-            outcome: message.map(|m| m.outcome),
+            outcome: message.as_ref().map(|m| m.outcome.clone()),
+            message,
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         }
@@ -166,7 +172,8 @@ impl World {
         Ended {
             code,
             position: message.as_ref().and_then(|m| m.position),
-            outcome: message.map(|m| m.outcome),
+            outcome: message.as_ref().map(|m| m.outcome.clone()),
+            message,
             stderr: running.all().join("\n"),
             stdout: String::new(),
         }
