@@ -1,6 +1,6 @@
-//! Faults on purpose, with real pods on a real cluster: a trainer that is killed, one that is stopped, and a node that the
-//! API server no longer reaches while its pods go on writing. Training must go on from its newest checkpoint within the
-//! promised time, and the old writers must commit nothing.
+//! Faults on purpose, with real pods on a real cluster: a trainer that is killed, one that is stopped, a node that the
+//! API server no longer reaches while its pods go on writing, and a training on two nodes that loses one of its pods or
+//! nodes. Training must go on from its newest checkpoint within the promised time, and the old writers must commit nothing.
 //!
 //! Needs the local cluster with two A100 nodes, the chart and the example's data (`make test-faults`). `TRIALS` jobs are on
 //! the node that is hidden; the processes that are killed and stopped run on the other one.
@@ -16,8 +16,10 @@
 #[allow(dead_code, reason = "shared with the end-to-end test")]
 #[path = "../end_to_end/cluster.rs"]
 mod cluster;
+mod two_nodes;
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -81,9 +83,9 @@ fn saved(name: &str) -> u64 {
     )
 }
 
-/// Waits until attempt 2 has committed a checkpoint of its own that is newer than `saved`, and began at least there; what
-/// the time from the fault was.
-fn goes_on(name: &str, saved: u64, fault: Instant, cap: Duration) -> Duration {
+/// Waits until one of these attempts has committed a checkpoint of its own that is newer than `saved`, and began at least
+/// there; what the time from the fault was.
+fn goes_on(name: &str, attempts: RangeInclusive<u64>, saved: u64, fault: Instant, cap: Duration) -> Duration {
     let left = cap.saturating_sub(fault.elapsed());
     let uid = uid(name);
     wait(
@@ -93,8 +95,8 @@ fn goes_on(name: &str, saved: u64, fault: Instant, cap: Duration) -> Duration {
         || {
             let head = head(&uid)?;
             let newest = &head["checkpoints"][0];
-            (head["attempt"] == 2 && newest["step"].as_u64()? > saved && manifest(&uid, newest)["attempt"] == 2)
-                .then_some(())
+            let by = manifest(&uid, newest)["attempt"].as_u64()?;
+            (attempts.contains(&by) && newest["step"].as_u64()? > saved).then_some(())
         },
     );
     let took = fault.elapsed();
@@ -105,10 +107,11 @@ fn goes_on(name: &str, saved: u64, fault: Instant, cap: Duration) -> Duration {
         || {
             let job = get("trainingjob", NAMESPACE, name)?;
             step(&job, "resumedFromStep")?;
-            Some(job)
+            (job["status"]["attempt"].as_u64()? >= *attempts.start()).then_some(job)
         },
     );
-    assert_eq!(job["status"]["attempt"], 2, "{}", job["status"]);
+    let attempt = job["status"]["attempt"].as_u64().expect("attempt");
+    assert!(attempts.contains(&attempt), "{}", job["status"]);
     let resumed = step(&job, "resumedFromStep").expect("resumedFromStep");
     assert!(
         resumed >= saved,
@@ -157,16 +160,31 @@ fn names(head: &Value) -> BTreeSet<String> {
 
 // --- processes of pods, as the machine sees them ----------------------------------------------------------------------
 
-/// The trainer of an attempt.
-fn process(uid: &str, attempt: u32) -> Option<u32> {
+/// The trainers of an attempt, by their pods' completion index.
+fn processes(uid: &str, attempt: u64) -> Vec<(u32, u32)> {
     let told = format!("\"attempt\":{attempt}");
-    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+    let all = std::fs::read_dir("/proc").expect("/proc").flatten();
+    all.filter_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
         let comm = std::fs::read_to_string(entry.path().join("comm")).ok()?;
         let environment = std::fs::read(entry.path().join("environ")).ok()?;
         let environment = String::from_utf8_lossy(&environment);
-        (comm.trim() == "flywheel-traine" && environment.contains(uid) && environment.contains(&told)).then_some(pid)
+        let index = environment
+            .split('\0')
+            .find_map(|pair| pair.strip_prefix("JOB_COMPLETION_INDEX=")?.parse().ok())?;
+        (comm.trim() == "flywheel-traine" && environment.contains(uid) && environment.contains(&told))
+            .then_some((index, pid))
     })
+    .collect()
+}
+
+/// The trainer in the pod with this completion index.
+fn process(uid: &str, attempt: u64, index: u32) -> u32 {
+    let (_, pid) = processes(uid, attempt)
+        .into_iter()
+        .find(|(of, _)| *of == index)
+        .expect("the trainer's process");
+    pid
 }
 
 fn signal(pid: u32, signal: &str) {
@@ -198,11 +216,10 @@ fn killed() -> Duration {
     let name = "killed";
     apply(&training(name, OTHER, true));
     saved(name);
-    let pid = process(&uid(name), 1).expect("the trainer's process");
-    signal(pid, "-KILL");
+    signal(process(&uid(name), 1, 0), "-KILL");
     let fault = Instant::now();
     let saved = saved(name);
-    goes_on(name, saved, fault, CRASH_CAP)
+    goes_on(name, 2..=2, saved, fault, CRASH_CAP)
 }
 
 /// A trainer that stops working without dying. When its successor has taken over it wakes up, and may commit nothing.
@@ -211,7 +228,7 @@ fn stopped() -> Duration {
     apply(&training(name, OTHER, true));
     saved(name);
     let uid = uid(name);
-    let pid = process(&uid, 1).expect("the trainer's process");
+    let pid = process(&uid, 1, 0);
     signal(pid, "-STOP");
     let fault = Instant::now();
     let saved = saved(name);
@@ -241,7 +258,7 @@ fn stopped() -> Duration {
         || head(&uid).filter(|h| h["attempt"] == 2),
     );
     signal(pid, "-CONT");
-    let took = goes_on(name, saved, fault, HANG_CAP);
+    let took = goes_on(name, 2..=2, saved, fault, HANG_CAP);
     no_stale_commit(&uid, &taken);
     took
 }
@@ -291,7 +308,7 @@ fn hidden(trials: usize) -> Vec<Duration> {
             let at = taken.as_ref().expect("taken")["checkpoints"][0]["step"]
                 .as_u64()
                 .expect("step");
-            goes_on(name, at, fault, PARTITION_CAP)
+            goes_on(name, 2..=2, at, fault, PARTITION_CAP)
         })
         .collect();
     for ((name, uid), taken) in jobs.iter().zip(&uids).zip(&taken) {
@@ -352,6 +369,7 @@ fn training_goes_on_after_every_fault_and_old_writers_commit_nothing() {
         let hidden = hidden(trials);
         (killed.join().expect("killed"), stopped.join().expect("stopped"), hidden)
     });
+    let pair = two_nodes::run();
     println!("\nfrom the fault to a newer checkpoint of the next attempt (the store is looked at each half second)");
     let mut rows = vec![
         ("trainer killed", killed, CRASH_CAP),
@@ -362,10 +380,11 @@ fn training_goes_on_after_every_fault_and_old_writers_commit_nothing() {
             .into_iter()
             .map(|took| ("node hidden from the API server", took, PARTITION_CAP)),
     );
+    rows.extend(pair);
     for (what, took, cap) in rows {
         println!("  {what:<34} {:6.1} s  cap {} s", took.as_secs_f64(), cap.as_secs());
     }
-    for name in ["killed", "stopped"] {
+    for name in ["killed", "stopped", two_nodes::NAME] {
         let job = get("trainingjob", NAMESPACE, name).expect("the job");
         let healthy = condition(&job, "CheckpointHealthy").expect("CheckpointHealthy");
         assert_eq!(healthy.0, "True", "{name}: {healthy:?}");
