@@ -29,9 +29,10 @@ fn told(mut job: Value) -> Value {
 
 fn two_nodes() -> Value {
     let mut job = told(training(NAME, HIDDEN, false));
-    let same_job = json!({"matchLabels": {"flywheel.dev/training-job": NAME}});
-    let apart =
-        json!({"weight": 100, "podAffinityTerm": {"labelSelector": same_job, "topologyKey": "kubernetes.io/hostname"}});
+    // Of this attempt: the last one's pods may still be ending.
+    let term = json!({"labelSelector": {"matchLabels": {"flywheel.dev/training-job": NAME}},
+        "matchLabelKeys": ["flywheel.dev/attempt"], "topologyKey": "kubernetes.io/hostname"});
+    let apart = json!({"weight": 100, "podAffinityTerm": term});
     job["spec"]["trainer"]["numNodes"] = json!(2);
     job["spec"]["trainer"]["pod"]["affinity"] =
         json!({"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [apart]}});
@@ -70,7 +71,13 @@ fn ready(node: &str) {
             let node = get("node", "default", node)?;
             let conditions = node["status"]["conditions"].as_array()?;
             let ready = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
-            (ready && node["spec"]["taints"].as_array().is_none_or(Vec::is_empty)).then_some(())
+            let taints = node["spec"]["taints"].as_array();
+            let unreached = |t: &Value| {
+                t["key"]
+                    .as_str()
+                    .is_some_and(|key| key.starts_with("node.kubernetes.io/"))
+            };
+            (ready && !taints.into_iter().flatten().any(unreached)).then_some(())
         },
     );
 }
