@@ -73,12 +73,13 @@ impl Job {
         fit(task, &self.train, &self.validation, &self.settings, from, seen)
     }
 
-    /// To the end; weights and all figures but the time.
+    /// To the end; weights and all figures but times.
     fn finish(&self, from: Option<State<Evaluation>>) -> (Bits, Outcome<Evaluation>) {
         let task = self.task();
         let mut outcome = self.fit(&task, from, &mut Seen::all()).unwrap();
         assert!(outcome.seconds > 0.0);
         outcome.seconds = 0.0;
+        outcome.epochs.iter_mut().for_each(|epoch| epoch.ended = None);
         (bits(&task), outcome)
     }
 
