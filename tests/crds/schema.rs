@@ -87,7 +87,7 @@ fn full_status(kind: &str) -> Value {
             "evaluations": [{"epoch": 1, "step": 1, "trainLoss": "0.5000", "validationLoss": "0.4000", "accuracy": "0.9000",
                 "macroF1": "0.8900", "time": "2026-01-01T00:00:00Z"}],
             "tracking": {"tensorBoard": {"uri": "s3://b/k", "problem": "p"}, "mlflow": {"uri": "http://m", "problem": "p"}},
-            "result": {"modelVersion": "v", "metrics": [{"name": "test/accuracy", "value": "0.9"}]}, "device": "Cpu",
+            "result": {"modelVersion": "v", "metrics": [{"name": "test/accuracy", "value": "0.9"}]}, "device": "Cpu", "precision": "BFloat16",
             "dataset": {"rows": 9, "train": 5, "validation": 2, "test": 1, "golden": 1, "empty": 0, "duplicates": 0, "conflicts": 1,
                 "nearDuplicates": 1, "nearDuplicatesBySets": [{"set": "test", "of": "train", "rows": 1, "identical": 0}],
                 "uncompared": 0, "labels": 2, "validationLabels": 2, "testLabels": 1, "goldenLabels": 1, "largestLabel": 3,

@@ -411,6 +411,11 @@ impl Tracker {
 
     /// Notes a validation. The next step's time would count the validation in, so it is left out of the speed.
     pub(crate) fn validated(&self, evaluation: EpochEvaluation, best: bool) {
+        {
+            let mut inner = self.inner();
+            inner.last_step = None;
+            self.know(&mut inner.progress, vec![evaluation.clone()]);
+        }
         tracing::info!(
             epoch = evaluation.epoch,
             step = evaluation.step,
@@ -434,9 +439,6 @@ impl Tracker {
         if let Some(recorder) = self.recorder.get() {
             recorder.evaluated(&evaluation);
         }
-        let mut inner = self.inner();
-        inner.last_step = None;
-        self.know(&mut inner.progress, vec![evaluation]);
     }
 
     /// Evaluations that follow those that are known.
