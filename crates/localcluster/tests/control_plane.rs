@@ -57,8 +57,10 @@ fn it_ends_with_its_owner_even_when_that_is_killed() {
             "--",
             "sh",
             "-c",
-            "dirname \"$KUBECONFIG\"; exec sleep 300",
+            // The command is not the owner's to end; it ends with its standard input, which is this test's.
+            "dirname \"$KUBECONFIG\"; exec cat",
         ])
+        .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
