@@ -243,7 +243,8 @@ fn free_port() -> u16 {
 fn attempts_are_one_curve_and_one_run() {
     let world = World::new();
     let port = free_port();
-    let epochs = 120;
+    // Long enough for what is waited for in the first two attempts, on a fast machine as well.
+    let epochs = 300;
     let mut config = long(&world, epochs);
     config["tracking"] = json!({
         "tensorBoard": {}, "mlflow": {"uri": format!("http://127.0.0.1:{port}"), "experiment": "tests/one run"}
@@ -333,7 +334,7 @@ fn attempts_are_one_curve_and_one_run() {
     std::fs::create_dir(world.path("first")).unwrap();
     std::fs::copy(board.join("events.out.tfevents.0000000001.flywheel"), first).unwrap();
     let read = told(&["files", &world.path("first").display().to_string()]);
-    assert!(steps(&read["."]["scalars"]["train/loss"]).len() > 20, "{read}");
+    assert!(steps(&read["."]["scalars"]["train/loss"]).len() > 5, "{read}");
 
     // Both of TensorBoard's readers see one curve that never goes back.
     assert_eq!(world.files("out/uid-1/tensorboard").len(), 3);
