@@ -230,18 +230,10 @@ impl Wire {
     }
 }
 
-/// The Lease as it stands.
-async fn lease(plane: &Plane) -> Option<Value> {
-    plane.send(Method::GET, LEASE, None).await.ok()
-}
-
-fn time(lease: &Value, field: &str) -> Timestamp {
-    lease["spec"][field].as_str().unwrap().parse().unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_is_cut_off_ends_and_its_standby_goes_on() {
-    let plane = Plane::start(false).await;
+/// An API server that serves our kinds, with the namespaces of the operator and of a team; with `controllers`, Kubernetes'
+/// own run as well.
+async fn plane_with_crds(controllers: bool) -> Plane {
+    let plane = Plane::start(controllers).await;
     plane.ctl(&["apply", "--server-side", "-f", root().join("crds").to_str().unwrap()]);
     for kind in ["trainingjobs", "modelversions", "inferenceservices"] {
         let path = format!("/apis/flywheel.dev/v1alpha1/{kind}");
@@ -254,6 +246,21 @@ async fn a_leader_that_is_cut_off_ends_and_its_standby_goes_on() {
             .create(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))
             .await;
     }
+    plane
+}
+
+/// The Lease as it stands.
+async fn lease(plane: &Plane) -> Option<Value> {
+    plane.send(Method::GET, LEASE, None).await.ok()
+}
+
+fn time(lease: &Value, field: &str) -> Timestamp {
+    lease["spec"][field].as_str().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_cut_off_ends_and_its_standby_goes_on() {
+    let plane = plane_with_crds(false).await;
     let folder = tempfile::tempdir().unwrap();
     let direct = std::fs::read_to_string(plane.control.kubeconfig()).unwrap();
     let server = plane.control.server();

@@ -9,8 +9,8 @@ use http::Method;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::plane::{Plane, root};
-use super::{NAMESPACE, Operator};
+use super::plane::Plane;
+use super::{Operator, plane_with_crds};
 
 const JOBS: &str = "/apis/batch/v1/namespaces/team/jobs";
 const PODS: &str = "/api/v1/namespaces/team/pods";
@@ -200,19 +200,7 @@ fn training_job(name: &str, nodes: u32) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_nodes_begin_and_end_together() {
-    let plane = Plane::start(true).await;
-    plane.ctl(&["apply", "--server-side", "-f", root().join("crds").to_str().unwrap()]);
-    for kind in ["trainingjobs", "modelversions", "inferenceservices"] {
-        let path = format!("/apis/flywheel.dev/v1alpha1/{kind}");
-        plane
-            .until(kind, || async { plane.send(Method::GET, &path, None).await.ok() })
-            .await;
-    }
-    for namespace in [NAMESPACE, "team"] {
-        plane
-            .create(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))
-            .await;
-    }
+    let plane = plane_with_crds(true).await;
     let account = "/api/v1/namespaces/team/serviceaccounts/default";
     plane
         .until("the namespace's account", || async {
