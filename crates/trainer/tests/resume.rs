@@ -122,8 +122,7 @@ fn attempt(config: &Value, uid: &str, attempt: usize) -> Value {
 /// the next one ends with it.
 fn result(world: &World, uid: &str) -> TrainingResult {
     let named = head(world, uid).result.expect("HEAD names a result");
-    let path = world.path(&format!("out/{uid}/{}", named.path));
-    let mut result: TrainingResult = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut result: TrainingResult = world.read(&format!("out/{uid}/{}", named.path));
     result.job.uid = String::new();
     result.job.attempt = 0;
     result.artifact.uri = "".into();
@@ -138,7 +137,7 @@ fn result(world: &World, uid: &str) -> TrainingResult {
 /// The highest generation of `HEAD`.
 fn head(world: &World, uid: &str) -> Head {
     let newest = world.files(&format!("out/{uid}/HEAD")).pop().expect("there is a HEAD");
-    serde_json::from_slice(&std::fs::read(world.path(&format!("out/{uid}/HEAD/{newest}"))).unwrap()).unwrap()
+    world.read(&format!("out/{uid}/HEAD/{newest}"))
 }
 
 /// One that nothing happens to, on one core: its result, and the time that it took to the first step.
@@ -382,8 +381,7 @@ fn an_attempt_that_was_replaced_ends_and_commits_nothing() {
 
     let ended = world.left(second);
     ended.trained();
-    let result: TrainingResult =
-        serde_json::from_slice(&std::fs::read(world.path("out/u/attempt-2.result.json")).unwrap()).unwrap();
+    let result: TrainingResult = world.read("out/u/attempt-2.result.json");
     assert_eq!(result.artifact, ended.trained().artifact);
     assert!(!world.path("out/u/attempt-1.result.json").exists());
 }

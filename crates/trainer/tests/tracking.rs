@@ -89,10 +89,6 @@ fn long(world: &World, epochs: u32) -> Value {
     config
 }
 
-fn result(world: &World, path: &str) -> TrainingResult {
-    serde_json::from_slice(&std::fs::read(world.path(path)).unwrap()).unwrap()
-}
-
 #[test]
 fn event_files_are_what_tensorboard_reads() {
     let world = World::new();
@@ -112,7 +108,7 @@ fn event_files_are_what_tensorboard_reads() {
     let file = world.path("job.yaml").display().to_string();
     let ended = world.ended(world.command(&["run", "-f", &file]).output().unwrap());
     ended.trained();
-    let result = result(&world, "out/u-7/attempt-1.result.json");
+    let result: TrainingResult = world.read("out/u-7/attempt-1.result.json");
     assert_eq!(
         world.files("board"),
         ["intent-u-7/events.out.tfevents.0000000001.flywheel"]
@@ -299,7 +295,7 @@ fn attempts_are_one_curve_and_one_run() {
     config["job"]["attempt"] = 3.into();
     let ended = world.left(world.start(&config));
     ended.trained();
-    let result = result(&world, "out/uid-1/attempt-3.result.json");
+    let result: TrainingResult = world.read("out/uid-1/attempt-3.result.json");
     assert_eq!(result.epochs.len() as u32, epochs);
     let runs = server.runs("tests/one run");
     assert_eq!(runs.len(), 1, "{runs:#?}");

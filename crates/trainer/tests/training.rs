@@ -19,10 +19,6 @@ use flywheel_contract::termination::Outcome;
 use flywheel_contract::trainer::TrainingResult;
 use serde_json::{Value, json};
 
-fn read<T: serde::de::DeserializeOwned>(world: &World, name: &str) -> T {
-    serde_json::from_slice(&std::fs::read(world.path(name)).unwrap()).unwrap()
-}
-
 #[test]
 fn a_training_leaves_an_artifact_a_result_and_a_message() {
     let world = World::new();
@@ -53,7 +49,7 @@ fn a_training_leaves_an_artifact_a_result_and_a_message() {
             "uid-1/attempt-1/vocab.txt",
         ]
     );
-    let result: TrainingResult = read(&world, "out/uid-1/attempt-1.result.json");
+    let result: TrainingResult = world.read("out/uid-1/attempt-1.result.json");
     assert_eq!(result.artifact, trained.artifact);
     assert_eq!(result.metrics, trained.metrics);
     assert_eq!(result.labels, ["light", "music", "weather"]);
@@ -80,15 +76,15 @@ fn a_training_leaves_an_artifact_a_result_and_a_message() {
         "words tell these labels apart, yet accuracy is {accuracy}"
     );
 
-    let manifest: Manifest = read(&world, "out/uid-1/attempt-1/manifest.json");
+    let manifest: Manifest = world.read("out/uid-1/attempt-1/manifest.json");
     assert_eq!(manifest.check(), Ok(()));
     assert_eq!((manifest.architecture.as_str(), manifest.max_length), ("bert", 16));
-    let sample: EvaluationSample = read(&world, "out/uid-1/attempt-1/evaluation_sample.json");
+    let sample: EvaluationSample = world.read("out/uid-1/attempt-1/evaluation_sample.json");
     assert_eq!(sample.items.len() as u64, c.test);
     for item in &sample.items {
         assert!((item.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     }
-    let profile: DataProfile = read(&world, "out/uid-1/attempt-1/data_profile.json");
+    let profile: DataProfile = world.read("out/uid-1/attempt-1/data_profile.json");
     assert_eq!(profile.texts, c.test);
     assert!(
         world.files(".").iter().all(|f| !f.contains("flywheel-")),

@@ -75,6 +75,11 @@ impl World {
         format!("file://{}", self.path(name).display())
     }
 
+    /// What a file holds as JSON.
+    pub fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> T {
+        serde_json::from_slice(&std::fs::read(self.path(name)).unwrap()).unwrap()
+    }
+
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
