@@ -71,6 +71,14 @@ pub struct Hyperparameters {
     /// Examples per optimiser step, over all GPUs.
     #[schemars(range(min = 1, max = 4096))]
     pub batch_size: i32,
+    /// Examples that a GPU (or a pod without one) computes at once, to bound memory: the gradients of a step are added up over
+    /// as many passes as its share of `batchSize` takes. Without it the share is one pass.
+    #[schemars(range(min = 1, max = 4096))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch_size: Option<i32>,
+    /// Keep each layer's input alone for the backward pass and compute the layer again there: memory for long texts or large
+    /// batches, for about a third more time.
+    pub activation_checkpointing: bool,
     /// Highest learning rate. `2e-5` suits BERT-base; small encoders such as MiniLM need `1e-4`.
     #[schemars(extend("x-kubernetes-validations" = [{
         "rule": "double(self) > 0.0 && double(self) <= 1.0",
@@ -117,6 +125,8 @@ impl Default for Hyperparameters {
         Self {
             epochs: 4,
             batch_size: 16,
+            micro_batch_size: None,
+            activation_checkpointing: false,
             learning_rate: Decimal::from("2e-5"),
             weight_decay: Decimal::from("0.01"),
             warmup_ratio: Decimal::from("0.1"),

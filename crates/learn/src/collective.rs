@@ -15,8 +15,6 @@ use tch::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::network::{Parameters, fill, host_copies};
 use crate::optim::AdamW;
-use crate::precision::{Forward, scaled};
-use crate::task::Task;
 
 /// Bytes of gradients that are sent at once; PyTorch's figure. Smaller ones leave earlier, larger ones travel better.
 const BUCKET_BYTES: usize = 25 * 1024 * 1024;
@@ -89,6 +87,12 @@ impl Collective {
     #[must_use]
     pub fn is_first(&self) -> bool {
         self.rank == 0
+    }
+
+    /// This process's rows of a batch: one of as many parts as there are processes, which differ by one row at most; none
+    /// where there are fewer rows than processes.
+    pub(crate) fn share<'a>(&self, rows: &'a [usize]) -> &'a [usize] {
+        share(rows, self.rank, self.size)
     }
 
     /// Adds numbers up over all processes, place by place.
@@ -216,8 +220,7 @@ impl Sum<'_> {
     }
 }
 
-/// This process's rows of a batch: the `rank`-th of `size` parts that differ by one row at most; none where there are
-/// fewer rows than processes.
+/// The `rank`-th of `size` parts.
 fn share(rows: &[usize], rank: u32, size: u32) -> &[usize] {
     let cut = |part: u32| rows.len() * part as usize / size.max(1) as usize;
     rows.get(cut(rank)..cut(rank + 1)).unwrap_or_default()
@@ -237,32 +240,13 @@ impl<'a> Together<'a> {
         Ok(Self { group, reducer })
     }
 
-    /// Forward and backward over a batch; returns its mean loss. Where that is finite, gradients are those of the whole
-    /// batch, times `scale`.
-    pub(crate) fn backward<T: Task>(
-        &mut self,
-        task: &T,
-        set: &T::Set,
-        rows: &[usize],
-        forward: Forward,
-        scale: f64,
-    ) -> Result<f64> {
-        let mine = share(rows, self.group.rank, self.group.size);
-        let weight = mine.len() as f64 / rows.len().max(1) as f64;
-        // A network takes no batch of no rows: where there is none for this process, it takes one that counts for nothing.
-        let computed = if mine.is_empty() {
-            rows.get(..1).unwrap_or_default()
-        } else {
-            mine
-        };
-        let batch = task.batch(set, computed)?;
-        let (loss, value) = forward.loss(task, &batch)?;
+    /// The last backward of a step, and the sum over all processes: `mean` is this one's part of the batch's mean loss, which
+    /// is returned. Where that is finite, gradients are those of the whole batch.
+    pub(crate) fn last_backward(&mut self, loss: &Tensor, mean: f64) -> Result<f64> {
         // On its way while backward runs.
-        let mean = self
-            .group
-            .start_sum(&[if mine.is_empty() { 0.0 } else { weight * value }])?;
+        let mean = self.group.start_sum(&[mean])?;
         self.reducer.begin()?;
-        scaled(loss, weight * scale)?.f_backward()?;
+        loss.f_backward()?;
         let mean = mean.wait()?.first().copied().unwrap_or(f64::NAN);
         if mean.is_finite() {
             self.reducer.finish().map_err(lost)?;

@@ -61,6 +61,14 @@ pub fn flush_denormals() -> Result<()> {
     Ok(())
 }
 
+/// From now on this process keeps memory that it frees, for the next step to use: fresh pages from the kernel are dear. First
+/// thing in `main` of a program that trains.
+pub fn keep_freed_memory() {
+    if !flywheel_torch_shim::keep_freed_memory() {
+        tracing::info!("this allocator has no settings; trainings may be slower");
+    }
+}
+
 /// Threads that one operation may use, for the calling thread (each worker calls it for itself). At least 1.
 pub fn set_threads(threads: usize) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));

@@ -124,7 +124,7 @@ pub enum Error {
     #[error(transparent)]
     Evaluation(#[from] crate::evaluate::EvaluationError),
     /// The device has no memory left.
-    #[error("{0}; lower batchSize or maxLength, or use a larger device")]
+    #[error("{0}; set microBatchSize or activationCheckpointing, lower maxLength, or use a larger device")]
     OutOfMemory(String),
     /// libtorch refused a call that this crate thought right.
     #[error("libtorch: {0}")]

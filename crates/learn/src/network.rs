@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use flywheel_torch_shim::InferenceGuard;
+use flywheel_torch_shim::{InferenceGuard, recomputed};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{Activation, Architecture, EncoderConfig};
@@ -267,6 +267,13 @@ struct Linear {
 }
 
 impl Linear {
+    fn shallow_clone(&self) -> Self {
+        Self {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+        }
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.f_linear(&self.weight, Some(&self.bias))?)
     }
@@ -280,6 +287,14 @@ struct Norm {
 }
 
 impl Norm {
+    fn shallow_clone(&self) -> Self {
+        Self {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+            eps: self.eps,
+        }
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)?)
     }
@@ -294,6 +309,68 @@ struct Layer {
     up: Linear,
     down: Linear,
     output_norm: Norm,
+    heads: i64,
+    activation: Activation,
+    architecture: Architecture,
+}
+
+impl Layer {
+    fn shallow_clone(&self) -> Self {
+        Self {
+            query: self.query.shallow_clone(),
+            key: self.key.shallow_clone(),
+            value: self.value.shallow_clone(),
+            out: self.out.shallow_clone(),
+            attention_norm: self.attention_norm.shallow_clone(),
+            up: self.up.shallow_clone(),
+            down: self.down.shallow_clone(),
+            output_norm: self.output_norm.shallow_clone(),
+            heads: self.heads,
+            activation: self.activation,
+            architecture: self.architecture,
+        }
+    }
+
+    /// One post-norm transformer layer: `asking` tokens [B, Q, H], which are the first of `x`, look at all of `x`,
+    /// [B, L, H]; gives [B, Q, H]. `dropout` is 0 where nothing is trained.
+    fn forward(&self, asking: &Tensor, x: &Tensor, mask: Option<&Tensor>, dropout: f64) -> Result<Tensor> {
+        let (rows, length, hidden) = asking.size3()?;
+        let heads = self.heads;
+        let split = |t: Tensor| -> Result<Tensor> {
+            Ok(t.f_view([rows, -1, heads, hidden / heads])?.f_transpose(1, 2)?) // [B, heads, Q or L, H / heads]
+        };
+        let query = split(self.query.forward(asking)?)?;
+        let key = split(self.key.forward(x)?)?;
+        let value = split(self.value.forward(x)?)?;
+        let attention =
+            Tensor::f_scaled_dot_product_attention(&query, &key, &value, mask, dropout, false, None, false)?;
+        let attention = self
+            .out
+            .forward(&attention.f_transpose(1, 2)?.f_reshape([rows, length, hidden])?)?;
+        // DistilBERT has no dropout at this place.
+        let attention = match self.architecture {
+            Architecture::DistilBert => attention,
+            _ => dropped(attention, dropout)?,
+        };
+        let x = self.attention_norm.forward(&attention.f_add(asking)?)?;
+        let up = self.up.forward(&x)?;
+        let up = match self.activation {
+            Activation::Gelu => up.f_gelu("none")?,
+            Activation::GeluTanh => up.f_gelu("tanh")?,
+            Activation::Relu => up.f_relu()?,
+        };
+        let down = dropped(self.down.forward(&up)?, dropout)?;
+        self.output_norm.forward(&down.f_add(&x)?)
+    }
+}
+
+/// With some of its numbers set to zero.
+fn dropped(x: Tensor, dropout: f64) -> Result<Tensor> {
+    if dropout > 0.0 {
+        Ok(x.f_dropout(dropout, true)?)
+    } else {
+        Ok(x)
+    }
 }
 
 /// A batch of rows, padded to the longest.
@@ -352,6 +429,7 @@ pub struct SequenceClassifier {
     config: EncoderConfig,
     device: Device,
     dropout: f64,
+    recomputes: bool,
     words: Tensor,
     positions: Tensor,
     types: Option<Tensor>,
@@ -439,6 +517,9 @@ impl SequenceClassifier {
                 up: linear(&at(names.up))?,
                 down: linear(&at(names.down))?,
                 output_norm: norm(&at(names.output_norm))?,
+                heads: config.heads,
+                activation: config.activation,
+                architecture: config.architecture,
             })
         });
         let layers = layers.collect::<Result<Vec<_>>>()?;
@@ -457,8 +538,17 @@ impl SequenceClassifier {
             config,
             device,
             dropout,
+            recomputes: false,
             parameters,
         })
+    }
+
+    /// Whether training keeps each layer's input alone and computes the layer again in backward (activation
+    /// checkpointing): less memory, more time, the same numbers.
+    #[must_use]
+    pub fn recomputing(mut self, recomputes: bool) -> Self {
+        self.recomputes = recomputes;
+        self
     }
 
     /// The same network over the same weights, for another thread.
@@ -471,7 +561,7 @@ impl SequenceClassifier {
             .iter()
             .map(|(name, t)| (name.clone(), t.shallow_clone()))
             .collect();
-        Self::assemble(self.config.clone(), parameters, self.dropout, self.device)
+        Ok(Self::assemble(self.config.clone(), parameters, self.dropout, self.device)?.recomputing(self.recomputes))
     }
 
     /// The encoder's numbers.
@@ -504,16 +594,17 @@ impl SequenceClassifier {
     /// # Errors
     /// [`Error::Torch`], [`Error::OutOfMemory`].
     pub fn logits(&self, batch: &TokenBatch, train: bool) -> Result<Tensor> {
-        let first = self.encode(batch, train)?;
+        let dropout = if train { self.dropout } else { 0.0 };
+        let first = self.encode(batch, train, dropout)?;
         // The three heads differ in activation and in where dropout stands.
         let features = match self.config.architecture {
             Architecture::Bert => self.head_dense.forward(&first)?.f_tanh()?,
             Architecture::DistilBert => self.head_dense.forward(&first)?.f_relu()?,
             Architecture::Roberta | Architecture::XlmRoberta => {
-                self.head_dense.forward(&self.drop(first, train)?)?.f_tanh()?
+                self.head_dense.forward(&dropped(first, dropout)?)?.f_tanh()?
             }
         };
-        self.head_logits.forward(&self.drop(features, train)?)
+        self.head_logits.forward(&dropped(features, dropout)?)
     }
 
     /// Probabilities of each row's classes, in the order of the rows; softmax of the logits, computed in f32.
@@ -531,9 +622,11 @@ impl SequenceClassifier {
 
     /// Hidden states of the first tokens after the last layer, [B, H]. The heads look at no others, so the last layer
     /// computes no others.
-    fn encode(&self, batch: &TokenBatch, train: bool) -> Result<Tensor> {
+    fn encode(&self, batch: &TokenBatch, train: bool, dropout: f64) -> Result<Tensor> {
         let pad = self.config.pad_token_id;
-        let mut x = Tensor::f_embedding(&self.words, &batch.ids, pad, false, false)?;
+        // A full gradient of the vocabulary, mostly zeros, costs a processor a tenth of the step.
+        let few_rows = train && self.device == Device::Cpu;
+        let mut x = Tensor::f_embedding(&self.words, &batch.ids, pad, false, few_rows)?;
         if let Some(types) = &self.types {
             // One text per row: every token is of type 0.
             x = x.f_add(&types.f_select(0, 0)?)?;
@@ -549,55 +642,21 @@ impl SequenceClassifier {
             }
         };
         x = self.embedding_norm.forward(&x.f_add(&positions)?)?;
-        x = self.drop(x, train)?;
+        x = dropped(x, dropout)?;
         if let Some((last, before)) = self.layers.split_last() {
             for layer in before {
-                x = self.layer(layer, &x, &x, batch.mask.as_ref(), train)?;
+                x = if train && self.recomputes {
+                    let (layer, mask) = (layer.shallow_clone(), batch.mask.as_ref().map(Tensor::shallow_clone));
+                    recomputed(&x, move |x| {
+                        layer.forward(x, x, mask.as_ref(), dropout).map_err(|e| e.to_string())
+                    })?
+                } else {
+                    layer.forward(&x, &x, batch.mask.as_ref(), dropout)?
+                };
             }
-            x = self.layer(last, &x.f_narrow(1, 0, 1)?, &x, batch.mask.as_ref(), train)?;
+            x = last.forward(&x.f_narrow(1, 0, 1)?, &x, batch.mask.as_ref(), dropout)?;
         }
         Ok(x.f_select(1, 0)?)
-    }
-
-    /// One post-norm transformer layer: `asking` tokens [B, Q, H], which are the first of `x`, look at all of `x`,
-    /// [B, L, H]; gives [B, Q, H].
-    fn layer(&self, layer: &Layer, asking: &Tensor, x: &Tensor, mask: Option<&Tensor>, train: bool) -> Result<Tensor> {
-        let (rows, length, hidden) = asking.size3()?;
-        let heads = self.config.heads;
-        let split = |t: Tensor| -> Result<Tensor> {
-            Ok(t.f_view([rows, -1, heads, hidden / heads])?.f_transpose(1, 2)?) // [B, heads, Q or L, H / heads]
-        };
-        let query = split(layer.query.forward(asking)?)?;
-        let key = split(layer.key.forward(x)?)?;
-        let value = split(layer.value.forward(x)?)?;
-        let dropout = if train { self.dropout } else { 0.0 };
-        let attention =
-            Tensor::f_scaled_dot_product_attention(&query, &key, &value, mask, dropout, false, None, false)?;
-        let attention = layer
-            .out
-            .forward(&attention.f_transpose(1, 2)?.f_reshape([rows, length, hidden])?)?;
-        // DistilBERT has no dropout at this place.
-        let attention = match self.config.architecture {
-            Architecture::DistilBert => attention,
-            _ => self.drop(attention, train)?,
-        };
-        let x = layer.attention_norm.forward(&attention.f_add(asking)?)?;
-        let up = layer.up.forward(&x)?;
-        let up = match self.config.activation {
-            Activation::Gelu => up.f_gelu("none")?,
-            Activation::GeluTanh => up.f_gelu("tanh")?,
-            Activation::Relu => up.f_relu()?,
-        };
-        let down = self.drop(layer.down.forward(&up)?, train)?;
-        layer.output_norm.forward(&down.f_add(&x)?)
-    }
-
-    fn drop(&self, x: Tensor, train: bool) -> Result<Tensor> {
-        if train && self.dropout > 0.0 {
-            Ok(x.f_dropout(self.dropout, true)?)
-        } else {
-            Ok(x)
-        }
     }
 }
 

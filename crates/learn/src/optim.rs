@@ -1,6 +1,6 @@
 //! AdamW over plain tensors, its learning rate, and gradient clipping.
 
-use flywheel_torch_shim::{AdamWLists, AdamWNumbers, drop_grads, fused_adamw, global_norm, scale_all, unscale_all};
+use flywheel_torch_shim::{AdamWLists, AdamWNumbers, drop_grads, fused_adamw, global_norm, unscale_all};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -62,6 +62,72 @@ struct Group {
     exp_avg: Vec<Tensor>,
     exp_avg_sq: Vec<Tensor>,
     steps: Vec<Tensor>,
+    /// For parameters whose gradients have few rows: zeros of their shape, into which these rows are put for a step.
+    tables: Vec<Option<Tensor>>,
+}
+
+/// The gradient of one weight.
+enum Gradient {
+    Dense(Tensor),
+    /// Of a table of which few rows were used: their numbers, each once, [R], and their gradients, [R, H].
+    Rows {
+        rows: Tensor,
+        values: Tensor,
+    },
+}
+
+impl Gradient {
+    fn of(param: &Tensor, name: &str) -> Result<Self> {
+        let grad = param.f_grad()?;
+        if !grad.defined() {
+            return Err(Error::Torch(format!("the loss does not depend on {name}")));
+        }
+        if !grad.is_sparse() {
+            return Ok(Self::Dense(grad));
+        }
+        let grad = grad.f_coalesce()?;
+        Ok(Self::Rows {
+            rows: grad.f_indices()?.f_select(0, 0)?,
+            values: grad.f_values()?,
+        })
+    }
+
+    /// All of its numbers that are not zero.
+    fn numbers(&self) -> Tensor {
+        match self {
+            Self::Dense(numbers) | Self::Rows { values: numbers, .. } => numbers.shallow_clone(),
+        }
+    }
+}
+
+/// The gradients of a step, after its last backward.
+pub struct Gradients {
+    groups: [Vec<Gradient>; 2],
+    numbers: Vec<Tensor>,
+}
+
+impl Gradients {
+    /// Divides them by the scale of the loss; whether one of them is infinite or no number.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn unscale(&mut self, scale: f64) -> Result<bool> {
+        Ok(unscale_all(&self.numbers, scale.recip())?)
+    }
+
+    /// Their common norm.
+    ///
+    /// # Errors
+    /// [`Error::Torch`].
+    pub fn norm(&self) -> Result<f64> {
+        Ok(global_norm(&self.numbers)?.f_double_value(&[])?)
+    }
+}
+
+/// By what gradients of this norm are divided so that it is at most `limit`.
+#[must_use]
+pub fn clipping(norm: f64, limit: f64) -> f64 {
+    ((norm + CLIP_EPS) / limit).max(1.0)
 }
 
 /// AdamW (Loshchilov and Hutter, 2019). Weight decay is left off biases and layer norms, as in `transformers`.
@@ -127,63 +193,24 @@ impl AdamW {
         Ok(())
     }
 
-    /// Divides all gradients by the scale of the loss; whether one of them is infinite or no number.
+    /// The gradients of all weights, as the last backwards have left them.
     ///
     /// # Errors
     /// [`Error::Torch`], also for a weight without gradient.
-    pub fn unscale(&mut self, scale: f64) -> Result<bool> {
-        Ok(unscale_all(&self.grads()?, scale.recip())?)
+    pub fn gradients(&self) -> Result<Gradients> {
+        let [decayed, plain] = &self.groups;
+        let groups = [decayed.gradients()?, plain.gradients()?];
+        let numbers = groups.iter().flatten().map(Gradient::numbers).collect();
+        Ok(Gradients { groups, numbers })
     }
 
-    /// Gradients of all weights.
-    fn grads(&self) -> Result<Vec<Tensor>> {
-        let mut grads = Vec::new();
-        for group in &self.groups {
-            grads.extend(group.grads()?);
-        }
-        Ok(grads)
-    }
-
-    /// Scales all gradients so that their common norm is at most `limit`; returns the norm before. A norm that is not
-    /// finite leaves them alone.
+    /// One step by these gradients, divided by `divisor`.
     ///
     /// # Errors
-    /// [`Error::Torch`], also for a weight without gradient.
-    pub fn clip(&mut self, limit: f64) -> Result<f64> {
-        let grads = self.grads()?;
-        let norm = global_norm(&grads)?.f_double_value(&[])?;
-        let factor = limit / (norm + CLIP_EPS);
-        if factor < 1.0 && norm.is_finite() {
-            scale_all(&grads, factor)?;
-        }
-        Ok(norm)
-    }
-
-    /// One step by the present gradients.
-    ///
-    /// # Errors
-    /// [`Error::Torch`], also for a weight without gradient.
-    pub fn step(&mut self, lr: f64) -> Result<()> {
-        for group in &mut self.groups {
-            let grads = group.grads()?;
-            let lists = AdamWLists {
-                params: &group.params,
-                grads: &grads,
-                exp_avg: &group.exp_avg,
-                exp_avg_sq: &group.exp_avg_sq,
-                steps: &group.steps,
-            };
-            let (beta1, beta2) = BETAS;
-            fused_adamw(
-                lists,
-                AdamWNumbers {
-                    lr,
-                    beta1,
-                    beta2,
-                    eps: EPS,
-                    weight_decay: group.weight_decay,
-                },
-            )?;
+    /// [`Error::Torch`].
+    pub fn step(&mut self, gradients: Gradients, lr: f64, divisor: f64) -> Result<()> {
+        for (group, gradients) in self.groups.iter_mut().zip(gradients.groups) {
+            group.step(&gradients, lr, divisor)?;
         }
         Ok(())
     }
@@ -198,6 +225,7 @@ impl Group {
             exp_avg: Vec::new(),
             exp_avg_sq: Vec::new(),
             steps: Vec::new(),
+            tables: Vec::new(),
         };
         for (name, tensor) in parameters.iter().filter(|(name, _)| belongs(name)) {
             let param = tensor.f_set_requires_grad(true)?;
@@ -206,6 +234,7 @@ impl Group {
             group
                 .steps
                 .push(Tensor::f_zeros([0i64; 0], (Kind::Float, param.device()))?);
+            group.tables.push(None);
             group.params.push(param);
             group.names.push(name.clone());
         }
@@ -213,16 +242,51 @@ impl Group {
     }
 
     /// Gradients of all tensors, in their order.
-    fn grads(&self) -> Result<Vec<Tensor>> {
-        let grads = self.params.iter().zip(&self.names).map(|(param, name)| {
-            let grad = param.f_grad()?;
-            if grad.defined() {
-                Ok(grad)
-            } else {
-                Err(Error::Torch(format!("the loss does not depend on {name}")))
+    fn gradients(&self) -> Result<Vec<Gradient>> {
+        let named = self.params.iter().zip(&self.names);
+        named.map(|(param, name)| Gradient::of(param, name)).collect()
+    }
+
+    fn step(&mut self, gradients: &[Gradient], lr: f64, divisor: f64) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let mut full = Vec::with_capacity(gradients.len());
+        for ((gradient, param), table) in gradients.iter().zip(&self.params).zip(&mut self.tables) {
+            full.push(match gradient {
+                Gradient::Dense(grad) => grad.shallow_clone(),
+                Gradient::Rows { rows, values } => {
+                    let mut zeros = match table.take() {
+                        Some(zeros) => zeros,
+                        None => param.f_zeros_like()?,
+                    };
+                    let _ = zeros.f_index_copy_(0, rows, values)?;
+                    table.insert(zeros).shallow_clone()
+                }
+            });
+        }
+        let (beta1, beta2) = BETAS;
+        fused_adamw(
+            AdamWLists {
+                params: &self.params,
+                grads: &full,
+                exp_avg: &self.exp_avg,
+                exp_avg_sq: &self.exp_avg_sq,
+                steps: &self.steps,
+            },
+            AdamWNumbers {
+                lr,
+                beta1,
+                beta2,
+                eps: EPS,
+                weight_decay: self.weight_decay,
+                grad_scale: divisor,
+            },
+        )?;
+        for (gradient, table) in gradients.iter().zip(&mut self.tables) {
+            if let (Gradient::Rows { rows, .. }, Some(table)) = (gradient, table) {
+                let _ = table.f_index_fill_(0, rows, 0.0)?;
             }
-        });
-        grads.collect()
+        }
+        Ok(())
     }
 }
 
@@ -275,15 +339,48 @@ mod tests {
     #[test]
     fn clipping_bounds_the_common_norm() {
         let parameters = parameters();
-        let mut optimiser = AdamW::new(&parameters, 0.0).unwrap();
-        optimiser.zero_grad().unwrap();
+        let optimiser = AdamW::new(&parameters, 0.0).unwrap();
         loss(&parameters).backward();
         // Four gradients of 3.
-        assert!((optimiser.clip(1.0).unwrap() - 6.0).abs() < 1e-5);
-        assert!((optimiser.clip(1.0).unwrap() - 1.0).abs() < 1e-5, "now at the limit");
-        optimiser.zero_grad().unwrap();
-        (loss(&parameters) * 0.0).backward();
-        assert_eq!(optimiser.clip(1.0).unwrap(), 0.0);
+        let norm = optimiser.gradients().unwrap().norm().unwrap();
+        assert!((norm - 6.0).abs() < 1e-5);
+        assert!((norm / clipping(norm, 1.0) - 1.0).abs() < 1e-5);
+        assert_eq!((clipping(0.5, 1.0), clipping(0.0, 1.0)), (1.0, 1.0));
+    }
+
+    /// A table of words of which each step uses some rows, one of them twice.
+    #[test]
+    fn gradients_of_few_rows_train_as_full_ones_do() {
+        let train = |sparse: bool| {
+            let table = Tensor::arange(12, (Kind::Float, tch::Device::Cpu)).view([6, 2]) * 0.1;
+            let parameters: Parameters = [("words.weight".to_owned(), table)].into();
+            let mut optimiser = AdamW::new(&parameters, 0.1).unwrap();
+            let mut norms = Vec::new();
+            for ids in [[1_i64, 3, 1], [0, 5, 5], [4, 4, 3]] {
+                optimiser.zero_grad().unwrap();
+                // Two passes, as with micro-batches.
+                for ids in [&ids[..2], &ids[2..]] {
+                    let words =
+                        Tensor::embedding(&parameters["words.weight"], &Tensor::from_slice(ids), -1, false, sparse);
+                    (&words * &words).sum(Kind::Float).backward();
+                }
+                let mut gradients = optimiser.gradients().unwrap();
+                assert!(!gradients.unscale(2.0).unwrap());
+                norms.push(gradients.norm().unwrap());
+                optimiser.step(gradients, 0.1, clipping(norms[0], 0.5)).unwrap();
+            }
+            (
+                Vec::<f32>::try_from(&parameters["words.weight"].flatten(0, -1)).unwrap(),
+                norms,
+            )
+        };
+        let (full, few) = (train(false), train(true));
+        for (a, b) in full.0.iter().zip(&few.0) {
+            assert!((a - b).abs() < 1e-6, "{full:?} {few:?}");
+        }
+        for (a, b) in full.1.iter().zip(&few.1) {
+            assert!((a - b).abs() < 1e-6, "{full:?} {few:?}");
+        }
     }
 
     #[test]
@@ -292,7 +389,8 @@ mod tests {
             for n in numbers {
                 optimiser.zero_grad().unwrap();
                 (loss(parameters) * f64::from(n + 1)).backward();
-                optimiser.step(0.1).unwrap();
+                let gradients = optimiser.gradients().unwrap();
+                optimiser.step(gradients, 0.1, 1.0).unwrap();
             }
         };
         let (whole, first) = (parameters(), parameters());
@@ -346,7 +444,8 @@ mod tests {
         let parameters = parameters();
         let mut optimiser = AdamW::new(&parameters, 0.5).unwrap();
         loss(&parameters).backward();
-        optimiser.step(0.1).unwrap();
+        let gradients = optimiser.gradients().unwrap();
+        optimiser.step(gradients, 0.1, 1.0).unwrap();
         let first = |name: &str| parameters[name].double_value(&[0]);
         assert!((first("a.bias") - 0.9).abs() < 1e-6);
         assert!((first("a.weight") - (2.0 * 0.95 - 0.1)).abs() < 1e-6);
@@ -355,8 +454,9 @@ mod tests {
     #[test]
     fn a_weight_that_the_loss_does_not_reach_is_named() {
         let parameters = parameters();
-        let mut optimiser = AdamW::new(&parameters, 0.0).unwrap();
+        let optimiser = AdamW::new(&parameters, 0.0).unwrap();
         parameters["a.weight"].sum(Kind::Float).backward();
-        assert!(optimiser.step(0.1).unwrap_err().to_string().contains("a.bias"));
+        let error = optimiser.gradients().err().unwrap();
+        assert!(error.to_string().contains("a.bias"), "{error}");
     }
 }

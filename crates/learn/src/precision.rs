@@ -60,8 +60,8 @@ impl Forward {
         self.format == Precision::Float16
     }
 
-    /// Mean loss of a batch in training, as a scalar tensor and as a number.
-    pub(crate) fn loss<T: Task>(self, task: &T, batch: &T::Batch) -> Result<(Tensor, f64)> {
+    /// Mean loss of a batch in training, a scalar.
+    pub(crate) fn loss<T: Task>(self, task: &T, batch: &T::Batch) -> Result<Tensor> {
         let half = match self.format {
             Precision::Auto | Precision::Float32 => None,
             Precision::BFloat16 => Some(Half::BFloat16),
@@ -70,15 +70,14 @@ impl Forward {
         let autocast = half.map(|half| AutocastGuard::enter(self.device, half)).transpose()?;
         let loss = task.loss(&task.outputs(batch, true)?, batch)?;
         drop(autocast);
-        let value = loss.f_double_value(&[])?;
-        Ok((loss, value))
+        Ok(loss)
     }
 }
 
 /// The loss times a factor.
-pub(crate) fn scaled(loss: Tensor, factor: f64) -> Result<Tensor> {
+pub(crate) fn scaled(loss: &Tensor, factor: f64) -> Result<Tensor> {
     Ok(if factor == 1.0 {
-        loss
+        loss.shallow_clone()
     } else {
         loss.f_mul_scalar(factor)?
     })

@@ -12,6 +12,8 @@ pub struct Settings {
     pub epochs: u32,
     /// Examples per step, at least 1.
     pub batch_size: usize,
+    /// Examples of one forward and backward pass, at least 1; the gradients of a step's passes are added up.
+    pub micro_batch_size: usize,
     /// Highest learning rate.
     pub learning_rate: f64,
     /// Decoupled weight decay.
@@ -41,9 +43,15 @@ impl Settings {
                 stopping.patience
             )));
         }
+        let batch_size = count("batchSize", h.batch_size)?;
+        let micro_batch_size = match h.micro_batch_size {
+            Some(size) => count("microBatchSize", size)?,
+            None => batch_size,
+        };
         Ok(Self {
             epochs: count("epochs", h.epochs)?,
-            batch_size: count("batchSize", h.batch_size)? as usize,
+            batch_size: batch_size as usize,
+            micro_batch_size: micro_batch_size as usize,
             learning_rate: within("learningRate", &h.learning_rate, f64::MIN_POSITIVE, 1.0)?,
             weight_decay: within("weightDecay", &h.weight_decay, 0.0, 1.0)?,
             warmup_ratio: within("warmupRatio", &h.warmup_ratio, 0.0, 0.9)?,
@@ -85,9 +93,10 @@ mod tests {
     fn settings_name_the_field_that_is_out_of_bounds() {
         Settings::new(&Hyperparameters::default()).unwrap();
         type Change = fn(&mut Hyperparameters);
-        let bad: [(&str, Change); 6] = [
+        let bad: [(&str, Change); 7] = [
             ("epochs is 0", |h| h.epochs = 0),
             ("batchSize is -1", |h| h.batch_size = -1),
+            ("microBatchSize is 0", |h| h.micro_batch_size = Some(0)),
             ("learningRate is 0", |h| h.learning_rate = "0".into()),
             ("learningRate is fast", |h| h.learning_rate = "fast".into()),
             ("warmupRatio is 1", |h| h.warmup_ratio = "1".into()),

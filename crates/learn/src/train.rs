@@ -18,7 +18,7 @@ use tch::{Device, Tensor};
 use crate::collective::{Collective, Together};
 use crate::error::{Error, Result};
 use crate::network::{Parameters, fill, host_copies};
-use crate::optim::{AdamW, Moments, Schedule};
+use crate::optim::{AdamW, Moments, Schedule, clipping};
 use crate::precision::{self, Forward, LossScale};
 use crate::random::step_seed;
 use crate::settings::Settings;
@@ -78,6 +78,8 @@ pub enum Next {
 
 /// Sees training go by, may ask for its state and may end it ([`Error::Interrupted`]). Must return quickly.
 pub trait Observer<R> {
+    /// After every pass of a step but the last: a sign of work.
+    fn micro_batch(&mut self);
     /// After every step.
     fn step(&mut self, step: &Step) -> Next;
     /// After every batch of a validation. [`Next::Save`] counts for nothing here, the next step asks again; the state of
@@ -252,7 +254,7 @@ pub fn fit_among<T: Task>(
         let done = usize::try_from(fit.cursor.batch).unwrap_or(usize::MAX);
         for rows in batches.iter().skip(done) {
             let learning_rate = schedule.rate(fit.cursor.step);
-            let (loss, grad_norm) = fit.step(train, rows, learning_rate)?;
+            let (loss, grad_norm) = fit.step(train, rows, learning_rate, observer)?;
             let seen = Step {
                 step: fit.cursor.step,
                 total_steps,
@@ -431,7 +433,13 @@ impl<'a, T: Task> Fit<'a, T> {
     }
 
     /// One optimiser step; returns the loss and the norm of the gradients.
-    fn step(&mut self, set: &T::Set, rows: &[usize], learning_rate: f64) -> Result<(f64, f64)> {
+    fn step(
+        &mut self,
+        set: &T::Set,
+        rows: &[usize],
+        learning_rate: f64,
+        observer: &mut dyn Observer<T::Report>,
+    ) -> Result<(f64, f64)> {
         let number = self.cursor.step + 1;
         let not_finite = |what, value| Error::LossNotFinite {
             step: number,
@@ -442,21 +450,12 @@ impl<'a, T: Task> Fit<'a, T> {
         tch::manual_seed(step_seed(self.settings.seed, number, u64::from(rank)));
         self.optimiser.zero_grad()?;
         let scale = self.loss_scale().map_or(1.0, |scale| scale.scale);
-        let value = match &mut self.together {
-            None => {
-                let batch = self.task.batch(set, rows)?;
-                let (loss, value) = self.forward.loss(self.task, &batch)?;
-                if value.is_finite() {
-                    precision::scaled(loss, scale)?.f_backward()?;
-                }
-                value
-            }
-            Some(together) => together.backward(self.task, set, rows, self.forward, scale)?,
-        };
+        let value = self.backward(set, rows, scale, observer)?;
         if !value.is_finite() {
             return Err(not_finite("loss", value));
         }
-        let overflowed = self.forward.is_scaled() && self.optimiser.unscale(scale)?;
+        let mut gradients = self.optimiser.gradients()?;
+        let overflowed = self.forward.is_scaled() && gradients.unscale(scale)?;
         if let Some(known) = self.loss_scale()
             && !known.after(overflowed)
         {
@@ -465,17 +464,65 @@ impl<'a, T: Task> Fit<'a, T> {
         let norm = if overflowed {
             f64::INFINITY
         } else {
-            let norm = self.optimiser.clip(MAX_GRAD_NORM)?;
+            let norm = gradients.norm()?;
             if !norm.is_finite() {
                 return Err(not_finite("norm of the gradients", norm));
             }
-            self.optimiser.step(learning_rate)?;
+            self.optimiser
+                .step(gradients, learning_rate, clipping(norm, MAX_GRAD_NORM))?;
             norm
         };
         self.cursor.step = number;
         self.cursor.batch += 1;
         self.cursor.loss_sum += value;
         Ok((value, norm))
+    }
+
+    /// Forward and backward over a batch, in as many passes as the micro-batches need; returns the batch's mean loss. Where
+    /// that is finite, gradients are those of the mean, times `scale`.
+    fn backward(
+        &mut self,
+        set: &T::Set,
+        rows: &[usize],
+        scale: f64,
+        observer: &mut dyn Observer<T::Report>,
+    ) -> Result<f64> {
+        let mine = self.group().map_or(rows, |group| group.share(rows));
+        // A network takes no batch of no rows: where there is none for this process, it takes one that counts for nothing.
+        let computed = if mine.is_empty() {
+            rows.get(..1).unwrap_or_default()
+        } else {
+            mine
+        };
+        let mut value = 0.0;
+        let mut passes = computed.chunks(self.settings.micro_batch_size.max(1)).peekable();
+        while let Some(part) = passes.next() {
+            let counted = if mine.is_empty() { 0 } else { part.len() };
+            let weight = counted as f64 / rows.len().max(1) as f64;
+            let batch = self.task.batch(set, part)?;
+            let loss = self.forward.loss(self.task, &batch)?;
+            let scaled = precision::scaled(&loss, weight * scale)?;
+            // Read before the backward where the others must know, and after it where a GPU can run on meanwhile.
+            let known = |value: f64| -> Result<f64> {
+                Ok(value
+                    + if counted == 0 {
+                        0.0
+                    } else {
+                        weight * loss.f_double_value(&[])?
+                    })
+            };
+            match &mut self.together {
+                Some(together) if passes.peek().is_none() => {
+                    return together.last_backward(&scaled, known(value)?);
+                }
+                _ => scaled.f_backward()?,
+            }
+            value = known(value)?;
+            if passes.peek().is_some() {
+                observer.micro_batch();
+            }
+        }
+        Ok(value)
     }
 
     /// The scale of the loss, in half precision.

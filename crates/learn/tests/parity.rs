@@ -210,6 +210,8 @@ fn transformers_loads_our_artifacts() {
 struct Losses(Vec<f64>);
 
 impl Observer<Evaluation> for Losses {
+    fn micro_batch(&mut self) {}
+
     fn step(&mut self, step: &Step) -> Next {
         self.0.push(step.loss);
         Next::GoOn
@@ -244,6 +246,7 @@ fn losses_in_training_equal_those_of_transformers() {
     let settings = Settings {
         epochs: EPOCHS,
         batch_size: BATCH,
+        micro_batch_size: BATCH,
         learning_rate: 1e-3,
         weight_decay: 0.1,
         warmup_ratio: 0.2,

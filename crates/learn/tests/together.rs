@@ -112,11 +112,17 @@ fn steps_are_those_of_one_process_with_the_whole_batch() {
     let _turn = turn();
     let alone = train(None, &sets(), None, |_| Next::GoOn);
     let whole = alone.outcome.unwrap();
-    for size in [2, 3, 7] {
-        for one in together(size, |group| train(Some(group), &sets(), None, |_| Next::GoOn)) {
+    // The last with several passes in each, of which only the last is summed while it runs.
+    for (size, micro_batch_size) in [(2, 8), (3, 8), (7, 8), (2, 1), (3, 2)] {
+        let settings = Settings {
+            micro_batch_size,
+            ..settings()
+        };
+        let trained = |group: &Collective| train_as(&settings, Some(group), &sets(), None, |_| Next::GoOn);
+        for one in together(size, trained) {
             assert_eq!(one.seen.steps.len(), alone.seen.steps.len());
             for (got, want) in one.seen.steps.iter().zip(&alone.seen.steps) {
-                let what = format!("{size} processes, step {}", want.step);
+                let what = format!("{size} processes, passes of {micro_batch_size}, step {}", want.step);
                 close(got.loss, want.loss, &format!("{what}, loss"));
                 close(got.grad_norm, want.grad_norm, &format!("{what}, norm"));
                 assert_eq!((got.step, got.examples), (want.step, want.examples));

@@ -6,12 +6,12 @@ mod common;
 
 use std::ops::ControlFlow;
 
-use common::{Event, Seen, separable, settings, tiny, turn};
+use common::{Event, Seen, network, separable, settings, tiny, turn};
 use flywheel_contract::hyperparameters::{EarlyStopping, Precision, StoppingMetric};
 use flywheel_data::EncodedSet;
 use flywheel_learn::settings::Settings;
 use flywheel_learn::train::{Next, evaluate, fit};
-use flywheel_learn::{Error, Task};
+use flywheel_learn::{Error, Task, TextClassification};
 
 #[test]
 fn a_separable_set_is_learned() {
@@ -82,6 +82,58 @@ fn formats_of_16_bits_learn_as_well() {
             plain.iter().zip(&steps).any(|(plain, step)| plain.loss != step.loss),
             "{precision:?}: it computes in another format"
         );
+    }
+}
+
+/// Losses and weights of a short training.
+fn weights_of(settings: &Settings, dropout: f64, recomputes: bool) -> (Seen, Vec<Vec<f32>>) {
+    let task = TextClassification::new(network(2, dropout).recomputing(recomputes));
+    let mut seen = Seen::all();
+    fit(&task, &separable(45, 0), &separable(12, 0), settings, None, &mut seen).unwrap();
+    let numbers = |t: &tch::Tensor| Vec::<f32>::try_from(&t.detach().flatten(0, -1)).unwrap();
+    (seen, task.parameters().values().map(numbers).collect())
+}
+
+/// Up to the rounding of sums; the last batch of an epoch is not full.
+#[test]
+fn steps_in_micro_batches_are_those_of_whole_batches() {
+    let _turn = turn();
+    let run = |micro_batch_size| {
+        let settings = Settings {
+            micro_batch_size,
+            epochs: 2,
+            ..settings()
+        };
+        weights_of(&settings, 0.0, false).0
+    };
+    let whole = run(8);
+    assert_eq!((whole.steps.len(), whole.micro_batches), (12, 0));
+    // Batches of 8 in passes of 3, 3 and 2; those of 5 in 3 and 2.
+    for (size, passes) in [(3, 2 * (5 * 2 + 1)), (1, 2 * (5 * 7 + 4)), (100, 0)] {
+        let seen = run(size);
+        assert_eq!(seen.micro_batches, passes, "a sign of work after each but the last");
+        for (got, want) in seen.steps.iter().zip(&whole.steps) {
+            for (got, want) in [(got.loss, want.loss), (got.grad_norm, want.grad_norm)] {
+                assert!((got - want).abs() < 1e-5 * want, "passes of {size}: {got}, not {want}");
+            }
+        }
+    }
+}
+
+/// Dropout draws the same numbers again, and formats are the same again.
+#[test]
+fn layers_computed_again_in_backward_give_the_same_weights_bit_for_bit() {
+    let _turn = turn();
+    for precision in [Precision::Float32, Precision::BFloat16, Precision::Float16] {
+        let settings = Settings {
+            precision,
+            micro_batch_size: 3,
+            epochs: 2,
+            ..settings()
+        };
+        let kept = weights_of(&settings, 0.1, false).1;
+        assert!(kept == weights_of(&settings, 0.1, true).1, "{precision:?}");
+        assert!(kept != weights_of(&settings, 0.2, true).1, "dropout counts");
     }
 }
 

@@ -88,7 +88,7 @@ class Reducer {
   Reducer(const Reducer&) = delete;
   Reducer& operator=(const Reducer&) = delete;
 
-  // Before each backward.
+  // Before the last backward of each step: what earlier ones of the step have given is taken along.
   void begin() {
     const std::lock_guard<std::mutex> lock(mutex_);
     here_.assign(params_.size(), false);
@@ -108,8 +108,10 @@ class Reducer {
     if (failure_) std::rethrow_exception(failure_);
     if (buckets_.empty()) {
       plan();
-      for (size_t i = 0; i < params_.size(); ++i) fill(i, params_[i].grad());
-      send();
+      for (size_t i = 0; i < params_.size(); ++i) {
+        fill(i, params_[i].grad());
+        ready(i);
+      }
     }
     if (next_ != buckets_.size()) throw std::runtime_error("the loss does not depend on every parameter");
     for (auto& bucket : buckets_) bucket.work->wait();
@@ -145,7 +147,10 @@ class Reducer {
       } else {
         c10::NoGradGuard no_grad;
         fill(i, grad);
-        send();
+        // From passes before this one, over other rows of the same step.
+        const Tensor earlier = params_[i].grad();
+        if (earlier.defined()) view(i).add_(earlier);
+        ready(i);
       }
     } catch (...) {
       failure_ = std::current_exception();
@@ -191,12 +196,18 @@ class Reducer {
     return buckets_[place.bucket].flat.narrow(0, place.begin, params_[i].numel()).view(params_[i].sizes());
   }
 
+  // A gradient of few rows travels in full.
   void fill(size_t i, const Tensor& grad) {
-    view(i).copy_(grad);
-    --buckets_[places_[i].bucket].missing;
+    Tensor place = view(i);
+    if (grad.is_sparse()) {
+      place.zero_().add_(grad);
+    } else {
+      place.copy_(grad);
+    }
   }
 
-  void send() {
+  void ready(size_t i) {
+    --buckets_[places_[i].bucket].missing;
     for (; next_ < buckets_.size() && buckets_[next_].missing == 0; ++next_) {
       buckets_[next_].work = all_reduce(backend_, buckets_[next_].flat);
     }

@@ -1,21 +1,24 @@
 // The pieces of libtorch that tch does not bind, behind a C interface.
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 #include <dlfcn.h>
+#include <malloc.h>
 #include <torch/version.h>
 
 #include <cstdlib>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "autocast.h"
 #include "guard.h"
 
 using at::Tensor;
+using flywheel::Autocast;
 using flywheel::guard;
 
 namespace {
@@ -62,13 +65,16 @@ int fw_load_cuda(int* loaded) {
 
 int fw_fused_adamw(const Tensor* const* params, const Tensor* const* grads, const Tensor* const* exp_avg,
                    const Tensor* const* exp_avg_sq, const Tensor* const* steps, size_t n, double lr, double beta1,
-                   double beta2, double weight_decay, double eps) {
+                   double beta2, double weight_decay, double eps, double grad_scale) {
   return guard([&] {
     c10::NoGradGuard no_grad;
     auto counts = list(steps, n);
     at::_foreach_add_(counts, at::Scalar(1));
+    // In the same pass over the gradients, which are left divided.
+    std::optional<Tensor> divisor;
+    if (grad_scale != 1) divisor = at::full({}, grad_scale, params[0]->options().dtype(at::kFloat).requires_grad(false));
     at::_fused_adamw_(list(params, n), list(grads, n), list(exp_avg, n), list(exp_avg_sq, n), {}, counts, lr, beta1,
-                      beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+                      beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, divisor);
   });
 }
 
@@ -76,13 +82,6 @@ int fw_global_norm(const Tensor* const* tensors, size_t n, Tensor** out) {
   return guard([&] {
     c10::NoGradGuard no_grad;
     *out = new Tensor(at::linalg_vector_norm(at::stack(at::_foreach_norm(list(tensors, n), 2)), 2));
-  });
-}
-
-int fw_scale_all(const Tensor* const* tensors, size_t n, double factor) {
-  return guard([&] {
-    c10::NoGradGuard no_grad;
-    at::_foreach_mul_(list(tensors, n), at::Scalar(factor));
   });
 }
 
@@ -104,6 +103,16 @@ int fw_drop_grads(const Tensor* const* tensors, size_t n) {
   });
 }
 
+// 1 where the allocator is glibc's, which alone has these settings.
+int fw_keep_freed_memory() {
+#ifdef __GLIBC__
+  // The last two also end their adaptation, which would lower them again.
+  return mallopt(M_ARENA_MAX, 1) && mallopt(M_TRIM_THRESHOLD, 512 << 20) && mallopt(M_MMAP_THRESHOLD, 128 << 20);
+#else
+  return 0;
+#endif
+}
+
 // *flushes = 0 where the processor cannot. Threads begin with the setting of the one that starts them.
 int fw_flush_denormals(int* flushes) {
   return guard([&] { *flushes = at::globalContext().setFlushDenormal(true); });
@@ -114,30 +123,12 @@ int fw_cuda_bfloat16(int* fast) {
   return guard([&] { *fast = at::detail::getCUDAHooks().supportsBFloat16ConvolutionWithCuDNNv8(); });
 }
 
-struct Autocast {
-  at::DeviceType device;
-  bool enabled;
-  at::ScalarType kind;
-};
-
 // From now on this thread computes matrix products and the like in the given format.
 int fw_autocast_enter(int cuda, int bfloat16, Autocast** out) {
-  return guard([&] {
-    const auto device = cuda ? at::kCUDA : at::kCPU;
-    *out = new Autocast{device, at::autocast::is_autocast_enabled(device), at::autocast::get_autocast_dtype(device)};
-    at::autocast::set_autocast_enabled(device, true);
-    at::autocast::set_autocast_dtype(device, bfloat16 ? at::kBFloat16 : at::kHalf);
-    at::autocast::increment_nesting();
-  });
+  return guard([&] { *out = new Autocast(cuda ? at::kCUDA : at::kCPU, true, bfloat16 ? at::kBFloat16 : at::kHalf); });
 }
 
-void fw_autocast_exit(Autocast* before) {
-  // Weights that were converted are kept to the end of the outermost: they change with the next step.
-  if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
-  at::autocast::set_autocast_enabled(before->device, before->enabled);
-  at::autocast::set_autocast_dtype(before->device, before->kind);
-  delete before;
-}
+void fw_autocast_exit(Autocast* autocast) { delete autocast; }
 
 int fw_inference_enter(c10::InferenceMode** out) {
   return guard([&] { *out = new c10::InferenceMode(true); });

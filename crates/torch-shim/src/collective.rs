@@ -192,7 +192,8 @@ impl Drop for Pending<'_> {
 /// Adds the gradients of parameters up over all processes. They are sent in flat buckets while backward still runs, in
 /// the order in which process 0's first backward had them; in the first step after it.
 ///
-/// Every backward of these parameters must lie between [`Reducer::begin`] and [`Reducer::finish`] while this value lives.
+/// The last backward of each step must lie between [`Reducer::begin`] and [`Reducer::finish`] while this value lives; what
+/// earlier ones of the step have added to the gradients is summed along.
 pub struct Reducer<'a> {
     raw: NonNull<ffi::RawReducer>,
     group: PhantomData<&'a Group>,
@@ -223,7 +224,7 @@ impl<'a> Reducer<'a> {
         })
     }
 
-    /// Before a backward.
+    /// Before the last backward of a step.
     ///
     /// # Errors
     /// [`Error::Torch`].

@@ -1,6 +1,6 @@
 //! The C interface of `cpp/`, word for word. Everything unsafe in this project is here and in [`crate`].
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 
 use torch_sys::C_tensor;
 
@@ -28,6 +28,10 @@ pub(crate) struct RawWork([u8; 0]);
 #[repr(C)]
 pub(crate) struct RawReducer([u8; 0]);
 
+/// Computes a part of the forward pass: null and `*output`, which passes to the caller, or why there is none.
+pub(crate) type Compute =
+    unsafe extern "C" fn(context: *mut c_void, input: Raw, output: *mut *mut C_tensor) -> *const c_char;
+
 /// An `at::Tensor*` that the callee only reads through (it may change the numbers behind it).
 pub(crate) type Raw = *const C_tensor;
 
@@ -47,15 +51,23 @@ unsafe extern "C" {
         beta2: f64,
         weight_decay: f64,
         eps: f64,
+        grad_scale: f64,
     ) -> c_int;
     pub(crate) fn fw_global_norm(tensors: *const Raw, n: usize, out: *mut *mut C_tensor) -> c_int;
-    pub(crate) fn fw_scale_all(tensors: *const Raw, n: usize, factor: f64) -> c_int;
     pub(crate) fn fw_unscale_all(tensors: *const Raw, n: usize, factor: f64, overflowed: *mut c_int) -> c_int;
     pub(crate) fn fw_drop_grads(tensors: *const Raw, n: usize) -> c_int;
+    pub(crate) fn fw_keep_freed_memory() -> c_int;
     pub(crate) fn fw_flush_denormals(flushes: *mut c_int) -> c_int;
     pub(crate) fn fw_cuda_bfloat16(fast: *mut c_int) -> c_int;
     pub(crate) fn fw_autocast_enter(cuda: c_int, bfloat16: c_int, out: *mut *mut RawAutocast) -> c_int;
     pub(crate) fn fw_autocast_exit(before: *mut RawAutocast);
+    pub(crate) fn fw_recomputed(
+        input: Raw,
+        context: *mut c_void,
+        compute: Compute,
+        release: unsafe extern "C" fn(context: *mut c_void),
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     pub(crate) fn fw_inference_enter(out: *mut *mut RawInference) -> c_int;
     pub(crate) fn fw_inference_exit(guard: *mut RawInference);
     pub(crate) fn fw_exit(code: c_int) -> !;

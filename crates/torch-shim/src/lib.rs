@@ -8,7 +8,7 @@
 pub mod collective;
 mod ffi;
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr;
 
@@ -124,6 +124,8 @@ pub struct AdamWNumbers {
     pub eps: f64,
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
+    /// By which gradients are divided first, in place; 1 leaves them.
+    pub grad_scale: f64,
 }
 
 /// One step of AdamW (Loshchilov and Hutter, 2019) over all tensors in one kernel.
@@ -155,6 +157,7 @@ pub fn fused_adamw(lists: AdamWLists<'_>, numbers: AdamWNumbers) -> Result<(), E
             numbers.beta2,
             numbers.weight_decay,
             numbers.eps,
+            numbers.grad_scale,
         )
     })
 }
@@ -170,19 +173,6 @@ pub fn global_norm(tensors: &[Tensor]) -> Result<Tensor, Error> {
     check(unsafe { ffi::fw_global_norm(pointers.as_ptr(), pointers.len(), &mut out) })?;
     // SAFETY: on success `out` owns a new tensor, which passes to the returned value.
     Ok(unsafe { Tensor::from_ptr(out) })
-}
-
-/// Multiplies every tensor by `factor`, in place.
-///
-/// # Errors
-/// [`Error::Torch`] when libtorch refuses a tensor.
-pub fn scale_all(tensors: &[Tensor], factor: f64) -> Result<(), Error> {
-    if tensors.is_empty() {
-        return Ok(());
-    }
-    let pointers = raw("gradients", tensors, tensors.len())?;
-    // SAFETY: n pointers to live tensors.
-    check(unsafe { ffi::fw_scale_all(pointers.as_ptr(), pointers.len(), factor) })
 }
 
 /// Multiplies every tensor by `factor`, in place; whether a number among them is infinite or none. The list must not be
@@ -209,6 +199,14 @@ pub fn drop_grads(tensors: &[Tensor]) -> Result<(), Error> {
     let pointers = raw("parameters", tensors, tensors.len())?;
     // SAFETY: n pointers to live tensors.
     check(unsafe { ffi::fw_drop_grads(pointers.as_ptr(), pointers.len()) })
+}
+
+/// From now on this process keeps memory that it frees: a training frees and takes the same large pieces in every step, and
+/// fresh pages from the kernel cost more than what is computed in them. One arena, so that no thread keeps pages that others
+/// lack. Call it first in `main`; returns whether the allocator heard.
+pub fn keep_freed_memory() -> bool {
+    // SAFETY: no pointers; the allocator takes these settings at any time.
+    unsafe { ffi::fw_keep_freed_memory() != 0 }
 }
 
 /// From now on this thread, and threads that it starts later, compute with zero in place of numbers too small for the
@@ -275,6 +273,66 @@ impl Drop for AutocastGuard {
         // SAFETY: made by fw_autocast_enter on this thread (the guard is not Send) and freed once.
         unsafe { ffi::fw_autocast_exit(self.raw) }
     }
+}
+
+/// A part of a forward pass, and why it last failed.
+struct Segment {
+    compute: Box<Compute>,
+    why: CString,
+}
+
+type Compute = dyn Fn(&Tensor) -> Result<Tensor, String> + Send;
+
+/// What `compute` makes of `input`, without what backward needs of it but the input: backward computes it again, with the same
+/// random numbers and in the same format (activation checkpointing; Chen and others, 2016). The input must ask for a gradient.
+/// `compute` may be called on another thread.
+///
+/// # Errors
+/// [`Error::Torch`] with what `compute` says, and when libtorch refuses. Where it fails in backward, that fails with its text.
+pub fn recomputed(
+    input: &Tensor,
+    compute: impl Fn(&Tensor) -> Result<Tensor, String> + Send + 'static,
+) -> Result<Tensor, Error> {
+    unsafe extern "C" fn call(
+        context: *mut c_void,
+        input: Raw,
+        output: *mut *mut torch_sys::C_tensor,
+    ) -> *const c_char {
+        // SAFETY: the context is the box made below, and libtorch calls this from one thread at a time.
+        let segment = unsafe { &mut *context.cast::<Segment>() };
+        // SAFETY: the callee's tensor lives as long as this call, and a shallow clone owns a reference of its own.
+        let input = std::mem::ManuallyDrop::new(unsafe { Tensor::from_ptr(input.cast_mut()) });
+        match (segment.compute)(&input) {
+            Ok(made) => {
+                // SAFETY: `output` is valid for a write; the caller takes over what it points to.
+                unsafe { *output = std::mem::ManuallyDrop::new(made).as_mut_ptr() };
+                ptr::null()
+            }
+            Err(why) => {
+                segment.why = CString::new(why.replace('\0', " ")).unwrap_or_default();
+                segment.why.as_ptr()
+            }
+        }
+    }
+    unsafe extern "C" fn release(context: *mut c_void) {
+        // SAFETY: the box made below, freed once.
+        drop(unsafe { Box::from_raw(context.cast::<Segment>()) });
+    }
+    if !input.defined() {
+        return Err(Error::Undefined {
+            what: "input",
+            index: 0,
+        });
+    }
+    let segment = Box::new(Segment {
+        compute: Box::new(compute),
+        why: CString::default(),
+    });
+    let mut out = ptr::null_mut();
+    // SAFETY: a live tensor; the context passes to the callee, which releases it in any case; `out` is valid for a write.
+    check(unsafe { ffi::fw_recomputed(input.as_ptr(), Box::into_raw(segment).cast(), call, release, &mut out) })?;
+    // SAFETY: on success `out` owns a new tensor, which passes to the returned value.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// While it lives, this thread records nothing for backward and tensors made in it can never be trained. Cheaper
@@ -352,6 +410,7 @@ mod tests {
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: 0.5,
+            grad_scale: 4.0,
         };
         let grads = [Tensor::from_slice(&[0.5f32, -3.0])];
         let (w, m, v, step) = ([w], [m], [v], [step]);
@@ -369,6 +428,11 @@ mod tests {
             assert!((got - want).abs() < 1e-6, "{got} {want}");
         }
         assert_eq!(step[0].double_value(&[]), 1.0);
+        // The moments are of gradients that were divided.
+        let first = Vec::<f32>::try_from(&m[0]).unwrap();
+        for (got, want) in first.iter().zip([0.1 * 0.125, 0.1 * -0.75]) {
+            assert!((got - want).abs() < 1e-7, "{got} {want}");
+        }
     }
 
     #[test]
@@ -387,6 +451,7 @@ mod tests {
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: 0.0,
+            grad_scale: 1.0,
         };
         assert_eq!(
             fused_adamw(lists, numbers),
@@ -408,11 +473,89 @@ mod tests {
     }
 
     #[test]
-    fn norm_and_scale_go_over_all_tensors() {
+    fn the_norm_goes_over_all_tensors() {
         let list = [Tensor::from_slice(&[3.0f32]), Tensor::from_slice(&[0.0f32, 4.0])];
         assert_eq!(global_norm(&list).unwrap().double_value(&[]), 5.0);
-        scale_all(&list, 0.5).unwrap();
-        assert_eq!(global_norm(&list).unwrap().double_value(&[]), 2.5);
+    }
+
+    /// Segments set the process's random numbers back: their tests take turns.
+    static RANDOM: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+    /// Two layers with dropout over a fixed input: its gradient, those of the weights, and the next random number.
+    fn through(again: bool, half: Option<Half>) -> (Vec<Vec<f32>>, f64) {
+        tch::manual_seed(7);
+        let x = Tensor::arange(12, CPU).view([3, 4]).set_requires_grad(true);
+        let weights = [0.7, 0.6].map(|by| (Tensor::arange(16, CPU).view([4, 4]) * 0.1 - by).set_requires_grad(true));
+        let layer = |x: &Tensor, w: &Tensor| x.matmul(w).tanh().dropout(0.5, true);
+        let guard = half.map(|half| AutocastGuard::enter(Device::Cpu, half).unwrap());
+        let y = weights.iter().fold(x.shallow_clone(), |y, w| {
+            if again {
+                let w = w.shallow_clone();
+                recomputed(&y, move |y| Ok(layer(y, &w))).unwrap()
+            } else {
+                layer(&y, w)
+            }
+        });
+        let loss = y.sum(Kind::Float);
+        drop(guard);
+        loss.backward();
+        let numbers = |t: &Tensor| Vec::<f32>::try_from(&t.grad().flatten(0, -1)).unwrap();
+        (
+            std::iter::once(&x).chain(&weights).map(numbers).collect(),
+            Tensor::rand([1], CPU).double_value(&[0]),
+        )
+    }
+
+    #[test]
+    fn what_is_computed_again_gives_the_same_gradients() {
+        let _turn = RANDOM.lock().unwrap();
+        for half in [None, Some(Half::BFloat16)] {
+            let kept = through(false, half);
+            assert_eq!(through(true, half), kept);
+            assert!(kept.0.iter().all(|grads| grads.iter().any(|g| *g != 0.0)));
+        }
+        assert_ne!(through(true, None), through(true, Some(Half::BFloat16)));
+    }
+
+    #[test]
+    fn what_cannot_be_computed_says_so_in_both_passes() {
+        let _turn = RANDOM.lock().unwrap();
+        let x = Tensor::ones([1], CPU).set_requires_grad(true);
+        assert_eq!(
+            recomputed(&x, |_| Err("no such layer".into())).unwrap_err(),
+            Error::Torch("no such layer".into())
+        );
+        let calls = std::sync::atomic::AtomicUsize::new(0);
+        let y = recomputed(&x, move |x| {
+            match calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+                0 => Ok(x * 2.0),
+                _ => Err("out of memory, say".into()),
+            }
+        });
+        let error = brief(&y.unwrap().f_backward().unwrap_err());
+        assert!(
+            error.contains("out of memory, say") && !error.contains("frame #"),
+            "{error}"
+        );
+        drop(x);
+    }
+
+    /// What a segment holds goes with the graph.
+    #[test]
+    fn a_segment_is_released_once_with_its_graph() {
+        let _turn = RANDOM.lock().unwrap();
+        let held = std::sync::Arc::new(());
+        let x = Tensor::ones([1], CPU).set_requires_grad(true);
+        let mine = std::sync::Arc::clone(&held);
+        let y = recomputed(&x, move |x| {
+            let _ = &mine;
+            Ok(x * 2.0)
+        })
+        .unwrap();
+        assert_eq!(std::sync::Arc::strong_count(&held), 2);
+        y.backward();
+        drop(y);
+        assert_eq!(std::sync::Arc::strong_count(&held), 1);
     }
 
     #[test]

@@ -39,6 +39,7 @@ const UNSAVED_AT_END: Duration = Duration::from_secs(60);
 pub(crate) struct Wishes {
     pub(crate) settings: Settings,
     pub(crate) dropout: f64,
+    pub(crate) activation_checkpointing: bool,
     pub(crate) device: Device,
     /// Number of the GPU, where the device is one.
     pub(crate) gpu: u32,
@@ -105,7 +106,10 @@ impl Part {
             self.wishes.settings.seed,
             device,
         );
-        Ok(TextClassification::new(made.map_err(|e| self.failure(&e))?.network))
+        let network = made.map_err(|e| self.failure(&e))?.network;
+        Ok(TextClassification::new(
+            network.recomputing(self.wishes.activation_checkpointing),
+        ))
     }
 }
 
@@ -211,6 +215,10 @@ impl Watch {
 }
 
 impl Observer<Evaluation> for Watch {
+    fn micro_batch(&mut self) {
+        self.tracker.beat();
+    }
+
     fn step(&mut self, step: &Step) -> Next {
         self.step = step.step;
         tell_step(&self.tracker, step);
@@ -276,6 +284,10 @@ impl Assistant<'_> {
 }
 
 impl Observer<Evaluation> for Assistant<'_> {
+    fn micro_batch(&mut self) {
+        self.tracker.beat();
+    }
+
     fn step(&mut self, step: &Step) -> Next {
         self.step = step.step;
         tell_step(self.tracker, step);

@@ -147,6 +147,7 @@ pub(crate) async fn wishes(
     let wishes = Wishes {
         settings: Settings::new(&config.hyperparameters).map_err(learn_failure)?,
         dropout: dropout(&config.hyperparameters).map_err(learn_failure)?,
+        activation_checkpointing: config.hyperparameters.activation_checkpointing,
         device: config.device,
         gpu: place.map_or(0, |place| place.local),
     };

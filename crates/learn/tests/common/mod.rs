@@ -35,8 +35,12 @@ pub fn config() -> EncoderConfig {
     EncoderConfig::from_json(raw, Path::new("tiny")).unwrap()
 }
 
+pub fn network(seed: i64, dropout: f64) -> SequenceClassifier {
+    SequenceClassifier::random(&config(), CLASSES, dropout, seed, Device::Cpu).unwrap()
+}
+
 pub fn tiny(seed: i64, dropout: f64) -> TextClassification {
-    TextClassification::new(SequenceClassifier::random(&config(), CLASSES, dropout, seed, Device::Cpu).unwrap())
+    TextClassification::new(network(seed, dropout))
 }
 
 /// Rows whose tokens come from a range of their class; `shift` turns every label into another.
@@ -69,6 +73,7 @@ pub fn settings() -> Settings {
 
 /// Keeps what it sees; does at each event what its rule says.
 pub struct Seen<F = fn(&Event) -> Next> {
+    pub micro_batches: usize,
     pub steps: Vec<Step>,
     pub epochs: Vec<(u32, f64, Evaluation, bool)>,
     pub last: Vec<bool>,
@@ -94,6 +99,7 @@ impl Seen {
 impl<F: Fn(&Event) -> Next> Seen<F> {
     pub fn with(rule: F) -> Self {
         Self {
+            micro_batches: 0,
             steps: Vec::new(),
             epochs: Vec::new(),
             last: Vec::new(),
@@ -104,6 +110,10 @@ impl<F: Fn(&Event) -> Next> Seen<F> {
 }
 
 impl<F: Fn(&Event) -> Next> Observer<Evaluation> for Seen<F> {
+    fn micro_batch(&mut self) {
+        self.micro_batches += 1;
+    }
+
     fn step(&mut self, step: &Step) -> Next {
         self.steps.push(*step);
         (self.rule)(&Event::Step(step.step))
