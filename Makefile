@@ -140,6 +140,11 @@ test-faults: ## Trainers killed, stopped, cut off on the running cluster (TRIALS
 	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && $(WITH_TORCH) TRIALS=$${TRIALS:-20} \
 	  $(CARGO) test --profile $(PROFILE) --locked --workspace --test faults -- --nocapture
 
+.PHONY: test-cuda
+test-cuda: $(TORCH)/build-version ## Training on a GPU of this machine (needs LD_LIBRARY_PATH with the CUDA build of this libtorch, and libflywheel_nccl.so)
+	@$(WITH_TORCH) LD_LIBRARY_PATH=$${LD_LIBRARY_PATH:-$(TORCH)/lib} $(CARGO) test --profile $(PROFILE) --locked --workspace --test cuda -- \
+	  --ignored --nocapture --test-threads 1
+
 .PHONY: bench-spine
 bench-spine: PROFILE := release
 bench-spine: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Accuracy, latencies, weight (ONLY= SEEDS= DATA= MINUTES=)

@@ -14,6 +14,11 @@ from report import ROOT
 HYPERPARAMETERS = {"epochs": 4, "batchSize": 16, "learningRate": "1e-4", "weightDecay": "0.01", "warmupRatio": "0.1", "maxLength": 128}
 
 
+def on_gpu():
+    """Whether DEVICE=cuda asks for a GPU of this machine, with the CUDA build of our libtorch in LD_LIBRARY_PATH."""
+    return os.environ.get("DEVICE") == "cuda"
+
+
 def environment(name):
     value = os.environ.get(name)
     if not value:
@@ -61,6 +66,37 @@ def pinned(threads):
     return lambda: os.sched_setaffinity(0, cores)
 
 
+class GpuMemory:
+    """The most memory, in MiB, that was taken on the GPU while it was watched, beyond what was before."""
+
+    def __enter__(self):
+        self.before, self.peak, self.over = self.used(), 0, threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def used(self):
+        run = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True)
+        return int(run.stdout.split()[0])
+
+    def watch(self):
+        while not self.over.wait(0.2):
+            self.peak = max(self.peak, self.used() - self.before)
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+
+def watched(run):
+    """What a run gives, with the peak of the GPU's memory where there is one."""
+    if not on_gpu():
+        return run()
+    with GpuMemory() as memory:
+        result = run()
+    return {**result, "gpuMebibytes": memory.peak}
+
+
 def flywheel(folder, hyperparameters, threads):
     """One training. Its time is that of the phase Training: all steps, and the validation after each epoch."""
     uri = lambda name: {"uri": f"file://{folder}/{name}.csv"}
@@ -72,7 +108,7 @@ def flywheel(folder, hyperparameters, threads):
                     "output": {"model": "banking77", "uri": f"file://{out}"}}}
     out.mkdir()
     (out / "job.yaml").write_text(json.dumps(job))
-    process = subprocess.Popen([environment("TRAINER"), "run", "-f", out / "job.yaml"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    process = subprocess.Popen([environment("TRAINER"), "run", "-f", out / "job.yaml", "--device", "cuda" if on_gpu() else "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                text=True, preexec_fn=pinned(threads))
     marks, log, precision = {}, [], None
     for line in process.stderr:
@@ -101,7 +137,7 @@ def transformers(folder, hyperparameters, threads, *options):
          folder / "validation.csv", "--test", folder / "test.csv", "--model", environment("ENCODER"), "--out", folder / "hf", "--epochs",
          str(h["epochs"]), "--batch-size", str(h["batchSize"]), "--learning-rate", h["learningRate"], "--weight-decay", h["weightDecay"],
          "--warmup-ratio", h["warmupRatio"], "--max-length", str(h["maxLength"]), "--seed", str(h["seed"]), "--threads", str(threads),
-         *options],
+         *(["--device", "cuda"] if on_gpu() else []), *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=pinned(threads),
         env={k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"})
     errors = []

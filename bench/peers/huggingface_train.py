@@ -60,7 +60,9 @@ def main():
     p.add_argument("--attention", default="sdpa")
     p.add_argument("--bf16", action="store_true")
     p.add_argument("--matmul-precision", default="highest")
+    p.add_argument("--fp16", action="store_true")
     p.add_argument("--compile", action="store_true")
+    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     a = p.parse_args()
     torch.set_float32_matmul_precision(a.matmul_precision)
     torch.set_num_threads(a.threads)
@@ -75,7 +77,8 @@ def main():
         output_dir=a.out, num_train_epochs=a.epochs, per_device_train_batch_size=a.batch_size, per_device_eval_batch_size=64,
         learning_rate=a.learning_rate, weight_decay=a.weight_decay, warmup_steps=round(a.warmup_ratio * steps), seed=a.seed,
         eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="accuracy",
-        train_sampling_strategy=a.sampling, optim=a.optimizer, bf16=a.bf16, torch_compile=a.compile, report_to=[], use_cpu=True,
+        train_sampling_strategy=a.sampling, optim=a.optimizer, bf16=a.bf16, fp16=a.fp16, torch_compile=a.compile, report_to=[],
+        use_cpu=a.device == "cpu",
         disable_tqdm=True)
     trainer = Trainer(model=model, args=arguments, train_dataset=sets[0], eval_dataset=sets[1],
                       data_collator=DataCollatorWithPadding(tokenizer),

@@ -55,7 +55,11 @@ int fw_load_cuda(int* loaded) {
   return guard([&] {
     static const std::string name = "libtorch_cuda.so";
     *loaded = dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr;
-    if (*loaded) return;
+    if (*loaded) {
+      // libtorch looks for CUDA when it is first asked about anything of it, and that once.
+      if (at::detail::getCUDAHooks().hasCUDART()) return;
+      throw std::runtime_error("libtorch was used before " + name + " was loaded, so it does not know of it");
+    }
     const char* text = dlerror();
     const std::string why = text ? text : "unknown reason";
     // The loader names the file that is missing: only our own may be absent, not one that it needs.

@@ -80,15 +80,18 @@ fn raw(what: &'static str, tensors: &[Tensor], want: usize) -> Result<Vec<Raw>, 
 /// # Errors
 /// [`Error::Torch`] that names both releases.
 pub fn check_version() -> Result<(), Error> {
+    // The check asks about CUDA. Why that cannot be loaded is for whoever needs it.
+    let _ = load_cuda();
     // SAFETY: no arguments; exceptions are caught on the other side.
     check(unsafe { ffi::fw_check_version() })
 }
 
 /// Loads `libtorch_cuda.so` where it is present, so that one program serves machines with and without it (a program
-/// that is linked against it would not start on the latter). Returns whether it is there. Repeating it is harmless.
+/// that is linked against it would not start on the latter). Returns whether it is there. Repeating it is harmless;
+/// [`check_version`] does it first.
 ///
 /// # Errors
-/// [`Error::Torch`] when the library is there but cannot be loaded, with the loader's reason.
+/// [`Error::Torch`] when the library is there but cannot be loaded, with the loader's reason, or when it comes too late.
 pub fn load_cuda() -> Result<bool, Error> {
     let mut loaded = 0;
     // SAFETY: `loaded` is valid for a write during the call.
@@ -625,6 +628,46 @@ mod tests {
         assert!(!(&w * 2.0).requires_grad());
         drop(guard);
         assert!((&w * 2.0).requires_grad());
+    }
+
+    #[test]
+    #[ignore = "a process of the next test"]
+    fn cuda_is_known_after_the_check() {
+        check_version().unwrap();
+        assert!(
+            load_cuda().unwrap(),
+            "no libtorch_cuda.so in {:?}",
+            std::env::var_os("LD_LIBRARY_PATH")
+        );
+        // On a machine without a GPU it is CUDA that says so.
+        if let Err(error) = dbg!(cuda_bfloat16()) {
+            assert!(!error.to_string().contains("without ATen_cuda library"), "{error}");
+        }
+    }
+
+    /// With the libtorch of the tests' Python environment, which has CUDA.
+    #[test]
+    fn the_check_does_not_hide_cuda() {
+        let python = std::env::var_os("FLYWHEEL_PYTHON").expect("FLYWHEEL_PYTHON is not set; run it through make");
+        let script = "import glob, sysconfig; p = sysconfig.get_path('purelib'); \
+                      print(':'.join([p + '/torch/lib', *glob.glob(p + '/nvidia/*/lib')]), end='')";
+        let run = |command: &mut std::process::Command| {
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(
+                output.status.success(),
+                "{said}{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            said
+        };
+        let libraries = run(std::process::Command::new(python)
+            .args(["-c", script])
+            .env_remove("LD_LIBRARY_PATH"));
+        let said = run(std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::cuda_is_known_after_the_check", "--ignored"])
+            .env("LD_LIBRARY_PATH", libraries));
+        assert!(said.contains("1 passed"), "{said}");
     }
 
     #[test]

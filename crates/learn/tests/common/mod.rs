@@ -36,7 +36,11 @@ pub fn config() -> EncoderConfig {
 }
 
 pub fn network(seed: i64, dropout: f64) -> SequenceClassifier {
-    SequenceClassifier::random(&config(), CLASSES, dropout, seed, Device::Cpu).unwrap()
+    network_on(Device::Cpu, seed, dropout)
+}
+
+pub fn network_on(device: Device, seed: i64, dropout: f64) -> SequenceClassifier {
+    SequenceClassifier::random(&config(), CLASSES, dropout, seed, device).unwrap()
 }
 
 pub fn tiny(seed: i64, dropout: f64) -> TextClassification {
