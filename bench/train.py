@@ -28,8 +28,8 @@ TUNED = {
 }
 TUNED_ON_GPU = {
     "Float32": {"length groups": GROUPED},
-    "BFloat16": {"bf16, length groups": (*GROUPED, "--bf16"), "bf16, length groups, torch.compile": (*GROUPED, "--bf16", "--compile")},
     "Float16": {"fp16, length groups": (*GROUPED, "--fp16")},
+    "BFloat16": {"bf16, length groups": (*GROUPED, "--bf16")},
 }
 # Largest matrix products of one step with some 300 tokens: the limit that the processor itself sets.
 GEMM = """

@@ -16,14 +16,19 @@ use crate::weights::WeightFile;
 /// Weights by their Hugging Face names.
 pub type Parameters = BTreeMap<String, Tensor>;
 
-/// Copies of tensors on the host, made now.
-pub(crate) fn host_copies<'a>(tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>) -> Result<Parameters> {
+/// A copy of a tensor on the host, made now.
+pub(crate) fn host_copy(tensor: &Tensor) -> Result<Tensor> {
     let _no_grad = tch::no_grad_guard();
-    let copies = tensors.into_iter().map(|(name, tensor)| {
-        let mut copy = Tensor::f_empty(tensor.size(), (tensor.kind(), Device::Cpu))?;
-        copy.f_copy_(tensor)?;
-        Ok((name.clone(), copy))
-    });
+    let mut copy = Tensor::f_empty(tensor.size(), (tensor.kind(), Device::Cpu))?;
+    copy.f_copy_(tensor)?;
+    Ok(copy)
+}
+
+/// [`host_copy`] of all.
+pub(crate) fn host_copies(tensors: &Parameters) -> Result<Parameters> {
+    let copies = tensors
+        .iter()
+        .map(|(name, tensor)| Ok((name.clone(), host_copy(tensor)?)));
     copies.collect()
 }
 

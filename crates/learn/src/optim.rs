@@ -1,10 +1,10 @@
 //! AdamW over plain tensors, its learning rate, and gradient clipping.
 
 use flywheel_torch_shim::{AdamWLists, AdamWNumbers, drop_grads, fused_adamw, global_norm, unscale_all};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::network::{Parameters, fill, host_copies};
+use crate::network::{Parameters, fill, host_copy};
 
 /// Decay of the first and of the second moment; PyTorch's defaults.
 const BETAS: (f64, f64) = (0.9, 0.999);
@@ -148,18 +148,31 @@ impl AdamW {
         })
     }
 
-    /// Both moments on the host, by the names of their weights: what has to be saved beside the weights and the number of
-    /// steps.
+    /// Both moments, copied to the host, by the names of their weights: what has to be saved beside the weights and the
+    /// number of steps.
     ///
     /// # Errors
     /// [`Error::Torch`], [`Error::OutOfMemory`].
     pub fn moments(&self) -> Result<Moments> {
-        let copies = |tensors: fn(&Group) -> &Vec<Tensor>| {
-            host_copies(self.groups.iter().flat_map(|g| g.names.iter().zip(tensors(g))))
+        self.moments_by(host_copy)
+    }
+
+    /// [`AdamW::moments`] after the last step: without a copy where they lie on the host.
+    ///
+    /// # Errors
+    /// [`Error::Torch`], [`Error::OutOfMemory`].
+    pub fn last_moments(&self) -> Result<Moments> {
+        self.moments_by(|tensor| Ok(tensor.f_to_device(Device::Cpu)?))
+    }
+
+    fn moments_by(&self, to_host: fn(&Tensor) -> Result<Tensor>) -> Result<Moments> {
+        let named = |tensors: fn(&Group) -> &Vec<Tensor>| -> Result<Parameters> {
+            let all = self.groups.iter().flat_map(|g| g.names.iter().zip(tensors(g)));
+            all.map(|(name, tensor)| Ok((name.clone(), to_host(tensor)?))).collect()
         };
         Ok(Moments {
-            exp_avg: copies(|g| &g.exp_avg)?,
-            exp_avg_sq: copies(|g| &g.exp_avg_sq)?,
+            exp_avg: named(|g| &g.exp_avg)?,
+            exp_avg_sq: named(|g| &g.exp_avg_sq)?,
         })
     }
 
@@ -352,7 +365,7 @@ mod tests {
     #[test]
     fn gradients_of_few_rows_train_as_full_ones_do() {
         let train = |sparse: bool| {
-            let table = Tensor::arange(12, (Kind::Float, tch::Device::Cpu)).view([6, 2]) * 0.1;
+            let table = Tensor::arange(12, (Kind::Float, Device::Cpu)).view([6, 2]) * 0.1;
             let parameters: Parameters = [("words.weight".to_owned(), table)].into();
             let mut optimiser = AdamW::new(&parameters, 0.1).unwrap();
             let mut norms = Vec::new();

@@ -170,8 +170,8 @@ impl<R> Cursor<R> {
     }
 }
 
-/// All that training needs to go on from a place as if it had never stopped. Tensors lie on the host and are nobody
-/// else's.
+/// All that training needs to go on from a place as if it had never stopped. Tensors lie on the host, and nobody changes
+/// them.
 #[derive(Debug)]
 pub struct State<R> {
     /// The place.
@@ -599,15 +599,30 @@ impl<'a, T: Task> Fit<'a, T> {
 
     fn state(&mut self) -> Result<State<T::Report>> {
         self.note_time();
+        let over = self.cursor.ended(self.settings).is_some();
+        if over {
+            // Memory is short while a state is written, and these are not needed any more.
+            self.optimiser.zero_grad()?;
+        }
+        let shared = |weights: &Parameters| -> Parameters {
+            let shared = weights
+                .iter()
+                .map(|(name, weight)| (name.clone(), weight.shallow_clone()));
+            shared.collect()
+        };
+        let just_best = self.cursor.batch == 0 && self.cursor.best_epoch == Some(self.cursor.done());
         Ok(State {
             cursor: self.cursor.clone(),
-            weights: host_copies(self.task.parameters())?,
-            moments: self.optimiser.moments()?,
-            best: self.best.as_ref().map(|best| {
-                best.iter()
-                    .map(|(name, weight)| (name.clone(), weight.shallow_clone()))
-                    .collect()
-            }),
+            weights: match &self.best {
+                Some(best) if just_best => shared(best),
+                _ => host_copies(self.task.parameters())?,
+            },
+            moments: if over {
+                self.optimiser.last_moments()?
+            } else {
+                self.optimiser.moments()?
+            },
+            best: self.best.as_ref().map(shared),
         })
     }
 
