@@ -156,7 +156,7 @@ bench-spine: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Accuracy, latenc
 
 .PHONY: bench-train
 bench-train: PROFILE := release
-bench-train: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## One epoch of banking77, ours beside transformers (DATA= THREADS=1 ONLY=)
+bench-train: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## One epoch of banking77, ours beside transformers (DATA= THREADS=1 ONLY= SKIP= DEVICE=cuda)
 	@$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE)
 	@TRAINER=$(BIN)/flywheel-trainer ENCODER=$(EXAMPLE)/minilm-l6 FLYWHEEL_PYTHON=$(PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/train.py
 

@@ -3,7 +3,8 @@
 as people tune it, on THREADS=1 cores. Rates are examples per CPU-second, steps and the validation after them together.
 
 With DEVICE=cuda on a GPU of this machine, with examples per second of the clock.
-DATA=<folder with banking77's train.csv and test.csv>; ONLY=<part of a cell's name> runs those. Nothing is asserted: a missed goal is
+DATA=<folder with banking77's train.csv and test.csv>; ONLY= and SKIP=<part of a cell's name> choose cells; others keep
+the figures of an earlier run. Nothing is asserted: a missed goal is
 printed and written as missed.
 """
 import json
@@ -78,7 +79,7 @@ def main():
 
 def run_cells(report, folder, precisions, tuned, clock, unit):
     """Runs the cells that ONLY names; the results of those that went well."""
-    threads, only = int(os.environ.get("THREADS") or 1), os.environ.get("ONLY") or ""
+    threads, only, skipped = int(os.environ.get("THREADS") or 1), os.environ.get("ONLY") or "", os.environ.get("SKIP")
     rows = sum(1 for _ in open(folder / "train.csv")) - 1
     base = {**banking77.HYPERPARAMETERS, "epochs": 1, "seed": 1}
     cells = {f"flywheel {p}": lambda p=p: banking77.flywheel(folder, {**base, "precision": p}, threads) for p in precisions}
@@ -87,7 +88,7 @@ def run_cells(report, folder, precisions, tuned, clock, unit):
         cells |= {f"transformers, {name}": lambda o=o: banking77.transformers(folder, base, threads, *o) for name, o in options.items()}
     seen = {}
     for name, run in cells.items():
-        if only not in name:
+        if only not in name or skipped and skipped in name:
             continue
         try:
             seen[name] = banking77.watched(run)
