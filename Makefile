@@ -140,10 +140,13 @@ test-faults: ## Trainers killed, stopped, cut off on the running cluster (TRIALS
 	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && $(WITH_TORCH) TRIALS=$${TRIALS:-20} \
 	  $(CARGO) test --profile $(PROFILE) --locked --workspace --test faults -- --nocapture
 
+# The libraries of the tests' PyTorch, which has CUDA, and what `make nccl` builds; the driver's are the machine's.
+WITH_CUDA = LD_LIBRARY_PATH=$$($(PYTHON)/bin/python -c "import glob, sysconfig; p = sysconfig.get_path('purelib'); \
+  print(':'.join([p + '/torch/lib', *glob.glob(p + '/nvidia/*/lib')]))"):$(BIN):$$LD_LIBRARY_PATH
+
 .PHONY: test-cuda
-test-cuda: $(TORCH)/build-version ## Training on a GPU of this machine (needs LD_LIBRARY_PATH with the CUDA build of this libtorch, and libflywheel_nccl.so)
-	@$(WITH_TORCH) LD_LIBRARY_PATH=$${LD_LIBRARY_PATH:-$(TORCH)/lib} $(CARGO) test --profile $(PROFILE) --locked --workspace --test cuda -- \
-	  --ignored --nocapture --test-threads 1
+test-cuda: $(TORCH)/build-version nccl ## Training on this machine's GPU
+	@LIBTORCH=$(TORCH) $(WITH_CUDA) $(CARGO) test --profile $(PROFILE) --locked --workspace --test cuda -- --ignored --nocapture --test-threads 1
 
 .PHONY: bench-spine
 bench-spine: PROFILE := release
@@ -158,7 +161,8 @@ bench-spine: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Accuracy, latenc
 bench-train: PROFILE := release
 bench-train: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## One epoch of banking77, ours beside transformers (DATA= THREADS=1 ONLY= SKIP= DEVICE=cuda)
 	@$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE)
-	@TRAINER=$(BIN)/flywheel-trainer ENCODER=$(EXAMPLE)/minilm-l6 FLYWHEEL_PYTHON=$(PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/train.py
+	@TRAINER=$(BIN)/flywheel-trainer ENCODER=$(EXAMPLE)/minilm-l6 FLYWHEEL_PYTHON=$(PYTHON)/bin/python \
+	$(if $(filter cuda,$(DEVICE)),$(WITH_CUDA),LD_LIBRARY_PATH=$(TORCH)/lib) python3 bench/train.py
 
 .PHONY: fmt
 fmt:

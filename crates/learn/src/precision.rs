@@ -55,6 +55,11 @@ impl Forward {
         Self { format, device }
     }
 
+    /// Its format.
+    pub(crate) fn format(self) -> Precision {
+        self.format
+    }
+
     /// Whether gradients could vanish, so that the loss is scaled up.
     pub(crate) fn is_scaled(self) -> bool {
         self.format == Precision::Float16

@@ -5,8 +5,9 @@ use flywheel_contract::hyperparameters::StoppingMetric;
 use flywheel_data::EncodedSet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
+use crate::config::EncoderConfig;
 use crate::error::Result;
 use crate::evaluate::{Evaluation, evaluate};
 use crate::network::{Parameters, SequenceClassifier, TokenBatch, rows_of};
@@ -17,9 +18,11 @@ const IGNORED: i64 = -100;
 /// One kind of training over a network that the task owns.
 pub trait Task {
     /// Examples of a set, without tensors.
-    type Set;
+    type Set: Sync;
     /// Some examples as tensors on the network's device.
-    type Batch;
+    type Batch: Send;
+    /// Makes batches, without the network.
+    type Loader: Loader<Self::Set, Self::Batch>;
     /// Figures of a labelled set.
     type Report: Clone + Serialize + DeserializeOwned;
 
@@ -29,11 +32,8 @@ pub trait Task {
     /// Size of every example (tokens), by which batches are put together; as many as the set has.
     fn lengths(&self, set: &Self::Set) -> Vec<usize>;
 
-    /// Makes a batch of the examples at these places.
-    ///
-    /// # Errors
-    /// [`crate::Error::Row`] for an example that cannot be fed.
-    fn batch(&self, set: &Self::Set, rows: &[usize]) -> Result<Self::Batch>;
+    /// What makes this network's batches.
+    fn loader(&self) -> Self::Loader;
 
     /// Outputs of the network, [B, …]. `train` turns dropout on.
     ///
@@ -63,6 +63,15 @@ pub trait Task {
     fn score(&self, report: &Self::Report, metric: StoppingMetric) -> f64;
 }
 
+/// Makes batches, on any thread.
+pub trait Loader<Set, Batch>: Send {
+    /// A batch of the examples at these places.
+    ///
+    /// # Errors
+    /// [`crate::Error::Row`] for an example that cannot be fed.
+    fn batch(&self, set: &Set, rows: &[usize]) -> Result<Batch>;
+}
+
 /// One text in, one of several labels out: an encoder with a softmax over classes and cross-entropy.
 pub struct TextClassification {
     network: SequenceClassifier,
@@ -73,6 +82,24 @@ pub struct LabelledBatch {
     tokens: TokenBatch,
     /// Class index of each row, [B], i64.
     labels: Tensor,
+}
+
+/// Pads texts to the longest of their batch.
+pub struct LabelledTexts {
+    config: EncoderConfig,
+    device: Device,
+}
+
+impl Loader<EncodedSet, LabelledBatch> for LabelledTexts {
+    fn batch(&self, set: &EncodedSet, rows: &[usize]) -> Result<LabelledBatch> {
+        let ids: Vec<&[i64]> = rows.iter().filter_map(|r| set.ids.get(*r)).map(Vec::as_slice).collect();
+        let labels: Vec<i64> = rows.iter().filter_map(|r| set.labels.get(*r)).copied().collect();
+        let tokens = TokenBatch::pad(&ids, &self.config, self.device)?;
+        Ok(LabelledBatch {
+            tokens,
+            labels: Tensor::f_from_slice(&labels)?.f_to_device(self.device)?,
+        })
+    }
 }
 
 impl TextClassification {
@@ -92,6 +119,7 @@ impl TextClassification {
 impl Task for TextClassification {
     type Set = EncodedSet;
     type Batch = LabelledBatch;
+    type Loader = LabelledTexts;
     type Report = Evaluation;
 
     fn parameters(&self) -> &Parameters {
@@ -102,15 +130,11 @@ impl Task for TextClassification {
         set.lengths()
     }
 
-    fn batch(&self, set: &EncodedSet, rows: &[usize]) -> Result<LabelledBatch> {
-        let ids: Vec<&[i64]> = rows.iter().filter_map(|r| set.ids.get(*r)).map(Vec::as_slice).collect();
-        let labels: Vec<i64> = rows.iter().filter_map(|r| set.labels.get(*r)).copied().collect();
-        let device = self.network.device();
-        let tokens = TokenBatch::pad(&ids, self.network.config(), device)?;
-        Ok(LabelledBatch {
-            tokens,
-            labels: Tensor::f_from_slice(&labels)?.f_to_device(device)?,
-        })
+    fn loader(&self) -> LabelledTexts {
+        LabelledTexts {
+            config: self.network.config().clone(),
+            device: self.network.device(),
+        }
     }
 
     fn outputs(&self, batch: &LabelledBatch, train: bool) -> Result<Tensor> {

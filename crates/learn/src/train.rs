@@ -9,6 +9,7 @@
 //! generator is part of it.
 
 use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use flywheel_contract::hyperparameters::Precision;
@@ -22,8 +23,10 @@ use crate::optim::{AdamW, Moments, Schedule, clipping};
 use crate::precision::{self, Forward, LossScale};
 use crate::random::step_seed;
 use crate::settings::Settings;
-use crate::task::Task;
+use crate::task::{Loader, Task};
 
+/// Batches that wait for their step.
+const BATCHES_AHEAD: usize = 2;
 /// Largest norm of all gradients together; the usual value for fine-tuning encoders.
 const MAX_GRAD_NORM: f64 = 1.0;
 
@@ -78,6 +81,8 @@ pub enum Next {
 
 /// Sees training go by, may ask for its state and may end it ([`Error::Interrupted`]). Must return quickly.
 pub trait Observer<R> {
+    /// Once, before the first step: the number format, never [`Precision::Auto`].
+    fn computes_in(&mut self, format: Precision);
     /// After every pass of a step but the last: a sign of work.
     fn micro_batch(&mut self);
     /// After every step.
@@ -245,6 +250,7 @@ pub fn fit_among<T: Task>(
     let total_steps = steps_per_epoch(lengths.len(), settings) * u64::from(settings.epochs);
     let schedule = Schedule::new(settings.learning_rate, settings.warmup_ratio, total_steps);
     let mut fit = Fit::begin(task, settings, from, group)?;
+    observer.computes_in(fit.forward.format());
     let stopped_early = loop {
         if let Some(stopped_early) = fit.cursor.ended(settings) {
             break stopped_early;
@@ -252,21 +258,26 @@ pub fn fit_among<T: Task>(
         let epoch = fit.cursor.epoch;
         let batches = flywheel_data::batches(&lengths, settings.batch_size, settings.seed, u64::from(epoch));
         let done = usize::try_from(fit.cursor.batch).unwrap_or(usize::MAX);
-        for rows in batches.iter().skip(done) {
-            let learning_rate = schedule.rate(fit.cursor.step);
-            let (loss, grad_norm) = fit.step(train, rows, learning_rate, observer)?;
-            let seen = Step {
-                step: fit.cursor.step,
-                total_steps,
-                epoch,
-                loss,
-                learning_rate,
-                grad_norm,
-                examples: rows.len(),
-            };
-            let next = agreed(group, observer.step(&seen))?;
-            fit.heed(next, observer)?;
-        }
+        let left = batches.get(done..).unwrap_or_default();
+        let passes: Vec<&[usize]> = left.iter().flat_map(|rows| fit.passes(rows)).collect();
+        prefetched(task, train, &passes, |ahead| {
+            for rows in left {
+                let learning_rate = schedule.rate(fit.cursor.step);
+                let (loss, grad_norm) = fit.step(rows, ahead, learning_rate, observer)?;
+                let seen = Step {
+                    step: fit.cursor.step,
+                    total_steps,
+                    epoch,
+                    loss,
+                    learning_rate,
+                    grad_norm,
+                    examples: rows.len(),
+                };
+                let next = agreed(group, observer.step(&seen))?;
+                fit.heed(next, observer)?;
+            }
+            Ok(())
+        })?;
         let report = fit.validate(validation, observer)?;
         let score = task.score(&report, settings.metric());
         let best = fit.best_score().is_none_or(|highest| score > highest);
@@ -348,24 +359,75 @@ fn outputs_among<T: Task>(
     let mut rows = vec![Vec::new(); lengths.len()];
     let batches: Vec<&[usize]> = order.chunks(batch_size.max(1)).collect();
     let (rank, size) = group.map_or((0, 1), |group| (group.rank() as usize, group.size() as usize));
-    for round in batches.chunks(size) {
-        if let Some(places) = round.get(rank) {
-            let batch = task.batch(set, places)?;
-            let outputs = task.rows(&task.outputs(&batch, false)?)?;
-            for (place, output) in places.iter().zip(outputs) {
-                if let Some(row) = rows.get_mut(*place) {
-                    *row = output;
+    let mine: Vec<&[usize]> = batches
+        .chunks(size)
+        .filter_map(|round| round.get(rank))
+        .copied()
+        .collect();
+    prefetched(task, set, &mine, |ahead| {
+        for round in batches.chunks(size) {
+            if let Some(places) = round.get(rank) {
+                let outputs = task.rows(&task.outputs(&ahead.next()?, false)?)?;
+                for (place, output) in places.iter().zip(outputs) {
+                    if let Some(row) = rows.get_mut(*place) {
+                        *row = output;
+                    }
                 }
             }
+            if watch()?.is_break() {
+                return Err(Error::Interrupted);
+            }
         }
-        if watch()?.is_break() {
-            return Err(Error::Interrupted);
-        }
-    }
+        Ok(())
+    })?;
     if let Some(group) = group {
         group.gather(&mut rows)?;
     }
     Ok(rows)
+}
+
+/// Batches that are made ahead.
+struct Ahead<B>(Receiver<Result<B>>);
+
+impl<B> Ahead<B> {
+    /// The next one.
+    fn next(&mut self) -> Result<B> {
+        let gone = |_| {
+            Err(Error::Torch(
+                "the thread that makes batches ended before the last".to_owned(),
+            ))
+        };
+        self.0.recv().unwrap_or_else(gone)
+    }
+}
+
+/// Runs this while another thread makes the batches of these places, in their order and [`BATCHES_AHEAD`] ahead: padding,
+/// checking and copying to the device take no time of the steps.
+fn prefetched<T: Task, R>(
+    task: &T,
+    set: &T::Set,
+    places: &[&[usize]],
+    work: impl FnOnce(&mut Ahead<T::Batch>) -> Result<R>,
+) -> Result<R> {
+    let loader = task.loader();
+    std::thread::scope(|scope| {
+        let (send, receive) = sync_channel(BATCHES_AHEAD);
+        let make = move || {
+            for rows in places {
+                let batch = loader.batch(set, rows);
+                let failed = batch.is_err();
+                // Nobody receives any more where the work ended early.
+                if send.send(batch).is_err() || failed {
+                    break;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("batches".to_owned())
+            .spawn_scoped(scope, make)
+            .map_err(|e| Error::Torch(format!("no thread for batches: {e}")))?;
+        work(&mut Ahead(receive))
+    })
 }
 
 /// The machine's clock, for people to read.
@@ -432,11 +494,23 @@ impl<'a, T: Task> Fit<'a, T> {
         })
     }
 
-    /// One optimiser step; returns the loss and the norm of the gradients.
+    /// The rows of this process's passes over a batch.
+    fn passes<'r>(&self, rows: &'r [usize]) -> impl Iterator<Item = &'r [usize]> + use<'r, T> {
+        let mine = self.group().map_or(rows, |group| group.share(rows));
+        // A network takes no batch of no rows: where there is none for this process, it takes one that counts for nothing.
+        let computed = if mine.is_empty() {
+            rows.get(..1).unwrap_or_default()
+        } else {
+            mine
+        };
+        computed.chunks(self.settings.micro_batch_size.max(1))
+    }
+
+    /// One optimiser step over these rows, whose passes' batches come next; returns the loss and the norm of the gradients.
     fn step(
         &mut self,
-        set: &T::Set,
         rows: &[usize],
+        ahead: &mut Ahead<T::Batch>,
         learning_rate: f64,
         observer: &mut dyn Observer<T::Report>,
     ) -> Result<(f64, f64)> {
@@ -450,7 +524,7 @@ impl<'a, T: Task> Fit<'a, T> {
         tch::manual_seed(step_seed(self.settings.seed, number, u64::from(rank)));
         self.optimiser.zero_grad()?;
         let scale = self.loss_scale().map_or(1.0, |scale| scale.scale);
-        let value = self.backward(set, rows, scale, observer)?;
+        let value = self.backward(rows, ahead, scale, observer)?;
         if !value.is_finite() {
             return Err(not_finite("loss", value));
         }
@@ -482,34 +556,26 @@ impl<'a, T: Task> Fit<'a, T> {
     /// that is finite, gradients are those of the mean, times `scale`.
     fn backward(
         &mut self,
-        set: &T::Set,
         rows: &[usize],
+        ahead: &mut Ahead<T::Batch>,
         scale: f64,
         observer: &mut dyn Observer<T::Report>,
     ) -> Result<f64> {
-        let mine = self.group().map_or(rows, |group| group.share(rows));
-        // A network takes no batch of no rows: where there is none for this process, it takes one that counts for nothing.
-        let computed = if mine.is_empty() {
-            rows.get(..1).unwrap_or_default()
-        } else {
-            mine
-        };
+        let counts = self.group().is_none_or(|group| !group.share(rows).is_empty());
         let mut value = 0.0;
-        let mut passes = computed.chunks(self.settings.micro_batch_size.max(1)).peekable();
+        let mut passes = self.passes(rows).peekable();
         while let Some(part) = passes.next() {
-            let counted = if mine.is_empty() { 0 } else { part.len() };
-            let weight = counted as f64 / rows.len().max(1) as f64;
-            let batch = self.task.batch(set, part)?;
-            let loss = self.forward.loss(self.task, &batch)?;
+            let weight = if counts {
+                part.len() as f64 / rows.len() as f64
+            } else {
+                0.0
+            };
+            let loss = self.forward.loss(self.task, &ahead.next()?)?;
             let scaled = precision::scaled(&loss, weight * scale)?;
             // Read before the backward where the others must know, and after it where a GPU can run on meanwhile.
             let known = |value: f64| -> Result<f64> {
-                Ok(value
-                    + if counted == 0 {
-                        0.0
-                    } else {
-                        weight * loss.f_double_value(&[])?
-                    })
+                let this = if counts { loss.f_double_value(&[])? } else { 0.0 };
+                Ok(value + weight * this)
             };
             match &mut self.together {
                 Some(together) if passes.peek().is_none() => {

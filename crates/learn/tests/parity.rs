@@ -210,6 +210,8 @@ fn transformers_loads_our_artifacts() {
 struct Losses(Vec<f64>);
 
 impl Observer<Evaluation> for Losses {
+    fn computes_in(&mut self, _: Precision) {}
+
     fn micro_batch(&mut self) {}
 
     fn step(&mut self, step: &Step) -> Next {

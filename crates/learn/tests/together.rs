@@ -156,6 +156,7 @@ fn the_first_decides_on_the_format() {
             train_as(&own(wanted), Some(group), &sets(), None, |_| Next::GoOn)
         });
         assert_eq!(all[0].seen.steps, all[1].seen.steps);
+        assert_eq!([all[0].seen.format, all[1].seen.format], [Some(precision); 2]);
         for (got, want) in all[0].seen.steps.iter().zip(&alone.seen.steps).take(12) {
             assert!((got.loss - want.loss).abs() < 0.02, "{precision:?}: {got:?} {want:?}");
         }

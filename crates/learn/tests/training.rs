@@ -10,6 +10,7 @@ use common::{Event, Seen, network, separable, settings, tiny, turn};
 use flywheel_contract::hyperparameters::{EarlyStopping, Precision, StoppingMetric};
 use flywheel_data::EncodedSet;
 use flywheel_learn::settings::Settings;
+use flywheel_learn::task::Loader;
 use flywheel_learn::train::{Next, evaluate, fit};
 use flywheel_learn::{Error, Task, TextClassification};
 
@@ -280,12 +281,12 @@ fn empty_sets_and_impossible_rows_are_errors() {
 fn dropout_counts_in_training_only() {
     let _turn = turn();
     let task = tiny(6, 0.5);
-    let batch = task.batch(&separable(6, 0), &[0, 1, 2, 3, 4, 5]).unwrap();
+    let batch = task.loader().batch(&separable(6, 0), &[0, 1, 2, 3, 4, 5]).unwrap();
     let rows = |train| task.rows(&task.outputs(&batch, train).unwrap()).unwrap();
     assert_ne!(rows(true), rows(true));
     assert_eq!(rows(false), rows(false));
     let without = tiny(6, 0.0);
-    let batch = without.batch(&separable(6, 0), &[0, 1, 2, 3, 4, 5]).unwrap();
+    let batch = without.loader().batch(&separable(6, 0), &[0, 1, 2, 3, 4, 5]).unwrap();
     let rows = |train| without.rows(&without.outputs(&batch, train).unwrap()).unwrap();
     assert_eq!(rows(true), rows(false));
 }

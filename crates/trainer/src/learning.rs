@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::artifact::{DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample};
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::hyperparameters::Precision;
 use flywheel_contract::progress::{EpochEvaluation, Phase};
 use flywheel_contract::scalar::{Device, Metric};
 use flywheel_contract::trainer::EpochReport;
@@ -17,7 +18,7 @@ use flywheel_learn::device::TensorDevice;
 use flywheel_learn::evaluate::{Evaluation, confusion};
 use flywheel_learn::settings::Settings;
 use flywheel_learn::train::{Epoch, Next, Observer, State, Step, evaluate, fit_among, outputs};
-use flywheel_learn::{Classifier, Collective, Task, TextClassification, artifact, device, precision};
+use flywheel_learn::{Classifier, Collective, Task, TextClassification, artifact, device};
 
 use crate::checkpoints::{Saver, Training};
 use crate::inputs::Pretrained;
@@ -215,6 +216,10 @@ impl Watch {
 }
 
 impl Observer<Evaluation> for Watch {
+    fn computes_in(&mut self, format: Precision) {
+        self.tracker.computes_in(format);
+    }
+
     fn micro_batch(&mut self) {
         self.tracker.beat();
     }
@@ -284,6 +289,10 @@ impl Assistant<'_> {
 }
 
 impl Observer<Evaluation> for Assistant<'_> {
+    fn computes_in(&mut self, format: Precision) {
+        self.tracker.computes_in(format);
+    }
+
     fn micro_batch(&mut self) {
         self.tracker.beat();
     }
@@ -353,7 +362,6 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     let failure = |e: flywheel_learn::Error| part.failure(&e);
     let device = part.device()?;
     let group = part.join(device)?;
-    tracker.computes_in(precision::choose(part.wishes.settings.precision, device).map_err(failure)?);
     let task = part.task(device)?;
     let state = saved.map(Saved::read).transpose().map_err(failure)?;
 

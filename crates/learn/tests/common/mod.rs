@@ -77,6 +77,7 @@ pub fn settings() -> Settings {
 
 /// Keeps what it sees; does at each event what its rule says.
 pub struct Seen<F = fn(&Event) -> Next> {
+    pub format: Option<Precision>,
     pub micro_batches: usize,
     pub steps: Vec<Step>,
     pub epochs: Vec<(u32, f64, Evaluation, bool)>,
@@ -103,6 +104,7 @@ impl Seen {
 impl<F: Fn(&Event) -> Next> Seen<F> {
     pub fn with(rule: F) -> Self {
         Self {
+            format: None,
             micro_batches: 0,
             steps: Vec::new(),
             epochs: Vec::new(),
@@ -114,6 +116,10 @@ impl<F: Fn(&Event) -> Next> Seen<F> {
 }
 
 impl<F: Fn(&Event) -> Next> Observer<Evaluation> for Seen<F> {
+    fn computes_in(&mut self, format: Precision) {
+        self.format = Some(format);
+    }
+
     fn micro_batch(&mut self) {
         self.micro_batches += 1;
     }

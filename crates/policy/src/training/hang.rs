@@ -22,7 +22,7 @@ const STEPS: f64 = 5.0;
 /// Lower bound of the limit in `Training`: short steps are held up by what has nothing to do with them.
 const TRAINING_MIN: Duration = Duration::from_secs(30);
 /// Upper bound of the limit in `Training`: with the time between two looks a hang is found within 90 s.
-const TRAINING_MAX: Duration = Duration::from_secs(80);
+const TRAINING_MAX: Duration = Duration::from_secs(75);
 /// A limit is never below this many median steps: a step of a minute cannot be told from a hang of a minute and a half.
 const STEPS_MIN: f64 = 2.0;
 /// Limit in `Training` before anything is known of the steps. The first one compiles kernels and fills caches, and on a
@@ -36,13 +36,13 @@ const TRANSFER_MAX: Duration = Duration::from_secs(120);
 /// Limit in `Preparing`, which has no heartbeats: a data set that just fits into memory takes minutes to tokenise.
 const PREPARING_MAX: Duration = Duration::from_secs(900);
 /// Limit in `Evaluating` between two batches, each cheaper than a step.
-const EVALUATING_MAX: Duration = Duration::from_secs(80);
+const EVALUATING_MAX: Duration = Duration::from_secs(75);
 /// Limit in `Checkpointing`: the pod was told to end, and is killed after 30 s.
 const CHECKPOINTING_MAX: Duration = Duration::from_secs(60);
 /// Limit in `Done`: the result is committed and the process has only to end.
 const DONE_MAX: Duration = Duration::from_secs(60);
 /// How long a process whose machine takes connections may leave them without an answer.
-pub const SILENCE_MAX: Duration = Duration::from_secs(80);
+pub const SILENCE_MAX: Duration = Duration::from_secs(75);
 /// Scrapes that must have found that silence, so that neither a pause of the operator nor a jump of its clock is taken for
 /// one.
 const SILENT_SCRAPES_MIN: u32 = 5;

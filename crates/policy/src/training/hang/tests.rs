@@ -47,16 +47,16 @@ fn each_phase_has_its_limit() {
         (Training, Some(0.2), 30.0),
         (Training, Some(6.0), 30.0),
         (Training, Some(12.0), 60.0),
-        (Training, Some(18.0), 80.0),
+        (Training, Some(18.0), 75.0),
         (Training, Some(45.0), 90.0),
         // Steps of a minute and more: never below two of them.
         (Training, Some(60.0), 120.0),
         (Training, None, 300.0),
         (Training, Some(f64::NAN), 300.0),
         (Training, Some(-1.0), 300.0),
-        (Evaluating, Some(0.2), 80.0),
+        (Evaluating, Some(0.2), 75.0),
         (Evaluating, Some(60.0), 120.0),
-        (Evaluating, None, 80.0),
+        (Evaluating, None, 75.0),
         (Starting, None, 180.0),
         (Downloading, None, 120.0),
         (Uploading, Some(60.0), 120.0),
@@ -119,8 +119,8 @@ fn silence_is_a_hang_only_of_a_pod_that_could_be_reached() {
     let silent = |_| Look::Silent;
     let refused = |_| Look::Refused;
     let unreachable = |_| Look::Unreachable;
-    assert_eq!(looks(well(), &silent, REACHABLE, 300), Some(80.0));
-    assert_eq!(looks(well(), &refused, REACHABLE, 300), Some(80.0));
+    assert_eq!(looks(well(), &silent, REACHABLE, 300), Some(75.0));
+    assert_eq!(looks(well(), &refused, REACHABLE, 300), Some(75.0));
     assert_eq!(
         looks(well(), &unreachable, REACHABLE, 3600),
         None,
@@ -133,19 +133,19 @@ fn silence_is_a_hang_only_of_a_pod_that_could_be_reached() {
     );
     assert_eq!(
         looks(None, &silent, REACHABLE, 3600),
-        Some(85.0),
+        Some(80.0),
         "it never answered, but takes connections"
     );
     // It loads its libraries for three minutes, and stands still just after it has begun to listen.
     let loads_first = |i: u32| if i <= 36 { Look::Refused } else { Look::Silent };
-    assert_eq!(looks(None, &loads_first, REACHABLE, 3600), Some(265.0));
+    assert_eq!(looks(None, &loads_first, REACHABLE, 3600), Some(260.0));
     // An operator that has just taken over: the status tells that it did answer.
     let known = Surroundings {
         answered_before: true,
         ..REACHABLE
     };
-    assert_eq!(looks(None, &silent, known, 300), Some(85.0));
-    assert_eq!(looks(None, &refused, known, 300), Some(85.0));
+    assert_eq!(looks(None, &silent, known, 300), Some(80.0));
+    assert_eq!(looks(None, &refused, known, 300), Some(80.0));
     assert_eq!(looks(None, &unreachable, known, 3600), None);
     // Now and then something is heard.
     let now_and_then = |i: u32| {
