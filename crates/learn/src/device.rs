@@ -61,10 +61,10 @@ pub fn flush_denormals() -> Result<()> {
     Ok(())
 }
 
-/// From now on this process keeps memory that it frees, for the next step to use: fresh pages from the kernel are dear. First
-/// thing in `main` of a program that trains.
-pub fn keep_freed_memory() {
-    if !flywheel_torch_shim::keep_freed_memory() {
+/// Keeps freed memory for the next step, since fresh pages from the kernel are dear, and few of oneDNN's kernels. First thing
+/// in `main` of a program that trains, while it has one thread.
+pub fn memory_for_training() {
+    if !flywheel_torch_shim::memory_for_training() {
         tracing::info!("this allocator has no settings; trainings may be slower");
     }
 }

@@ -108,7 +108,10 @@ int fw_drop_grads(const Tensor* const* tensors, size_t n) {
 }
 
 // 1 where the allocator is glibc's, which alone has these settings.
-int fw_keep_freed_memory() {
+int fw_memory_for_training() {
+  // Read when the first kernel is made. Each shape of a batch makes some, and a step's layers share them; a thousand of
+  // them, its default, hold 200 MB and save nothing that can be measured.
+  setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64", /*overwrite=*/0);
 #ifdef __GLIBC__
   // The last two also end their adaptation, which would lower them again.
   return mallopt(M_ARENA_MAX, 1) && mallopt(M_TRIM_THRESHOLD, 512 << 20) && mallopt(M_MMAP_THRESHOLD, 128 << 20);

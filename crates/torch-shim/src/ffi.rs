@@ -56,7 +56,7 @@ unsafe extern "C" {
     pub(crate) fn fw_global_norm(tensors: *const Raw, n: usize, out: *mut *mut C_tensor) -> c_int;
     pub(crate) fn fw_unscale_all(tensors: *const Raw, n: usize, factor: f64, overflowed: *mut c_int) -> c_int;
     pub(crate) fn fw_drop_grads(tensors: *const Raw, n: usize) -> c_int;
-    pub(crate) fn fw_keep_freed_memory() -> c_int;
+    pub(crate) fn fw_memory_for_training() -> c_int;
     pub(crate) fn fw_flush_denormals(flushes: *mut c_int) -> c_int;
     pub(crate) fn fw_cuda_bfloat16(fast: *mut c_int) -> c_int;
     pub(crate) fn fw_autocast_enter(cuda: c_int, bfloat16: c_int, out: *mut *mut RawAutocast) -> c_int;

@@ -204,12 +204,13 @@ pub fn drop_grads(tensors: &[Tensor]) -> Result<(), Error> {
     check(unsafe { ffi::fw_drop_grads(pointers.as_ptr(), pointers.len()) })
 }
 
-/// From now on this process keeps memory that it frees: a training frees and takes the same large pieces in every step, and
-/// fresh pages from the kernel cost more than what is computed in them. One arena, so that no thread keeps pages that others
-/// lack. Call it first in `main`; returns whether the allocator heard.
-pub fn keep_freed_memory() -> bool {
-    // SAFETY: no pointers; the allocator takes these settings at any time.
-    unsafe { ffi::fw_keep_freed_memory() != 0 }
+/// From now on this process treats memory as a training needs it. What is freed is kept: a training frees and takes the same
+/// large pieces in every step, and fresh pages from the kernel cost more than what is computed in them. One arena, so that no
+/// thread keeps pages that others lack. And oneDNN keeps few kernels. Call it first in `main`, while there is one thread;
+/// returns whether the allocator heard.
+pub fn memory_for_training() -> bool {
+    // SAFETY: no pointers; the caller has the only thread, so nobody else reads or changes the environment.
+    unsafe { ffi::fw_memory_for_training() != 0 }
 }
 
 /// From now on this thread, and threads that it starts later, compute with zero in place of numbers too small for the

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.trains() {
         wait_briefly();
-        flywheel_learn::device::keep_freed_memory();
+        flywheel_learn::device::memory_for_training();
     }
     run(&arguments)
 }
