@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use flywheel_api::ModelVersion;
 use flywheel_api::conditions::{find, types};
 use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MODEL_VERSION, VERIFIER, is_controlled_by};
+use flywheel_api::{InferenceService, ModelVersion};
 use flywheel_contract::failure::{FailureClass, FailureReason};
 use flywheel_policy::models::{TryView, Verification};
 use flywheel_policy::training::attempt::{AttemptState, state};
@@ -28,7 +28,9 @@ pub struct Observation {
     pub known: Option<Verification>,
     /// The last verifying Job.
     pub latest: Option<TryView>,
-    /// Names of InferenceServices that serve it, or are to.
+    /// Names of InferenceServices whose pods answer with it.
+    pub answering: Vec<String>,
+    /// And of those that are to: of its model, with this version in their spec.
     pub services: Vec<String>,
 }
 
@@ -37,20 +39,17 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
     let (namespace, name) = (version.namespace().unwrap_or_default(), version.name_any());
     let uid = version.uid().unwrap_or_default();
     let known = version.status.as_ref().and_then(|s| known(&s.conditions));
-    let services = context
-        .caches
-        .inference_services
-        .list(&namespace, |s| {
-            s.spec.model_version == name || s.status.as_ref().and_then(|s| s.model_version.as_ref()) == Some(&name)
-        })
-        .iter()
-        .take(SERVICES_MAX)
-        .map(|s| s.name_any())
-        .collect();
+    let named = |wanted: &dyn Fn(&InferenceService) -> bool| -> Vec<String> {
+        let all = context.caches.inference_services.list(&namespace, wanted);
+        all.iter().take(SERVICES_MAX).map(|s| s.name_any()).collect()
+    };
+    let answers = |s: &InferenceService| s.status.as_ref().and_then(|s| s.model_version.as_ref()) == Some(&name);
+    let is_to = |s: &InferenceService| s.spec.model_version == name && s.spec.model == version.spec.model;
     let mut observation = Observation {
         known,
         latest: None,
-        services,
+        answering: named(&answers),
+        services: named(&|s| answers(s) || is_to(s)),
     };
     if observation.known.is_some() {
         return Ok(observation);

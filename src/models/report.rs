@@ -29,8 +29,13 @@ pub async fn report(
     verdict: &Verdict,
 ) -> Result<(), Error> {
     let present = version.status.clone().unwrap_or_default();
-    let desired = desired(&decision.verification, verdict, &observation.services);
-    let served = !observation.services.is_empty();
+    // A version that failed comes to nobody who waits for it, and may be deleted.
+    let services = match decision.verification {
+        Verification::Failed { .. } => &observation.answering,
+        _ => &observation.services,
+    };
+    let desired = desired(&decision.verification, verdict, services);
+    let served = !services.is_empty();
     let status = ModelVersionStatus {
         observed_generation: version.metadata.generation,
         state: Some(state_word(&decision.verification, verdict).to_owned()),
@@ -42,7 +47,7 @@ pub async fn report(
         ),
         metric: shown_metric(&version.spec),
         served: Some(if served { "True" } else { "False" }.to_owned()),
-        services: observation.services.clone(),
+        services: services.clone(),
     };
     let writes = context.writes(MODELS_MANAGER);
     if !writes.status(version, &status).await? {
@@ -129,7 +134,7 @@ fn desired(verification: &Verification, verdict: &Verdict, services: &[String]) 
             types::SERVED,
             Status::False,
             reasons::NOT_SERVED,
-            "no InferenceService names it",
+            "no InferenceService serves it",
         )
     } else {
         Desired::new(

@@ -105,6 +105,7 @@ async fn a_wrong_digest_stalls_and_a_lost_storage_is_tried_again() {
         move |c: &mut Context| {
             c.caches.jobs = Cache::of([job]);
             c.caches.pods = Cache::of([pod]);
+            c.caches.inference_services = Cache::of([inference_service(&json!({}))]);
         }
     };
     let (client, scenario) = Scenario::start(vec![
@@ -116,6 +117,8 @@ async fn a_wrong_digest_stalls_and_a_lost_storage_is_tried_again() {
     let calls = scenario.finish().await;
     assert_eq!(condition(&calls[0], "Stalled"), ("True", "DigestMismatch"));
     assert_eq!(condition(&calls[0], "Verified"), ("False", "DigestMismatch"));
+    // Nobody who waits for it gets it: it may be deleted, as the message advises.
+    assert_eq!(condition(&calls[0], "Served"), ("False", "NotServed"));
 
     let (client, scenario) = Scenario::start(vec![
         Step::accept_status(STATUS, value(&version)),
@@ -126,4 +129,29 @@ async fn a_wrong_digest_stalls_and_a_lost_storage_is_tried_again() {
     assert_eq!(again, Duration::from_secs(4), "five seconds after its end");
     let calls = scenario.finish().await;
     assert_eq!(condition(&calls[0], "Reconciling"), ("True", "StorageUnavailable"));
+    assert_eq!(condition(&calls[0], "Served"), ("True", "Served"));
+}
+
+#[tokio::test]
+async fn a_service_of_another_model_serves_nothing_but_what_its_pods_answer_with() {
+    let version = model_version(&json!({}));
+    for (service, served) in [
+        (json!({"spec": {"model": "another"}}), "False"),
+        (
+            json!({"spec": {"model": "another", "modelVersion": "x"}, "status": {"modelVersion": version.name_any()}}),
+            "True",
+        ),
+    ] {
+        let (client, scenario) = Scenario::start(vec![
+            Step::accept("POST", JOBS),
+            Step::accept_status(STATUS, value(&version)),
+            Step::event(NAMESPACE),
+        ]);
+        let context = context(client, |c| {
+            c.caches.inference_services = Cache::of([inference_service(&service)])
+        });
+        reconcile(Arc::new(version.clone()), context).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(condition(&calls[1], "Served").0, served, "{service}");
+    }
 }

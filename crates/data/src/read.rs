@@ -161,19 +161,55 @@ pub fn read_rows(
     Ok(context.rows)
 }
 
-/// Counts quotes as they pass, to find a quote that is never closed: the csv crate takes the rest of the file as one
-/// field then.
-struct QuoteCounter<R> {
+/// A CSV file with `\n` alone at the end of lines: the csv crate counts lines that end with `\r\n` one late. Counts quotes as
+/// they pass, to find one that is never closed: the csv crate takes the rest of the file as one field then.
+struct Lines<R> {
     inner: R,
+    /// A `\r` whose next byte is not known yet.
+    held: bool,
     quotes: Rc<Cell<u64>>,
 }
 
-impl<R: Read> Read for QuoteCounter<R> {
+impl<R: BufRead> Read for Lines<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        let seen = buffer.iter().take(n).filter(|b| **b == b'"').count();
-        self.quotes.set(self.quotes.get() + seen as u64);
-        Ok(n)
+        // Each byte read may bring the one before it along.
+        let room = buffer.len().saturating_sub(1);
+        loop {
+            let available = self.inner.fill_buf()?;
+            let end = available.is_empty();
+            let (mut out, mut written, mut used, mut quotes) = (buffer.iter_mut(), 0, 0, 0);
+            let mut put = |byte: u8| {
+                if let Some(place) = out.next() {
+                    *place = byte;
+                    written += 1;
+                }
+                written
+            };
+            if end && std::mem::take(&mut self.held) {
+                put(b'\r');
+            }
+            let mut full = room == 0;
+            for byte in available.iter().copied() {
+                if full {
+                    break;
+                }
+                used += 1;
+                if std::mem::take(&mut self.held) && byte != b'\n' {
+                    put(b'\r');
+                }
+                quotes += u64::from(byte == b'"');
+                if byte == b'\r' {
+                    self.held = true;
+                } else {
+                    full = put(byte) >= room;
+                }
+            }
+            self.inner.consume(used);
+            self.quotes.set(self.quotes.get() + quotes);
+            if written > 0 || end || room == 0 {
+                return Ok(written);
+            }
+        }
     }
 }
 
@@ -192,11 +228,12 @@ fn csv_error(context: &Context<'_>, error: &csv::Error) -> DataError {
 fn read_csv(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &str, &str)) -> Result<()> {
     const EXPECTED: &str = "a header line and at least one row below it";
     let quotes = Rc::new(Cell::new(0));
-    let counted = QuoteCounter {
+    let lines = Lines {
         inner: BufReader::with_capacity(256 * 1024, file),
+        held: false,
         quotes: Rc::clone(&quotes),
     };
-    let mut reader = csv::ReaderBuilder::new().has_headers(true).from_reader(counted);
+    let mut reader = csv::ReaderBuilder::new().has_headers(true).from_reader(lines);
     let header = reader.byte_headers().map_err(|e| csv_error(context, &e))?.clone();
     if header.is_empty() {
         return Err(context.no_rows(EXPECTED));
@@ -410,5 +447,34 @@ fn scalar(field: &Field) -> Option<Vec<u8>> {
         Field::UInt(v) => Some(v.to_string().into_bytes()),
         Field::ULong(v) => Some(v.to_string().into_bytes()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However the file comes in pieces.
+    #[test]
+    fn carriage_returns_before_line_feeds_are_left_out_and_no_others() {
+        let text = "a\r\nb\rc\r\r\n\"\"\r";
+        for (piece, room) in [(1, 2), (2, 3), (3, 2), (100, 100)] {
+            let quotes = Rc::new(Cell::new(0));
+            let mut lines = Lines {
+                inner: BufReader::with_capacity(piece, text.as_bytes()),
+                held: false,
+                quotes: Rc::clone(&quotes),
+            };
+            let (mut all, mut buffer) = (Vec::new(), vec![0; room]);
+            loop {
+                let n = lines.read(&mut buffer).unwrap();
+                if n == 0 {
+                    break;
+                }
+                all.extend_from_slice(&buffer[..n]);
+            }
+            assert_eq!(String::from_utf8(all).unwrap(), "a\nb\rc\r\n\"\"\r", "{piece} {room}");
+            assert_eq!(quotes.get(), 2);
+        }
     }
 }

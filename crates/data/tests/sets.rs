@@ -247,6 +247,25 @@ fn quoted_commas_lines_and_a_byte_order_mark_are_read() {
     assert!(all.iter().any(|t| *t == "one, \"two\"\nthree"), "{all:?}");
 }
 
+/// The csv crate counts lines that end with `\r\n` one late.
+#[test]
+fn lines_are_counted_alike_whatever_they_end_with() {
+    let lines = ["text,label", "a,x", "", "\"b", "c\",y", "z,z,z"];
+    for end in ["\n", "\r\n"] {
+        let error = one(lines.join(end) + end, "x.csv").unwrap_err().to_string();
+        assert!(error.contains("line 6: 3 fields"), "{end:?}: {error}");
+        let broken = [
+            lines[..2].join(end).into_bytes(),
+            end.into(),
+            b"\xff,x".to_vec(),
+            end.into(),
+        ]
+        .concat();
+        let error = one(broken, "x.csv").unwrap_err().to_string();
+        assert!(error.contains("line 3: column"), "{end:?}: {error}");
+    }
+}
+
 #[test]
 fn rows_that_are_dropped_and_kept_add_up() {
     let dir = tempfile::tempdir().unwrap();

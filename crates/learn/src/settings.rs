@@ -52,13 +52,19 @@ impl Settings {
             epochs: count("epochs", h.epochs)?,
             batch_size: batch_size as usize,
             micro_batch_size: micro_batch_size as usize,
-            learning_rate: within("learningRate", &h.learning_rate, f64::MIN_POSITIVE, 1.0)?,
+            learning_rate: learning_rate(&h.learning_rate)?,
             weight_decay: within("weightDecay", &h.weight_decay, 0.0, 1.0)?,
             warmup_ratio: within("warmupRatio", &h.warmup_ratio, 0.0, 0.9)?,
             seed: h.seed,
             early_stopping: h.early_stopping.clone(),
             precision: h.precision,
         })
+    }
+
+    /// Most examples that are computed at once in training and validation, at least 1.
+    #[must_use]
+    pub fn pass(&self) -> usize {
+        self.micro_batch_size.min(self.batch_size).max(1)
     }
 
     /// The measure by which epochs are compared: that of early stopping, or accuracy.
@@ -80,6 +86,11 @@ fn count(field: &str, value: i32) -> Result<u32> {
     checked.ok_or_else(|| Error::Setting(format!("{field} is {value}, at least 1")))
 }
 
+fn learning_rate(value: &Decimal) -> Result<f64> {
+    let checked = value.value().filter(|v| *v > 0.0 && *v <= 1.0);
+    checked.ok_or_else(|| Error::Setting(format!("learningRate is {value}, not a number above 0 and at most 1")))
+}
+
 fn within(field: &str, value: &Decimal, low: f64, high: f64) -> Result<f64> {
     let checked = value.value().filter(|v| (low..=high).contains(v));
     checked.ok_or_else(|| Error::Setting(format!("{field} is {value}, not a number from {low} to {high}")))
@@ -98,7 +109,9 @@ mod tests {
             ("batchSize is -1", |h| h.batch_size = -1),
             ("microBatchSize is 0", |h| h.micro_batch_size = Some(0)),
             ("learningRate is 0", |h| h.learning_rate = "0".into()),
-            ("learningRate is fast", |h| h.learning_rate = "fast".into()),
+            ("learningRate is fast, not a number above 0 and at most 1", |h| {
+                h.learning_rate = "fast".into()
+            }),
             ("warmupRatio is 1", |h| h.warmup_ratio = "1".into()),
             ("patience is 0", |h| {
                 h.early_stopping = Some(EarlyStopping {

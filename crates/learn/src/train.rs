@@ -503,7 +503,7 @@ impl<'a, T: Task> Fit<'a, T> {
         } else {
             mine
         };
-        computed.chunks(self.settings.micro_batch_size.max(1))
+        computed.chunks(self.settings.pass())
     }
 
     /// One optimiser step over these rows, whose passes' batches come next; returns the loss and the norm of the gradients.
@@ -609,7 +609,7 @@ impl<'a, T: Task> Fit<'a, T> {
                 Next::Stop | Next::SaveAndStop => ControlFlow::Break(()),
             })
         };
-        let rows = outputs_among(self.task, set, self.settings.batch_size, group, &mut watch);
+        let rows = outputs_among(self.task, set, self.settings.pass(), group, &mut watch);
         if matches!(rows, Err(Error::Interrupted)) {
             self.heed(next, observer)?;
         }

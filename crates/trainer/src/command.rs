@@ -93,7 +93,8 @@ enum Command {
     /// Reads an artifact and checks every digest; reads FLYWHEEL_CONFIG.
     Verify,
     /// Trains from the YAML of a TrainingJob, without Kubernetes. Keys for s3:// come from AWS_ACCESS_KEY_ID and
-    /// AWS_SECRET_ACCESS_KEY.
+    /// AWS_SECRET_ACCESS_KEY. With `metadata.uid` in the file a run goes on from the checkpoints of the last one that was
+    /// stopped; without it each begins anew, in a folder of its own.
     Run {
         /// File with a TrainingJob.
         #[arg(short, long, value_name = "FILE")]

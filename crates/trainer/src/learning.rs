@@ -28,8 +28,10 @@ use crate::tracker::{StepSeen, Stop, Tracker};
 
 /// Most texts in the evaluation sample.
 const SAMPLE_TEXTS: usize = 64;
-/// Texts in one batch of evaluation; no gradients are kept, so it may be larger than a training batch.
+/// Most texts in one batch of the last evaluation.
 const EVALUATION_BATCH: usize = 64;
+/// How many times the texts of a training pass it takes: nothing is kept for a backward pass, which is most of the memory.
+const EVALUATION_PASSES: usize = 4;
 /// Largest difference between a probability before writing and after loading the artifact again.
 const SAME_ANSWER: f32 = 1e-3;
 /// Most work that is risked in what comes after the last step (evaluation, artifact, upload), however long the interval.
@@ -408,13 +410,14 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
             Stop::No | Stop::Saved => ControlFlow::Continue(()),
         }
     };
-    let logits = outputs(&task, &work.test, EVALUATION_BATCH, &mut seen).map_err(failure)?;
+    let at_once = EVALUATION_BATCH.min(part.wishes.settings.pass().saturating_mul(EVALUATION_PASSES));
+    let logits = outputs(&task, &work.test, at_once, &mut seen).map_err(failure)?;
     let test = task.report(&work.test, &logits).map_err(failure)?;
     let mut metrics = outcome.validation.metrics("validation");
     metrics.extend(test.metrics("test"));
     if !work.golden.is_empty() {
         metrics.extend(
-            evaluate(&task, &work.golden, EVALUATION_BATCH, &mut seen)
+            evaluate(&task, &work.golden, at_once, &mut seen)
                 .map_err(failure)?
                 .metrics("golden"),
         );
@@ -443,9 +446,11 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
 
     // The artifact is loaded again and must answer as the network did: what is uploaded is known to work.
     let rows: Vec<Vec<i64>> = work.test.ids.iter().take(SAMPLE_TEXTS).cloned().collect();
-    let again = Classifier::load(&work.folder, device)
-        .and_then(|c| c.predict(&rows))
-        .map_err(failure)?;
+    let classifier = Classifier::load(&work.folder, device).map_err(failure)?;
+    let mut again = Vec::with_capacity(rows.len());
+    for rows in rows.chunks(at_once) {
+        again.extend(classifier.predict(rows).map_err(failure)?);
+    }
     let differs = again
         .iter()
         .flatten()
