@@ -39,17 +39,22 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
     let (namespace, name) = (version.namespace().unwrap_or_default(), version.name_any());
     let uid = version.uid().unwrap_or_default();
     let known = version.status.as_ref().and_then(|s| known(&s.conditions));
-    let named = |wanted: &dyn Fn(&InferenceService) -> bool| -> Vec<String> {
-        let all = context.caches.inference_services.list(&namespace, wanted);
-        all.iter().take(SERVICES_MAX).map(|s| s.name_any()).collect()
-    };
     let answers = |s: &InferenceService| s.status.as_ref().and_then(|s| s.model_version.as_ref()) == Some(&name);
     let is_to = |s: &InferenceService| s.spec.model_version == name && s.spec.model == version.spec.model;
+    let services = context
+        .caches
+        .inference_services
+        .list(&namespace, |s| answers(s) || is_to(s));
     let mut observation = Observation {
         known,
         latest: None,
-        answering: named(&answers),
-        services: named(&|s| answers(s) || is_to(s)),
+        answering: services
+            .iter()
+            .filter(|s| answers(s))
+            .take(SERVICES_MAX)
+            .map(|s| s.name_any())
+            .collect(),
+        services: services.iter().take(SERVICES_MAX).map(|s| s.name_any()).collect(),
     };
     if observation.known.is_some() {
         return Ok(observation);

@@ -304,7 +304,7 @@ pub fn recomputed(
     ) -> *const c_char {
         // SAFETY: the context is the box made below, and libtorch calls this from one thread at a time.
         let segment = unsafe { &mut *context.cast::<Segment>() };
-        // SAFETY: the callee's tensor lives as long as this call, and a shallow clone owns a reference of its own.
+        // SAFETY: the caller's tensor lives as long as this call and stays the caller's: it is not dropped here.
         let input = std::mem::ManuallyDrop::new(unsafe { Tensor::from_ptr(input.cast_mut()) });
         match (segment.compute)(&input) {
             Ok(made) => {
