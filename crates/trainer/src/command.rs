@@ -228,6 +228,7 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
             let start = Start {
                 place: Place::new(&config.world, index.as_deref(), *local_rank)?,
                 rendezvous: rendezvous.as_deref(),
+                found_again: true,
                 limits,
                 arguments,
             };
@@ -240,7 +241,7 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
             ca_file,
             listen,
         } => {
-            let config = configuration::from_manifest(&LocalRun {
+            let (config, named) = configuration::from_manifest(&LocalRun {
                 file: file.clone(),
                 output: output.clone(),
                 device: (*device).into(),
@@ -256,6 +257,7 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
             let start = Start {
                 place: Place::new(&config.world, None, 0)?,
                 rendezvous: None,
+                found_again: named,
                 limits,
                 arguments,
             };
@@ -277,8 +279,30 @@ struct Start<'a> {
     place: Place,
     /// Where a process of the same pod says that process 0 is.
     rendezvous: Option<&'a str>,
+    /// A later attempt has the same uid and so finds what this one saved.
+    found_again: bool,
     limits: Limits,
     arguments: &'a Arguments,
+}
+
+/// Who goes on from the state that a process saves when it is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GoesOn {
+    NextAttempt,
+    /// Process 0 saves and tells.
+    First,
+    /// The run has a uid of its own, which no other will have.
+    Nobody,
+}
+
+impl Start<'_> {
+    fn goes_on(&self) -> GoesOn {
+        match self.place.is_first() {
+            false => GoesOn::First,
+            true if self.found_again => GoesOn::NextAttempt,
+            true => GoesOn::Nobody,
+        }
+    }
 }
 
 async fn trained(
@@ -326,7 +350,7 @@ async fn alone(config: &TrainerConfig, start: &Start<'_>, tracker: &Arc<Tracker>
     });
     tokio::select! {
         outcome = &mut training => outcome,
-        signal = orders.told() => wound_up(training, signal, &mut orders, tracker, true).await,
+        signal = orders.told() => wound_up(training, signal, &mut orders, tracker, start.goes_on()).await,
     }
 }
 
@@ -364,7 +388,7 @@ async fn among_others(config: &TrainerConfig, start: &Start<'_>, tracker: &Arc<T
             if let Some(siblings) = &mut siblings {
                 siblings.tell_to_end().await;
             }
-            wound_up(training, signal, &mut orders, tracker, place.is_first()).await
+            wound_up(training, signal, &mut orders, tracker, start.goes_on()).await
         }
     };
     peers.part(&outcome).await;
@@ -389,7 +413,7 @@ async fn wound_up(
     signal: &str,
     orders: &mut Orders,
     tracker: &Tracker,
-    keeps_state: bool,
+    goes_on: GoesOn,
 ) -> Result<Outcome, Failure> {
     tracing::info!(signal, "told to end");
     tracker.told_to_end();
@@ -413,10 +437,13 @@ async fn wound_up(
         Some(problem) => format!("its last state could not be saved ({problem}); "),
         None => String::new(),
     };
-    let next = match checkpoint.step {
-        _ if !keeps_state => "what is saved is told by process 0".to_owned(),
-        Some(step) => format!("the next attempt goes on from step {step}"),
-        None => "the next attempt begins at its beginning".to_owned(),
+    let next = match (goes_on, checkpoint.step) {
+        (GoesOn::First, _) => "what is saved is told by process 0".to_owned(),
+        (GoesOn::NextAttempt, Some(step)) => format!("the next attempt goes on from step {step}"),
+        (GoesOn::NextAttempt, None) => "the next attempt begins at its beginning".to_owned(),
+        (GoesOn::Nobody, _) => "another run begins anew. To go on from where a run was stopped, give the file a \
+             metadata.uid, such as a UUID, before the first one"
+            .to_owned(),
     };
     Err(Failure::new(
         FailureReason::Interrupted,

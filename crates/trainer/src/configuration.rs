@@ -161,11 +161,11 @@ pub struct LocalRun {
 }
 
 /// The configuration that the operator would give to the pod of this TrainingJob. The job's uid is that of the file, or
-/// one of its own for each run.
+/// one of its own for each run; whether it is the file's, and a later run so finds what this one saved.
 ///
 /// # Errors
 /// `ConfigInvalid` with field or line.
-pub fn from_manifest(run: &LocalRun) -> Result<TrainerConfig, Failure> {
+pub fn from_manifest(run: &LocalRun) -> Result<(TrainerConfig, bool), Failure> {
     let name = run.file.display();
     let size = std::fs::metadata(&run.file)
         .map_err(|e| invalid(format!("{name} cannot be read: {e}")))?
@@ -190,7 +190,8 @@ pub fn from_manifest(run: &LocalRun) -> Result<TrainerConfig, Failure> {
         }
         None => spec.output.uri,
     };
-    Ok(TrainerConfig {
+    let named = job.metadata.uid.is_some();
+    let config = TrainerConfig {
         schema_version: SCHEMA_VERSION,
         job: JobIdentity {
             namespace: job.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
@@ -213,7 +214,8 @@ pub fn from_manifest(run: &LocalRun) -> Result<TrainerConfig, Failure> {
         checkpoint: spec.checkpoint,
         world: World::default(),
         tracking: spec.tracking,
-    })
+    };
+    Ok((config, named))
 }
 
 /// One uid per run: milliseconds since 1970 and the process.
@@ -259,7 +261,7 @@ spec:
             ca_file: None,
         };
         change(&mut run);
-        from_manifest(&run)
+        from_manifest(&run).map(|(config, _)| config)
     }
 
     #[test]
@@ -274,6 +276,24 @@ spec:
         assert!(check(&config).is_ok());
         let moved = local(JOB, |r| r.output = Some("/tmp/out".into())).unwrap();
         assert_eq!(moved.output_uri.as_str(), "file:///tmp/out");
+        let uid = |text: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("job.yaml");
+            std::fs::write(&file, text).unwrap();
+            let run = LocalRun {
+                file,
+                output: None,
+                device: Device::Cpu,
+                ca_file: None,
+            };
+            let (config, named) = from_manifest(&run).unwrap();
+            (config.job.uid, named)
+        };
+        assert_eq!(
+            uid(&JOB.replace("{name: intent,", "{uid: u-1, name: intent,")),
+            ("u-1".to_owned(), true)
+        );
+        assert!(!uid(JOB).1);
         let beside = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: x}}\n---{JOB}");
         assert_eq!(local(&beside, |_| ()).unwrap().model_name, "intent");
     }

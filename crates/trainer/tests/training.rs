@@ -223,6 +223,36 @@ fn a_manifest_is_trained_without_kubernetes() {
     );
 }
 
+/// What it saved lies under a uid that no other run has, so nothing else is promised.
+#[test]
+fn a_run_without_a_uid_that_is_stopped_says_how_to_make_one_that_goes_on() {
+    let world = World::new();
+    world.write("data.csv", rows(3000));
+    world.write(
+        "job.yaml",
+        format!(
+            "apiVersion: flywheel.dev/v1alpha1\nkind: TrainingJob\nmetadata: {{name: intent}}\nspec:\n  task: TextClassification\n  \
+             model: {{pretrained: {{uri: {}}}}}\n  dataset: {{sources: [{{uri: {}}}]}}\n  \
+             hyperparameters: {{epochs: 1000, maxLength: 16}}\n  output: {{model: intent, uri: {}}}\n",
+            world.uri("bert"),
+            world.uri("data.csv"),
+            world.uri("out")
+        ),
+    );
+    let file = world.path("job.yaml").display().to_string();
+    let running = Running::start(world.command(&["run", "-f", &file, "--listen", "127.0.0.1:0"]));
+    let address = running.address();
+    running.progress_until(&address, |p| p["step"].as_u64() >= Some(3));
+    running.signal("INT");
+    let ended = world.left(running);
+    says(
+        ended.failed(),
+        FailureReason::Interrupted,
+        &["SIGINT", "begins anew", "metadata.uid"],
+    );
+    assert!(!ended.stderr.contains("next attempt"), "{}", ended.stderr);
+}
+
 /// A training long enough to be looked at.
 fn long(world: &World) -> Value {
     world.write("data.csv", rows(3000));
