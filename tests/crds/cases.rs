@@ -223,6 +223,7 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
             json!({"name": "neither"}),
             json!({"name": "both", "resourceClaimName": "a", "resourceClaimTemplateName": "b"}),
         ],
+        "a gate on golden/... needs dataset.golden" => vec![without(good, "/dataset/golden")],
         "model cannot be changed; apply a new TrainingJob" => vec![set("/model/pretrained/uri", json!("s3://other"))],
         "dataset cannot be changed; apply a new TrainingJob" => vec![set("/dataset/deduplicate", json!(true))],
         "hyperparameters cannot be changed; apply a new TrainingJob" => vec![set("/hyperparameters/epochs", json!(9))],

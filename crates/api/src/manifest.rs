@@ -1,9 +1,12 @@
 //! Reading objects from YAML files without a cluster: what `kubectl apply` would refuse is refused here, too.
 
-use kube_core::Resource;
+use kube_core::{CustomResourceExt, cel};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
+
+/// Bytes of a value that a message shows.
+const VALUE_MAX: usize = 80;
 
 /// The documents of a YAML text, whatever they are.
 ///
@@ -16,10 +19,11 @@ pub fn documents(text: &str) -> Result<Vec<Value>, String> {
 /// The documents of kind `K` as objects; others may stand beside them, since files are often applied whole.
 ///
 /// # Errors
-/// One sentence with the field's path: another `apiVersion`, a missing or wrong field, or one that the schema does not have.
+/// One sentence with the field's path: another `apiVersion`, a missing or wrong field, one that the schema does not have, or
+/// a value that it does not allow.
 pub fn objects<K>(documents: &[Value]) -> Result<Vec<K>, String>
 where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Serialize,
+    K: CustomResourceExt + kube_core::Resource<DynamicType = ()> + DeserializeOwned + Serialize,
 {
     let kind = K::kind(&());
     documents
@@ -31,21 +35,104 @@ where
 
 fn object<K>(document: &Value) -> Result<K, String>
 where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Serialize,
+    K: CustomResourceExt + kube_core::Resource<DynamicType = ()> + DeserializeOwned + Serialize,
 {
     let wanted = K::api_version(&());
     if document.get("apiVersion").and_then(Value::as_str) != Some(&wanted) {
         return Err(format!("apiVersion must be {wanted}"));
     }
     let object: K = serde_json::from_value(document.clone()).map_err(|e| e.to_string())?;
-    let understood = serde_json::to_value(&object).map_err(|e| e.to_string())?;
-    match (document.get("spec"), understood.get("spec")) {
-        (Some(given), Some(understood)) => match unknown("spec", given, understood) {
-            Some(field) => Err(format!("unknown field {field}")),
-            None => Ok(object),
-        },
-        _ => Err("it has no spec".to_owned()),
+    let mut understood = serde_json::to_value(&object).map_err(|e| e.to_string())?;
+    let (Some(given), Some(spec)) = (document.get("spec"), understood.get("spec")) else {
+        return Err("it has no spec".to_owned());
+    };
+    if let Some(field) = unknown("spec", given, spec) {
+        return Err(format!("unknown field {field}"));
     }
+    // Only a cluster needs a name.
+    if let Some(metadata) = understood.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.entry("name").or_insert_with(|| json!("unnamed"));
+    }
+    allowed::<K>(&understood)?;
+    Ok(object)
+}
+
+/// Whether the schema allows the object, defaults filled in: its types, bounds and patterns first, then its rules in CEL,
+/// which may assume those.
+fn allowed<K: CustomResourceExt>(object: &Value) -> Result<(), String> {
+    let crd = K::crd();
+    let schema = crd
+        .spec
+        .versions
+        .first()
+        .and_then(|v| v.schema.as_ref()?.open_api_v3_schema.as_ref());
+    let schema = schema.ok_or_else(|| format!("{} has no schema", crd.spec.names.kind))?;
+    let schema = serde_json::to_value(schema).map_err(|e| e.to_string())?;
+    let validator = jsonschema::validator_for(&schema).map_err(|e| e.to_string())?;
+    if let Some(error) = validator.iter_errors(object).next() {
+        let path = dotted(error.instance_path().as_str());
+        let value = error.instance().to_string();
+        let shown = if value.len() > VALUE_MAX {
+            "the value"
+        } else {
+            value.as_str()
+        };
+        let problem = error.masked_with(shown).to_string();
+        // Bounds are floats in a CRD's schema.
+        return Err(format!("{path}: {}", problem.strip_suffix(".0").unwrap_or(&problem)));
+    }
+    if let Some(place) = repeated("", &schema, object) {
+        return Err(format!("{place}: it is there twice"));
+    }
+    let errors = cel::Validator::new().validate(&schema, object, None);
+    let first = errors.err().and_then(|list| list.into_vec().into_iter().next());
+    match first {
+        Some(error) => Err(error.to_string()),
+        None => Ok(()),
+    }
+}
+
+/// The first item of a list whose keys, those of `x-kubernetes-list-map-keys`, an item before it has.
+fn repeated(path: &str, schema: &Value, value: &Value) -> Option<String> {
+    match value {
+        Value::Object(map) => map.iter().find_map(|(key, value)| {
+            let below = schema.get("properties")?.get(key)?;
+            let dot = if path.is_empty() { "" } else { "." };
+            repeated(&format!("{path}{dot}{key}"), below, value)
+        }),
+        Value::Array(list) => {
+            let keys = schema.get("x-kubernetes-list-map-keys").and_then(Value::as_array);
+            let of = |item: &Value| -> Option<Vec<Value>> {
+                keys.map(|keys| keys.iter().filter_map(|k| item.get(k.as_str()?).cloned()).collect())
+            };
+            list.iter().enumerate().find_map(|(i, item)| {
+                let place = format!("{path}[{i}]");
+                let twice = keys.is_some() && list.iter().take(i).any(|before| of(before) == of(item));
+                match twice {
+                    true => Some(place),
+                    false => repeated(&place, schema.get("items")?, item),
+                }
+            })
+        }
+        _ => None,
+    }
+}
+
+/// The path of a field as messages of the API server write it.
+fn dotted(pointer: &str) -> String {
+    let mut path = String::new();
+    for part in pointer.split('/').skip(1) {
+        let part = part.replace("~1", "/").replace("~0", "~");
+        if part.bytes().all(|b| b.is_ascii_digit()) {
+            path.push_str(&format!("[{part}]"));
+        } else {
+            if !path.is_empty() {
+                path.push('.');
+            }
+            path.push_str(&part);
+        }
+    }
+    path
 }
 
 /// The first field of `given` that `understood`, which was made from it, does not have.
@@ -113,6 +200,36 @@ spec:
                 "'s3://d/a.csv'",
                 "'s3://d/a.csv', fromat: Csv",
                 "unknown field spec.dataset.sources[0].fromat",
+            ),
+            (
+                "  output:",
+                "  hyperparameters: {epochs: 100000}\n  output:",
+                "spec.hyperparameters.epochs: 100000 is greater than the maximum of 1000",
+            ),
+            (
+                "  output:",
+                "  hyperparameters: {seed: -1}\n  output:",
+                "spec.hyperparameters.seed: -1 is less than the minimum of 0",
+            ),
+            (
+                "'s3://d/a.csv'",
+                "'ftp://d/a.csv'",
+                "spec.dataset.sources[0].uri: \"ftp://d/a.csv\" does not match",
+            ),
+            (
+                "uri: 's3://m/out'",
+                "uri: 's3://m/out', gates: [{metric: test/auc, min: '0.9'}, {metric: test/auc, min: '0.8'}]",
+                "spec.output.gates[1]: it is there twice",
+            ),
+            (
+                "{name: intent}",
+                "{name: Intent}",
+                "metadata.name: the name must be a DNS label",
+            ),
+            (
+                "  output:",
+                "  hyperparameters: {batchSize: 1}\n  trainer: {numNodes: 2}\n  output:",
+                "spec.hyperparameters.batchSize: batchSize must be at least",
             ),
         ] {
             let documents = documents(&TEXT.replace(from, to)).unwrap();

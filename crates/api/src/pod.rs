@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 pub use flywheel_contract::scalar::LocalReference;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube_derive::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -20,9 +19,15 @@ pub struct Accelerator {
 }
 
 /// A Kubernetes quantity: `2`, `"500m"`, `"4Gi"`.
+/// Kubernetes' own `IntOrString` reads numbers of 32 bits only, which the bytes of two GiB are not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ResourceQuantity(pub IntOrString);
+#[serde(untagged)]
+pub enum ResourceQuantity {
+    /// A whole number.
+    Number(i64),
+    /// Text of [`ResourceQuantity::PATTERN`].
+    Text(String),
+}
 
 impl ResourceQuantity {
     /// What a quantity may look like where it is text.
@@ -31,16 +36,16 @@ impl ResourceQuantity {
     /// As Kubernetes' own objects want it.
     #[must_use]
     pub fn to_quantity(&self) -> k8s_openapi::apimachinery::pkg::api::resource::Quantity {
-        k8s_openapi::apimachinery::pkg::api::resource::Quantity(match &self.0 {
-            IntOrString::Int(n) => n.to_string(),
-            IntOrString::String(text) => text.clone(),
+        k8s_openapi::apimachinery::pkg::api::resource::Quantity(match self {
+            Self::Number(n) => n.to_string(),
+            Self::Text(text) => text.clone(),
         })
     }
 }
 
 impl From<&str> for ResourceQuantity {
     fn from(text: &str) -> Self {
-        Self(IntOrString::String(text.to_owned()))
+        Self::Text(text.to_owned())
     }
 }
 
@@ -54,6 +59,7 @@ impl JsonSchema for ResourceQuantity {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "x-kubernetes-int-or-string": true,
+            "minimum": 0,
             "maxLength": 20,
             "pattern": Self::PATTERN
         })

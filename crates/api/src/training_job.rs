@@ -42,6 +42,7 @@ const SINK_TEXT_MAX: usize = 1200;
 #[serde(rename_all = "camelCase")]
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("self.hyperparameters.batchSize >= self.trainer.numNodes * self.trainer.accelerator.count").message("batchSize must be at least trainer.numNodes * trainer.accelerator.count: each GPU takes a part of every batch").field_path(".hyperparameters.batchSize"))]
+#[x_kube(validation = Rule::new("has(self.dataset.golden) || !has(self.output.gates) || !self.output.gates.exists(gate, gate.metric.startsWith('golden/'))").message("a gate on golden/... needs dataset.golden").field_path(".output.gates"))]
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; apply a new TrainingJob").field_path(".model"))]
 #[x_kube(validation = Rule::new("self.dataset == oldSelf.dataset").message("dataset cannot be changed; apply a new TrainingJob").field_path(".dataset"))]
 #[x_kube(validation = Rule::new("self.hyperparameters == oldSelf.hyperparameters").message("hyperparameters cannot be changed; apply a new TrainingJob").field_path(".hyperparameters"))]

@@ -255,8 +255,10 @@ spec:
                 "unknown field spec.server.batching",
                 changed("maxConcurrency: 64", "batching: {a: 1}"),
             ),
-            ("maxConcurrency is 0", changed("64", "0")),
-            ("must be positive", changed("64", "-1")),
+            (
+                "spec.server.maxConcurrency: 0 is less than the minimum of 1",
+                changed("64", "0"),
+            ),
             (
                 "--ca-file",
                 changed(
