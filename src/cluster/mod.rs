@@ -1,6 +1,6 @@
 //! What every kind asks of the cluster: whether the nodes of an accelerator class can take its pods.
 
-use flywheel_api::conditions::{cut, reasons};
+use flywheel_api::conditions::{cut_words, reasons};
 use flywheel_policy::placement::{NodeView, PodSchedulingView, Problem, problem};
 use k8s_openapi::api::core::v1::Pod;
 
@@ -65,7 +65,7 @@ fn without_nodes(pods: &[PodSchedulingView]) -> Option<Problem> {
             "{waiting} of {} pod(s) have no node. The scheduler says: {}. Add a node of the accelerator class, or correct \
              resources, nodeSelector, affinity, tolerations or volumes of the spec; the pods stay and start by themselves",
             pods.len(),
-            cut(words.trim_end_matches(['.', ' ', ',']), 400)
+            cut_words(words.trim_end_matches(['.', ' ', ',']), 400)
         ),
     })
 }

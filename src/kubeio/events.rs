@@ -1,6 +1,6 @@
 //! Events: sent after the write that they tell of, and never a reason to fail.
 
-use flywheel_api::conditions::cut;
+use flywheel_api::conditions::{cut, cut_words};
 use kube::runtime::events::{Event, EventType};
 
 use super::{Kind, Writes, within};
@@ -34,7 +34,7 @@ impl Writes<'_> {
                 EventType::Normal
             },
             reason: cut(&note.reason, 128).to_owned(),
-            note: Some(cut(&note.text, NOTE_MAX).to_owned()),
+            note: Some(cut_words(&note.text, NOTE_MAX).into_owned()),
             action: note.action.to_owned(),
             secondary: None,
         };

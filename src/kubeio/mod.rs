@@ -135,7 +135,7 @@ fn refused<K: Kind>(name: &str, error: Error) -> Error {
         return Error::ChildRefused {
             kind: K::kind(&()).into_owned(),
             name: name.to_owned(),
-            message: flywheel_api::conditions::cut(&status.message, 600).to_owned(),
+            message: flywheel_api::conditions::cut_words(&status.message, 600).into_owned(),
         };
     }
     error

@@ -1,5 +1,7 @@
 //! Types and reasons of conditions, and how a condition list changes.
 
+use std::borrow::Cow;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 macro_rules! words {
@@ -211,7 +213,7 @@ pub fn merge(present: &[Condition], desired: &[Desired], generation: i64, now: &
                 type_: d.kind.to_owned(),
                 status: d.status.as_str().to_owned(),
                 reason: d.reason.clone(),
-                message: cut(&d.message, MESSAGE_MAX).to_owned(),
+                message: cut_words(&d.message, MESSAGE_MAX).into_owned(),
                 observed_generation: Some(generation),
                 last_transition_time: old.map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
             }
@@ -227,6 +229,25 @@ pub fn cut(text: &str, max: usize) -> &str {
         .find(|i| text.is_char_boundary(*i))
         .unwrap_or(0);
     text.get(..end).unwrap_or(text)
+}
+
+/// At most `max` bytes of somebody's words, ended after a whole word with `…` where there are more.
+#[must_use]
+pub fn cut_words(text: &str, max: usize) -> Cow<'_, str> {
+    const MORE: &str = " …";
+    if text.len() <= max {
+        return Cow::Borrowed(text);
+    }
+    let head = cut(text, max.saturating_sub(MORE.len()));
+    let whole = text
+        .get(head.len()..)
+        .is_some_and(|rest| rest.starts_with(char::is_whitespace));
+    // A long text without a space, such as a URI, is cut where it must be.
+    let words = match head.rsplit_once(char::is_whitespace) {
+        Some((words, _)) if !whole => words,
+        _ => head,
+    };
+    Cow::Owned(format!("{}{MORE}", words.trim_end_matches([' ', ',', ';', ':'])))
 }
 
 /// The condition of this type.
@@ -291,5 +312,12 @@ mod tests {
         assert_eq!(cut("aé", 2), "a");
         assert_eq!(cut("aé", 3), "aé");
         assert_eq!(cut("", 3), "");
+    }
+
+    #[test]
+    fn words_are_left_whole() {
+        assert_eq!(cut_words("it failed", 9), "it failed");
+        assert_eq!(cut_words("it failed badly, again", 20), "it failed badly …");
+        assert_eq!(cut_words("é".repeat(20).as_str(), 14), "ééééé …");
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! Pods are always created, so that a cluster autoscaler can act on them; what is found here only becomes a condition.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use flywheel_api::conditions::{cut, reasons};
+use flywheel_api::conditions::{cut_words, reasons};
 use serde::{Deserialize, Serialize};
 
 /// Labels that mark a node as one of a class: each key must be there with one of its values. The terms of a class are
@@ -120,8 +121,8 @@ pub fn problem(
         .filter(|p| !p.scheduled)
         .filter_map(|p| p.message.as_deref())
         .map(first_sentence)
-        .max_by_key(|words| (lacks(words, resource), std::cmp::Reverse(*words)))?;
-    Some(if lacks(words, resource) {
+        .max_by_key(|words| (lacks(words, resource), std::cmp::Reverse(words.clone())))?;
+    Some(if lacks(&words, resource) {
         Problem {
             reason: reasons::INSUFFICIENT_GPU,
             message: format!(
@@ -174,13 +175,13 @@ fn lacks(words: &str, resource: &str) -> bool {
 }
 
 /// What the scheduler says before it goes on about preemption, which a user cannot act on.
-fn first_sentence(message: &str) -> &str {
+fn first_sentence(message: &str) -> Cow<'_, str> {
     let end = ["preemption:", "no new claims to deallocate"]
         .iter()
         .filter_map(|mark| message.find(mark))
         .min()
         .unwrap_or(message.len());
-    cut(
+    cut_words(
         message.get(..end).unwrap_or(message).trim_end_matches([' ', '.', ',']),
         SCHEDULER_WORDS_MAX,
     )

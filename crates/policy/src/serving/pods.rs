@@ -1,6 +1,6 @@
 //! What a serving pod is doing, read from its status.
 
-use flywheel_api::conditions::{cut, reasons};
+use flywheel_api::conditions::{cut_words, reasons};
 use flywheel_api::names::LABEL_MODEL_VERSION;
 use flywheel_contract::termination::{Outcome, TerminationMessage};
 use jiff::Timestamp;
@@ -144,7 +144,7 @@ fn trouble(pod: &str, status: &ContainerStatus) -> Option<Trouble> {
             });
         }
         if CONFIG_REASONS.contains(&reason) {
-            let words = cut(waiting.message.as_deref().unwrap_or(reason), WORDS_MAX);
+            let words = cut_words(waiting.message.as_deref().unwrap_or(reason), WORDS_MAX);
             return Some(Trouble {
                 reason: reasons::POD_CONFIG_INVALID,
                 message: format!(
@@ -185,7 +185,7 @@ fn crash(pod: &str, restarts: i32, ended: &ContainerStateTerminated) -> Trouble 
     };
     Trouble {
         reason: reasons::CRASH_LOOP,
-        message: format!("{times}: {}", cut(&why, WORDS_MAX)),
+        message: format!("{times}: {}", cut_words(&why, WORDS_MAX)),
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use flywheel_api::conditions::{cut, reasons};
+use flywheel_api::conditions::{cut_words, reasons};
 use flywheel_api::names::{ANNOTATION_ENDED, ANNOTATION_GIVEN_UP, LABEL_COMPLETION_INDEX};
 use flywheel_contract::failure::{FailureClass, FailureReason};
 use flywheel_contract::names::EXIT_USAGE;
@@ -596,7 +596,7 @@ fn live_state(pod: &Pod, container: &str) -> AttemptState {
     let Some(waiting) = state.and_then(|s| s.waiting.as_ref()) else {
         return AttemptState::Starting;
     };
-    let words = cut(waiting.message.as_deref().unwrap_or_default(), KUBELET_WORDS_MAX);
+    let words = cut_words(waiting.message.as_deref().unwrap_or_default(), KUBELET_WORDS_MAX);
     match waiting.reason.as_deref().unwrap_or_default() {
         "ErrImagePull"
         | "ImagePullBackOff"
@@ -676,7 +676,7 @@ fn without_message(pod: &Pod, terminated: Option<&ContainerStateTerminated>) -> 
             message: format!(
                 "the pod failed before its container ran ({}: {})",
                 status.and_then(|s| s.reason.as_deref()).unwrap_or("no reason"),
-                cut(
+                cut_words(
                     status.and_then(|s| s.message.as_deref()).unwrap_or("no message"),
                     KUBELET_WORDS_MAX
                 )
@@ -726,7 +726,7 @@ fn disruption(pod: &Pod) -> Option<String> {
         return Some(format!(
             "{}: {}",
             condition.reason.as_deref().unwrap_or("disrupted"),
-            cut(condition.message.as_deref().unwrap_or(message), KUBELET_WORDS_MAX)
+            cut_words(condition.message.as_deref().unwrap_or(message), KUBELET_WORDS_MAX)
         ));
     }
     let by_node = matches!(
@@ -741,7 +741,7 @@ fn disruption(pod: &Pod) -> Option<String> {
             | "Shutdown"
             | "UnexpectedAdmissionError"
     ) || reason.starts_with("OutOf");
-    by_node.then(|| format!("{reason}: {}", cut(message, KUBELET_WORDS_MAX)))
+    by_node.then(|| format!("{reason}: {}", cut_words(message, KUBELET_WORDS_MAX)))
 }
 
 /// The last `max` bytes of a text, not cutting a character in two.
