@@ -2,7 +2,7 @@
 //!
 //! The Service listens on port 80 and leads to the pods' data port. What a service runs with is kept in a
 //! ControllerRevision and applied as it is until the user's inputs change ([`build::template`]). A version that cannot be
-//! served changes nothing of the pods: those that run go on, and status says why.
+//! served changes nothing of the pods that answer: they go on, and status says why.
 
 pub mod apply;
 pub mod build;
@@ -14,8 +14,7 @@ use std::time::Duration;
 
 use flywheel_api::InferenceService;
 use flywheel_contract::serving::ServingConfig;
-use flywheel_policy::serving::{Exchange, Hold, Intent, decide, exchange};
-use kube::ResourceExt as _;
+use flywheel_policy::serving::{Exchange, Hold, Intent, decide, exchange, held};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -34,6 +33,7 @@ struct Workload {
     rendered: Rendered,
     hash: String,
     store: Store,
+    replicas: i32,
 }
 
 /// Brings an InferenceService one step further; the time after which to look again.
@@ -65,6 +65,7 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
                         reason,
                         message,
                         stalled: true,
+                        unfit: false,
                     });
                 }
                 None => return Err(error),
@@ -85,14 +86,15 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     Ok(again)
 }
 
-/// The pods' template: the stored one while the user's inputs are the same, a new one where they changed. While they
-/// cannot be followed, the template stays that was stored last, and the [`Hold`] says why.
+/// The pods' template and how many there are: the stored one while the user's inputs are the same, a new one where they
+/// changed. While they cannot be followed, a stored one runs ([`held`]), and the [`Hold`] says why.
 fn workload(
     service: &InferenceService,
     observed: &Observed,
     intent: Intent,
     context: &Context,
 ) -> Result<(Option<Workload>, Option<Hold>), Error> {
+    let replicas = service.spec.replicas;
     let hold = match (intent, &observed.artifact) {
         (Intent::Serve, Some(artifact)) => {
             let hash = inputs_hash(service, artifact)?;
@@ -104,7 +106,15 @@ fn workload(
                 } else {
                     Store::Keep
                 };
-                return Ok((Some(Workload { rendered, hash, store }), None));
+                return Ok((
+                    Some(Workload {
+                        rendered,
+                        hash,
+                        store,
+                        replicas,
+                    }),
+                    None,
+                ));
             }
             let rendered = context
                 .settings
@@ -114,13 +124,22 @@ fn workload(
                 Ok(rendered) => {
                     let stored = revision::build(service, &hash, newest.saturating_add(1), &rendered)?;
                     let store = Store::New(stored);
-                    return Ok((Some(Workload { rendered, hash, store }), None));
+                    return Ok((
+                        Some(Workload {
+                            rendered,
+                            hash,
+                            store,
+                            replicas,
+                        }),
+                        None,
+                    ));
                 }
                 Err(error) => match error.problem() {
                     Some((reason, message)) => Hold {
                         reason,
                         message,
                         stalled: true,
+                        unfit: false,
                     },
                     None => return Err(error),
                 },
@@ -129,18 +148,25 @@ fn workload(
         (Intent::Serve, None) => return Err(Error::Bug("a version without an artifact is to be served".to_owned())),
         (Intent::Hold(hold), _) => hold,
     };
-    let last = observed
-        .revisions
-        .iter()
-        .max_by_key(|r| (r.revision, r.name_any()))
-        .and_then(|r| {
+    let mut stored: Vec<Workload> = revision::newest_first(&observed.revisions)
+        .into_iter()
+        .filter_map(|r| {
             Some(Workload {
                 rendered: revision::rendered(r)?,
                 hash: revision::inputs_of(r)?.to_owned(),
                 store: Store::Keep,
+                replicas,
             })
-        });
-    Ok((last, Some(hold)))
+        })
+        .collect();
+    let versions: Vec<_> = stored.iter().map(|w| w.rendered.version()).collect();
+    let runs = held(&hold, &service.spec.model_version, &versions, &observed.pods);
+    // Without one to run the newest stays, without pods.
+    let mut workload = (!stored.is_empty()).then(|| stored.swap_remove(runs.unwrap_or(0)));
+    if let (Some(workload), None) = (&mut workload, runs) {
+        workload.replicas = 0;
+    }
+    Ok((workload, Some(hold)))
 }
 
 fn objects(service: &InferenceService, workload: Workload, exchange: Exchange, context: &Context) -> Objects {
@@ -150,7 +176,7 @@ fn objects(service: &InferenceService, workload: Workload, exchange: Exchange, c
         revision: workload.store,
         inputs_hash: workload.hash,
         deployment: deployment::build(service, workload.rendered.template, exchange),
-        replicas: service.spec.replicas,
+        replicas: workload.replicas,
         network_policy: network_policy::build(service, &context.operator_namespace),
         disruption_budget: disruption_budget::build(service),
     }

@@ -107,21 +107,10 @@ fn version_view(version: Option<&ModelVersion>) -> VersionView {
     VersionView::Found {
         model: version.spec.model.clone(),
         failed_verification: verified
-            .filter(|c| c.status == "False" && is_final(&c.reason))
+            // It is Unknown as long as it goes on.
+            .filter(|c| c.status == "False")
             .map(|c| format!("{}: {}", c.reason, c.message)),
     }
-}
-
-/// Whether a verification with this reason has failed for good; one that has not ended yet is no reason not to serve.
-fn is_final(reason: &str) -> bool {
-    ![
-        reasons::VERIFYING,
-        reasons::UNKNOWN,
-        reasons::PROGRESSING,
-        reasons::PENDING,
-        reasons::STARTING,
-    ]
-    .contains(&reason)
 }
 
 /// What the Deployment says, for policy.

@@ -507,6 +507,60 @@ async fn a_version_that_cannot_be_served_changes_no_pod() {
 }
 
 #[tokio::test]
+async fn a_first_version_that_fails_its_verification_keeps_no_pod_and_no_gpu() {
+    let world = World::new(json!({}));
+    world.version("intent-v1", "intent", None);
+    world.reconcile().await;
+    world.deployment_status(2, 2, 0);
+    world.pod("a", "intent-v1", false);
+    world.pod("b", "intent-v1", false);
+    world.version("intent-v1", "intent", Some("False"));
+    assert_eq!(world.writes().await, ["apply deployments as scale", "apply status"]);
+    assert_eq!(world.object(DEPLOYMENT)["spec"]["replicas"], 0);
+    world.remove(&format!("{PODS}a"));
+    world.remove(&format!("{PODS}b"));
+    world.deployment_status(0, 0, 0);
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(world.ready().1, "ModelVersionNotVerified");
+    assert!(world.is("Stalled"));
+    let conditions = world.service().status.unwrap().conditions;
+    let deployment = find(&conditions, "DeploymentReady").unwrap();
+    assert_eq!(deployment.reason, "ModelVersionNotVerified");
+    assert!(deployment.message.starts_with("no pods: "), "{}", deployment.message);
+    assert_eq!(world.writes().await, NOTHING);
+
+    // Made anew from a sound artifact, it gets its pods.
+    world.version("intent-v1", "intent", Some("True"));
+    assert_eq!(world.writes().await, ["apply deployments as scale", "apply status"]);
+    assert_eq!(world.object(DEPLOYMENT)["spec"]["replicas"], 2);
+}
+
+#[tokio::test]
+async fn pods_of_a_version_that_fails_its_verification_make_way_for_those_before() {
+    let world = World::serving().await;
+    let first = world.object(DEPLOYMENT)["spec"]["template"].clone();
+    world.version("intent-v2", "intent", None);
+    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.reconcile().await;
+    assert_ne!(world.object(DEPLOYMENT)["spec"]["template"], first);
+    world.deployment_status(3, 1, 2);
+    world.pod("c", "intent-v2", false);
+    world.reconcile().await;
+
+    world.version("intent-v2", "intent", Some("False"));
+    assert_eq!(world.writes().await, ["apply deployments", "apply status"]);
+    assert_eq!(world.object(DEPLOYMENT)["spec"]["template"], first);
+    world.remove(&format!("{PODS}c"));
+    world.deployment_status(2, 2, 2);
+    world.reconcile().await;
+    let (_, reason, message) = world.ready();
+    assert_eq!(reason, "ModelVersionNotVerified");
+    assert!(message.contains("2 pod(s) go on to answer with intent-v1"), "{message}");
+    assert!(world.is("Stalled") && world.is("DeploymentReady") && world.is("RoutesReady"));
+    assert_eq!(world.writes().await, NOTHING);
+}
+
+#[tokio::test]
 async fn a_deployment_that_was_deleted_comes_back_though_its_version_is_gone() {
     let world = World::serving().await;
     let template = world.object(DEPLOYMENT)["spec"]["template"].clone();

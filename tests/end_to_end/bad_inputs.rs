@@ -352,7 +352,16 @@ fn wrong_digest(bench: &Bench) {
         s["model"] = json!("bad");
         s["modelVersion"] = json!("wrong-digest");
     });
-    refused_with_its_service(bench, &version, &service);
+    apply(&version);
+    bench
+        .mirror
+        .wait(("modelversion", "wrong-digest"), "verified", SOON, |seen| {
+            condition(seen.get("modelversion", "wrong-digest")?, "Verified")
+                .filter(|c| c.0 == "False")
+                .map(|_| ())
+        });
+    apply(&service);
+    refused_with_its_service(bench, &version, &service, 0);
 }
 
 /// A byte of a file was changed before the version was made.
@@ -364,25 +373,22 @@ fn changed_before(bench: &Bench) {
         s["model"] = json!("bad");
         s["modelVersion"] = json!("changed-before");
     });
-    refused_with_its_service(bench, &version, &service);
+    // The service gets its pod before the version is verified, and loses it then.
+    apply(&json!({"apiVersion": "v1", "kind": "List", "items": [service, version]}));
+    refused_with_its_service(bench, &version, &service, 1);
+    let left = list("pods", NAMESPACE, "flywheel.dev/inference-service=of-changed-before");
+    assert!(left.is_empty(), "pods that can never answer are left: {left:?}");
 }
 
-fn refused_with_its_service(bench: &Bench, version: &Value, service: &Value) {
-    apply(version);
-    let name = version["metadata"]["name"].as_str().expect("name");
-    bench.mirror.wait(("modelversion", name), "verified", SOON, |seen| {
-        condition(seen.get("modelversion", name)?, "Verified")
-            .filter(|c| c.0 == "False")
-            .map(|_| ())
-    });
-    apply(service);
+/// Both end with what is wrong, the service with at most so many pods on its way.
+fn refused_with_its_service(bench: &Bench, version: &Value, service: &Value, pods: usize) {
     std::thread::scope(|scope| {
         scope.spawn(|| bench.settle(&ends(version, "Verified", "DigestMismatch").says("digest is sha256:")));
         scope.spawn(|| {
             bench.settle(
                 &ends(service, "Ready", "ModelVersionNotVerified")
                     .says("DigestMismatch")
-                    .attempts(0),
+                    .attempts(pods),
             );
         });
     });

@@ -69,10 +69,20 @@ pub fn newest(revisions: &[ControllerRevision]) -> i64 {
     revisions.iter().map(|r| r.revision).max().unwrap_or(0)
 }
 
+/// These revisions, the newest first.
+#[must_use]
+pub fn newest_first(revisions: &[ControllerRevision]) -> Vec<&ControllerRevision> {
+    let mut sorted: Vec<&ControllerRevision> = revisions.iter().collect();
+    sorted.sort_by_key(|r| std::cmp::Reverse((r.revision, r.name_any())));
+    sorted
+}
+
 /// Revisions beyond the newest [`KEPT`], never the one with this hash.
 #[must_use]
 pub fn superfluous<'a>(revisions: &'a [ControllerRevision], hash: &str) -> Vec<&'a ControllerRevision> {
-    let mut others: Vec<&ControllerRevision> = revisions.iter().filter(|r| inputs_of(r) != Some(hash)).collect();
-    others.sort_by_key(|r| std::cmp::Reverse((r.revision, r.name_any())));
-    others.into_iter().skip(KEPT - 1).collect()
+    newest_first(revisions)
+        .into_iter()
+        .filter(|r| inputs_of(r) != Some(hash))
+        .skip(KEPT - 1)
+        .collect()
 }

@@ -65,6 +65,15 @@ pub struct Rendered {
     pub config: String,
 }
 
+impl Rendered {
+    /// The ModelVersion that its pods answer with.
+    #[must_use]
+    pub fn version(&self) -> Option<String> {
+        let labels = self.template.metadata.as_ref()?.labels.as_ref()?;
+        labels.get(names::LABEL_MODEL_VERSION).cloned()
+    }
+}
+
 /// Renders template and configuration.
 ///
 /// # Errors

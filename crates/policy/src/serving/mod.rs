@@ -2,7 +2,8 @@
 //! which conditions hold.
 //!
 //! Everything is judged anew from what is there (level-triggered): a version that appears, is verified or is replaced in
-//! the spec needs no memory of what was wrong before. Until then the pods that run go on.
+//! the spec needs no memory of what was wrong before. Until then the pods that run go on; only those of a version that
+//! failed its verification and never answered go, since they would hold a GPU for nothing.
 
 mod pods;
 mod standing;
@@ -12,7 +13,7 @@ pub use standing::{DeploymentView, Judgement, Standing, View, judge};
 
 use std::time::Duration;
 
-use flywheel_api::conditions::{cut, reasons};
+use flywheel_api::conditions::{cut_words, reasons};
 use jiff::Timestamp;
 
 /// Seconds that a new pod waits for a free GPU beside the old ones before an old one makes room: pods that just ended and
@@ -41,11 +42,11 @@ pub enum VersionView {
 pub enum Intent {
     /// Run the version that the spec names.
     Serve,
-    /// Leave the pods' template as it is.
+    /// Do not; [`held`] says what runs instead.
     Hold(Hold),
 }
 
-/// Why the pods' template stays as it is.
+/// Why the version that the spec names is not run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {
     /// One of [`reasons`].
@@ -54,6 +55,8 @@ pub struct Hold {
     pub message: String,
     /// Only the user can change it.
     pub stalled: bool,
+    /// The version itself is no good: a pod of it that never answered never will.
+    pub unfit: bool,
 }
 
 /// Whether the version can be served.
@@ -67,6 +70,7 @@ pub fn decide(model: &str, version_name: &str, version: &VersionView) -> Intent 
                  modelVersion to one of `kubectl get modelversions`"
             ),
             stalled: false,
+            unfit: false,
         }),
         VersionView::Found { model: theirs, .. } if theirs != model => Intent::Hold(Hold {
             reason: reasons::MODEL_MISMATCH,
@@ -75,6 +79,7 @@ pub fn decide(model: &str, version_name: &str, version: &VersionView) -> Intent 
                  to a version of {model}"
             ),
             stalled: true,
+            unfit: false,
         }),
         VersionView::Found {
             failed_verification: Some(why),
@@ -84,12 +89,24 @@ pub fn decide(model: &str, version_name: &str, version: &VersionView) -> Intent 
             message: format!(
                 "the ModelVersion {version_name} failed its verification ({}). Set modelVersion to another one, or delete it \
                  and make it anew from a sound artifact",
-                cut(why.trim_end_matches('.'), WORDS_MAX)
+                cut_words(why.trim_end_matches('.'), WORDS_MAX)
             ),
             stalled: true,
+            unfit: true,
         }),
         VersionView::Found { .. } => Intent::Serve,
     }
+}
+
+/// Which of the stored templates runs while the spec is not followed: the newest, but one of an unfit version only if a
+/// pod of it has answered. `None`: no pods.
+///
+/// `stored` holds the version that each template names, the newest first.
+#[must_use]
+pub fn held(hold: &Hold, version: &str, stored: &[Option<String>], pods: &[PodView]) -> Option<usize> {
+    let named = |v: &Option<String>| v.as_deref() == Some(version);
+    let answered = pods.iter().any(|p| named(&p.version) && p.stage >= Stage::Unready);
+    stored.iter().position(|v| !hold.unfit || answered || !named(v))
 }
 
 /// How pods are exchanged when the template changes.
@@ -170,6 +187,44 @@ mod tests {
                 }
             };
             assert_eq!(got, expected, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn pods_of_an_unfit_version_go_unless_one_has_answered() {
+        let hold = |unfit: bool| Hold {
+            reason: reasons::MODEL_VERSION_NOT_VERIFIED,
+            message: String::new(),
+            stalled: true,
+            unfit,
+        };
+        let pod = |version: &str, stage: Stage| PodView {
+            name: "p".to_owned(),
+            version: Some(version.to_owned()),
+            stage,
+            scheduling: crate::placement::PodSchedulingView {
+                scheduled: true,
+                message: None,
+            },
+            waiting_since: None,
+            trouble: None,
+        };
+        let loading = [pod("v1", Stage::Ready), pod("v2", Stage::Loading)];
+        let fell_out = [pod("v2", Stage::Unready)];
+        type Row<'a> = (&'a str, bool, &'a [&'a str], &'a [PodView], Option<usize>);
+        let table: [Row<'_>; 8] = [
+            ("nothing stored", true, &[], &[], None),
+            ("never answered, nothing before", true, &["v2"], &loading[1..], None),
+            ("stored twice, nothing before", true, &["v2", "v2"], &[], None),
+            ("never answered, v1 before", true, &["v2", "v1"], &loading, Some(1)),
+            ("v1 came back", true, &["v2", "v1"], &loading[..1], Some(1)),
+            ("answered", true, &["v2", "v1"], &fell_out, Some(0)),
+            ("the spec names another one", true, &["v1"], &loading[..1], Some(0)),
+            ("not known to be unfit", false, &["v2", "v1"], &loading, Some(0)),
+        ];
+        for (case, unfit, stored, pods, expected) in table {
+            let stored: Vec<_> = stored.iter().map(|v| Some((*v).to_owned())).collect();
+            assert_eq!(held(&hold(unfit), "v2", &stored, pods), expected, "{case}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Which conditions of an InferenceService hold.
 
-use flywheel_api::conditions::{Desired, Status, cut, reasons, types};
+use flywheel_api::conditions::{Desired, Status, cut_words, reasons, types};
 
 use super::Hold;
 use super::pods::{PodView, Stage};
@@ -87,7 +87,7 @@ pub fn judge(view: &View<'_>) -> Judgement {
         0 => (
             Status::False,
             reasons::REPLICAS_UNAVAILABLE,
-            "no pod answers yet; the Service has no endpoints".to_owned(),
+            "no pod answers; the Service has no endpoints".to_owned(),
         ),
         n => (
             Status::True,
@@ -186,7 +186,7 @@ fn deployment(view: &View<'_>, ready: usize) -> (bool, &'static str, String) {
             format!(
                 "{of}; the API server refuses new pods: {}. Ask for less in server.resources, or have the quota, limit range \
                  or admission policy of the namespace changed",
-                cut(words.trim_end_matches('.'), WORDS_MAX)
+                cut_words(words.trim_end_matches('.'), WORDS_MAX)
             ),
         );
     }
@@ -216,6 +216,9 @@ fn deployment(view: &View<'_>, ready: usize) -> (bool, &'static str, String) {
     }
     if wanted == 0 && deployment.replicas == 0 {
         return (true, reasons::SCALED_TO_ZERO, "replicas is 0".to_owned());
+    }
+    if let (Some(hold), 0) = (view.hold, deployment.replicas) {
+        return (false, hold.reason, format!("no pods: {}", hold.message));
     }
     if deployment.replicas == wanted && deployment.updated == wanted && deployment.available == wanted {
         return (true, reasons::AS_EXPECTED, of);
@@ -299,6 +302,7 @@ mod tests {
             },
             message: "no such version.".to_owned(),
             stalled,
+            unfit: false,
         }
     }
 
@@ -476,6 +480,15 @@ mod tests {
                     counts(2, 2, 2),
                     two("v1"),
                     (Stalled, "ModelMismatch", True, True, "Stalled", Some("v1")),
+                )
+            },
+            Case {
+                hold: Some(hold(true)),
+                ..case(
+                    "its pods were let go",
+                    counts(0, 0, 0),
+                    vec![],
+                    (Stalled, "ModelMismatch", False, False, "Stalled", None),
                 )
             },
             Case {
