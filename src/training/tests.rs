@@ -110,7 +110,7 @@ fn progress(over: &Value) -> Value {
     flywheel_testkit::objects::merged(
         json!({
             "schemaVersion": 1, "attempt": 1, "phase": "Training", "phaseSeconds": 300.0, "step": 120, "totalSteps": 800,
-            "epoch": 1, "totalEpochs": 4, "loss": 0.5, "heartbeatSeconds": 0.4, "medianStepSeconds": 1.0,
+            "epoch": 1, "totalEpochs": 4, "loss": 0.5, "heartbeatSeconds": 0.4, "medianPassSeconds": 1.0,
             "checkpoint": {"step": 100, "ageSeconds": 20.0, "failures": 0, "invalid": 0}
         }),
         over,

@@ -67,9 +67,9 @@ pub struct Progress {
     /// Seconds since the last sign of work: a batch computed, bytes received or sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heartbeat_seconds: Option<f64>,
-    /// Median time of the last steps; absent before there are some.
+    /// Median time of the last passes; a step has one for each of its micro-batches. Absent before there are some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub median_step_seconds: Option<f64>,
+    pub median_pass_seconds: Option<f64>,
     /// Step of the checkpoint that this attempt went on from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed_from_step: Option<u64>,

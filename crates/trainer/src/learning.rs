@@ -223,7 +223,7 @@ impl Observer<Evaluation> for Watch {
     }
 
     fn micro_batch(&mut self) {
-        self.tracker.beat();
+        self.tracker.micro_batch();
     }
 
     fn step(&mut self, step: &Step) -> Next {
@@ -296,7 +296,7 @@ impl Observer<Evaluation> for Assistant<'_> {
     }
 
     fn micro_batch(&mut self) {
-        self.tracker.beat();
+        self.tracker.micro_batch();
     }
 
     fn step(&mut self, step: &Step) -> Next {

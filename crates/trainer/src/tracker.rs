@@ -30,8 +30,8 @@ use crate::tracking::{End, Recorder, SinkCounters};
 const LOG_SECONDS: u64 = 10;
 /// Weight of the newest value in smoothed figures: about the last 20 count.
 const SMOOTHING: f64 = 0.1;
-/// Steps over which the median time is taken.
-const MEDIAN_STEPS: usize = 33;
+/// Passes over which the median time is taken.
+const MEDIAN_PASSES: usize = 33;
 
 /// A step, as the tracker wants to know it.
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +51,9 @@ struct Inner {
     /// Seconds spent in phases that are over.
     past: BTreeMap<&'static str, f64>,
     last_step: Option<Instant>,
-    /// Seconds of the last steps.
-    durations: VecDeque<f64>,
+    last_pass: Option<Instant>,
+    /// Seconds of the last passes; a step has one for each of its micro-batches.
+    passes: VecDeque<f64>,
     /// The last sign of work that this program gave itself.
     beat: Instant,
     /// This attempt's last commit of a checkpoint.
@@ -61,6 +62,19 @@ struct Inner {
     head_attempt: Option<u32>,
     /// When the process was told to end.
     told: Option<Instant>,
+}
+
+impl Inner {
+    /// Notes the end of a pass.
+    fn passed(&mut self, now: Instant) {
+        self.beat = now;
+        if let Some(last) = self.last_pass.replace(now) {
+            if self.passes.len() == MEDIAN_PASSES {
+                self.passes.pop_front();
+            }
+            self.passes.push_back((now - last).as_secs_f64());
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -305,7 +319,7 @@ impl Tracker {
             precision: None,
             validation_accuracy: None,
             heartbeat_seconds: None,
-            median_step_seconds: None,
+            median_pass_seconds: None,
             resumed_from_step: None,
             checkpoint: CheckpointProgress::default(),
             dataset: None,
@@ -328,7 +342,8 @@ impl Tracker {
                 phase_start: now,
                 past: BTreeMap::new(),
                 last_step: None,
-                durations: VecDeque::with_capacity(MEDIAN_STEPS),
+                last_pass: None,
+                passes: VecDeque::with_capacity(MEDIAN_PASSES),
                 beat: now,
                 committed: None,
                 head_attempt: None,
@@ -372,14 +387,8 @@ impl Tracker {
     pub(crate) fn step(&self, seen: &StepSeen) {
         let mut inner = self.inner();
         let now = Instant::now();
-        inner.beat = now;
+        inner.passed(now);
         let took = inner.last_step.replace(now).map(|last| (now - last).as_secs_f64());
-        if let Some(took) = took {
-            if inner.durations.len() == MEDIAN_STEPS {
-                inner.durations.pop_front();
-            }
-            inner.durations.push_back(took);
-        }
         let p = &mut inner.progress;
         (p.step, p.total_steps, p.epoch) = (seen.step, seen.total_steps, seen.epoch);
         (p.learning_rate, p.grad_norm) = (Some(seen.learning_rate), Some(seen.grad_norm));
@@ -413,7 +422,7 @@ impl Tracker {
     pub(crate) fn validated(&self, evaluation: EpochEvaluation, best: bool) {
         {
             let mut inner = self.inner();
-            inner.last_step = None;
+            (inner.last_step, inner.last_pass) = (None, None);
             self.know(&mut inner.progress, vec![evaluation.clone()]);
         }
         tracing::info!(
@@ -461,7 +470,12 @@ impl Tracker {
         tracing::info!(?precision, "number format of the forward and backward pass");
     }
 
-    /// Notes a sign of work that is no step: a batch evaluated.
+    /// Notes a pass of a step that is not its last.
+    pub(crate) fn micro_batch(&self) {
+        self.inner().passed(Instant::now());
+    }
+
+    /// Notes a sign of work that is no part of a step: a batch evaluated.
     pub(crate) fn beat(&self) {
         self.inner().beat = Instant::now();
     }
@@ -605,7 +619,7 @@ impl Tracker {
         };
         let own = inner.beat.elapsed();
         progress.heartbeat_seconds = Some(idle.map_or(own, |idle| idle.min(own)).as_secs_f64());
-        progress.median_step_seconds = median(&inner.durations);
+        progress.median_pass_seconds = median(&inner.passes);
         progress.checkpoint.age_seconds = inner.committed.map(|at| at.elapsed().as_secs_f64());
         if let Some(recorder) = self.recorder.get() {
             progress.tracking = recorder.progress();

@@ -525,7 +525,7 @@ fn checkpoints_show_in_progress_and_metrics() {
     let step = progress["checkpoint"]["step"].as_u64().unwrap();
     assert!(step > 0 && Some(step) <= progress["step"].as_u64(), "{progress}");
     assert!(progress["checkpoint"]["ageSeconds"].as_f64() < Some(60.0), "{progress}");
-    let median = progress["medianStepSeconds"].as_f64().unwrap();
+    let median = progress["medianPassSeconds"].as_f64().unwrap();
     let heartbeat = progress["heartbeatSeconds"].as_f64().unwrap();
     assert!(median > 0.0 && median < 10.0 && heartbeat < 10.0, "{progress}");
     let metrics = get(&address, "/metrics");

@@ -264,7 +264,10 @@ fn long(world: &World) -> Value {
 #[test]
 fn progress_and_metrics_are_served() {
     let world = World::new();
-    let running = world.start(&long(&world));
+    let mut config = long(&world);
+    config["hyperparameters"]["batchSize"] = 32.into();
+    config["hyperparameters"]["microBatchSize"] = 4.into();
+    let running = world.start(&config);
     let address = running.address();
     running.wait_for("an epoch", |line| (line["message"] == "epoch").then_some(()));
 
@@ -282,7 +285,10 @@ fn progress_and_metrics_are_served() {
         "{progress}"
     );
     assert!(progress["heartbeatSeconds"].as_f64() < Some(10.0), "{progress}");
-    assert!(progress["medianStepSeconds"].as_f64() > Some(0.0), "{progress}");
+    // A step of 32 has eight passes.
+    let pass = progress["medianPassSeconds"].as_f64().unwrap();
+    let step = 32.0 / progress["examplesPerSecond"].as_f64().unwrap();
+    assert!(pass > 0.0 && pass < step / 3.0, "{progress}");
     let chosen = progress["precision"].as_str().unwrap();
     assert!(["Float32", "BFloat16"].contains(&chosen), "{chosen}");
     let metrics = get(&address, "/metrics");

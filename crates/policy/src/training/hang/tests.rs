@@ -32,7 +32,7 @@ fn progress(phase: Phase, heartbeat: Option<f64>, in_phase: f64, median: Option<
     progress.phase = phase;
     progress.phase_seconds = in_phase;
     progress.heartbeat_seconds = heartbeat;
-    progress.median_step_seconds = median;
+    progress.median_pass_seconds = median;
     progress
 }
 
@@ -45,11 +45,11 @@ fn each_phase_has_its_limit() {
     use Phase::{Checkpointing, Done, Downloading, Evaluating, Preparing, Starting, Training, Uploading};
     let table = [
         (Training, Some(0.2), 30.0),
-        (Training, Some(6.0), 30.0),
-        (Training, Some(12.0), 60.0),
-        (Training, Some(18.0), 75.0),
+        (Training, Some(3.0), 30.0),
+        (Training, Some(6.0), 60.0),
+        (Training, Some(12.0), 75.0),
         (Training, Some(45.0), 90.0),
-        // Steps of a minute and more: never below two of them.
+        // Passes of a minute and more: never below two of them.
         (Training, Some(60.0), 120.0),
         (Training, None, 300.0),
         (Training, Some(f64::NAN), 300.0),
@@ -461,11 +461,11 @@ impl Pod {
     }
 }
 
-/// Kinds of training pods: median step and its spread. Short steps vary with the length of their texts; long ones are large
-/// batches, which average it out.
-const KINDS: [(f64, f64); 4] = [(0.4, 0.4), (1.5, 0.4), (6.0, 0.05), (12.0, 0.05)];
+/// Kinds of training pods: median pass and its spread. Short passes vary with the length of their texts; long ones are
+/// large batches, which average it out.
+const KINDS: [(f64, f64); 4] = [(0.4, 0.4), (1.5, 0.4), (6.0, 0.2), (12.0, 0.1)];
 
-/// Hours until now and false alarms, with this factor in place of [`STEPS`] (the pod's median is told as so much smaller).
+/// Hours until now and false alarms, with this factor in place of [`PASSES`] (the pod's median is told as so much smaller).
 fn false_alarms(hours: u32, factor: f64) -> (f64, u32) {
     let (mut alarms, mut total) = (0, 0.0);
     for (seed, (median, sigma)) in KINDS.into_iter().enumerate() {
@@ -476,7 +476,7 @@ fn false_alarms(hours: u32, factor: f64) -> (f64, u32) {
             let now = i as f64 * SCRAPE;
             pod.advance(now);
             let mut told = pod.progress(now);
-            told.median_step_seconds = told.median_step_seconds.map(|m| m * factor / STEPS);
+            told.median_pass_seconds = told.median_pass_seconds.map(|m| m * factor / PASSES);
             watch.add(answered(told), at(now));
             if watch.verdict(REACHABLE, at(now)).is_some() {
                 alarms += 1;
@@ -495,12 +495,12 @@ fn false_alarms(hours: u32, factor: f64) -> (f64, u32) {
 
 #[test]
 fn uneven_training_is_left_alone() {
-    let (hours, alarms) = false_alarms(1000, STEPS);
+    let (hours, alarms) = false_alarms(1000, PASSES);
     println!("hang detection: {alarms} false alarms in {hours:.0} simulated hours");
     assert!(hours > 999.0 && alarms <= 1, "{alarms} false alarms in {hours:.0} h");
-    // The same trace with a limit of one median step, to see that it has what a limit can be too short for.
-    let (hours, alarms) = false_alarms(100, 1.0);
-    println!("hang detection: {alarms} false alarms in {hours:.0} simulated hours with a factor of 1");
+    // The same trace with a limit of five median passes, to see that it has what a limit can be too short for.
+    let (hours, alarms) = false_alarms(1000, 5.0);
+    println!("hang detection: {alarms} false alarms in {hours:.0} simulated hours with a factor of 5");
     assert!(alarms > 10, "the trace is too even: {alarms}");
 }
 
