@@ -136,9 +136,9 @@ test-all: ## And what takes longer: the whole life of local clusters, the oldest
 	@ALL=1 scripts/test.sh
 
 .PHONY: test-faults
-test-faults: ## Trainers killed, stopped, cut off on the running cluster (TRIALS=20; needs A100=2, install, example-data)
-	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && $(WITH_TORCH) TRIALS=$${TRIALS:-20} \
-	  $(CARGO) test --profile $(PROFILE) --locked --workspace --test faults -- --nocapture
+test-faults: ## Trainers killed, stopped, cut off on the running cluster; their times (TRIALS=20; needs A100=2, install, example-data)
+	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && export TRIALS=$${TRIALS:-20} FAULT_ROWS=$$(mktemp) && \
+	  $(WITH_TORCH) $(CARGO) test --profile $(PROFILE) --locked --workspace --test faults -- --nocapture && python3 bench/faults.py $$FAULT_ROWS
 
 # The libraries of the tests' PyTorch, which has CUDA, and what `make nccl` builds; the driver's are the machine's.
 WITH_CUDA = LD_LIBRARY_PATH=$$($(PYTHON)/bin/python -c "import glob, sysconfig; p = sysconfig.get_path('purelib'); \

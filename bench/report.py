@@ -22,8 +22,8 @@ def cpu():
 class Report:
     """Rows of {name, value, unit, n, goal, met}; a goal is (text, function of the value) or None."""
 
-    def __init__(self, name):
-        self.name, self.rows, self.notes = name, [], []
+    def __init__(self, name, command=None):
+        self.name, self.rows, self.command = name, [], command or f"bench-{name}"
 
     def row(self, name, value, unit, n=1, goal=None, note=None):
         met = None if goal is None or value is None else bool(goal[1](value))
@@ -37,7 +37,7 @@ class Report:
         commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         path = ROOT / "bench" / "results" / f"{self.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        body = {"command": " ".join(["make", f"bench-{self.name}", *[f"{k}={os.environ[k]}" for k in ("DEVICE", "ONLY", "SKIP", "SEEDS", "THREADS", "MINUTES") if os.environ.get(k)]]),
+        body = {"command": " ".join(["make", self.command, *[f"{k}={os.environ[k]}" for k in ("DEVICE", "ONLY", "SKIP", "SEEDS", "THREADS", "MINUTES", "TRIALS") if os.environ.get(k)]]),
                 "commit": commit, "cpu": cpu(), "date": datetime.date.today().isoformat(), "rows": self.rows}
         old = json.loads(path.read_text()) if path.exists() else {"rows": []}
         # A run of some parts keeps the other parts' rows, marked with the run that they come from.

@@ -19,9 +19,11 @@ mod cluster;
 mod two_nodes;
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -224,12 +226,56 @@ fn killed() -> Duration {
     goes_on(name, 2..=2, saved, fault, CRASH_CAP)
 }
 
-/// A trainer that stops working without dying: when it was found, and when its successor had gone on. Then it wakes up, and
-/// may commit nothing.
+/// A pod's log while it is written; the node takes it away with the pod.
+struct Follow {
+    kubectl: Child,
+    text: Arc<Mutex<String>>,
+}
+
+impl Follow {
+    fn pod(name: &str) -> Self {
+        let mut kubectl = Command::new(localcluster())
+            .args(["kubectl", "logs", "-f", "-n", NAMESPACE, name])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("kubectl logs");
+        let (lines, text) = (kubectl.stdout.take().expect("its output"), Arc::new(Mutex::default()));
+        let into: Arc<Mutex<String>> = Arc::clone(&text);
+        // It ends with the command's output.
+        std::thread::spawn(move || {
+            for line in BufReader::new(lines).lines().map_while(Result::ok) {
+                into.lock().unwrap().push_str(&format!("{line}\n"));
+            }
+        });
+        Self { kubectl, text }
+    }
+
+    fn text(&self) -> String {
+        self.text.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        let _ = self.kubectl.kill();
+        let _ = self.kubectl.wait();
+    }
+}
+
+/// A trainer that stops working without dying: when it was found, and when its successor had gone on. Then it wakes up, is
+/// refused, and commits nothing.
 fn stopped(name: &str) -> (Duration, Duration) {
     apply(&training(name, OTHER, true));
     saved(name);
     let uid = uid(name);
+    let pods = list("pods", NAMESPACE, &format!("flywheel.dev/training-job={name}"));
+    let log = Follow::pod(pods[0]["metadata"]["name"].as_str().expect("name"));
+    wait(
+        "its log is read",
+        SOON,
+        || log.text(),
+        || (!log.text().is_empty()).then_some(()),
+    );
     let pid = process(&uid, 1, 0);
     signal(pid, "-STOP");
     let fault = Instant::now();
@@ -259,6 +305,12 @@ fn stopped(name: &str) -> (Duration, Duration) {
         || head(&uid).filter(|h| h["attempt"] == 2),
     );
     signal(pid, "-CONT");
+    wait(
+        &format!("the old writer of {name} wakes up, is refused and ends"),
+        Duration::from_secs(60),
+        || log.text(),
+        || log.text().contains("Fenced").then_some(()),
+    );
     let took = goes_on(name, 2..=2, saved, fault, HANG_CAP);
     no_stale_commit(&uid, &taken);
     (found, took)
@@ -387,8 +439,15 @@ fn training_goes_on_after_every_fault_and_old_writers_commit_nothing() {
             .map(|took| ("node hidden from the API server", took, PARTITION_CAP)),
     );
     rows.extend(pair);
-    for (what, took, cap) in rows {
+    for (what, took, cap) in &rows {
         println!("  {what:<34} {:6.1} s  cap {} s", took.as_secs_f64(), cap.as_secs());
+    }
+    if let Ok(file) = std::env::var("FAULT_ROWS") {
+        let rows: Vec<Value> = rows
+            .iter()
+            .map(|(what, took, cap)| json!({"name": what, "seconds": took.as_secs_f64(), "cap": cap.as_secs()}))
+            .collect();
+        std::fs::write(&file, json!(rows).to_string()).unwrap_or_else(|e| panic!("{file}: {e}"));
     }
     for name in ["killed", "stopped-1", two_nodes::NAME] {
         let job = get("trainingjob", NAMESPACE, name).expect("the job");
