@@ -311,6 +311,21 @@ fn checkpoint_health(
                     problem()
                 ),
             ))
+        } else if c.head_damaged && c.age_seconds.is_none() {
+            let broken = match c.invalid {
+                0 => String::new(),
+                n => format!("; {n} of them could not be used"),
+            };
+            Some(health(
+                Status::False,
+                reasons::CHECKPOINT_INVALID,
+                format!(
+                    "HEAD, the list of the checkpoints, was damaged when the attempt began, and it went on from the newest one \
+                     that was found whole{broken}: {}. Nothing needs to be done for this job; see what changes or deletes \
+                     files under spec.checkpoint.uri (or spec.output.uri)",
+                    problem()
+                ),
+            ))
         } else if c.invalid > 0 && c.age_seconds.is_none() {
             Some(health(
                 Status::False,
@@ -532,6 +547,24 @@ mod tests {
                 "False",
                 "CheckpointInvalid",
                 "digest of 9. Nothing needs to be done",
+            ),
+            (
+                Some(json!({"step": 5, "headDamaged": true, "invalid": 0, "problem": "HEAD: it cannot be read"})),
+                "False",
+                "CheckpointInvalid",
+                "found whole: HEAD: it cannot be read. Nothing needs to be done",
+            ),
+            (
+                Some(json!({"step": 5, "headDamaged": true, "invalid": 1, "problem": "digest of 9"})),
+                "False",
+                "CheckpointInvalid",
+                "1 of them could not be used: digest of 9",
+            ),
+            (
+                Some(json!({"step": 9, "headDamaged": true, "ageSeconds": 1.0})),
+                "True",
+                "AsExpected",
+                "every 60 s",
             ),
             // The attempt has saved its state since.
             (

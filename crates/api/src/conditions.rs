@@ -90,7 +90,7 @@ pub mod reasons {
         REPEATED_FAILURE = "RepeatedFailure",
         /// A checkpoint could not be written.
         CHECKPOINT_FAILED = "CheckpointFailed",
-        /// A checkpoint was broken and an older one was used.
+        /// A checkpoint or `HEAD` was broken, and the newest one that is whole was used.
         CHECKPOINT_INVALID = "CheckpointInvalid",
         /// Figures do not come where `spec.tracking` says; the training goes on.
         TRACKING_FAILED = "TrackingFailed",

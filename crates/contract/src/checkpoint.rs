@@ -106,4 +106,7 @@ pub struct CheckpointManifest {
     pub dataset_digest: Digest,
     /// Its files in its folder, with length and digest.
     pub files: Vec<ManifestFile>,
+    /// Random, so that no two manifests are alike: the name of the folder holds the begin of this file's digest.
+    #[serde(default)]
+    pub nonce: u64,
 }

@@ -173,6 +173,9 @@ pub struct CheckpointProgress {
     pub failures: u32,
     /// Checkpoints that were found broken and passed over when this attempt began.
     pub invalid: u32,
+    /// Whether `HEAD` was damaged when this attempt took it over, so that the checkpoints were found without it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub head_damaged: bool,
     /// The last problem, for people; no secrets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,

@@ -115,11 +115,21 @@ pub enum StoreError {
         /// What is wrong.
         problem: String,
     },
-    /// `HEAD` is not one of this job, or cannot be read as one.
+    /// `HEAD` is not one of this job, or cannot be read and nothing shows that it is.
     #[error(
-        "{uri} is no HEAD of this job's checkpoints: {problem}. It is neither used nor overwritten; choose another `checkpoint.uri` (or output URI), or move it away"
+        "{uri} is no HEAD of this job's checkpoints: {problem}. It is neither used nor overwritten, and this job is not tried again. Look at what lies there; then move it away or choose another `checkpoint.uri` (or output URI), and apply the job anew"
     )]
     Head {
+        /// Where.
+        uri: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// `HEAD` became unreadable while this writer held the lineage.
+    #[error(
+        "{uri} was damaged while this attempt ran ({problem}), so it cannot be seen whether this pod may still write, and it writes nothing more. The next attempt takes the checkpoints over and goes on from the newest one that is whole; see what changes files there"
+    )]
+    HeadDamaged {
         /// Where.
         uri: String,
         /// What is wrong.
@@ -178,6 +188,7 @@ impl StoreError {
             Self::Unavailable { .. } | Self::Full { .. } => FailureReason::StorageUnavailable,
             Self::Conflict { .. } | Self::Head { .. } => FailureReason::OutputConflict,
             Self::Digest { .. } | Self::Checkpoint { .. } => FailureReason::DigestMismatch,
+            Self::HeadDamaged { .. } => FailureReason::HeadDamaged,
             Self::Fenced { .. } => FailureReason::Fenced,
             Self::LacksConditionalPut { .. } => FailureReason::StoreLacksConditionalPut,
             Self::Manifest { .. } => FailureReason::ManifestInvalid,

@@ -4,12 +4,17 @@
 //! hold, and changes by compare-and-swap only: a writer whose place was taken commits nothing, however late it wakes up,
 //! so recovery never waits for the death of an old pod. On object stores the swap is a write on the condition of the ETag
 //! that was read. File systems have no such write: there `HEAD` is a folder of numbered generations, each of which can be
-//! created only once, and the highest that can be read holds.
+//! created only once, and the highest holds.
+//!
+//! A `HEAD` that cannot be read is never taken for an older one or for none: a new attempt works out from the checkpoints
+//! that lie there what it may have named, and says so; a writer that meets one ends, since it cannot see who may write.
 //!
 //! What a failed write did is never guessed: `HEAD` is read again, since the write may have landed and only its answer
 //! was lost, or it may land yet. It is told by its content, which differs from swap to swap.
 //!
 //! Nothing is removed but what lies in this folder, and only what no `HEAD` can name again.
+
+mod recover;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +36,7 @@ use crate::client::Location;
 use crate::error::{Attempt, Result, StoreError};
 use crate::transfer::{Clock, Sink, digest_of, disk, fetch_once, list_once, odd, pause, put_once};
 
-/// Generations of `HEAD` that stay on a file system: where the newest cannot be read, the one before it holds.
+/// Generations of `HEAD` that stay on a file system: where the newest cannot be read, the one before it tells the most.
 const GENERATIONS: u64 = 8;
 /// Digits of a generation's name: those of the largest `u64`.
 const GENERATION_DIGITS: usize = 20;
@@ -59,68 +64,62 @@ pub struct Lineage {
     /// Names of checkpoints that turned out to be unusable.
     forgotten: Vec<String>,
     leftover: Option<String>,
+    damaged: Option<String>,
 }
 
 impl Store {
     /// Takes a job's checkpoints over: from now on every other writer's commit is refused.
     ///
-    /// `keep` checkpoints stay at each commit, at least one. A `HEAD` that is not this job's is never changed.
+    /// `keep` checkpoints stay at each commit, at least one. A `HEAD` that is not this job's is never changed. One that is
+    /// damaged is replaced where checkpoints of this job beside it show whose it is: [`Lineage::damaged`] tells, and those
+    /// that it may have named are in [`Lineage::head`].
     ///
     /// # Errors
     /// [`StoreError::Fenced`] where a later attempt holds them, [`StoreError::Head`] where `HEAD` is another job's or cannot
-    /// be read, [`StoreError::LacksConditionalPut`] where the storage cannot keep writers apart, [`StoreError::Invalid`]
+    /// be read and nothing shows whose it is, [`StoreError::LacksConditionalPut`] where the storage cannot keep writers apart, [`StoreError::Invalid`]
     /// where it cannot be written to at all (http, https), and the others of [`StoreError`].
     pub async fn take_lineage(self: &Arc<Self>, uri: &Uri, job: &JobIdentity, keep: usize) -> Result<Lineage> {
         let place = Place::new(self, uri, &job.uid)?;
         let start = Instant::now();
-        let mut found = place.find().await?;
-        let check = |found: Option<&Found>| match found {
-            Some(found) if found.head.attempt > job.attempt => Err(StoreError::Fenced {
-                uri: uri.to_string(),
-                attempt: found.head.attempt,
-            }),
-            _ => Ok(()),
-        };
+        let mut look = place.find().await?;
         // Before the probe, which writes.
-        check(found.as_ref())?;
+        let mut held = place.basis(&look, job.attempt).await?;
         place.probe().await?;
         let writer = format!("{:032x}", rand::random::<u128>());
         for _ in 0..RACES {
-            check(found.as_ref())?;
-            let mut next = found.as_ref().map_or_else(
-                || Head {
-                    schema_version: SCHEMA_VERSION,
-                    job_uid: job.uid.clone(),
-                    attempt: job.attempt,
-                    writer: String::new(),
-                    sequence: 0,
-                    checkpoints: Vec::new(),
-                    result: None,
-                },
-                |found| found.head.clone(),
-            );
-            next.attempt = job.attempt;
-            next.writer.clone_from(&writer);
-            next.sequence = place.after(found.as_ref())?;
-            match place.swap(found.as_ref(), &next).await? {
-                Swap::Done(held) => {
+            let next = Head {
+                attempt: job.attempt,
+                writer: writer.clone(),
+                sequence: place.after(held.sequence)?,
+                ..held
+            };
+            match place.swap(&look, &next).await? {
+                Swap::Done(found) => {
                     tracing::info!(
                         %uri, attempt = job.attempt, writer, sequence = next.sequence,
                         checkpoints = next.checkpoints.len(), "took the checkpoints over"
                     );
+                    let damaged = match look {
+                        Look::Damaged(damage) => Some(damage.problem),
+                        Look::Nothing | Look::Held(_) => None,
+                    };
                     return Ok(Lineage {
                         place,
                         attempt: job.attempt,
                         writer,
                         keep: keep.max(1),
                         taken: next.sequence,
-                        found: held,
+                        found,
                         fenced: None,
                         forgotten: Vec::new(),
                         leftover: None,
+                        damaged,
                     });
                 }
-                Swap::Other(other) => found = other,
+                Swap::Other(other) => {
+                    held = place.basis(&other, job.attempt).await?;
+                    look = other;
+                }
             }
         }
         Err(place.crowded(start))
@@ -145,6 +144,13 @@ impl Lineage {
     #[must_use]
     pub fn leftover(&self) -> Option<&str> {
         self.leftover.as_deref()
+    }
+
+    /// What was wrong with `HEAD` when it was taken over, where it was damaged. [`Lineage::head`] then names what is left of
+    /// the checkpoints that it may have named.
+    #[must_use]
+    pub fn damaged(&self) -> Option<&str> {
+        self.damaged.as_deref()
     }
 
     /// Brings a checkpoint into a folder, which should be empty. Where it fails, nothing of it stays there.
@@ -177,7 +183,8 @@ impl Lineage {
     /// ([`StoreError::Unavailable`]): then the new one may hold, too, and the next commit finds that out.
     ///
     /// # Errors
-    /// [`StoreError::Fenced`] where another writer took over: this one must end. [`StoreError::Checkpoint`] where what was
+    /// [`StoreError::Fenced`] where another writer took over, [`StoreError::HeadDamaged`] where it cannot be seen whether one
+    /// did: this one must end. [`StoreError::Checkpoint`] where what was
     /// read back is not what was written. The others of [`StoreError`].
     pub async fn commit(
         &mut self,
@@ -193,14 +200,9 @@ impl Lineage {
                 problem: "the job has its result, after which nothing more is saved".to_owned(),
             });
         }
-        let name = Name {
-            step,
-            attempt: self.attempt,
-            taken: self.taken,
-            random: rand::random(),
-        };
+        let (name, manifest) = self.describe(folder, files, step, dataset_digest).await?;
         let uri = self.checkpoint_uri(&name.to_string());
-        let checkpoint = match self.upload(folder, files, dataset_digest, &name, &uri).await {
+        let checkpoint = match self.upload(folder, files, manifest, &name, &uri).await {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
                 // A successor removes what this writer uploads.
@@ -234,7 +236,7 @@ impl Lineage {
     /// be there already. Nothing is committed after it.
     ///
     /// # Errors
-    /// [`StoreError::Fenced`], [`StoreError::Conflict`] where there is another result already, and the others of
+    /// [`StoreError::Fenced`], [`StoreError::HeadDamaged`], [`StoreError::Conflict`] where there is another result already, and the others of
     /// [`StoreError`].
     pub async fn commit_result(&mut self, path: String, digest: Digest) -> Result<()> {
         let result = ResultRef { path, digest };
@@ -288,12 +290,23 @@ impl Lineage {
 
     /// The attempt of another writer that has taken over, where that can be found out.
     async fn successor(&self) -> Option<u32> {
-        let found = tokio::time::timeout(SWEEP, self.place.find()).await.ok()?.ok()??;
-        (found.head.writer != self.writer).then_some(found.head.attempt)
+        let look = tokio::time::timeout(SWEEP, self.place.find()).await.ok()?.ok()?;
+        self.replaced_in(&look)
+    }
+
+    /// The attempt of another writer that has taken over, as far as a look at `HEAD` shows one.
+    fn replaced_in(&self, look: &Look) -> Option<u32> {
+        let head = match look {
+            Look::Nothing => None,
+            Look::Held(found) => Some(&found.head),
+            // Below what is damaged there may be one that came after this writer, or this writer's own.
+            Look::Damaged(damage) => damage.below.as_ref().filter(|h| h.sequence > self.found.head.sequence),
+        };
+        head.filter(|h| h.writer != self.writer).map(|h| h.attempt)
     }
 
     fn checkpoint_uri(&self, name: &str) -> Uri {
-        self.place.uri.join(CHECKPOINTS_DIR).join(name)
+        self.place.checkpoint_uri(name)
     }
 
     /// Reads a checkpoint's manifest and checks that it is the one that is meant.
@@ -309,64 +322,28 @@ impl Lineage {
         if name.step != checkpoint.step {
             return Err(wrong(format!("HEAD says step {} of it", checkpoint.step)));
         }
-        let uri = folder.join(MANIFEST_FILE);
-        let (bytes, fetched) = self
+        let (manifest, _) = self
             .place
-            .store
-            .get_bytes(&uri, HEAD_MAX_BYTES)
-            .await
-            .map_err(|e| unusable(&folder, e))?;
-        if fetched.digest != checkpoint.digest {
-            return Err(wrong(format!(
-                "the digest of its {MANIFEST_FILE} is {}, HEAD says {}",
-                fetched.digest, checkpoint.digest
-            )));
-        }
-        let manifest = serde_json::from_slice(&bytes).map_err(|e| wrong(format!("{MANIFEST_FILE}: {e}")))?;
-        self.check_manifest(&manifest, &name)
-            .map_err(|problem| wrong(format!("{MANIFEST_FILE}: {problem}")))?;
+            .manifest(&name, self.attempt, |found| {
+                if *found == checkpoint.digest {
+                    return Ok(());
+                }
+                Err(format!("is {found}, HEAD says {}", checkpoint.digest))
+            })
+            .await?;
         Ok(manifest)
     }
 
-    /// What is wrong with a manifest, if anything.
-    fn check_manifest(&self, manifest: &CheckpointManifest, name: &Name) -> std::result::Result<(), String> {
-        if manifest.schema_version != SCHEMA_VERSION {
-            return Err(format!(
-                "schemaVersion {} is not {SCHEMA_VERSION}, the one understood here",
-                manifest.schema_version
-            ));
-        }
-        if manifest.job_uid != self.place.uid {
-            return Err(format!("it is of job {}, not of {}", manifest.job_uid, self.place.uid));
-        }
-        if (manifest.step, manifest.attempt) != (name.step, name.attempt) {
-            return Err(format!(
-                "it is of step {} and attempt {}, the folder of step {} and attempt {}",
-                manifest.step, manifest.attempt, name.step, name.attempt
-            ));
-        }
-        if manifest.attempt > self.attempt {
-            return Err(format!(
-                "it is of attempt {}, which is yet to come; this is attempt {}",
-                manifest.attempt, self.attempt
-            ));
-        }
-        if check_files(&manifest.files)?.is_empty() {
-            return Err("it lists no file".to_owned());
-        }
-        Ok(())
-    }
-
-    async fn upload(
+    /// Describes files of a folder as a checkpoint: its name, and the bytes of its manifest.
+    async fn describe(
         &self,
         folder: &Path,
         files: &[String],
+        step: u64,
         dataset_digest: &Digest,
-        name: &Name,
-        uri: &Uri,
-    ) -> Result<CheckpointRef> {
+    ) -> Result<(Name, Bytes)> {
         let wrong = |problem| StoreError::Checkpoint {
-            uri: uri.to_string(),
+            uri: folder.display().to_string(),
             problem,
         };
         let mut described = Vec::new();
@@ -376,23 +353,39 @@ impl Lineage {
         let manifest = CheckpointManifest {
             schema_version: SCHEMA_VERSION,
             job_uid: self.place.uid.clone(),
-            attempt: name.attempt,
-            step: name.step,
+            attempt: self.attempt,
+            step,
             dataset_digest: dataset_digest.clone(),
             files: described,
+            nonce: rand::random(),
         };
-        self.check_manifest(&manifest, name).map_err(wrong)?;
         let bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| wrong(e.to_string()))?;
-        let checkpoint = CheckpointRef {
-            name: name.to_string(),
-            step: name.step,
-            digest: digest_of(&bytes),
+        let name = Name {
+            step,
+            attempt: self.attempt,
+            taken: self.taken,
+            seal: Name::seal(&digest_of(&bytes)),
         };
+        self.place
+            .check_manifest(&manifest, &name, self.attempt)
+            .map_err(wrong)?;
+        Ok((name, bytes.into()))
+    }
+
+    async fn upload(
+        &self,
+        folder: &Path,
+        files: &[String],
+        manifest: Bytes,
+        name: &Name,
+        uri: &Uri,
+    ) -> Result<CheckpointRef> {
+        let checkpoint = name.named(digest_of(&manifest));
         let store = &self.place.store;
         for file in files {
             store.put_file(&uri.join(file), &folder.join(file)).await?;
         }
-        store.put_create(&uri.join(MANIFEST_FILE), bytes.into()).await?;
+        store.put_create(&uri.join(MANIFEST_FILE), manifest).await?;
         let manifest = self.manifest(&checkpoint).await?;
         store.verify_files(uri, &manifest.files).await?;
         Ok(checkpoint)
@@ -405,23 +398,33 @@ impl Lineage {
         for _ in 0..RACES {
             let mut next = self.found.head.clone();
             change(&mut next);
-            next.sequence = self.place.after(Some(&self.found))?;
-            match self.place.swap(Some(&self.found), &next).await? {
+            next.sequence = self.place.after(self.found.head.sequence)?;
+            let other = match self.place.swap(&Look::Held(self.found.clone()), &next).await? {
                 Swap::Done(held) => {
                     self.found = held;
                     return Ok(());
                 }
+                Swap::Other(other) => other,
+            };
+            if let Some(attempt) = self.replaced_in(&other) {
+                return Err(self.fence(attempt));
+            }
+            match other {
                 // An earlier write of this writer, which it gave up, has landed late.
-                Swap::Other(Some(other)) if other.head.writer == self.writer && other.last > self.found.last => {
-                    self.found = other;
-                }
-                Swap::Other(Some(other)) if other.head.writer == self.writer => {
+                Look::Held(found) if found.head.sequence > self.found.head.sequence => self.found = found,
+                Look::Held(_) => {
                     return Err(self
                         .place
                         .not_ours("it went back to an older one of this job".to_owned()));
                 }
-                Swap::Other(Some(other)) => return Err(self.fence(other.head.attempt)),
-                Swap::Other(None) => return Err(self.place.not_ours("it is gone".to_owned())),
+                // Perhaps a successor's: to write over it would be to write without the right to.
+                Look::Damaged(damage) => {
+                    return Err(StoreError::HeadDamaged {
+                        uri: self.place.head.to_string(),
+                        problem: damage.problem,
+                    });
+                }
+                Look::Nothing => return Err(self.place.not_ours("it is gone".to_owned())),
             }
         }
         Err(self.place.crowded(start))
@@ -460,7 +463,7 @@ impl Lineage {
                 outcome = outcome.and(self.remove(&name).await);
             }
         }
-        outcome.and(self.place.prune(self.found.last).await)
+        outcome.and(self.place.prune(self.found.head.sequence).await)
     }
 
     /// Removes a checkpoint's folder.
@@ -495,20 +498,22 @@ fn unusable(folder: &Uri, error: StoreError) -> StoreError {
     }
 }
 
-/// What the name of a checkpoint's folder tells: `<step>-<attempt>-<taken>-<random>`.
+/// What the name of a checkpoint's folder tells: `<step>-<attempt>-<taken>-<seal>`.
 struct Name {
     step: u64,
     attempt: u32,
     /// Sequence at which its writer took the lineage.
     taken: u64,
-    /// Makes it a name that was never used: what a commit that failed has left, or still sends, cannot get in here.
-    random: u64,
+    /// Begin of the digest of its manifest, so that no other manifest passes for it even where no `HEAD` tells the digest.
+    /// The manifest holds a random number, which makes it a name that was never used: what a commit that failed has left, or
+    /// still sends, cannot get in here.
+    seal: u64,
 }
 
 impl std::fmt::Display for Name {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (step, attempt, taken, random) = (self.step, self.attempt, self.taken, self.random);
-        write!(f, "{step:012}-{attempt}-{taken}-{random:016x}")
+        let (step, attempt, taken, seal) = (self.step, self.attempt, self.taken, self.seal);
+        write!(f, "{step:012}-{attempt}-{taken}-{seal:016x}")
     }
 }
 
@@ -520,28 +525,70 @@ impl Name {
             step: next()?.parse().ok()?,
             attempt: next()?.parse().ok()?,
             taken: next()?.parse().ok()?,
-            random: u64::from_str_radix(next()?, 16).ok()?,
+            seal: u64::from_str_radix(next()?, 16).ok()?,
         };
         // Whatever else parses as numbers is not written this way.
         (name.to_string() == text).then_some(name)
     }
+
+    /// The seal of a manifest of this digest.
+    fn seal(manifest: &Digest) -> u64 {
+        let hex = manifest.hex().get(..16).unwrap_or_default();
+        // No digest is shorter or holds anything else.
+        u64::from_str_radix(hex, 16).unwrap_or_default()
+    }
+
+    /// Order of commits: a later writer's are newer, also where it went on from an older step.
+    fn age(&self) -> (u64, u64) {
+        (self.taken, self.step)
+    }
+
+    /// What `HEAD` says of it.
+    fn named(&self, digest: Digest) -> CheckpointRef {
+        CheckpointRef {
+            name: self.to_string(),
+            step: self.step,
+            digest,
+        }
+    }
 }
 
 /// `HEAD` as it was found.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Found {
     head: Head,
     /// What a write that is to replace it has to name (object stores).
     version: Option<UpdateVersion>,
-    /// Highest sequence in use; above that of `head` where a later generation cannot be read.
+}
+
+/// What a look at `HEAD` shows.
+#[derive(Clone, Debug, PartialEq)]
+enum Look {
+    /// There is none yet.
+    Nothing,
+    Held(Found),
+    Damaged(Damage),
+}
+
+/// A `HEAD` that cannot be read, though nothing says that it is somebody else's.
+#[derive(Clone, Debug, PartialEq)]
+struct Damage {
+    problem: String,
+    /// What lies there instead, to tell one damage from another.
+    content: Digest,
+    /// As in [`Found`].
+    version: UpdateVersion,
+    /// On a file system the number of the newest generation, which is the damaged one; else 0.
     last: u64,
+    /// On a file system the newest older generation that can be read.
+    below: Option<Head>,
 }
 
 /// What became of a swap.
 enum Swap {
     Done(Found),
     /// Something else than what was to be replaced is there.
-    Other(Option<Found>),
+    Other(Look),
 }
 
 /// Where a lineage lies, and how its `HEAD` is read and swapped.
@@ -594,22 +641,119 @@ impl Place {
         }
     }
 
+    fn checkpoint_uri(&self, name: &str) -> Uri {
+        self.uri.join(CHECKPOINTS_DIR).join(name)
+    }
+
     /// The sequence after the highest one in use.
-    fn after(&self, found: Option<&Found>) -> Result<u64> {
-        found
-            .map_or(0, |f| f.last)
+    fn after(&self, sequence: u64) -> Result<u64> {
+        sequence
             .checked_add(1)
             .ok_or_else(|| self.not_ours("its sequence is at its end".to_owned()))
     }
 
-    /// `HEAD` as it is; none where there is none yet.
-    async fn find(&self) -> Result<Option<Found>> {
+    /// What an attempt that takes over begins with: what `HEAD` names, with the highest sequence in use.
+    async fn basis(&self, look: &Look, attempt: u32) -> Result<Head> {
+        match look {
+            Look::Nothing => Ok(self.blank()),
+            Look::Held(found) => {
+                self.check_attempt(found.head.attempt, attempt)?;
+                Ok(found.head.clone())
+            }
+            Look::Damaged(damage) => self.recover(damage, attempt).await,
+        }
+    }
+
+    fn blank(&self) -> Head {
+        Head {
+            schema_version: SCHEMA_VERSION,
+            job_uid: self.uid.clone(),
+            attempt: 0,
+            writer: String::new(),
+            sequence: 0,
+            checkpoints: Vec::new(),
+            result: None,
+        }
+    }
+
+    /// Whether `attempt` may take over where `present` was seen.
+    fn check_attempt(&self, present: u32, attempt: u32) -> Result<()> {
+        if present <= attempt {
+            return Ok(());
+        }
+        Err(StoreError::Fenced {
+            uri: self.uri.to_string(),
+            attempt: present,
+        })
+    }
+
+    /// Reads a checkpoint's manifest, whose digest `check` has to find right, and checks that it is the one of this name.
+    async fn manifest(
+        &self,
+        name: &Name,
+        attempt: u32,
+        check: impl FnOnce(&Digest) -> std::result::Result<(), String>,
+    ) -> Result<(CheckpointManifest, Digest)> {
+        let folder = self.checkpoint_uri(&name.to_string());
+        let wrong = |problem: String| StoreError::Checkpoint {
+            uri: folder.to_string(),
+            problem,
+        };
+        let uri = folder.join(MANIFEST_FILE);
+        let (bytes, fetched) = self
+            .store
+            .get_bytes(&uri, HEAD_MAX_BYTES)
+            .await
+            .map_err(|e| unusable(&folder, e))?;
+        check(&fetched.digest).map_err(|problem| wrong(format!("the digest of its {MANIFEST_FILE} {problem}")))?;
+        let manifest = serde_json::from_slice(&bytes).map_err(|e| wrong(format!("{MANIFEST_FILE}: {e}")))?;
+        self.check_manifest(&manifest, name, attempt)
+            .map_err(|problem| wrong(format!("{MANIFEST_FILE}: {problem}")))?;
+        Ok((manifest, fetched.digest))
+    }
+
+    /// What is wrong with a manifest, if anything.
+    fn check_manifest(
+        &self,
+        manifest: &CheckpointManifest,
+        name: &Name,
+        attempt: u32,
+    ) -> std::result::Result<(), String> {
+        if manifest.schema_version != SCHEMA_VERSION {
+            return Err(format!(
+                "schemaVersion {} is not {SCHEMA_VERSION}, the one understood here",
+                manifest.schema_version
+            ));
+        }
+        if manifest.job_uid != self.uid {
+            return Err(format!("it is of job {}, not of {}", manifest.job_uid, self.uid));
+        }
+        if (manifest.step, manifest.attempt) != (name.step, name.attempt) {
+            return Err(format!(
+                "it is of step {} and attempt {}, the folder of step {} and attempt {}",
+                manifest.step, manifest.attempt, name.step, name.attempt
+            ));
+        }
+        if manifest.attempt > attempt {
+            return Err(format!(
+                "it is of attempt {}, which is yet to come; this is attempt {attempt}",
+                manifest.attempt
+            ));
+        }
+        if check_files(&manifest.files)?.is_empty() {
+            return Err("it lists no file".to_owned());
+        }
+        Ok(())
+    }
+
+    /// `HEAD` as it is.
+    async fn find(&self) -> Result<Look> {
         let mut clock = Clock::new(self.store.limits, 0);
         let mut tries = 0;
         loop {
             tries += 1;
             match self.read(&mut clock).await {
-                Ok(found) => return Ok(found),
+                Ok(look) => return Ok(look),
                 Err(Attempt::Stop(error)) => return Err(error),
                 Err(Attempt::Exists) => return Err(odd(&self.at)),
                 Err(Attempt::Again(problem)) => pause(&self.at, &clock, tries, problem).await?,
@@ -617,54 +761,63 @@ impl Place {
         }
     }
 
-    async fn read(&self, clock: &mut Clock) -> std::result::Result<Option<Found>, Attempt> {
+    async fn read(&self, clock: &mut Clock) -> std::result::Result<Look, Attempt> {
         if self.local.is_some() {
             return self.read_generations(clock).await;
         }
         let (bytes, version) = match read_once(&self.at, clock).await {
-            Err(Attempt::Stop(StoreError::NotFound { .. })) => return Ok(None),
+            Err(Attempt::Stop(StoreError::NotFound { .. })) => return Ok(Look::Nothing),
             read => read?,
         };
         match self.parse(&bytes) {
-            Ok(head) => Ok(Some(Found {
-                last: head.sequence,
+            Ok(head) => Ok(Look::Held(Found {
                 head,
                 version: Some(version),
             })),
-            Err(Unusable::Broken(problem) | Unusable::Foreign(problem)) => Err(Attempt::Stop(self.not_ours(problem))),
+            Err(Unusable::Broken(problem)) => Ok(Look::Damaged(Damage {
+                problem,
+                content: digest_of(&bytes),
+                version,
+                last: 0,
+                below: None,
+            })),
+            Err(Unusable::Foreign(problem)) => Err(Attempt::Stop(self.not_ours(problem))),
         }
     }
 
-    async fn read_generations(&self, clock: &mut Clock) -> std::result::Result<Option<Found>, Attempt> {
+    async fn read_generations(&self, clock: &mut Clock) -> std::result::Result<Look, Attempt> {
         let mut numbers = self.generations_once(clock).await?;
         numbers.sort_unstable_by(|a, b| b.cmp(a));
-        let Some(&last) = numbers.first() else {
-            return Ok(None);
-        };
-        let mut broken = None;
+        let mut damage: Option<Damage> = None;
         for number in numbers {
             let at = self.store.locate(&self.generation(number)).map_err(Attempt::Stop)?;
-            let parsed = match read_once(&at, clock).await {
-                Ok((bytes, _)) => self.parse(&bytes),
+            let (bytes, version) = match read_once(&at, clock).await {
                 Err(Attempt::Stop(StoreError::NotFound { .. })) => {
                     return Err(Attempt::Again("HEAD changed while it was read".to_owned()));
                 }
-                Err(attempt) => return Err(attempt),
+                read => read?,
             };
-            match parsed {
-                Ok(head) if head.sequence == number => {
-                    return Ok(Some(Found {
-                        head,
-                        version: None,
-                        last,
-                    }));
+            let problem = match (self.parse(&bytes), &mut damage) {
+                (Ok(head), None) if head.sequence == number => {
+                    return Ok(Look::Held(Found { head, version: None }));
                 }
-                Ok(head) => broken.get_or_insert(format!("{number} holds the content of {}", head.sequence)),
-                Err(Unusable::Foreign(problem)) => return Err(Attempt::Stop(self.not_ours(problem))),
-                Err(Unusable::Broken(problem)) => broken.get_or_insert(format!("{number}: {problem}")),
+                (Ok(head), Some(damage)) if head.sequence == number => {
+                    damage.below = Some(head);
+                    break;
+                }
+                (Ok(head), _) => format!("generation {number} holds the content of {}", head.sequence),
+                (Err(Unusable::Broken(problem)), _) => format!("generation {number}: {problem}"),
+                (Err(Unusable::Foreign(problem)), _) => return Err(Attempt::Stop(self.not_ours(problem))),
             };
+            damage.get_or_insert(Damage {
+                problem,
+                content: digest_of(&bytes),
+                version,
+                last: number,
+                below: None,
+            });
         }
-        Err(Attempt::Stop(self.not_ours(broken.unwrap_or_default())))
+        Ok(damage.map_or(Look::Nothing, Look::Damaged))
     }
 
     fn generation(&self, number: u64) -> Uri {
@@ -708,32 +861,31 @@ impl Place {
     }
 
     /// Puts `next` in the place of `base`, or finds out what is there instead.
-    async fn swap(&self, base: Option<&Found>, next: &Head) -> Result<Swap> {
+    async fn swap(&self, base: &Look, next: &Head) -> Result<Swap> {
         let bytes: Bytes = serde_json::to_vec_pretty(next)
             .map_err(|e| self.not_ours(format!("it cannot be written: {e}")))?
             .into();
         let mut clock = Clock::new(self.store.limits, bytes.len() as u64);
         let mut tries = 0;
-        let mut base = base.cloned();
+        let mut base = base.clone();
         loop {
             tries += 1;
-            let put = self.write(base.as_ref(), next, &bytes, &clock).await;
+            let put = self.write(&base, next, &bytes, &clock).await;
             if let Ok(Some(version)) = put {
                 return Ok(Swap::Done(Found {
                     head: next.clone(),
                     version: Some(version),
-                    last: next.sequence,
                 }));
             }
             let problem = match self.read(&mut clock).await {
-                Ok(Some(found)) if found.head == *next => match self.settle(put.is_ok(), &clock).await {
+                Ok(Look::Held(found)) if found.head == *next => match self.settle(put.is_ok(), &clock).await {
                     Ok(()) => return Ok(Swap::Done(found)),
                     Err(problem) => problem,
                 },
-                Ok(found) if !same(base.as_ref(), found.as_ref()) => return Ok(Swap::Other(found)),
-                Ok(found) => {
+                Ok(look) if !same(&base, &look) => return Ok(Swap::Other(look)),
+                Ok(look) => {
                     // The same content, but its ETag may be another by now.
-                    base = found;
+                    base = look;
                     match put {
                         Err(Attempt::Stop(error)) => return Err(error),
                         Err(Attempt::Again(problem)) => problem,
@@ -755,7 +907,7 @@ impl Place {
     /// Writes once. With a version the write is known to hold; without one `HEAD` has to be read.
     async fn write(
         &self,
-        base: Option<&Found>,
+        base: &Look,
         next: &Head,
         bytes: &Bytes,
         clock: &Clock,
@@ -770,12 +922,14 @@ impl Place {
             // highest is seen only now.
             return Ok(None);
         }
+        let unknown = || UpdateVersion {
+            e_tag: None,
+            version: None,
+        };
         let mode = match base {
-            None => PutMode::Create,
-            Some(found) => PutMode::Update(found.version.clone().unwrap_or(UpdateVersion {
-                e_tag: None,
-                version: None,
-            })),
+            Look::Nothing => PutMode::Create,
+            Look::Held(found) => PutMode::Update(found.version.clone().unwrap_or_else(unknown)),
+            Look::Damaged(damage) => PutMode::Update(damage.version.clone()),
         };
         let version = put_once(&self.at, bytes, mode, clock).await?;
         Ok(version.e_tag.is_some().then_some(version))
@@ -872,17 +1026,18 @@ impl Place {
 
 /// Why content is no `HEAD` of this job.
 enum Unusable {
-    /// It cannot be read: on a file system an older generation holds.
+    /// It cannot be read, whoever wrote it.
     Broken(String),
     /// It is somebody else's.
     Foreign(String),
 }
 
 /// Whether `HEAD` is still the one that was to be replaced. Its content tells: no two swaps write the same.
-fn same(base: Option<&Found>, found: Option<&Found>) -> bool {
+fn same(base: &Look, found: &Look) -> bool {
     match (base, found) {
-        (None, None) => true,
-        (Some(base), Some(found)) => base.last == found.last && base.head == found.head,
+        (Look::Nothing, Look::Nothing) => true,
+        (Look::Held(base), Look::Held(found)) => base.head == found.head,
+        (Look::Damaged(base), Look::Damaged(found)) => base.content == found.content && base.last == found.last,
         _ => false,
     }
 }

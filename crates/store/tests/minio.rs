@@ -216,6 +216,37 @@ async fn of_many_that_take_a_lineage_at_once_each_swaps_once() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_head_is_replaced_once_and_loses_no_checkpoint() {
+    let store = Arc::new(store(Limits::default()));
+    let uri = place("damaged");
+    let mut old = store.take_lineage(&uri, &job(1), 2).await.unwrap();
+    for step in [10, 20] {
+        commit(&mut old, step).await.unwrap();
+    }
+    let head = uri.join(flywheel_contract::checkpoint::HEAD_FILE);
+    store.put_replace(&head, "{\"schemaVers".into()).await.unwrap();
+    let error = commit(&mut old, 30).await.unwrap_err();
+    assert!(matches!(error, StoreError::HeadDamaged { .. }), "{error}");
+
+    let tasks: Vec<_> = (0..6)
+        .map(|_| {
+            let (store, uri) = (Arc::clone(&store), uri.clone());
+            tokio::spawn(async move { store.take_lineage(&uri, &job(2), 2).await.unwrap() })
+        })
+        .collect();
+    let mut replaced = 0;
+    for task in tasks {
+        let next = task.await.unwrap();
+        replaced += usize::from(next.damaged().is_some());
+        // The last one was uploaded whole; only its swap was not to be had.
+        assert_eq!(steps(&next), [30, 20, 10]);
+    }
+    assert_eq!(replaced, 1);
+    let error = commit(&mut old, 40).await.unwrap_err();
+    assert!(matches!(error, StoreError::Fenced { attempt: 2, .. }), "{error}");
+}
+
 #[test]
 fn wrong_keys_are_refused_at_once() {
     // Keys come from the environment, which only a process of its own can change.

@@ -601,6 +601,18 @@ async fn checkpoints_are_committed_over_s3_and_the_replaced_writer_is_fenced() {
     let third = store.take_lineage(&uri, &job(2), 2).await.unwrap();
     assert_eq!(third.head().checkpoints, new.head().checkpoints);
 
+    // A damaged HEAD is replaced on the condition of its own ETag, and loses nothing.
+    server.put("ckpt/team/uid/HEAD", "{\"schemaVers");
+    let fourth = store.take_lineage(&uri, &job(2), 2).await.unwrap();
+    assert!(
+        fourth.damaged().unwrap().contains("cannot be read"),
+        "{:?}",
+        fourth.damaged()
+    );
+    assert_eq!(fourth.head().checkpoints, new.head().checkpoints);
+    let error = commit(&mut new, 10).await.unwrap_err();
+    assert_eq!(error.reason(Purpose::Output), FailureReason::Fenced, "{error}");
+
     server.fault("PUT ", Fault::Status(501), ALWAYS);
     let error = store.take_lineage(&uri, &job(3), 2).await.unwrap_err();
     assert_eq!(

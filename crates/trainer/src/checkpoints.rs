@@ -186,7 +186,7 @@ impl Saver {
 
 /// Why a state was not committed.
 enum Unsaved {
-    /// Another attempt writes now.
+    /// Another attempt writes now, or it cannot be seen whether one does.
     Fenced(Failure),
     /// Anything else; the next state may be.
     Problem(String),
@@ -247,7 +247,9 @@ impl Writer {
             .await;
         match committed {
             Ok(_) => Ok(bytes),
-            Err(error @ StoreError::Fenced { .. }) => Err(Unsaved::Fenced(output::refused(&error, &self.tracker))),
+            Err(error @ (StoreError::Fenced { .. } | StoreError::HeadDamaged { .. })) => {
+                Err(Unsaved::Fenced(output::refused(&error, &self.tracker)))
+            }
             Err(error) => Err(problem(&error)),
         }
     }

@@ -533,6 +533,13 @@ impl Tracker {
         self.inner().head_attempt = Some(attempt);
     }
 
+    /// `HEAD` was found damaged when it was taken over.
+    pub(crate) fn head_damaged(&self, problem: String) {
+        let checkpoint = &mut self.inner().progress.checkpoint;
+        checkpoint.head_damaged = true;
+        checkpoint.problem = Some(problem);
+    }
+
     /// A checkpoint was found broken.
     pub(crate) fn passed_over(&self, problem: String) {
         let checkpoint = &mut self.inner().progress.checkpoint;

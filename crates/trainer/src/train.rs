@@ -46,6 +46,9 @@ pub(crate) async fn train(
         .await
         .map_err(|e| output::refused(&e, tracker))?;
     tracker.took_over(lineage.head());
+    if let Some(problem) = lineage.damaged() {
+        tracker.head_damaged(format!("{}: {problem}", lineage.uri()));
+    }
     tracker.record(config, limits);
     if let Some(named) = lineage.head().result.clone() {
         let result = output::earlier_result(&store, config, &named).await?;

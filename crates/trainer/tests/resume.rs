@@ -431,6 +431,38 @@ fn a_broken_checkpoint_is_passed_over_for_the_one_before() {
 }
 
 #[test]
+fn a_damaged_head_is_told_and_loses_no_checkpoint() {
+    let (world, config) = world();
+    let core = cores()[0];
+    let (whole, _) = undisturbed(&world, &config, core);
+    let steps = killed_with(&world, &attempt(&config, "u", 1), 2);
+    let heads = world.path("out/u/HEAD");
+    let newest = std::fs::read_dir(heads)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .max()
+        .unwrap();
+    let bytes = std::fs::read(&newest).unwrap();
+    std::fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
+
+    let running = world.start_on(Some(core), &attempt(&config, "u", 2));
+    let address = running.address();
+    assert_eq!(running.wait_for("the resume", resumed), steps[0]);
+    let progress = running.progress_until(&address, |p| p["step"].as_u64() > Some(steps[0]));
+    let checkpoint = &progress["checkpoint"];
+    assert_eq!(
+        (checkpoint["headDamaged"].as_bool(), checkpoint["invalid"].as_u64()),
+        (Some(true), Some(0))
+    );
+    assert!(
+        checkpoint["problem"].as_str().unwrap().contains("cannot be read"),
+        "{checkpoint}"
+    );
+    world.left(running).trained();
+    assert!(result(&world, "u") == whole);
+}
+
+#[test]
 fn state_of_other_data_or_settings_is_not_gone_on_with() {
     let (world, config) = world();
     type Change = fn(&World, &mut Value);

@@ -1,0 +1,237 @@
+//! A `HEAD` that cannot be read any more: it is told, nothing that it named is lost, and nobody writes past it who may not.
+
+use super::wrapper::Call;
+use super::*;
+
+/// What can lie where `HEAD` was.
+const RUINS: [&str; 5] = [
+    "",
+    "{\"schemaVersion\": 1, \"jobUid\": \"5f1c0a2e-job\", \"att",
+    "\0\0\0\0\0\0\0\0",
+    "no JSON at all",
+    "{\"another\": \"program's\"}",
+];
+
+/// Ruins the object that was swapped last.
+async fn ruin(bed: &Bed, with: &str) {
+    let newest = bed.heads().await.into_keys().next_back().unwrap();
+    bed.write(&newest, with.to_owned()).await;
+}
+
+/// All objects but those of `HEAD`.
+async fn checkpoints(bed: &Bed) -> BTreeMap<String, Bytes> {
+    let mut all = bed.objects().await;
+    all.retain(|name, _| name.starts_with(CHECKPOINTS_DIR));
+    all
+}
+
+#[tokio::test]
+async fn what_a_damaged_head_named_is_gone_on_with_and_told() {
+    for ruins in RUINS {
+        for bed in [Bed::bucket(), Bed::files()] {
+            let mut old = bed.take(1, 3).await.unwrap();
+            for step in [10, 20, 30, 40, 50] {
+                commit(&mut old, step).await.unwrap();
+            }
+            assert_eq!(old.damaged(), None);
+            ruin(&bed, ruins).await;
+            let before = checkpoints(&bed).await;
+
+            let mut next = bed.take(2, 3).await.unwrap();
+            let told = next.damaged().unwrap();
+            assert!(told.contains("cannot be read"), "{ruins:?}: {told}");
+            assert_eq!(steps(next.head()), [50, 40, 30], "{ruins:?}");
+            assert_eq!(next.head().attempt, 2);
+            assert!(
+                next.head().sequence > old.head().sequence,
+                "{} {}",
+                next.head().sequence,
+                old.head().sequence
+            );
+            assert_eq!(resume(&next).await.unwrap().0.unwrap().step, 50);
+            assert!(
+                checkpoints(&bed).await == before,
+                "nothing is swept before a commit of this writer"
+            );
+            let error = commit(&mut old, 60).await.unwrap_err();
+            assert!(matches!(error, StoreError::Fenced { attempt: 2, .. }), "{error}");
+
+            commit(&mut next, 60).await.unwrap();
+            assert_eq!(steps(next.head()), [60, 50, 40]);
+            assert_eq!(next.leftover(), None);
+            let third = bed.take(3, 3).await.unwrap();
+            assert_eq!((third.damaged(), steps(third.head())), (None, vec![60, 50, 40]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_newest_that_is_whole_is_found_and_the_others_are_judged_before_they_are_swept() {
+    for bed in [Bed::bucket(), Bed::files()] {
+        let mut old = bed.take(1, 3).await.unwrap();
+        let mut made = Vec::new();
+        for step in [10, 20, 30] {
+            made.push(commit(&mut old, step).await.unwrap());
+        }
+        let (manifest, shard) = (&made[2], &made[1]);
+        let name = format!("checkpoints/{}/{MANIFEST_FILE}", manifest.name);
+        // Another manifest of the same step, all of whose digests are right.
+        let mut forged: CheckpointManifest = serde_json::from_slice(&bed.objects().await[&name]).unwrap();
+        forged.dataset_digest = Digest::sha256(&"f".repeat(64));
+        bed.write(&name, serde_json::to_vec_pretty(&forged).unwrap()).await;
+        bed.write(&format!("checkpoints/{}/{}", shard.name, FILES[0]), "damaged")
+            .await;
+        ruin(&bed, "").await;
+
+        let mut next = bed.take(2, 3).await.unwrap();
+        let (found, passed) = resume(&next).await.unwrap();
+        assert_eq!((found.unwrap().step, passed), (10, 1), "{:?}", steps(next.head()));
+        next.forget(shard);
+        commit(&mut next, 40).await.unwrap();
+        assert_eq!(steps(next.head()), [40, 10]);
+        let folders: Vec<_> = checkpoints(&bed).await.into_keys().collect();
+        for gone in [manifest, shard] {
+            assert!(!folders.iter().any(|f| f.contains(&gone.name)), "{folders:?}");
+        }
+    }
+}
+
+/// Two attempts, of which the later one took the checkpoints over in a `HEAD` that is damaged now.
+async fn taken_over(bed: &Bed) -> (Lineage, Lineage) {
+    let mut old = bed.take(1, 3).await.unwrap();
+    commit(&mut old, 10).await.unwrap();
+    let new = bed.take(2, 3).await.unwrap();
+    ruin(bed, "").await;
+    (old, new)
+}
+
+#[tokio::test]
+async fn a_writer_does_not_write_past_a_damaged_head_that_may_be_its_successors() {
+    for bed in [Bed::bucket(), Bed::files()] {
+        let (mut old, _) = taken_over(&bed).await;
+        let before = bed.heads().await;
+        for step in [20, 30] {
+            let error = commit(&mut old, step).await.unwrap_err();
+            assert_eq!(error.reason(Purpose::Output), FailureReason::HeadDamaged, "{error}");
+            assert!(
+                error.to_string().contains("next attempt takes the checkpoints over"),
+                "{error}"
+            );
+        }
+        assert!(bed.heads().await == before, "{:?}", bed.heads().await);
+        let next = bed.take(3, 3).await.unwrap();
+        assert!(resume(&next).await.unwrap().0.is_some());
+    }
+}
+
+#[tokio::test]
+async fn the_holder_goes_on_above_its_own_damaged_generation() {
+    let bed = Bed::files();
+    let mut lineage = bed.take(1, 3).await.unwrap();
+    commit(&mut lineage, 10).await.unwrap();
+    ruin(&bed, "").await;
+    commit(&mut lineage, 20).await.unwrap();
+    assert_eq!(steps(bed.take(2, 3).await.unwrap().head()), [20, 10]);
+}
+
+#[tokio::test]
+async fn an_earlier_attempt_does_not_take_over_what_a_later_one_has_written() {
+    for bed in [Bed::bucket(), Bed::files()] {
+        let (_, mut new) = taken_over(&bed).await;
+        if bed.folder.is_some() {
+            commit(&mut new, 20).await.unwrap();
+        } else {
+            // Its upload is whole, the swap is not to be had.
+            commit(&mut new, 20).await.unwrap_err();
+        }
+        ruin(&bed, "").await;
+        let before = bed.objects().await;
+        let error = bed.take(1, 3).await.unwrap_err();
+        assert!(matches!(error, StoreError::Fenced { attempt: 2, .. }), "{error}");
+        assert!(bed.objects().await == before, "nothing was written");
+        assert_eq!(steps(bed.take(2, 3).await.unwrap().head()), [20, 10]);
+    }
+}
+
+#[tokio::test]
+async fn of_two_that_replace_a_damaged_head_at_once_the_later_attempt_holds() {
+    for bed in [Bed::bucket(), Bed::files()] {
+        let mut old = bed.take(1, 3).await.unwrap();
+        commit(&mut old, 10).await.unwrap();
+        ruin(&bed, "").await;
+        let slow = Wrapped::new(&bed.client, Forget::Nothing, |_, call: &Call| {
+            if call.swaps() { Act::Stall } else { Act::Pass }
+        });
+        let (store, uri) = (bed.store_through(slow.client()), bed.uri.clone());
+        let first = tokio::spawn(async move { store.take_lineage(&uri, &job(2), 3).await });
+        slow.stalled().await;
+        let second = bed.take(3, 3).await.unwrap();
+        slow.release();
+        let error = first.await.unwrap().unwrap_err();
+        assert!(matches!(error, StoreError::Fenced { attempt: 3, .. }), "{error}");
+        assert_eq!(
+            bed.take(3, 3).await.unwrap().head().checkpoints,
+            second.head().checkpoints
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_the_generation_below_names_is_kept() {
+    let bed = Bed::files();
+    let mut lineage = bed.take(1, 3).await.unwrap();
+    commit(&mut lineage, 10).await.unwrap();
+    let digest = Digest::sha256(&"e".repeat(64));
+    lineage
+        .commit_result("attempt-1.result.json".to_owned(), digest)
+        .await
+        .unwrap();
+    let result = lineage.head().result.clone();
+    bed.take(1, 3).await.unwrap();
+    ruin(&bed, "").await;
+    assert_eq!(bed.take(2, 3).await.unwrap().head().result, result);
+}
+
+/// What lies beside a damaged `HEAD` and says nothing about whose it is.
+#[tokio::test]
+async fn a_damaged_head_that_nothing_shows_to_be_ours_is_left_alone() {
+    for (make, name) in [
+        (Bed::bucket as fn() -> Bed, "HEAD"),
+        (Bed::files, "HEAD/00000000000000000001"),
+    ] {
+        let other = make();
+        let mut stranger = job(1);
+        stranger.uid = "another-job".to_owned();
+        let mut lineage = other.store().take_lineage(&other.uri, &stranger, 3).await.unwrap();
+        commit(&mut lineage, 10).await.unwrap();
+        let own = make();
+        commit(&mut own.take(1, 3).await.unwrap(), 10).await.unwrap();
+        let mut renamed = BTreeMap::new();
+        for (path, bytes) in &checkpoints(&own).await {
+            let (folder, file) = path.rsplit_once('/').unwrap();
+            renamed.insert(format!("{}0000/{file}", &folder[..folder.len() - 4]), bytes.clone());
+        }
+        for (label, beside) in [
+            ("another job's checkpoint", checkpoints(&other).await),
+            ("a manifest in a folder of another name", renamed),
+            ("nothing", BTreeMap::new()),
+        ] {
+            let bed = make();
+            for (name, bytes) in beside {
+                bed.write(&name, bytes).await;
+            }
+            bed.write(name, "").await;
+            let before = bed.objects().await;
+            let error = bed.take(1, 3).await.unwrap_err();
+            assert_eq!(error.reason(Purpose::Output), FailureReason::OutputConflict, "{error}");
+            for words in [
+                "no checkpoint of this job lies beside it",
+                "move it away",
+                "apply the job anew",
+            ] {
+                assert!(error.to_string().contains(words), "{label}: {error}");
+            }
+            assert!(bed.objects().await == before, "{label}: nothing was written");
+        }
+    }
+}
