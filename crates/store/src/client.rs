@@ -27,15 +27,29 @@ pub(crate) fn has_credentials() -> bool {
     CREDENTIALS.iter().any(|name| std::env::var_os(name).is_some())
 }
 
+/// How an object is reached, as far as what can be done and what is to be advised depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// `file://`.
+    Files,
+    /// `http://` and `https://`: reading without credentials.
+    Http,
+    /// `s3://`.
+    S3 {
+        /// Whether the environment holds credentials.
+        keys: bool,
+        /// Whether `storage.endpoint` names the service; else it is AWS.
+        endpoint: bool,
+    },
+}
+
 /// An object, and the client to reach it with.
 #[derive(Clone)]
 pub(crate) struct Location {
     pub(crate) uri: String,
     pub(crate) client: Arc<dyn ObjectStore>,
     pub(crate) path: Path,
-    pub(crate) writable: bool,
-    /// Whether AWS is asked without any credentials but the node's own.
-    pub(crate) bare: bool,
+    pub(crate) access: Access,
     pub(crate) traffic: Arc<Traffic>,
 }
 
@@ -155,8 +169,14 @@ impl Store {
             uri: text.to_owned(),
             client,
             path,
-            writable: matches!(scheme, "file" | "s3"),
-            bare: scheme == "s3" && self.settings.endpoint.is_none() && !has_credentials(),
+            access: match scheme {
+                "file" => Access::Files,
+                "s3" => Access::S3 {
+                    keys: has_credentials(),
+                    endpoint: self.settings.endpoint.is_some(),
+                },
+                _ => Access::Http,
+            },
             traffic: Arc::clone(&self.traffic),
         })
     }

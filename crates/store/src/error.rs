@@ -1,6 +1,10 @@
 //! How the storage can fail, and the word that a pod ends with.
 
+use std::time::Duration;
+
 use flywheel_contract::failure::{Failure, FailureReason};
+
+use crate::client::{Access, Location};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -57,13 +61,16 @@ pub enum StoreError {
     },
     /// No answer in time, again and again.
     #[error(
-        "{uri}: the storage did not answer well within {seconds} s (tries: {tries}; last: {problem}). Check that it runs and can be reached from the pod{hint}"
+        "{uri}: the storage did not answer well within {} s (tries: {tries} in {:.1} s; last: {problem}). Check that it runs and can be reached from the pod{hint}",
+        seconds(*limit), waited.as_secs_f64()
     )]
     Unavailable {
         /// Where.
         uri: String,
-        /// Seconds waited.
-        seconds: u64,
+        /// The most that all tries together may take.
+        limit: Duration,
+        /// What they took: where the next one would begin after the limit, it is not made.
+        waited: Duration,
         /// Tries made.
         tries: u32,
         /// The last failure.
@@ -214,21 +221,43 @@ pub(crate) enum Attempt {
     Exists,
 }
 
-const FORBIDDEN_HINT: &str = "Check the keys in the Secret of `storage.secretRef`, or the workload identity, and that they may \
-     read and write there; without the right to list, S3 says this of objects that do not exist, too";
-const FORBIDDEN_FILE_HINT: &str =
-    "Check owner and mode of the file and its folders, and that the volume is not mounted read-only";
+/// Seconds as they are written in a configuration: without a fraction where there is none.
+fn seconds(limit: Duration) -> String {
+    let text = format!("{:.1}", limit.as_secs_f64());
+    text.strip_suffix(".0").unwrap_or(&text).to_owned()
+}
+
+/// What to do where access is refused.
+fn refused(access: Access) -> &'static str {
+    match access {
+        Access::Files => {
+            "Check owner and mode of the file and its folders, and that the volume is not mounted read-only"
+        }
+        Access::Http => {
+            "What is read by http or https must be readable without credentials, `storage.secretRef` is not used for it; \
+             check the URL, and whether a signed URL has expired"
+        }
+        Access::S3 { keys: true, .. } => {
+            "Check the keys in the Secret of `storage.secretRef`, or the workload identity, and that they may read and \
+             write there; without the right to list, S3 says this of objects that do not exist, too"
+        }
+        Access::S3 { keys: false, .. } => {
+            "No keys were given: set `storage.secretRef` to a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
+             `serviceAccountName` to an account with a workload identity"
+        }
+    }
+}
 
 /// Sorts an error of object_store.
-pub(crate) fn sort(uri: &str, error: &object_store::Error) -> Attempt {
+pub(crate) fn sort(at: &Location, error: &object_store::Error) -> Attempt {
     use object_store::Error as E;
     let stop = Attempt::Stop;
-    let problem = short(error);
-    let forbidden = |hint| {
+    let (uri, problem) = (at.uri.as_str(), short(error));
+    let forbidden = || {
         Attempt::Stop(StoreError::Forbidden {
             uri: uri.to_owned(),
             problem: problem.clone(),
-            hint,
+            hint: refused(at.access),
         })
     };
     let invalid = |problem: String| {
@@ -253,14 +282,14 @@ pub(crate) fn sort(uri: &str, error: &object_store::Error) -> Attempt {
     match error {
         E::NotFound { .. } => stop(StoreError::NotFound { uri: uri.to_owned() }),
         E::AlreadyExists { .. } | E::Precondition { .. } => Attempt::Exists,
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => forbidden(FORBIDDEN_HINT),
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => forbidden(),
         E::NotImplemented { .. } => lacks(problem),
         E::InvalidPath { .. } | E::NotSupported { .. } | E::UnknownConfigurationKey { .. } => invalid(problem),
         _ => {
             if let Some(kind) = io_kind(error) {
                 use std::io::ErrorKind as K;
                 return match kind {
-                    K::PermissionDenied | K::ReadOnlyFilesystem => forbidden(FORBIDDEN_FILE_HINT),
+                    K::PermissionDenied | K::ReadOnlyFilesystem => forbidden(),
                     K::NotFound => stop(StoreError::NotFound { uri: uri.to_owned() }),
                     K::NotADirectory | K::IsADirectory | K::InvalidFilename => invalid(problem),
                     K::StorageFull | K::QuotaExceeded => full(problem),
@@ -276,7 +305,7 @@ pub(crate) fn sort(uri: &str, error: &object_store::Error) -> Attempt {
                         .iter()
                         .any(|w| problem.contains(w)) =>
                 {
-                    forbidden(FORBIDDEN_HINT)
+                    forbidden()
                 }
                 Some(501) => lacks(problem),
                 Some(507) => full(problem),

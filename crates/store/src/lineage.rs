@@ -634,7 +634,8 @@ impl Place {
     fn crowded(&self, start: Instant) -> StoreError {
         StoreError::Unavailable {
             uri: self.head.to_string(),
-            seconds: start.elapsed().as_secs(),
+            limit: start.elapsed(),
+            waited: start.elapsed(),
             tries: RACES,
             problem: "it was changed by others between each reading and writing".to_owned(),
             hint: "",

@@ -1,5 +1,6 @@
 //! Reading and writing single objects: streaming, hashing, bounds, deadlines, tries.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -12,8 +13,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-use crate::client::Location;
-use crate::error::{Attempt, Result, StoreError, sort};
+use crate::client::{Access, Location};
+use crate::error::{Attempt, Result, StoreError, short, sort};
 use crate::{Limits, Store};
 
 /// Wait after the first failed try; doubles up to [`WAIT_MAX`].
@@ -128,13 +129,17 @@ impl Location {
     fn unavailable(&self, clock: &Clock, tries: u32, problem: String) -> StoreError {
         StoreError::Unavailable {
             uri: self.uri.clone(),
-            seconds: clock.start.elapsed().as_secs(),
+            limit: clock.deadline - clock.start,
+            waited: clock.start.elapsed(),
             tries,
             problem,
-            hint: if self.bare {
-                ", and that `storage.secretRef` names a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            } else {
-                ""
+            // AWS is asked for the node's own credentials then, which there may be none of.
+            hint: match self.access {
+                Access::S3 {
+                    keys: false,
+                    endpoint: false,
+                } => ", and that `storage.secretRef` names a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                _ => "",
             },
         }
     }
@@ -196,7 +201,7 @@ impl Store {
             tries += 1;
             let attempt = match clock.begin(at.client.head(&at.path)).await {
                 Ok(Ok(meta)) => return Ok(Some(meta.size)),
-                Ok(Err(e)) => sort(&at.uri, &e),
+                Ok(Err(e)) => sort(&at, &e),
                 Err(late) => late,
             };
             match attempt {
@@ -287,7 +292,6 @@ impl Store {
             tries += 1;
             match put_parts_once(&at, path, &clock).await {
                 Ok(()) => return Ok(Created::New),
-                Err(Attempt::Stop(StoreError::NotFound { uri })) => return Err(no_bucket(uri)),
                 Err(Attempt::Stop(error)) => return Err(error),
                 Err(Attempt::Exists) => return Err(StoreError::Conflict { uri: at.uri }),
                 Err(Attempt::Again(problem)) => pause(&at, &clock, tries, problem).await?,
@@ -329,7 +333,7 @@ impl Store {
             tries += 1;
             let attempt = match clock.begin(at.client.delete(&at.path)).await {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(e)) => sort(&at.uri, &e),
+                Ok(Err(e)) => sort(&at, &e),
                 Err(late) => late,
             };
             match attempt {
@@ -343,7 +347,7 @@ impl Store {
 
     pub(crate) fn writable(&self, uri: &Uri) -> Result<Location> {
         let at = self.locate(uri)?;
-        if at.writable {
+        if at.access != Access::Http {
             return Ok(at);
         }
         Err(StoreError::Invalid {
@@ -373,11 +377,55 @@ pub(crate) fn odd(at: &Location) -> StoreError {
     }
 }
 
-fn no_bucket(uri: String) -> StoreError {
-    StoreError::Invalid {
-        uri,
-        problem: "there is no such bucket; create it, or check the URI and `storage.endpoint`".to_owned(),
+/// Sorts an error of a write: says what is wrong with the place where nothing can be written to it.
+fn sort_write(at: &Location, error: &object_store::Error) -> Attempt {
+    let folder = || {
+        let path = at.uri.strip_prefix("file://").map(Path::new)?;
+        Some(described(path))
+    };
+    match sort(at, error) {
+        Attempt::Stop(StoreError::NotFound { uri }) => Attempt::Stop(StoreError::Invalid {
+            uri,
+            problem: match folder() {
+                Some(folder) => format!(
+                    "nothing can be written there ({}): {folder}. Name a folder on a volume that takes files",
+                    short(error)
+                ),
+                None => "there is no such bucket; create it, or check the URI and `storage.endpoint`".to_owned(),
+            },
+        }),
+        Attempt::Stop(StoreError::Forbidden { uri, problem, hint }) => Attempt::Stop(StoreError::Forbidden {
+            uri,
+            problem: match folder() {
+                Some(folder) => format!("{problem}: {folder}"),
+                None => problem,
+            },
+            hint,
+        }),
+        attempt => attempt,
     }
+}
+
+/// Who may write to the last folder of a path that is there, and who asks.
+fn described(path: &Path) -> String {
+    let Some((folder, meta)) = path
+        .ancestors()
+        .skip(1)
+        .find_map(|folder| Some((folder, std::fs::metadata(folder).ok()?)))
+    else {
+        return "no folder of it can be seen".to_owned();
+    };
+    // The owner of this folder is the user that the process acts as.
+    let asks = std::fs::metadata("/proc/self").map_or(String::new(), |me| {
+        format!(", this process is user {} and group {}", me.uid(), me.gid())
+    });
+    format!(
+        "{} belongs to user {} and group {} with mode {:03o}{asks}",
+        folder.display(),
+        meta.uid(),
+        meta.gid(),
+        meta.mode() & 0o7777
+    )
 }
 
 /// Name of the unfinished file.
@@ -402,10 +450,7 @@ pub(crate) async fn fetch_once(
             max,
         })
     };
-    let answer = clock
-        .begin(at.client.get(&at.path))
-        .await?
-        .map_err(|e| sort(&at.uri, &e))?;
+    let answer = clock.begin(at.client.get(&at.path)).await?.map_err(|e| sort(at, &e))?;
     let size = answer.meta.size;
     let version = UpdateVersion {
         e_tag: answer.meta.e_tag.clone(),
@@ -431,7 +476,7 @@ pub(crate) async fn fetch_once(
     let mut hasher = Sha256::new();
     let mut length = 0_u64;
     while let Some(chunk) = clock.piece(stream.next()).await? {
-        let chunk = chunk.map_err(|e| sort(&at.uri, &e))?;
+        let chunk = chunk.map_err(|e| sort(at, &e))?;
         length += chunk.len() as u64;
         if length > max {
             return Err(too_large(None));
@@ -477,10 +522,7 @@ pub(crate) async fn put_once(
             at.traffic.note();
             Ok(put.into())
         }
-        Err(e) => Err(match sort(&at.uri, &e) {
-            Attempt::Stop(StoreError::NotFound { uri }) => Attempt::Stop(no_bucket(uri)),
-            attempt => attempt,
-        }),
+        Err(e) => Err(sort_write(at, &e)),
     }
 }
 
@@ -494,7 +536,7 @@ pub(crate) async fn list_once(at: &Location, clock: &Clock) -> std::result::Resu
     let listed = clock
         .all(at.client.list_with_delimiter(Some(&at.path)))
         .await?
-        .map_err(|e| sort(&at.uri, &e))?;
+        .map_err(|e| sort(at, &e))?;
     let name = |path: &object_store::path::Path| path.filename().map(str::to_owned);
     Ok(Listing {
         objects: listed.objects.iter().filter_map(|o| name(&o.location)).collect(),
@@ -506,7 +548,7 @@ async fn put_parts_once(at: &Location, path: &Path, clock: &Clock) -> std::resul
     let mut upload = clock
         .begin(at.client.put_multipart(&at.path))
         .await?
-        .map_err(|e| sort(&at.uri, &e))?;
+        .map_err(|e| sort_write(at, &e))?;
     let sent = send_parts(at, path, clock, upload.as_mut()).await;
     if sent.is_err() {
         // Best effort: parts without an end cost storage until the bucket's own rule removes them.
@@ -536,10 +578,10 @@ async fn send_parts(
         clock
             .all(upload.put_part(part.into()))
             .await?
-            .map_err(|e| sort(&at.uri, &e))?;
+            .map_err(|e| sort_write(at, &e))?;
         at.traffic.note();
     }
-    clock.all(upload.complete()).await?.map_err(|e| sort(&at.uri, &e))?;
+    clock.all(upload.complete()).await?.map_err(|e| sort_write(at, &e))?;
     Ok(())
 }
 

@@ -354,7 +354,12 @@ fn storage_that_refuses_stalls_or_goes_away() {
             "GET /data/",
             Fault::Status(403),
             R::StorageForbidden,
-            &["s3://data/train.csv", "refused access", "storage.secretRef"],
+            &[
+                "s3://data/train.csv",
+                "refused access",
+                "No keys were given",
+                "set `storage.secretRef`",
+            ],
         ),
         (
             "data gone",
@@ -457,6 +462,63 @@ fn storage_that_refuses_stalls_or_goes_away() {
             assert_eq!(head.result, None, "{name}");
         }
     }
+}
+
+#[test]
+fn storage_that_refuses_is_told_of_by_what_it_was_asked_with() {
+    let (world, server) = (World::new(), Server::start());
+    let mut config = on_s3(&world, &server);
+    server.fault("GET /data/", Fault::Status(403), ALWAYS);
+    let output = world
+        .command(&["train"])
+        .env("FLYWHEEL_CONFIG", config.to_string())
+        .env("AWS_ACCESS_KEY_ID", "key")
+        .env("AWS_SECRET_ACCESS_KEY", "secret")
+        .output()
+        .unwrap();
+    says(
+        world.ended(output).failed(),
+        R::StorageForbidden,
+        &[
+            "s3://data/train.csv",
+            "Check the keys in the Secret of `storage.secretRef`",
+        ],
+    );
+
+    let url = format!("{}/data/train.csv", server.url());
+    config["dataset"]["sources"][0]["uri"] = url.as_str().into();
+    config["job"]["uid"] = "uid-2".into();
+    let ended = world.train(&config);
+    says(
+        ended.failed(),
+        R::StorageForbidden,
+        &[&url, "without credentials", "signed URL has expired"],
+    );
+    assert!(
+        !ended.failed().message.contains("Secret of"),
+        "keys would not help: {}",
+        ended.failed()
+    );
+}
+
+/// The folder is there and takes no file: not even root makes one in /proc.
+#[test]
+fn an_output_that_cannot_be_written_says_what_is_wrong_with_its_folder() {
+    let world = World::new();
+    let mut config = world.config();
+    config["outputUri"] = "file:///proc/flywheel".into();
+    let ended = world.train(&config);
+    says(
+        ended.failed(),
+        R::StorageInvalid,
+        &[
+            "file:///proc/flywheel/",
+            "/proc belongs to user 0",
+            "mode 555",
+            "this process is user",
+        ],
+    );
+    assert!(!ended.failed().message.contains("bucket"), "{}", ended.failed());
 }
 
 #[test]

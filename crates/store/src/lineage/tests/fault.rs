@@ -49,7 +49,8 @@ async fn a_commit_that_meets_a_fault_changes_nothing_that_holds() {
                     Err(error) => {
                         let word = match fault {
                             "full" => "Make room",
-                            "read-only" => "not mounted read-only",
+                            "read-only" if bed.folder.is_some() => "belongs to user",
+                            "read-only" => "refused access",
                             "EIO" => "Check that it runs",
                             _ => "within",
                         };
@@ -81,6 +82,31 @@ async fn a_commit_that_meets_a_fault_changes_nothing_that_holds() {
     }
     for (label, count) in counts {
         println!("{label}: {count}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_and_what_was_waited_of_it_are_told() {
+    let bed = Bed::files();
+    for (limit, words) in [
+        (4000, "within 4 s (tries: 5 in 3.0 s;"),
+        (5000, "within 5 s (tries: 5 in 3.0 s;"),
+        (7000, "within 7 s (tries: 6 in 6.2 s;"),
+        (1500, "within 1.5 s (tries: 4 in 1.4 s;"),
+    ] {
+        let broken = Wrapped::new(&bed.client, Forget::Nothing, |_, _| Act::Fail(EIO));
+        let limits = Limits {
+            operation: Duration::from_millis(limit),
+            ..Limits::default()
+        };
+        let store = Store::with_limits(&StorageSettings::default(), limits).unwrap();
+        store
+            .clients
+            .lock()
+            .unwrap()
+            .insert(bed.origin.to_owned(), broken.client());
+        let error = store.get_bytes(&bed.uri.join("x"), 10).await.unwrap_err();
+        assert!(error.to_string().contains(words), "{limit}: {error}");
     }
 }
 
