@@ -607,7 +607,7 @@ async fn kubectl_sees_columns_short_names_status_and_scale() {
     };
     put(
         &job,
-        json!({"state": "Running", "nodes": "1/1", "restarts": 2, "progress": {"step": "120/800", "loss": "0.31"}}),
+        json!({"state": "Running", "nodes": "1/1", "restarts": 2, "countedRestarts": 1, "progress": {"step": "120/800", "loss": "0.31"}}),
     )
     .await;
     put(

@@ -61,6 +61,7 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
         decision = Decision {
             record: None,
             intent: Intent::Wait,
+            counted: decision.counted,
             stop: Vec::new(),
             remove: Vec::new(),
             phase: Phase::Blocked,

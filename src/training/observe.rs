@@ -8,10 +8,11 @@ use flywheel_api::conditions::{find, types};
 use flywheel_api::names::{
     LABEL_ATTEMPT, LABEL_COUNTED_RESTARTS, LABEL_TRAINING_JOB, TRAINER, is_controlled_by, training_attempt,
 };
-use flywheel_api::training_job::{DatasetStatus, EvaluationStatus, TrackingStatus};
+use flywheel_api::training_job::{DatasetStatus, EvaluationStatus, ProgressStatus, TrackingStatus};
 use flywheel_api::{ModelVersion, TrainingJob};
 use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
 use flywheel_contract::progress::{EpochEvaluation, Progress, TrackingProgress};
+use flywheel_contract::termination::Position;
 use flywheel_policy::training::attempt::{
     AttemptState, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state, unrecorded,
 };
@@ -232,6 +233,13 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
         observed: Observed {
             attempts,
             told_attempt: told,
+            told_counted: status
+                .and_then(|s| s.counted_restarts)
+                .and_then(|n| u32::try_from(n).ok()),
+            told_position: context
+                .progress
+                .position(&uid, told)
+                .or_else(|| status.and_then(|s| s.progress.as_ref()).and_then(written_position)),
             ended,
             version_made,
             placement,
@@ -241,6 +249,19 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
         pods,
         progress,
         version,
+    })
+}
+
+/// How far the attempt was that the status tells of; `None` where it tells only of the checkpoint that the next one begins
+/// with.
+fn written_position(progress: &ProgressStatus) -> Option<Position> {
+    let number = |step: Option<i64>| step.and_then(|s| u64::try_from(s).ok()).unwrap_or(0);
+    let (step, _) = progress.step.as_deref()?.split_once('/')?;
+    Some(Position {
+        step: step.parse().ok()?,
+        resumed_from_step: number(progress.resumed_from_step),
+        checkpoint_step: number(progress.checkpoint_step),
+        ..Position::default()
     })
 }
 

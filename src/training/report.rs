@@ -205,6 +205,11 @@ fn status(
         nodes: Some(nodes(job, observation, decision, present, figures)),
         attempt: (attempt > 0).then_some(i64::from(attempt)),
         restarts: (attempt > 0).then(|| i64::from(attempt.saturating_sub(1))),
+        counted_restarts: decision
+            .counted
+            .filter(|_| attempt > 0)
+            .map(i64::from)
+            .or(present.counted_restarts),
         progress: match (&decision.intent, decision.phase, &observation.progress) {
             // The last that was read may be a minute old. Its checkpoints went when the result was committed.
             (Intent::Complete(trained), ..) => Some(ProgressStatus {
@@ -480,6 +485,7 @@ mod tests {
         Decision {
             record: None,
             intent: Intent::Wait,
+            counted: None,
             stop: vec![],
             remove: vec![],
             phase,

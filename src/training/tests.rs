@@ -547,6 +547,68 @@ async fn a_failure_of_the_infrastructure_starts_the_next_attempt_with_its_count(
     );
     assert_eq!(condition(&calls[1], "Restarting"), ("True", "StorageUnavailable"));
     assert_eq!(calls[1].body["status"]["restarts"], 1);
+    assert_eq!(calls[1].body["status"]["countedRestarts"], 1);
+}
+
+#[tokio::test]
+async fn deleted_jobs_take_no_restart_back_and_a_raised_budget_goes_on_from_the_status() {
+    let failed = json!([{"type": "Failed", "status": "True", "reason": "MaxRestartsExceeded", "message": "m",
+        "lastTransitionTime": "2026-01-01T00:05:00Z"}]);
+    let progress = |step: &str, checkpoint: u64| json!({"step": step, "phase": "Training", "checkpointStep": checkpoint, "resumedFromStep": 40});
+    let table = [
+        ("deleted", json!({"status": {"attempt": 3, "countedRestarts": 2}}), "2"),
+        (
+            "deleted after a newer checkpoint",
+            json!({"status": {"attempt": 3, "countedRestarts": 2, "progress": progress("90/800", 80)}}),
+            "0",
+        ),
+        (
+            "deleted before one",
+            json!({"status": {"attempt": 3, "countedRestarts": 2, "progress": progress("70/800", 40)}}),
+            "2",
+        ),
+        // Only the checkpoint that the next attempt begins with.
+        (
+            "deleted while it starts",
+            json!({"status": {"attempt": 3, "countedRestarts": 2, "progress": {"checkpointStep": 80}}}),
+            "2",
+        ),
+        (
+            "raised",
+            json!({"spec": {"recovery": {"maxRestarts": 4}}, "status": {"attempt": 3, "countedRestarts": 3, "conditions": failed}}),
+            "4",
+        ),
+    ];
+    for (case, over, counted) in table {
+        let job = training_job(&over);
+        let mut steps = vec![
+            Step::accept("POST", JOBS),
+            Step::accept_status(STATUS, job_value(&job)),
+            Step::event(NAMESPACE),
+        ];
+        if case != "raised" {
+            steps.insert(0, Step::get_nothing(&JOB_1.replace("-1", "-3")));
+        }
+        let (client, scenario) = Scenario::start(steps);
+        reconcile(Arc::new(job), context(client, |_| {})).await.unwrap();
+        let calls = scenario.finish().await;
+        let [.., made, status, _] = calls.as_slice() else {
+            panic!("{case}: {calls:?}")
+        };
+        let metadata = &made.body["metadata"];
+        assert_eq!(metadata["name"], "intent-train-4", "{case}");
+        assert_eq!(metadata["labels"]["flywheel.dev/counted-restarts"], counted, "{case}");
+        let status = &status.body["status"];
+        assert_eq!(
+            (
+                &status["attempt"],
+                &status["restarts"],
+                status["countedRestarts"].to_string().as_str()
+            ),
+            (&json!(4), &json!(3), counted),
+            "{case}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -82,7 +82,7 @@ fn full_status(kind: &str) -> Value {
     match kind {
         "TrainingJob" => {
             json!({"observedGeneration": 1, "state": "Running", "conditions": condition, "nodes": "1/1", "attempt": 1,
-            "restarts": 0, "progress": {"step": "1/2", "loss": "0.3", "phase": "Training", "etaSeconds": 3,
+            "restarts": 0, "countedRestarts": 0, "progress": {"step": "1/2", "loss": "0.3", "phase": "Training", "etaSeconds": 3,
             "checkpointStep": 1, "resumedFromStep": 1},
             "evaluations": [{"epoch": 1, "step": 1, "trainLoss": "0.5000", "validationLoss": "0.4000", "accuracy": "0.9000",
                 "macroF1": "0.8900", "time": "2026-01-01T00:00:00Z"}],

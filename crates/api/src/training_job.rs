@@ -233,6 +233,9 @@ pub struct TrainingJobStatus {
     /// Attempts after the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarts: Option<i64>,
+    /// Restarts since a newer checkpoint was made; `recovery.maxRestarts` bounds them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted_restarts: Option<i64>,
     /// How far the training is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<ProgressStatus>,

@@ -10,7 +10,7 @@ pub mod restart;
 use std::time::Duration;
 
 use flywheel_api::conditions::reasons;
-use flywheel_contract::termination::{Outcome, Trained};
+use flywheel_contract::termination::{Outcome, Position, Trained};
 use jiff::Timestamp;
 
 use crate::placement::Problem;
@@ -71,6 +71,10 @@ pub struct Observed {
     pub attempts: Vec<AttemptView>,
     /// Highest attempt that the status names, for when its Job was deleted.
     pub told_attempt: u32,
+    /// Counted restarts as the status names them: those before that attempt, and one more where its failure was seen.
+    pub told_counted: Option<u32>,
+    /// How far that attempt was when it was last heard of, where that is known.
+    pub told_position: Option<Position>,
     /// What the status says of its end.
     pub ended: Option<Ended>,
     /// A ModelVersion with our uid in `source` is there.
@@ -86,6 +90,20 @@ impl Observed {
     #[must_use]
     pub fn highest_attempt(&self) -> u32 {
         self.attempts.last().map_or(0, |a| a.number).max(self.told_attempt)
+    }
+
+    /// Counted restarts before the attempt that follows the one of which the status alone tells, by what it tells. That its
+    /// Job was deleted adds none.
+    fn told_count(&self) -> Option<u32> {
+        let counted = self.told_counted?;
+        match &self.ended {
+            // It failed, and the restart that would have followed was one too many.
+            Some(Ended::Failed { reason, .. }) if reason == reasons::MAX_RESTARTS_EXCEEDED => {
+                Some(counted.saturating_add(1))
+            }
+            _ if self.told_position.is_some_and(|p| restart::came_further(p, 0)) => Some(0),
+            _ => Some(counted),
+        }
     }
 }
 
@@ -147,6 +165,8 @@ pub struct Decision {
     pub record: Option<EndedAttempt>,
     /// What is to be done.
     pub intent: Intent,
+    /// Counted restarts, with the one that is about to follow; `None` where only the status knows.
+    pub counted: Option<u32>,
     /// Attempts whose pods are to be deleted, since the attempt is over and they run on.
     pub stop: Vec<u32>,
     /// Attempts whose Jobs are to be deleted, since their pods could still run, or since there are too many.
@@ -184,6 +204,10 @@ pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
     // A suspension ends all pods one by one, which is no end of the attempt; its Job may not show it yet.
     let last = observed.attempts.last().filter(|_| !wishes.suspend);
     decision.record = last.and_then(|a| a.unrecorded.clone());
+    // The Job of a later attempt was deleted; what it counted is in the status.
+    let is_told_latest = |a: &&AttemptView| a.number >= observed.told_attempt;
+    let counted = observed.attempts.last().filter(is_told_latest).map(|a| a.counted);
+    decision.counted = decision.counted.or(counted);
     let latest = observed.attempts.last().map(|a| a.number);
     decision.stop = observed
         .attempts
@@ -228,6 +252,7 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
     let finished = |phase, reason: &str, message: &str| Decision {
         record: None,
         intent: Intent::Wait,
+        counted: None,
         stop: Vec::new(),
         remove: live(&observed.attempts, None),
         phase,
@@ -305,6 +330,15 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                     reason,
                     message,
                 } => {
+                    let told = if observed.told_attempt > latest.number {
+                        observed.told_count()
+                    } else {
+                        observed
+                            .told_counted
+                            .filter(|told| is_lost(latest) && *told > latest.counted)
+                    };
+                    let counted = told.unwrap_or(counted);
+                    let is_ending = matches!(over, Over::Ending);
                     let (intent, again) = match over {
                         Over::Ended if wait.is_zero() => (Intent::StartAttempt { attempt, counted }, RUNNING),
                         Over::Ended => (Intent::Wait, wait),
@@ -314,6 +348,9 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                     Decision {
                         record: None,
                         intent,
+                        // Told before the wait, so that whoever deletes the Job meanwhile takes nothing back. How an
+                        // attempt that still ends has ended may yet be told better.
+                        counted: (!is_ending).then_some(counted),
                         stop: Vec::new(),
                         remove: Vec::new(),
                         phase: Phase::Restarting,
@@ -381,12 +418,21 @@ fn before(attempts: &[AttemptView]) -> Option<&EndedAttempt> {
 fn stays_failed<'a>(wishes: Wishes, observed: &'a Observed, latest: &AttemptView) -> Option<(&'a str, &'a str)> {
     match &observed.ended {
         Some(Ended::Failed { reason, message }) if observed.told_attempt >= latest.number => {
-            let its_own = observed.told_attempt == latest.number;
-            let raised = reason == reasons::MAX_RESTARTS_EXCEEDED && its_own && latest.counted < wishes.max_restarts;
+            let raised = if observed.told_attempt == latest.number {
+                reason == reasons::MAX_RESTARTS_EXCEEDED && latest.counted < wishes.max_restarts
+            } else {
+                is_raised(wishes, observed, reason)
+            };
             (!raised).then_some((reason.as_str(), message.as_str()))
         }
         _ => None,
     }
+}
+
+/// Whether `recovery.maxRestarts` allows another attempt after one that used the budget up and whose Job was deleted.
+fn is_raised(wishes: Wishes, observed: &Observed, reason: &str) -> bool {
+    let allowed = |counted| counted <= wishes.max_restarts;
+    reason == reasons::MAX_RESTARTS_EXCEEDED && observed.told_count().is_some_and(allowed)
 }
 
 /// One message from the start of the first attempt until its pods have a node, so that it is written once.
@@ -409,6 +455,7 @@ fn suspended(intent: Intent) -> Decision {
     Decision {
         record: None,
         intent,
+        counted: None,
         stop: Vec::new(),
         remove: Vec::new(),
         phase: Phase::Suspended,
@@ -420,37 +467,57 @@ fn suspended(intent: Intent) -> Decision {
 }
 
 fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
-    if let Some(Ended::Failed { reason, message }) = &observed.ended {
-        return Decision {
-            record: None,
-            intent: Intent::Wait,
-            stop: Vec::new(),
-            remove: Vec::new(),
-            phase: Phase::Failed,
-            reason: reason.clone(),
-            message: message.clone(),
-            again: QUIET,
-        };
-    }
+    let raised = match &observed.ended {
+        Some(Ended::Failed { reason, message }) if !is_raised(wishes, observed, reason) => {
+            return Decision {
+                record: None,
+                intent: Intent::Wait,
+                counted: None,
+                stop: Vec::new(),
+                remove: Vec::new(),
+                phase: Phase::Failed,
+                reason: reason.clone(),
+                message: message.clone(),
+                again: QUIET,
+            };
+        }
+        Some(Ended::Failed { .. }) => true,
+        Some(Ended::Complete) | None => false,
+    };
     if wishes.suspend {
         return suspended(Intent::Wait);
     }
-    let again = observed.told_attempt > 0;
+    let counted = observed.told_count().unwrap_or(0);
+    let (phase, reason, message) = if raised {
+        (
+            Phase::Restarting,
+            reasons::NEW_ATTEMPT,
+            format!(
+                "recovery.maxRestarts was raised: restart {counted} of {} follows",
+                wishes.max_restarts
+            ),
+        )
+    } else if observed.told_attempt > 0 {
+        (
+            Phase::Restarting,
+            reasons::POD_LOST,
+            "the Job of the last attempt was deleted; a new attempt is started, which does not count".to_owned(),
+        )
+    } else {
+        (Phase::Pending, reasons::PENDING, NO_NODE_YET.to_owned())
+    };
     Decision {
         record: None,
         intent: Intent::StartAttempt {
             attempt: observed.told_attempt.saturating_add(1),
-            counted: 0,
+            counted,
         },
+        counted: Some(counted),
         stop: Vec::new(),
         remove: Vec::new(),
-        phase: if again { Phase::Restarting } else { Phase::Pending },
-        reason: if again { reasons::POD_LOST } else { reasons::PENDING }.to_owned(),
-        message: if again {
-            "the Job of the last attempt was deleted; a new attempt is started".to_owned()
-        } else {
-            NO_NODE_YET.to_owned()
-        },
+        phase,
+        reason: reason.to_owned(),
+        message,
         again: WAITING,
     }
 }
@@ -463,6 +530,7 @@ fn going_on(latest: &AttemptView, placement: Option<&Problem>, now: Timestamp) -
     let decision = |phase, reason: &str, message: String, again| Decision {
         record: None,
         intent: Intent::Wait,
+        counted: None,
         stop: Vec::new(),
         remove: Vec::new(),
         phase: match phase {

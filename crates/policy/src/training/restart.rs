@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use flywheel_api::conditions::reasons;
 use flywheel_contract::failure::{FailureClass, FailureReason};
-use flywheel_contract::termination::Outcome;
+use flywheel_contract::termination::{Outcome, Position};
 use jiff::Timestamp;
 
 use super::AttemptView;
@@ -114,6 +114,13 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
     }
 }
 
+/// Whether an attempt committed a checkpoint beyond the one that it began with, and beyond step `earlier`. A checkpoint
+/// beyond its own steps is another attempt's, from which it has not gone on.
+pub(super) fn came_further(position: Position, earlier: u64) -> bool {
+    let own = position.checkpoint_step <= position.step;
+    own && position.checkpoint_step > position.resumed_from_step.max(earlier)
+}
+
 impl Past<'_> {
     /// What one of several pods tells, with its number.
     fn told_by(&self, text: &str) -> String {
@@ -123,16 +130,13 @@ impl Past<'_> {
         }
     }
 
-    /// Whether the attempt committed a checkpoint beyond the one that it began with, and beyond what the attempt before it
-    /// left: one that falls back to its beginning and fails there again has won nothing. A checkpoint beyond its own steps is
-    /// another attempt's, from which it has not gone on. Unknown counts as none.
+    /// Whether the attempt came further, also than the attempt before it: one that falls back to its beginning and fails
+    /// there again has won nothing. Unknown counts as no progress.
     fn progressed(&self) -> bool {
-        let Some(position) = self.ended.position else {
-            return false;
-        };
         let earlier = self.before.and_then(|b| b.position).map_or(0, |p| p.checkpoint_step);
-        let own = position.checkpoint_step <= position.step;
-        own && position.checkpoint_step > position.resumed_from_step.max(earlier)
+        self.ended
+            .position
+            .is_some_and(|position| came_further(position, earlier))
     }
 
     /// Number of the attempt after it: beyond all that is known here and in the checkpoint store.

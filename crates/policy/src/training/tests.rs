@@ -665,6 +665,143 @@ fn an_attempt_whose_job_was_deleted_is_not_made_again() {
     assert_eq!(decide(WISHES, &observed, at(0)).intent, start(5, 2));
 }
 
+/// What the status tells of an attempt whose Job was deleted.
+fn deleted(told_attempt: u32, told_counted: Option<u32>) -> Observed {
+    Observed {
+        told_attempt,
+        told_counted,
+        ..Observed::default()
+    }
+}
+
+#[test]
+fn who_deletes_jobs_takes_no_restart_back() {
+    let at_step = |(step, resumed_from_step, checkpoint_step)| {
+        Some(Position {
+            step,
+            resumed_from_step,
+            checkpoint_step,
+            ..Position::default()
+        })
+    };
+    let older = attempt(2, 1, ended(failed(FailureReason::StorageUnavailable), -300));
+    let table = [
+        ("counted", Some(2), None, 2),
+        ("written by an operator that told no count", None, None, 0),
+        ("it came further", Some(2), at_step((50, 0, 40)), 0),
+        ("it came further than where it began", Some(2), at_step((90, 40, 80)), 0),
+        ("no further than where it began", Some(2), at_step((90, 80, 80)), 2),
+        ("nothing saved", Some(2), at_step((50, 0, 0)), 2),
+        ("the checkpoint is one that it found", Some(2), at_step((0, 0, 80)), 2),
+    ];
+    for (case, told_counted, told_position, counted) in table {
+        let told = Observed {
+            told_position,
+            ..deleted(3, told_counted)
+        };
+        let decision = decide(WISHES, &told, at(0));
+        assert_eq!(
+            (decision.intent, decision.counted),
+            (start(4, counted), Some(counted)),
+            "{case}"
+        );
+        if told_counted.is_some() {
+            let with_older = Observed {
+                attempts: vec![older.clone()],
+                ..told
+            };
+            assert_eq!(decide(WISHES, &with_older, at(0)).intent, start(4, counted), "{case}");
+        }
+    }
+}
+
+/// Its Job is being deleted, or its pod was, before the next attempt stands.
+#[test]
+fn a_failure_that_was_counted_stays_so_when_its_pod_goes() {
+    let gone = || End::Lost {
+        how: "its pod is gone".to_owned(),
+    };
+    let table = [
+        (Some(2), ended(gone(), -300), 2),
+        (Some(1), ended(gone(), -300), 1),
+        (None, ended(gone(), -300), 1),
+        (Some(1), ended_at(gone(), -300, (90, 40, 80)), 0),
+    ];
+    for (told_counted, state, counted) in table {
+        let observed = Observed {
+            told_counted,
+            ..seen(vec![attempt(2, 1, state)])
+        };
+        assert_eq!(
+            decide(WISHES, &observed, at(0)).intent,
+            start(3, counted),
+            "{told_counted:?}"
+        );
+    }
+}
+
+#[test]
+fn a_budget_that_is_raised_counts_also_where_the_last_job_is_gone() {
+    let used_up = |reason: &str, told_counted| Observed {
+        ended: Some(Ended::Failed {
+            reason: reason.to_owned(),
+            message: "m".to_owned(),
+        }),
+        ..deleted(3, told_counted)
+    };
+    let raised = Wishes {
+        max_restarts: 3,
+        ..WISHES
+    };
+    let older = |observed: Observed| Observed {
+        attempts: vec![attempt(2, 1, ended(failed(FailureReason::StorageUnavailable), -300))],
+        ..observed
+    };
+    for with in [|observed| observed, older] {
+        let stays = |wishes, observed| {
+            let decision = decide(wishes, &with(observed), at(0));
+            assert_eq!(
+                (decision.intent, decision.phase, decision.counted),
+                (Intent::Wait, Phase::Failed, None)
+            );
+        };
+        stays(WISHES, used_up("MaxRestartsExceeded", Some(2)));
+        stays(raised, used_up("MaxRestartsExceeded", None));
+        stays(raised, used_up("RepeatedFailure", Some(0)));
+        let decision = decide(raised, &with(used_up("MaxRestartsExceeded", Some(2))), at(0));
+        assert_eq!((decision.intent, decision.phase), (start(4, 3), Phase::Restarting));
+        let suspend = Wishes {
+            suspend: true,
+            ..raised
+        };
+        let waits = decide(suspend, &with(used_up("MaxRestartsExceeded", Some(2))), at(0));
+        assert_eq!((waits.intent, waits.phase), (Intent::Wait, Phase::Suspended));
+    }
+}
+
+#[test]
+fn a_restart_is_counted_before_the_wait_for_it() {
+    let infra = || failed(FailureReason::StorageUnavailable);
+    let lost = || End::Lost {
+        how: "drained".to_owned(),
+    };
+    let AttemptState::Ended(over) = ended(infra(), 0) else {
+        panic!("ended")
+    };
+    let table = [
+        ("runs", AttemptState::Running, 1),
+        ("failed", ended(infra(), 0), 2),
+        ("failed after progress", ended_at(infra(), 0, (50, 0, 40)), 0),
+        ("lost", ended(lost(), 0), 1),
+        ("its end may yet be told better", AttemptState::Ending(over), 1),
+        ("failed for good", ended(End::OutOfMemory, 0), 1),
+    ];
+    for (case, state, counted) in table {
+        let decision = decide(WISHES, &seen(vec![attempt(2, 1, state)]), at(0));
+        assert_eq!(decision.counted, Some(counted), "{case}");
+    }
+}
+
 #[test]
 fn a_verdict_is_written_before_the_pod_goes_and_the_next_attempt_follows_it() {
     let with = |wishes, verdict: Option<Verdict>| {
@@ -1142,6 +1279,34 @@ proptest! {
                     (number, counted) = (next, then);
                 }
                 Intent::Wait => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        prop_assert!(failures <= max_restarts);
+    }
+
+    /// Nor does it help to delete Jobs, whenever that is.
+    #[test]
+    fn without_progress_there_is_an_end_whatever_is_deleted(
+        max_restarts in 0u32..6, ends in prop::collection::vec((any_end(), any::<bool>()), 40),
+    ) {
+        let wishes = Wishes { suspend: false, max_restarts };
+        let (mut number, mut counted, mut failures) = (1, 0, 0);
+        for (end, is_deleted) in ends {
+            let free = matches!(end, End::Lost { .. }) || end == failed(FailureReason::Fenced);
+            // The pass that sees the end tells the count, and may have to wait.
+            let told = decide(wishes, &seen(vec![attempt(number, counted, ended_at(end.clone(), 0, (90, 80, 80)))]), at(0));
+            if told.phase == Phase::Failed {
+                break;
+            }
+            let later = if is_deleted {
+                deleted(number, told.counted)
+            } else {
+                seen(vec![attempt(number, counted, ended_at(end, -300, (90, 80, 80)))])
+            };
+            failures += u32::from(!free);
+            match decide(wishes, &later, at(0)).intent {
+                Intent::StartAttempt { attempt: next, counted: then } => (number, counted) = (next, then),
                 other => panic!("{other:?}"),
             }
         }
