@@ -407,12 +407,18 @@ const STATES: &[(&str, &[ConditionRow], &str, &str)] = &[
     ),
     (
         "TrainingJob",
-        &[
-            ("Ready", "False", "NoMatchingGPU"),
-            ("Stalled", "True", "NoMatchingGPU"),
-        ],
+        &[("Ready", "False", "NameTaken"), ("Stalled", "True", "NameTaken")],
         "Failed",
         "Degraded",
+    ),
+    (
+        "TrainingJob",
+        &[
+            ("Ready", "False", "ImagePullFailed"),
+            ("Reconciling", "True", "ImagePullFailed"),
+        ],
+        "InProgress",
+        "Progressing",
     ),
     (
         "TrainingJob",

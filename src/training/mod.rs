@@ -64,7 +64,7 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
             counted: decision.counted,
             stop: Vec::new(),
             remove: Vec::new(),
-            phase: Phase::Blocked,
+            phase: Phase::Stalled,
             reason: reason.to_owned(),
             message,
             again: BLOCKED,

@@ -120,7 +120,7 @@ fn notes(present: &TrainingJobStatus, status: &TrainingJobStatus, decision: &Dec
 fn action(phase: Phase) -> &'static str {
     match phase {
         Phase::Pending | Phase::Starting => "Start",
-        Phase::Blocked => "Wait",
+        Phase::Blocked | Phase::Stalled => "Wait",
         Phase::Running => "Train",
         Phase::Restarting => "Restart",
         Phase::Suspended => "Suspend",
@@ -134,6 +134,7 @@ pub(super) fn state_word(phase: Phase) -> &'static str {
     match phase {
         Phase::Pending => "Pending",
         Phase::Blocked => "Blocked",
+        Phase::Stalled => "Stalled",
         Phase::Starting => "Starting",
         Phase::Running => "Running",
         Phase::Restarting => "Restarting",
@@ -271,7 +272,7 @@ fn nodes(
     match decision.phase {
         Phase::Running => format!("{wanted}/{wanted}"),
         Phase::Suspended | Phase::Complete | Phase::Failed => "0/0".to_owned(),
-        phase @ (Phase::Pending | Phase::Blocked | Phase::Starting | Phase::Restarting) => present
+        phase @ (Phase::Pending | Phase::Blocked | Phase::Stalled | Phase::Starting | Phase::Restarting) => present
             .nodes
             .clone()
             .filter(|_| figures == Figures::Kept && present.state.as_deref() == Some(state_word(phase)))
@@ -392,7 +393,7 @@ fn desired(decision: &Decision, checkpoint_health: Desired) -> Vec<Desired> {
     .contains(&reason);
     let placed = matches!(
         phase,
-        Phase::Starting | Phase::Running | Phase::Complete | Phase::Failed | Phase::Blocked
+        Phase::Starting | Phase::Running | Phase::Complete | Phase::Failed | Phase::Blocked | Phase::Stalled
     ) || reason == reasons::STARTING;
     let admitted = if no_place {
         plain(types::ADMITTED, Status::False, reason, message)
@@ -455,8 +456,8 @@ fn desired(decision: &Decision, checkpoint_health: Desired) -> Vec<Desired> {
     ];
     let standing = match phase {
         Phase::Running | Phase::Suspended | Phase::Complete => Standing::Ready,
-        Phase::Pending | Phase::Starting | Phase::Restarting => Standing::Working,
-        Phase::Blocked | Phase::Failed => Standing::Stalled,
+        Phase::Pending | Phase::Blocked | Phase::Starting | Phase::Restarting => Standing::Working,
+        Phase::Stalled | Phase::Failed => Standing::Stalled,
     };
     all.extend(summary(standing, reason, message));
     all
@@ -501,9 +502,11 @@ mod tests {
         let table = [
             (Phase::Pending, "Pending", "UFFUFFFF", "Reconciling"),
             (Phase::Pending, "NoMatchingGPU", "FFFUFFFF", "Reconciling"),
-            (Phase::Blocked, "ImagePullFailed", "TFFUFFFF", "Stalled"),
-            (Phase::Blocked, "PodCreationFailed", "FFFUFFFF", "Stalled"),
-            (Phase::Blocked, "NameTaken", "FFFUFFFF", "Stalled"),
+            (Phase::Blocked, "ImagePullFailed", "TFFUFFFF", "Reconciling"),
+            (Phase::Blocked, "PodConfigInvalid", "TFFUFFFF", "Reconciling"),
+            (Phase::Blocked, "PodCreationFailed", "FFFUFFFF", "Reconciling"),
+            (Phase::Stalled, "NameTaken", "FFFUFFFF", "Stalled"),
+            (Phase::Stalled, "VersionConflict", "TFFUFFFF", "Stalled"),
             (Phase::Starting, "Starting", "TFFUFFFF", "Reconciling"),
             (Phase::Running, "Running", "TTFUFFFT", ""),
             (Phase::Restarting, "PodLost", "UFTUFFFF", "Reconciling"),

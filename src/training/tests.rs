@@ -288,6 +288,7 @@ async fn a_strangers_job_of_that_name_is_never_touched() {
     let calls = scenario.finish().await;
     assert_eq!(condition(&calls[2], "Ready"), ("False", "NameTaken"));
     assert_eq!(condition(&calls[2], "Stalled"), ("True", "NameTaken"));
+    assert_eq!(calls[2].body["status"]["state"], "Stalled");
 }
 
 #[tokio::test]
@@ -340,6 +341,41 @@ async fn a_refused_job_and_a_refused_pod_become_conditions_with_the_servers_word
         text.contains("exceeded quota: gpus") && !text.contains("abcde"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn what_the_kubelet_tries_again_is_told_and_does_not_stall_the_job() {
+    for (waiting, reason) in [
+        ("ImagePullBackOff", "ImagePullFailed"),
+        ("CreateContainerConfigError", "PodConfigInvalid"),
+    ] {
+        let job = training_job(&json!({"status": {"attempt": 1}}));
+        let attempt = stored_attempt(&job, 1);
+        let pod = pod_of(
+            &attempt,
+            "trainer",
+            "Pending",
+            &json!({"waiting": {"reason": waiting, "message": "secret \"s3\" not found"}}),
+        );
+        let (client, scenario) = Scenario::start(vec![
+            Step::accept_status(STATUS, job_value(&job)),
+            Step::event(NAMESPACE),
+        ]);
+        let context = context(client, |c| {
+            c.caches.jobs = Cache::of([attempt]);
+            c.caches.pods = Cache::of([pod]);
+        });
+        reconcile(Arc::new(job), context).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(condition(&calls[0], "Ready"), ("False", reason));
+        assert_eq!(condition(&calls[0], "Reconciling"), ("True", reason));
+        assert!(!calls[0].body.to_string().contains("Stalled"), "{:#}", calls[0].body);
+        assert_eq!(calls[0].body["status"]["state"], "Blocked");
+        assert_eq!(
+            (&calls[1].body["reason"], &calls[1].body["type"]),
+            (&json!(reason), &json!("Warning"))
+        );
+    }
 }
 
 #[tokio::test]

@@ -142,8 +142,10 @@ pub enum Intent {
 pub enum Phase {
     /// Its pods have no node yet.
     Pending,
-    /// Its pods cannot start until somebody acts.
+    /// Its pods cannot start until somebody acts; the kubelet or the Job controller tries again by itself.
     Blocked,
+    /// Nothing of it can be made until somebody acts.
+    Stalled,
     /// Its pods have a node and are being started.
     Starting,
     /// Its pods run.
