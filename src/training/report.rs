@@ -4,9 +4,9 @@ use flywheel_api::TrainingJob;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::training_job::{ProgressStatus, ResultStatus, SinkStatus, TrainingJobStatus};
 use flywheel_contract::progress::Progress;
-use flywheel_policy::training::attempt::AttemptState;
-use flywheel_policy::training::{Decision, Intent, Phase};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use flywheel_contract::termination::{Outcome, Position};
+use flywheel_policy::training::attempt::{AttemptState, End};
+use flywheel_policy::training::{AttemptView, Decision, Intent, Phase};
 use kube::ResourceExt as _;
 
 use super::observe::Observation;
@@ -184,12 +184,17 @@ fn status(
         .class(&job.spec.trainer.accelerator.class)
         .map(|class| class.device)
         .ok();
-    let health = checkpoint_health(
-        job.spec.checkpoint.interval_seconds,
-        observation.progress.as_ref(),
-        find(&present.conditions, types::CHECKPOINT_HEALTHY),
-        figures,
-    );
+    let interval = job.spec.checkpoint.interval_seconds;
+    let known = known_health(present);
+    let health = match decision.phase {
+        // It was told when the job ended; pods that tell of it go later.
+        Phase::Complete | Phase::Failed if present.state.as_deref() != Some(state_word(decision.phase)) => {
+            let newest = last_position(observation).map(|p| p.checkpoint_step);
+            let told = present.progress.as_ref().and_then(|p| p.checkpoint_step);
+            health_at_end(interval, newest, told.and_then(|step| u64::try_from(step).ok()), known)
+        }
+        _ => checkpoint_health(interval, observation.progress.as_ref(), known, figures),
+    };
     let (evaluations, tracking) = match figures {
         Figures::Kept => (Vec::new(), None),
         Figures::Fresh => observation.figures(),
@@ -291,15 +296,74 @@ fn checkpoint_step(observation: &Observation, present: &TrainingJobStatus) -> Op
         .or_else(|| present.progress.as_ref().and_then(|p| p.checkpoint_step))
 }
 
+/// How far the attempt was that ended the job: the one with the result, or else the last.
+fn last_position(observation: &Observation) -> Option<Position> {
+    let observed = &observation.observed;
+    let ended = |attempt: &AttemptView| match &attempt.state {
+        AttemptState::Ended(end) | AttemptState::Ending(end) => Some(end.clone()),
+        _ => None,
+    };
+    let ends = || observed.attempts.iter().rev().filter_map(ended);
+    let result = ends().find(|e| matches!(e.end, End::Told(Outcome::Trained(_))));
+    let given_up = || observed.verdict.as_ref().and_then(|v| v.position);
+    match result {
+        Some(result) => result.position,
+        None => given_up().or_else(|| observed.attempts.last().and_then(ended)?.position),
+    }
+}
+
+fn health(status: Status, reason: &str, message: impl Into<String>) -> Desired {
+    Desired::new(types::CHECKPOINT_HEALTHY, status, reason, message)
+}
+
+/// What the status says of the checkpoints.
+fn known_health(present: &TrainingJobStatus) -> Option<Desired> {
+    let condition = find(&present.conditions, types::CHECKPOINT_HEALTHY)?;
+    let status = [Status::True, Status::False, Status::Unknown]
+        .into_iter()
+        .find(|s| s.as_str() == condition.status)?;
+    Some(health(status, &condition.reason, condition.message.clone()))
+}
+
+/// What is to be said for good of the checkpoints of a job that ended. `newest` is the step of the newest checkpoint by the
+/// pod's last words, 0 where there is none; `told` the one that the status tells.
+fn health_at_end(interval_seconds: i32, newest: Option<u64>, told: Option<u64>, known: Option<Desired>) -> Desired {
+    let of_step = |step: u64| {
+        let message = format!("the last checkpoint that was told of is of step {step}");
+        health(Status::True, reasons::AS_EXPECTED, message)
+    };
+    match (newest, known) {
+        // Nothing was written since it went wrong.
+        (newest, Some(known)) if known.status == Status::False && newest <= Some(told.unwrap_or(0)) => known,
+        // It was found broken, or the pod that knew left no words.
+        (Some(newest), _) if newest < told.unwrap_or(0) => health(
+            Status::Unknown,
+            reasons::UNKNOWN,
+            "the last words of the job do not tell of the newest checkpoint that was there",
+        ),
+        (Some(0), _) => health(
+            Status::Unknown,
+            reasons::NO_CHECKPOINT,
+            format!("the job ended before a checkpoint was written; one is due every {interval_seconds} s"),
+        ),
+        (Some(step), _) => of_step(step),
+        (None, Some(known)) if known.status == Status::True => told.map_or(known, of_step),
+        (None, _) => health(
+            Status::Unknown,
+            reasons::UNKNOWN,
+            "no checkpoint was told of before the job ended",
+        ),
+    }
+}
+
 /// Whether the state is saved as the spec says: what the pod just said, or what was known before. Messages that change with
 /// each look are figures, too.
 fn checkpoint_health(
     interval_seconds: i32,
     progress: Option<&Progress>,
-    present: Option<&Condition>,
+    known: Option<Desired>,
     figures: Figures,
 ) -> Desired {
-    let health = |status, reason, message| Desired::new(types::CHECKPOINT_HEALTHY, status, reason, message);
     let checkpoint = progress.map(|p| &p.checkpoint);
     let problem = || {
         let words = checkpoint.and_then(|c| c.problem.as_deref()).unwrap_or("no details");
@@ -354,12 +418,6 @@ fn checkpoint_health(
             })
         }
     });
-    let known = present.and_then(|c| {
-        let status = [Status::True, Status::False, Status::Unknown]
-            .into_iter()
-            .find(|s| s.as_str() == c.status)?;
-        Some(health(status, c.reason.as_str(), c.message.clone()))
-    });
     match (seen, known) {
         (Some(seen), Some(known))
             if figures == Figures::Kept && (seen.status, &seen.reason) == (known.status, &known.reason) =>
@@ -368,11 +426,7 @@ fn checkpoint_health(
         }
         (Some(seen), _) => seen,
         (None, Some(known)) => known,
-        (None, None) => health(
-            Status::Unknown,
-            reasons::UNKNOWN,
-            "no checkpoint has been seen yet".to_owned(),
-        ),
+        (None, None) => health(Status::Unknown, reasons::UNKNOWN, "no checkpoint has been seen yet"),
     }
 }
 
@@ -596,15 +650,87 @@ mod tests {
     }
 
     #[test]
-    fn what_was_known_of_checkpoints_stays_and_changing_words_wait_for_the_next_write() {
-        let condition = |health: &Desired| {
-            let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-01-01T00:00:00Z".parse().unwrap());
-            flywheel_api::conditions::merge(&[], std::slice::from_ref(health), 1, &time).remove(0)
+    fn a_job_that_ended_says_of_its_checkpoints_what_was_told_and_no_more() {
+        let well = || {
+            Some(health(
+                Status::True,
+                reasons::AS_EXPECTED,
+                "the state is saved every 60 s",
+            ))
         };
+        let unknown = || Some(health(Status::Unknown, reasons::UNKNOWN, "none yet"));
+        let failed = || Some(health(Status::False, reasons::CHECKPOINT_FAILED, "no space"));
+        let (last, none, silent) = ("is of step ", "before a checkpoint was written", "was told of before");
+        // By the last words, in the status, known before; then status, reason, words.
+        let table = [
+            (Some(90), Some(80), well(), "True", "AsExpected", format!("{last}90")),
+            (Some(90), None, unknown(), "True", "AsExpected", format!("{last}90")),
+            (Some(90), None, None, "True", "AsExpected", format!("{last}90")),
+            (None, Some(80), well(), "True", "AsExpected", format!("{last}80")),
+            (None, None, well(), "True", "AsExpected", "every 60 s".to_owned()),
+            (Some(0), None, unknown(), "Unknown", "NoCheckpoint", none.to_owned()),
+            (
+                Some(0),
+                Some(80),
+                well(),
+                "Unknown",
+                "Unknown",
+                "do not tell".to_owned(),
+            ),
+            (None, None, unknown(), "Unknown", "Unknown", silent.to_owned()),
+            (None, None, None, "Unknown", "Unknown", silent.to_owned()),
+            (
+                Some(80),
+                Some(80),
+                failed(),
+                "False",
+                "CheckpointFailed",
+                "no space".to_owned(),
+            ),
+            (
+                Some(0),
+                None,
+                failed(),
+                "False",
+                "CheckpointFailed",
+                "no space".to_owned(),
+            ),
+            (
+                None,
+                Some(80),
+                failed(),
+                "False",
+                "CheckpointFailed",
+                "no space".to_owned(),
+            ),
+            (Some(90), Some(80), failed(), "True", "AsExpected", format!("{last}90")),
+        ];
+        for (newest, told, known, status, reason, words) in table {
+            let case = format!("{newest:?} {told:?} {known:?}");
+            let health = health_at_end(60, newest, told, known);
+            assert_eq!(
+                (health.status.as_str(), health.reason.as_str()),
+                (status, reason),
+                "{case}"
+            );
+            assert!(health.message.contains(&words), "{case}: {}", health.message);
+        }
+    }
+
+    #[test]
+    fn what_was_known_of_checkpoints_stays_and_changing_words_wait_for_the_next_write() {
         let failed = |problem: &str| progress(json!({"failures": 1, "problem": problem}));
         let first = checkpoint_health(60, Some(&failed("a")), None, Figures::Kept);
-        let present = condition(&first);
-        let health = |progress: Option<&Progress>, figures| checkpoint_health(60, progress, Some(&present), figures);
+        let known = known_health(&TrainingJobStatus {
+            conditions: conditions(
+                &[],
+                std::slice::from_ref(&first),
+                Some(1),
+                "2026-01-01T00:00:00Z".parse().unwrap(),
+            ),
+            ..TrainingJobStatus::default()
+        });
+        let health = |progress: Option<&Progress>, figures| checkpoint_health(60, progress, known.clone(), figures);
         assert_eq!(health(None, Figures::Fresh), first, "no look");
         assert_eq!(health(Some(&failed("b")), Figures::Kept), first);
         assert!(

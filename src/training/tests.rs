@@ -220,7 +220,13 @@ async fn a_result_becomes_a_model_version_before_the_status_says_so() {
         Step::accept_status(STATUS, job_value(&job)),
         Step::event(NAMESPACE),
     ]);
-    let pod = ended_with(&attempt, 0, Outcome::Trained(trained()));
+    let position = Position {
+        step: 800,
+        resumed_from_step: 0,
+        checkpoint_step: 700,
+        head_attempt: 1,
+    };
+    let pod = ended_at(&attempt, 0, Outcome::Trained(trained()), Some(position));
     let context = context(client, |c| {
         c.caches.jobs = Cache::of([attempt]);
         c.caches.pods = Cache::of([pod]);
@@ -239,6 +245,48 @@ async fn a_result_becomes_a_model_version_before_the_status_says_so() {
     assert_eq!(calls[3].body["status"]["result"]["modelVersion"], "intent-v1");
     assert_eq!(calls[3].body["status"]["progress"]["step"], "800/800");
     assert_eq!(calls[3].body["status"]["nodes"], "0/0", "no pod is wanted");
+    assert_eq!(condition(&calls[3], "CheckpointHealthy"), ("True", "AsExpected"));
+
+    // It stays so when nothing is left that tells of it.
+    let told = training_job(&json!({"status": calls[3].body["status"]}));
+    let (client, scenario) = Scenario::start(vec![]);
+    reconcile(Arc::new(told), self::context(client, |_| {})).await.unwrap();
+    scenario.finish().await;
+}
+
+#[tokio::test]
+async fn checkpoints_that_failed_to_the_end_stay_so_when_the_job_is_complete() {
+    let job = training_job(
+        &json!({"status": {"attempt": 1, "progress": {"step": "790/800", "checkpointStep": 700},
+        "conditions": [{"type": "CheckpointHealthy", "status": "False", "reason": "CheckpointFailed", "message": "no space",
+            "lastTransitionTime": "2026-01-01T00:05:00Z"}]}}),
+    );
+    let attempt = stored_attempt(&job, 1);
+    let position = Position {
+        step: 800,
+        resumed_from_step: 0,
+        checkpoint_step: 700,
+        head_attempt: 1,
+    };
+    let pod = ended_at(&attempt, 0, Outcome::Trained(trained()), Some(position));
+    let fill = |c: &mut Context| {
+        c.caches.jobs = Cache::of([attempt.clone()]);
+        c.caches.pods = Cache::of([pod.clone()]);
+    };
+    let (client, scenario) = Scenario::start(vec![
+        Step::list(VERSIONS, "ModelVersion", "flywheel.dev/v1alpha1", vec![]),
+        Step::accept("POST", VERSIONS),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    reconcile(Arc::new(job), context(client, fill)).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[2], "CheckpointHealthy"), ("False", "CheckpointFailed"));
+
+    let told = training_job(&json!({"status": calls[2].body["status"]}));
+    let (client, scenario) = Scenario::start(vec![]);
+    reconcile(Arc::new(told), context(client, fill)).await.unwrap();
+    scenario.finish().await;
 }
 
 #[tokio::test]

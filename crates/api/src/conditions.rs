@@ -92,6 +92,8 @@ pub mod reasons {
         CHECKPOINT_FAILED = "CheckpointFailed",
         /// A checkpoint or `HEAD` was broken, and the newest one that is whole was used.
         CHECKPOINT_INVALID = "CheckpointInvalid",
+        /// The job ended before a checkpoint was written.
+        NO_CHECKPOINT = "NoCheckpoint",
         /// Figures do not come where `spec.tracking` says; the training goes on.
         TRACKING_FAILED = "TrackingFailed",
         /// The container used more memory than its limit.
