@@ -14,7 +14,8 @@ use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
 use flywheel_contract::progress::{EpochEvaluation, Progress, TrackingProgress};
 use flywheel_contract::termination::Position;
 use flywheel_policy::training::attempt::{
-    AttemptState, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state, unrecorded,
+    AttemptState, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state, unhealthy_device,
+    unrecorded,
 };
 use flywheel_policy::training::hang::{Look, Surroundings, Verdict};
 use flywheel_policy::training::{AttemptView, Ended, Observed, Phase};
@@ -187,6 +188,8 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                 let newest = of_job()
                     .filter(|p| index(p) == 0 && lives(p, TRAINER))
                     .max_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
+                let gpu = context.settings.class(&job.spec.trainer.accelerator.class);
+                let fault = |pod: &Pod| unhealthy_device(pod, TRAINER, &gpu.as_ref().ok()?.resource).map(str::to_owned);
                 if let Some(pod) = newest {
                     let answered_before = told == view.number
                         && status
@@ -214,7 +217,14 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                         context
                             .progress
                             .add(&uid, view.number, &pod.uid().unwrap_or_default(), look, context.now());
-                    verdict = confirmed(context, pod, watch.verdict(around, context.now())).await?;
+                    let faulty = peers().find_map(|p| Some((p, fault(p)?)));
+                    verdict = if let Some((of, device)) = faulty {
+                        let place = several.then(|| index(of));
+                        let suspected = Verdict::gpu_fault(place, &device, watch.position(), context.now());
+                        confirmed(context, of, Some(suspected), |live| fault(live).is_some()).await?
+                    } else {
+                        confirmed(context, pod, watch.verdict(around, context.now()), |_| true).await?
+                    };
                 }
             }
             _ => {}
@@ -347,8 +357,14 @@ fn count<T>(items: impl Iterator<Item = T>) -> u32 {
     u32::try_from(items.count()).unwrap_or(u32::MAX)
 }
 
-/// The verdict, where the API server still has the pod as the cache has it: one that has just ended may have left a result.
-async fn confirmed(context: &Context, pod: &Pod, suspected: Option<Verdict>) -> Result<Option<Verdict>, Error> {
+/// The verdict, where the API server still has the pod as the cache has it, by what `is_still_so` says of it: one that has
+/// just ended may have left a result.
+async fn confirmed(
+    context: &Context,
+    pod: &Pod,
+    suspected: Option<Verdict>,
+    is_still_so: impl Fn(&Pod) -> bool,
+) -> Result<Option<Verdict>, Error> {
     let Some(verdict) = suspected else {
         return Ok(None);
     };
@@ -356,7 +372,7 @@ async fn confirmed(context: &Context, pod: &Pod, suspected: Option<Verdict>) -> 
     let live = within("get Pod", api.get_opt(&pod.name_any())).await?;
     let still_runs = live
         .filter(|p| p.uid() == pod.uid())
-        .is_some_and(|p| lives(&p, TRAINER) && runs(&p, TRAINER));
+        .is_some_and(|p| lives(&p, TRAINER) && runs(&p, TRAINER) && is_still_so(&p));
     Ok(still_runs.then_some(verdict))
 }
 

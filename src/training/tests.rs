@@ -840,6 +840,134 @@ async fn a_pod_on_a_lost_node_is_followed_without_waiting_for_it() {
     assert_eq!(condition(&calls[3], "Restarting"), ("True", "PodLost"));
 }
 
+/// The pod with what the kubelet says of the health of its two GPUs.
+fn with_gpus(mut pod: Pod, health: [&str; 2]) -> Pod {
+    let statuses = pod.status.as_mut().unwrap().container_statuses.as_mut().unwrap();
+    statuses[0].allocated_resources_status = serde_json::from_value(json!([{"name": "nvidia.com/gpu", "resources": [
+        {"resourceID": "GPU-5d1f", "health": health[0]}, {"resourceID": "GPU-77ab", "health": health[1]}
+    ]}]))
+    .unwrap();
+    pod
+}
+
+#[tokio::test]
+async fn a_pod_whose_gpu_breaks_is_given_up_though_it_goes_on_and_costs_nothing() {
+    let ip = Ipv4Addr::new(127, 77, 0, 6);
+    serve(
+        ip,
+        &progress(&json!({"resumedFromStep": 100, "checkpoint": {"ageSeconds": null}})),
+    )
+    .await;
+    let job = training_job(&json!({"spec": {"recovery": {"maxRestarts": 0}}, "status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let pod = with_gpus(running_at(&attempt, ip), ["Healthy", "Unhealthy"]);
+    let pod_path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
+    let (client, scenario) = Scenario::start(vec![
+        Step::get(&pod_path, serde_json::to_value(&pod).unwrap()),
+        Step::accept("PATCH", JOB_1),
+        Step::new("DELETE", &pod_path, |_| {
+            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
+        }),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        c.caches.jobs = Cache::of([attempt.clone()]);
+        c.caches.pods = Cache::of([pod.clone()]);
+    });
+    reconcile(Arc::new(job.clone()), context).await.unwrap();
+    let calls = scenario.finish().await;
+    let annotations = calls[1].body["metadata"]["annotations"].clone();
+    let verdict: Value = serde_json::from_str(annotations[ANNOTATION_GIVEN_UP].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&verdict["cause"], &verdict["position"]["step"]),
+        (&json!("GpuFault"), &json!(120))
+    );
+    assert_eq!(calls[2].body["preconditions"]["uid"], "pod-uid");
+    assert_eq!(condition(&calls[3], "Restarting"), ("True", "GpuFault"));
+    assert_eq!(calls[3].body["status"]["countedRestarts"], 0);
+    let note = calls[4].body["note"].as_str().unwrap();
+    assert!(
+        note.contains("the GPU GPU-77ab as unhealthy") && note.contains("does not count"),
+        "{note}"
+    );
+
+    // Its next pass.
+    let mut given_up = attempt;
+    given_up.metadata.annotations = serde_json::from_value(annotations).unwrap();
+    let job = training_job(&json!({"spec": {"recovery": {"maxRestarts": 0}}, "status": calls[3].body["status"]}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+    ]);
+    let context = self::context(client, |c| c.caches.jobs = Cache::of([given_up]));
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(calls[0].body["metadata"]["name"], "intent-train-2");
+    assert_eq!(
+        calls[0].body["metadata"]["labels"]["flywheel.dev/counted-restarts"],
+        "0"
+    );
+}
+
+#[tokio::test]
+async fn a_gpu_that_is_well_again_or_not_known_ends_nothing() {
+    for (cached, live) in [("Unhealthy", Some("Healthy")), ("Unknown", None)] {
+        let job = training_job(&json!({"status": {"attempt": 1}}));
+        let attempt = stored_attempt(&job, 1);
+        // It has no address, so it is not asked.
+        let pod = pod_of(&attempt, "trainer", "Running", &json!({"running": {}}));
+        let mut steps = vec![Step::accept_status(STATUS, job_value(&job)), Step::event(NAMESPACE)];
+        if let Some(live) = live {
+            let live = with_gpus(pod.clone(), ["Healthy", live]);
+            let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
+            steps.insert(0, Step::get(path, serde_json::to_value(live).unwrap()));
+        }
+        let (client, scenario) = Scenario::start(steps);
+        let context = context(client, |c| {
+            c.caches.jobs = Cache::of([attempt]);
+            c.caches.pods = Cache::of([with_gpus(pod, ["Healthy", cached])]);
+        });
+        reconcile(Arc::new(job), context).await.unwrap();
+        let calls = scenario.finish().await;
+        let status = &calls[calls.len() - 2];
+        assert_eq!(condition(status, "Running"), ("True", "Running"), "{cached}");
+    }
+}
+
+#[tokio::test]
+async fn a_broken_gpu_of_another_pod_ends_the_attempt_as_well() {
+    let job = of_two_nodes(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let pod = || pod_of(&attempt, "trainer", "Running", &json!({"running": {}}));
+    let second = nth(1, with_gpus(pod(), ["Unhealthy", "Healthy"]));
+    let deleted = |index| {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-{index}-x");
+        Step::new("DELETE", path, |_| {
+            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
+        })
+    };
+    let (client, scenario) = Scenario::start(vec![
+        Step::get(
+            format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-1-x"),
+            serde_json::to_value(&second).unwrap(),
+        ),
+        Step::accept("PATCH", JOB_1),
+        deleted(0),
+        deleted(1),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        c.caches.pods = Cache::of([nth(0, pod()), second]);
+        c.caches.jobs = Cache::of([attempt.clone()]);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    let note = calls[5].body["note"].as_str().unwrap();
+    assert!(note.contains("the GPU GPU-5d1f of pod 1 as unhealthy"), "{note}");
+}
+
 #[tokio::test]
 async fn checkpoints_and_where_an_attempt_began_are_told_at_once_and_the_rest_once_a_minute() {
     let ip = Ipv4Addr::new(127, 77, 0, 3);

@@ -84,6 +84,8 @@ pub mod reasons {
         POD_LOST = "PodLost",
         /// The pod runs and does no work.
         HUNG = "Hung",
+        /// The kubelet reports a GPU of a running pod as unhealthy.
+        GPU_FAULT = "GpuFault",
         /// An attempt goes on from a checkpoint.
         RESUMED = "Resumed",
         /// Two attempts failed at the same step in the same way.

@@ -58,8 +58,8 @@ impl AttemptState {
             | Self::Blocked { .. }
             | Self::Running
             | Self::Ending(_) => true,
-            // A lost pod may well run on, on a node that nobody reaches. One that hung is deleted, and its Job stays: it
-            // says that the attempt is over.
+            // A lost pod may well run on, on a node that nobody reaches. One that hung or whose GPU broke is deleted, and its
+            // Job stays: it says that the attempt is over.
             Self::Ended(ended) => matches!(ended.end, End::Lost { .. }),
         }
     }
@@ -135,6 +135,11 @@ pub enum End {
         /// What was seen.
         how: String,
     },
+    /// Its pod ran on a GPU that is unhealthy, so it was given up.
+    GpuFault {
+        /// What was seen.
+        how: String,
+    },
 }
 
 impl Verdict {
@@ -146,6 +151,7 @@ impl Verdict {
             end: match self.cause {
                 Cause::Hung => End::Hung { how },
                 Cause::NodeLost => End::Lost { how },
+                Cause::GpuFault => End::GpuFault { how },
             },
             at: Some(self.at),
             position: self.position,
@@ -417,6 +423,7 @@ fn telling(end: &PodEnd<'_>, by_itself: Option<Timestamp>, is_over: bool, contai
         End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted)
         | End::Unclear { .. }
         | End::Hung { .. } => Telling::Failed,
+        End::GpuFault { .. } => Telling::Taken,
         End::Lost { .. } if !is_deletion(end) || is_cut_off(end.pod, container, now) => Telling::Taken,
         // Its deletion was not yet seen when the first end was.
         End::Lost { .. } if is_over => Telling::Stopped,
@@ -540,6 +547,19 @@ pub fn runs(pod: &Pod, container: &str) -> bool {
 pub fn running_since(pod: &Pod, container: &str) -> Option<Timestamp> {
     let running = status_of(pod, container)?.state.as_ref()?.running.as_ref()?;
     running.started_at.as_ref().map(|t| t.0)
+}
+
+/// The first device of this extended resource that the container holds and the kubelet reports as unhealthy. Only Kubernetes
+/// with the feature `ResourceHealthStatus` reports it; a health that is not known says nothing, as a device plugin that is
+/// being replaced gives that, too.
+#[must_use]
+pub fn unhealthy_device<'a>(pod: &'a Pod, container: &str, resource: &str) -> Option<&'a str> {
+    let held = status_of(pod, container)?.allocated_resources_status.as_ref()?;
+    held.iter()
+        .filter(|status| status.name == resource)
+        .flat_map(|status| status.resources.iter().flatten())
+        .find(|device| device.health.as_deref() == Some("Unhealthy"))
+        .map(|device| cut(&device.resource_id, KUBELET_WORDS_MAX))
 }
 
 fn grace(pod: &Pod) -> Duration {
@@ -823,6 +843,7 @@ mod tests {
                 End::Unclear { .. } => "Unclear",
                 End::Lost { .. } => "Lost",
                 End::Hung { .. } => "Hung",
+                End::GpuFault { .. } => "GpuFault",
             },
         }
     }
@@ -1099,6 +1120,38 @@ mod tests {
     }
 
     #[test]
+    fn only_a_gpu_that_is_reported_as_unhealthy_is_one() {
+        let gpu = "nvidia.com/gpu";
+        let of = |name: &str, health: Value| {
+            json!({"name": name, "resources": [
+                {"resourceID": "GPU-1", "health": "Healthy"}, {"resourceID": "GPU-2", "health": health}
+            ]})
+        };
+        let table = [
+            ("no word", json!(null), None),
+            ("well", json!([of(gpu, json!("Healthy"))]), None),
+            ("broken", json!([of(gpu, json!("Unhealthy"))]), Some("GPU-2")),
+            ("not known", json!([of(gpu, json!("Unknown"))]), None),
+            ("no health", json!([of(gpu, json!(null))]), None),
+            (
+                "another device",
+                json!([of("rdma/hca", json!("Unhealthy")), of(gpu, json!("Healthy"))]),
+                None,
+            ),
+            ("nothing held", json!([{"name": gpu}]), None),
+        ];
+        for (case, held, device) in table {
+            let mut status = running(json!([]));
+            status["containerStatuses"][0]["allocatedResourcesStatus"] = held;
+            assert_eq!(
+                unhealthy_device(&pod(json!({}), status), "trainer", gpu),
+                device,
+                "{case}"
+            );
+        }
+    }
+
+    #[test]
     fn a_verdict_at_the_job_ends_the_attempt_whatever_its_pods_do() {
         let position = |checkpoint_step| Position {
             step: 90,
@@ -1123,7 +1176,7 @@ mod tests {
             ..TerminationMessage::new(Outcome::Failed(Failure::new(FailureReason::Interrupted, "SIGTERM")))
         };
         let deleted = json!({"deletionTimestamp": "2026-01-01T00:05:30Z", "deletionGracePeriodSeconds": 30});
-        for cause in [Cause::Hung, Cause::NodeLost] {
+        for cause in [Cause::Hung, Cause::NodeLost, Cause::GpuFault] {
             let (job, verdict) = given_up(cause);
             for pod in [
                 pod(json!({}), running(json!([]))),

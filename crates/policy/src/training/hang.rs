@@ -8,6 +8,9 @@
 //! Of several pods that train together only that with index 0 is asked: each of them ends by itself within seconds when it
 //! misses another, so one that stands still is seen by the ends of the others. What the control plane says of the others'
 //! nodes counts where index 0 stands still as well.
+//!
+//! A pod whose GPU is reported as unhealthy is given up without asking it: what a broken GPU computes is worth nothing, even
+//! where it goes on computing.
 
 use std::time::Duration;
 
@@ -111,6 +114,22 @@ pub enum Cause {
     Hung,
     /// The pod's node is out of everybody's reach.
     NodeLost,
+    /// A GPU of the pod is unhealthy.
+    GpuFault,
+}
+
+impl Verdict {
+    /// That the kubelet reports this device of a running pod as unhealthy; `index` is the pod's place among several.
+    #[must_use]
+    pub fn gpu_fault(index: Option<u32>, device: &str, position: Option<Position>, now: Timestamp) -> Self {
+        let whose = index.map_or_else(String::new, |index| format!(" of pod {index}"));
+        Self {
+            cause: Cause::GpuFault,
+            how: format!("the kubelet reports the GPU {device}{whose} as unhealthy"),
+            at: now,
+            position,
+        }
+    }
 }
 
 /// What is known of a pod besides its own words.

@@ -404,15 +404,13 @@ fn is_lost(attempt: &AttemptView) -> bool {
 
 /// The end of the last attempt before the latest that was not merely taken away.
 fn before(attempts: &[AttemptView]) -> Option<&EndedAttempt> {
-    attempts
-        .iter()
-        .rev()
-        .skip(1)
-        .filter(|a| !is_lost(a))
-        .find_map(|a| match &a.state {
-            AttemptState::Ended(ended) => Some(ended),
-            _ => None,
-        })
+    attempts.iter().rev().skip(1).find_map(|a| match &a.state {
+        AttemptState::Ended(ended) => {
+            let taken = matches!(ended.end, End::Lost { .. } | End::GpuFault { .. });
+            (!taken).then_some(ended)
+        }
+        _ => None,
+    })
 }
 
 /// Reason and message of a failure that was told of this attempt, or of a later one, before. What it was read from may be

@@ -2,8 +2,8 @@
 //!
 //! Failures of data, settings or memory give the same again and end the job at once; so do two failures at one step in the
 //! same way. Other failures count against `recovery.maxRestarts` unless the attempt came further than the checkpoint that
-//! it began with. A pod that was taken away (deleted, evicted, preempted, its node lost) costs nothing, and neither does one
-//! that found itself replaced.
+//! it began with. A pod that was taken away (deleted, evicted, preempted, its node lost, its GPU broken) costs nothing, and
+//! neither does one that found itself replaced.
 
 use std::time::Duration;
 
@@ -111,6 +111,7 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
             let how = past.told_by(how);
             past.free(reasons::POD_LOST, format!("attempt {number} was lost: {how}"), now)
         }
+        End::GpuFault { how } => past.free(reasons::GPU_FAULT, format!("attempt {number} was given up: {how}"), now),
     }
 }
 
@@ -249,7 +250,7 @@ fn failure_reason(end: &End) -> Option<&str> {
             Some(reasons::POD_FAILED)
         }
         End::Hung { .. } => Some(reasons::HUNG),
-        End::OutOfMemory | End::Lost { .. } => None,
+        End::OutOfMemory | End::Lost { .. } | End::GpuFault { .. } => None,
     }
 }
 

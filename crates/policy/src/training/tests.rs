@@ -60,6 +60,12 @@ fn hung() -> End {
     }
 }
 
+fn gpu_fault() -> End {
+    End::GpuFault {
+        how: "unhealthy".to_owned(),
+    }
+}
+
 fn verdict(cause: Cause) -> Verdict {
     Verdict {
         cause,
@@ -452,6 +458,14 @@ fn only_restarts_without_progress_count() {
         ("lost after progress", lost(), Some((90, 40, 80)), Some(0), true),
         ("lost without", lost(), Some((90, 80, 80)), Some(2), false),
         (
+            "a broken GPU after progress",
+            gpu_fault(),
+            Some((90, 40, 80)),
+            Some(0),
+            true,
+        ),
+        ("a broken GPU without", gpu_fault(), Some((90, 80, 80)), Some(2), false),
+        (
             "fenced",
             failed(FailureReason::Fenced),
             Some((90, 80, 80)),
@@ -596,12 +610,14 @@ fn two_failures_of_one_step_end_the_job() {
         let lost = End::Lost {
             how: "drained".to_owned(),
         };
-        let around = vec![
-            first,
-            attempt(2, 0, ended(lost, -350)),
-            attempt(3, 0, ended_at(second, -300, second_at)),
-        ];
-        for attempts in [direct, around] {
+        let around = |taken| {
+            vec![
+                first.clone(),
+                attempt(2, 0, ended(taken, -350)),
+                attempt(3, 0, ended_at(second.clone(), -300, second_at)),
+            ]
+        };
+        for attempts in [direct, around(lost), around(gpu_fault())] {
             let decision = decide(WISHES, &seen(attempts), at(0));
             assert_eq!(
                 decision.reason == reasons::REPEATED_FAILURE,
@@ -811,7 +827,11 @@ fn a_verdict_is_written_before_the_pod_goes_and_the_next_attempt_follows_it() {
         };
         decide(wishes, &observed, at(0))
     };
-    for (cause, reason) in [(Cause::Hung, "Hung"), (Cause::NodeLost, "PodLost")] {
+    for (cause, reason) in [
+        (Cause::Hung, "Hung"),
+        (Cause::NodeLost, "PodLost"),
+        (Cause::GpuFault, "GpuFault"),
+    ] {
         let decision = with(WISHES, Some(verdict(cause)));
         let expected = Intent::GiveUp {
             attempt: 1,
@@ -837,6 +857,12 @@ fn a_verdict_is_written_before_the_pod_goes_and_the_next_attempt_follows_it() {
     );
     assert!(matches!(last.intent, Intent::GiveUp { attempt: 1, .. }), "{last:?}");
     assert_eq!((last.stop, last.remove), (vec![1], vec![]));
+    let broken = with(no_budget, Some(verdict(Cause::GpuFault)));
+    assert_eq!(
+        (broken.phase, broken.counted),
+        (Phase::Restarting, Some(0)),
+        "it costs nothing"
+    );
     let suspend = Wishes {
         suspend: true,
         ..WISHES
@@ -1183,6 +1209,7 @@ fn any_end() -> impl Strategy<Value = End> {
             message: "m".to_owned()
         }),
         Just(End::Lost { how: "h".to_owned() }),
+        Just(gpu_fault()),
         Just(hung()),
     ]
 }
@@ -1248,7 +1275,7 @@ proptest! {
             }
             prop_assert!(over.end != End::OutOfMemory);
             let further = over.position.is_some_and(|p| p.checkpoint_step > p.resumed_from_step);
-            let taken = matches!(over.end, End::Lost { .. }) || over.end == failed(FailureReason::Fenced);
+            let taken = matches!(over.end, End::Lost { .. } | End::GpuFault { .. }) || over.end == failed(FailureReason::Fenced);
             // Without progress a counter only grows; it grows by one where the pod was not taken away.
             if !further {
                 prop_assert_eq!(then, counted.min(max_restarts) + u32::from(!taken));
@@ -1271,7 +1298,7 @@ proptest! {
         let wishes = Wishes { suspend: false, max_restarts };
         let (mut number, mut counted, mut failures) = (1, 0, 0);
         for end in ends {
-            let free = matches!(end, End::Lost { .. }) || end == failed(FailureReason::Fenced);
+            let free = matches!(end, End::Lost { .. } | End::GpuFault { .. }) || end == failed(FailureReason::Fenced);
             let state = ended_at(end, -300, (90, 80, 80));
             match decide(wishes, &seen(vec![attempt(number, counted, state)]), at(0)).intent {
                 Intent::StartAttempt { attempt: next, counted: then } => {
@@ -1293,7 +1320,7 @@ proptest! {
         let wishes = Wishes { suspend: false, max_restarts };
         let (mut number, mut counted, mut failures) = (1, 0, 0);
         for (end, is_deleted) in ends {
-            let free = matches!(end, End::Lost { .. }) || end == failed(FailureReason::Fenced);
+            let free = matches!(end, End::Lost { .. } | End::GpuFault { .. }) || end == failed(FailureReason::Fenced);
             // The pass that sees the end tells the count, and may have to wait.
             let told = decide(wishes, &seen(vec![attempt(number, counted, ended_at(end.clone(), 0, (90, 80, 80)))]), at(0));
             if told.phase == Phase::Failed {
