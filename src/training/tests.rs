@@ -671,7 +671,7 @@ async fn deleted_jobs_take_no_restart_back_and_a_raised_budget_goes_on_from_the_
             Step::event(NAMESPACE),
         ];
         if case != "raised" {
-            steps.insert(0, Step::get_nothing(&JOB_1.replace("-1", "-3")));
+            steps.insert(0, Step::get_nothing(JOB_1.replace("-1", "-3")));
         }
         let (client, scenario) = Scenario::start(steps);
         reconcile(Arc::new(job), context(client, |_| {})).await.unwrap();

@@ -309,10 +309,45 @@ async fn several_nodes_begin_and_end_together() {
     let pods = nodes.run(4).await;
     hosts(vec!["intent-train-4-0".to_owned(), "intent-train-4-1".to_owned()]).await;
 
+    // A GPU breaks under the second one.
+    let name = pods[1]["metadata"]["name"].as_str().unwrap();
+    let gpus = json!([{"name": "nvidia.com/gpu", "resources": [
+        {"resourceID": "GPU-0", "health": "Healthy"}, {"resourceID": "GPU-1", "health": "Unhealthy"}
+    ]}]);
+    let broken = json!({"status": {"containerStatuses": [{"name": "trainer", "image": "i", "imageID": "", "ready": true,
+        "restartCount": 0, "state": {"running": {"startedAt": now()}}, "allocatedResourcesStatus": gpus}]}});
+    Nodes::patch(&plane, &format!("{PODS}/{name}/status"), &broken).await;
+    for pod in &pods {
+        nodes.until_deleted(pod).await;
+        nodes.fail(pod, FailureReason::Interrupted, None).await;
+    }
+    nodes.take_away(&pods).await;
+    nodes
+        .restarted(
+            5,
+            "1",
+            "attempt 4 was given up: the kubelet reports the GPU GPU-1 of pod 1 as unhealthy",
+        )
+        .await;
+
+    // Somebody deletes all Jobs, and with them what they counted.
+    let pods = nodes.run(5).await;
+    let all = json!({"propagationPolicy": "Background"});
+    plane.send(Method::DELETE, JOBS, Some(&all)).await.unwrap();
+    nodes.take_away(&pods).await;
+    let next = nodes.job(6).await;
+    assert_eq!(next["metadata"]["labels"]["flywheel.dev/counted-restarts"], "1");
+    let pods = nodes.run(6).await;
+    let status = plane.send(Method::GET, TRAINING_JOB, None).await.unwrap()["status"].clone();
+    assert_eq!(
+        (&status["restarts"], &status["countedRestarts"]),
+        (&json!(5), &json!(1))
+    );
+
     // The first one tells the result, the other ends when it likes.
     let trained = Trained {
         artifact: ArtifactRef {
-            uri: "s3://b/o/u/attempt-4".into(),
+            uri: "s3://b/o/u/attempt-6".into(),
             digest: Digest::sha256(&"0".repeat(64)),
         },
         dataset_digest: Digest::sha256(&"1".repeat(64)),
@@ -325,7 +360,7 @@ async fn several_nodes_begin_and_end_together() {
     nodes.end(&pods[1], 0, &told(Outcome::Assisted)).await;
     plane
         .until("the Job is complete, too", || async {
-            let job = nodes.job(4).await;
+            let job = nodes.job(6).await;
             let conditions = job["status"]["conditions"].as_array().cloned().unwrap_or_default();
             conditions
                 .iter()

@@ -281,7 +281,7 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
         };
     }
     let Some(latest) = observed.attempts.last() else {
-        return without_attempt(wishes, observed);
+        return without_attempt(wishes, observed, 0);
     };
     let over = match &latest.state {
         AttemptState::Ended(ended) => Some((ended.clone(), Over::Ended)),
@@ -324,6 +324,12 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                         ..finished(Phase::Restarting, &reason, &message)
                     },
                 },
+                // It has been followed, by an attempt whose Job is gone.
+                After::Restart { counted, .. }
+                    if matches!(over, Over::Ended) && observed.told_attempt > latest.number =>
+                {
+                    return without_attempt(wishes, observed, counted);
+                }
                 After::Restart { .. } if wishes.suspend => suspended(Intent::Wait),
                 After::Restart {
                     attempt,
@@ -332,14 +338,9 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                     reason,
                     message,
                 } => {
-                    let told = if observed.told_attempt > latest.number {
-                        observed.told_count()
-                    } else {
-                        observed
-                            .told_counted
-                            .filter(|told| is_lost(latest) && *told > latest.counted)
-                    };
-                    let counted = told.unwrap_or(counted);
+                    // Its failure was seen before what told of it was taken away.
+                    let told = observed.told_counted.filter(|_| is_lost(latest));
+                    let counted = told.filter(|told| *told > latest.counted).unwrap_or(counted);
                     let is_ending = matches!(over, Over::Ending);
                     let (intent, again) = match over {
                         Over::Ended if wait.is_zero() => (Intent::StartAttempt { attempt, counted }, RUNNING),
@@ -466,7 +467,9 @@ fn suspended(intent: Intent) -> Decision {
     }
 }
 
-fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
+/// What follows where there is no Job of the last attempt: before the first, and after it was deleted. `counted` holds where
+/// the status tells no count.
+fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decision {
     let raised = match &observed.ended {
         Some(Ended::Failed { reason, message }) if !is_raised(wishes, observed, reason) => {
             return Decision {
@@ -487,7 +490,7 @@ fn without_attempt(wishes: Wishes, observed: &Observed) -> Decision {
     if wishes.suspend {
         return suspended(Intent::Wait);
     }
-    let counted = observed.told_count().unwrap_or(0);
+    let counted = observed.told_count().unwrap_or(counted);
     let (phase, reason, message) = if raised {
         (
             Phase::Restarting,
