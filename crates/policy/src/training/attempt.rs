@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use flywheel_api::conditions::{cut_words, reasons};
+use flywheel_api::conditions::{cut, cut_words, reasons};
 use flywheel_api::names::{ANNOTATION_ENDED, ANNOTATION_GIVEN_UP, LABEL_COMPLETION_INDEX};
 use flywheel_contract::failure::{FailureClass, FailureReason};
 use flywheel_contract::names::EXIT_USAGE;
