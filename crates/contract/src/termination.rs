@@ -49,6 +49,25 @@ pub struct Position {
     pub head_attempt: u32,
 }
 
+impl Position {
+    /// Names of the fields, as [`Position::in_log`] reads them.
+    pub const NAMES: [&str; 4] = ["step", "resumedFromStep", "checkpointStep", "headAttempt"];
+
+    /// How far a training was that crashed without a message, from the end of its log: the line with the message `crashed`
+    /// is the last that it writes. `None` also where it had not reached the checkpoint store.
+    #[must_use]
+    pub fn in_log(log: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Line {
+            message: String,
+            position: Position,
+        }
+        let read = |line: &str| serde_json::from_str::<Line>(line.trim()).ok();
+        let line = log.lines().rev().find_map(read)?;
+        (line.message == "crashed" && line.position.head_attempt > 0).then_some(line.position)
+    }
+}
+
 /// How a pod's program ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -183,6 +202,37 @@ impl TerminationLog {
 mod tests {
     use super::*;
     use crate::failure::FailureReason;
+
+    #[test]
+    fn a_crash_tells_its_position_in_the_last_line_that_says_so() {
+        let names = Position::NAMES;
+        let line = |step: u64, attempt: u32| {
+            format!(
+                r#"{{"level":"ERROR","message":"crashed","signal":11,"position":{{"{}":{step},"{}":20,"{}":40,"{}":{attempt}}}}}"#,
+                names[0], names[1], names[2], names[3]
+            )
+        };
+        let position = Position {
+            step: 47,
+            resumed_from_step: 20,
+            checkpoint_step: 40,
+            head_attempt: 2,
+        };
+        for (log, expected) in [
+            (String::new(), None),
+            ("terminate called\n".to_owned(), None),
+            (line(47, 2), Some(position)),
+            (
+                format!("{{\"message\":\"a\"}}\n{}\nAborted\n", line(47, 2)),
+                Some(position),
+            ),
+            (format!("half a line {}", line(47, 2)), None),
+            // It had not come to its checkpoints.
+            (line(0, 0), None),
+        ] {
+            assert_eq!(Position::in_log(&log), expected, "{log}");
+        }
+    }
 
     #[test]
     fn a_long_failure_is_cut_to_what_the_kubelet_keeps_and_stays_readable() {

@@ -4,6 +4,7 @@ use flywheel_contract::scalar::Device;
 
 use crate::error::{Error, Result};
 
+pub use flywheel_torch_shim::crash::tell_crashes;
 pub use tch::Device as TensorDevice;
 
 /// Checks that the libtorch of this process is the one this program was built for. First thing in `main`.

@@ -1,4 +1,5 @@
-//! What tch lacks: the only C++ and the only unsafe code of this project.
+//! What tch lacks: the only C++ and the only unsafe code of this project, so that a crashing process's last words
+//! ([`crash`]) are here, too.
 //!
 //! Owns the calls into libtorch that tch does not bind (list kernels, inference mode, version check, loading CUDA,
 //! process groups), each behind a safe function. Knows nothing of models or training. Every call that libtorch refuses is an
@@ -6,6 +7,7 @@
 #![allow(unsafe_code)]
 
 pub mod collective;
+pub mod crash;
 mod ffi;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};

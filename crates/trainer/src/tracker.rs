@@ -15,6 +15,7 @@ use flywheel_contract::progress::{
 use flywheel_contract::scalar::Metric;
 use flywheel_contract::termination::{Position, TerminationMessage};
 use flywheel_contract::trainer::{DatasetCounts, TrainerConfig};
+use flywheel_learn::device::tell_crashes;
 use flywheel_store::{Limits, Store};
 use indicatif::{ProgressBar, ProgressStyle};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -64,7 +65,44 @@ struct Inner {
     told: Option<Instant>,
 }
 
+/// What a crash tells, in the order of [`Position::NAMES`].
+static CRASHED_AT: [(&str, AtomicU64); 4] = {
+    let [step, resumed, checkpoint, attempt] = Position::NAMES;
+    [
+        (step, AtomicU64::new(0)),
+        (resumed, AtomicU64::new(0)),
+        (checkpoint, AtomicU64::new(0)),
+        (attempt, AtomicU64::new(0)),
+    ]
+};
+
 impl Inner {
+    /// How far the training is; `None` before the checkpoints were reached.
+    fn position(&self) -> Option<Position> {
+        let p = &self.progress;
+        self.head_attempt.map(|head_attempt| Position {
+            step: p.step,
+            resumed_from_step: p.resumed_from_step.unwrap_or(0),
+            checkpoint_step: p.checkpoint.step.unwrap_or(0),
+            head_attempt,
+        })
+    }
+
+    /// Notes it for a crash.
+    fn mark(&self) {
+        if let Some(at) = self.position() {
+            let numbers = [
+                at.step,
+                at.resumed_from_step,
+                at.checkpoint_step,
+                u64::from(at.head_attempt),
+            ];
+            for ((_, cell), number) in CRASHED_AT.iter().zip(numbers) {
+                cell.store(number, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Notes the end of a pass.
     fn passed(&mut self, now: Instant) {
         self.beat = now;
@@ -301,8 +339,9 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    /// A tracker at the first phase; with a bar where stderr is a terminal.
+    /// A tracker at the first phase; with a bar where stderr is a terminal. From here on a crash tells how far training was.
     pub(crate) fn new(config: &TrainerConfig, terminal: bool) -> Arc<Self> {
+        tell_crashes(&CRASHED_AT);
         let progress = Progress {
             schema_version: SCHEMA_VERSION,
             attempt: config.job.attempt,
@@ -416,6 +455,7 @@ impl Tracker {
             let eta = p.eta_seconds.map_or_else(String::new, |s| format!(", {s} s left"));
             bar.set_prefix(format!("epoch {}, loss {loss:.3}{eta}", seen.epoch));
         }
+        inner.mark();
     }
 
     /// Notes a validation. The next step's time would count the validation in, so it is left out of the speed.
@@ -526,11 +566,14 @@ impl Tracker {
         let mut inner = self.inner();
         inner.head_attempt = Some(head.attempt);
         inner.progress.checkpoint.step = head.checkpoints.first().map(|c| c.step);
+        inner.mark();
     }
 
     /// The checkpoints are another attempt's.
     pub(crate) fn fenced(&self, attempt: u32) {
-        self.inner().head_attempt = Some(attempt);
+        let mut inner = self.inner();
+        inner.head_attempt = Some(attempt);
+        inner.mark();
     }
 
     /// `HEAD` was found damaged when it was taken over.
@@ -557,6 +600,7 @@ impl Tracker {
         (p.step, p.epoch) = (step, epoch.min(p.total_epochs));
         p.resumed_from_step = Some(step);
         p.checkpoint.step = Some(step);
+        inner.mark();
     }
 
     /// Training stood still for the copy of its state.
@@ -574,6 +618,7 @@ impl Tracker {
         if std::mem::take(&mut checkpoint.failures) > 0 {
             checkpoint.problem = None;
         }
+        inner.mark();
         self.metrics.checkpoints.inc();
         self.metrics.checkpoint_write.inc_by(took.as_secs_f64());
         self.metrics.checkpoint_bytes.inc_by(bytes);
@@ -596,12 +641,7 @@ impl Tracker {
             Err(TryLockError::WouldBlock) => return,
         };
         let p = &inner.progress;
-        message.position = inner.head_attempt.map(|head_attempt| Position {
-            step: p.step,
-            resumed_from_step: p.resumed_from_step.unwrap_or(0),
-            checkpoint_step: p.checkpoint.step.unwrap_or(0),
-            head_attempt,
-        });
+        message.position = inner.position();
         message.dataset.clone_from(&p.dataset);
         message.evaluations.clone_from(&p.evaluations);
         if let Some(recorder) = self.recorder.get() {

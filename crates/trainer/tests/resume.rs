@@ -26,6 +26,7 @@ use faults::{Fault, Server};
 use flywheel_contract::checkpoint::Head;
 use flywheel_contract::failure::FailureReason as R;
 use flywheel_contract::scalar::Digest;
+use flywheel_contract::termination::Position;
 use flywheel_contract::trainer::TrainingResult;
 use serde_json::{Value, json};
 
@@ -544,6 +545,31 @@ fn a_full_scratch_volume_stops_no_training() {
     let progress = running.progress_until(&address, |p| p["checkpoint"]["failures"].as_u64() == Some(0));
     assert!(progress["checkpoint"]["step"].as_u64() > Some(step), "{progress}");
     assert!(progress["checkpoint"]["problem"].is_null(), "{progress}");
+}
+
+/// The kubelet hands over the end of the log of a pod that left no message.
+#[test]
+fn a_crash_tells_its_step_in_the_last_line_of_the_log() {
+    let (world, mut config) = world();
+    config["hyperparameters"]["earlyStopping"] = Value::Null;
+    config["hyperparameters"]["epochs"] = 1000.into();
+    for name in ["SEGV", "ABRT"] {
+        let running = world.start(&attempt(&config, name, 1));
+        let address = running.address();
+        let progress = running.progress_until(&address, |p| p["checkpoint"]["ageSeconds"].is_number());
+        running.signal(name);
+        let ended = world.left(running);
+        assert_eq!(ended.code, None, "{name}: it ends by the signal, as without the line");
+        assert!(ended.message.is_none(), "{name}: {:?}", ended.message);
+        let position = Position::in_log(&ended.stderr).unwrap_or_else(|| panic!("{name}: {}", ended.stderr));
+        assert!(
+            Some(position.step) >= progress["step"].as_u64()
+                && Some(position.checkpoint_step) >= progress["checkpoint"]["step"].as_u64()
+                && position.checkpoint_step <= position.step
+                && position.head_attempt == 1,
+            "{name}: {position:?} {progress}"
+        );
+    }
 }
 
 #[test]

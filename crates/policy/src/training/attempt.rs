@@ -665,7 +665,10 @@ fn pod_end(pod: &Pod, container: &str) -> Option<EndedAttempt> {
     }
     let at = terminated.and_then(|t| t.finished_at.as_ref()).map(|t| t.0).or(deleted);
     let told = last_words(pod, container);
-    let position = told.as_ref().and_then(|m| m.position);
+    let position = match &told {
+        Some(message) => message.position,
+        None => Position::in_log(terminated.and_then(|t| t.message.as_deref()).unwrap_or_default()),
+    };
     let end = match told.map(|m| m.outcome) {
         // A pod that was told to stop says so; what told it counts.
         Some(Outcome::Failed(failure)) if failure.reason == FailureReason::Interrupted => match taken_away(pod) {
@@ -1234,6 +1237,18 @@ mod tests {
             panic!("ended")
         };
         assert_eq!(end.position, Some(position));
+
+        // A crash leaves no message, but a line in the log.
+        let log = format!(
+            "terminate called\n{}\n",
+            json!({"level": "ERROR", "message": "crashed", "signal": 6, "position": position})
+        );
+        let run = json!({"startTime": "2026-01-01T00:00:10Z"});
+        let AttemptState::Ended(end) = of(run, &[pod(json!({}), ended(134, "Error", &log))]) else {
+            panic!("ended")
+        };
+        assert_eq!(end.position, Some(position));
+        assert!(matches!(end.end, End::Unclear { .. }), "{:?}", end.end);
     }
 
     #[test]
