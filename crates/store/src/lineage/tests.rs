@@ -9,6 +9,7 @@ mod wrapper;
 
 use std::collections::BTreeMap;
 use std::path::Path as FsPath;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flywheel_contract::failure::FailureReason;
@@ -71,6 +72,29 @@ impl Bed {
             origin: "file://",
             client: Arc::new(LocalFileSystem::new().with_fsync(true)),
             folder: Some(folder),
+        }
+    }
+
+    /// The MinIO that `make test` has started, which swaps atomically as a whole system.
+    fn minio() -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let endpoint = std::env::var("FLYWHEEL_S3_ENDPOINT").expect(
+            "FLYWHEEL_S3_ENDPOINT is not set: run this through `make test`, or name a MinIO with AWS_ACCESS_KEY_ID, \
+             AWS_SECRET_ACCESS_KEY and a bucket `flywheel`",
+        );
+        let settings = StorageSettings {
+            endpoint: Some(endpoint),
+            ..StorageSettings::default()
+        };
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let run = rand::random::<u64>();
+        let uri = Uri(format!("s3://flywheel/test/fence-{run:x}-{number}/{UID}"));
+        let store = Store::with_limits(&settings, Limits::default()).unwrap();
+        Self {
+            client: store.locate(&uri).unwrap().client,
+            uri,
+            origin: "s3://flywheel",
+            folder: None,
         }
     }
 
