@@ -149,8 +149,8 @@ impl WeightFile {
     /// Reads one tensor as f32 (f16, bf16 and f64 are converted) onto a device.
     ///
     /// # Errors
-    /// [`Error::WeightsInvalid`] when there is no such tensor or it holds no floating-point numbers, [`Error::File`],
-    /// [`Error::Torch`].
+    /// [`Error::WeightsInvalid`] when there is no such tensor, it holds no floating-point numbers, or one of them is infinite
+    /// or not a number (as f32): nothing that is computed with it would be worth anything. [`Error::File`], [`Error::Torch`].
     pub fn read(&self, name: &str, device: Device) -> Result<Tensor> {
         let invalid = |why: String| Error::WeightsInvalid {
             path: self.path.clone(),
@@ -168,8 +168,14 @@ impl WeightFile {
         self.file
             .read_exact_at(&mut bytes, info.offset)
             .map_err(Error::file("read", &self.path))?;
-        let tensor = Tensor::f_from_data_size(&bytes, &info.shape, info.kind)?;
-        Ok(tensor.f_to_kind(Kind::Float)?.f_to_device(device)?)
+        let tensor = Tensor::f_from_data_size(&bytes, &info.shape, info.kind)?.f_to_kind(Kind::Float)?;
+        if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+            return Err(invalid(
+                "holds numbers that are infinite or not numbers; take the weights from a sound copy of the model"
+                    .into(),
+            ));
+        }
+        Ok(tensor.f_to_device(device)?)
     }
 }
 
@@ -433,6 +439,21 @@ mod tests {
             let error = WeightFile::open(&path).unwrap_err();
             assert!(
                 matches!(&error, Error::WeightsTruncated { tensor, .. } if tensor == "header"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_refused() {
+        for value in [f32::NAN, f32::INFINITY] {
+            let (_dir, path) = file(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 0);
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes.extend([1.0_f32, value].iter().flat_map(|n| n.to_le_bytes()));
+            std::fs::write(&path, bytes).unwrap();
+            let error = WeightFile::open(&path).unwrap().read("w", Device::Cpu).unwrap_err();
+            assert!(
+                error.to_string().contains("w: holds numbers that are infinite"),
                 "{error}"
             );
         }

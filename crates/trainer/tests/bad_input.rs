@@ -27,6 +27,14 @@ const ALWAYS: usize = usize::MAX;
 
 type Change = fn(&World, &mut Value);
 
+/// Each byte of the weights becomes this one.
+fn fill_weights(world: &World, byte: u8) {
+    let mut bytes = std::fs::read(world.path("bert/model.safetensors")).unwrap();
+    let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    bytes[8 + header..].fill(byte);
+    world.write("bert/model.safetensors", bytes);
+}
+
 #[test]
 fn data_settings_and_models_that_cannot_work() {
     let cases: Vec<(&str, Change, R, &[&str])> = vec![
@@ -173,12 +181,13 @@ fn data_settings_and_models_that_cannot_work() {
         ),
         (
             "weights that are no numbers",
-            |w, _| {
-                let mut bytes = std::fs::read(w.path("bert/model.safetensors")).unwrap();
-                let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
-                bytes[8 + header..].fill(0xff);
-                w.write("bert/model.safetensors", bytes);
-            },
+            |w, _| fill_weights(w, 0xff),
+            R::WeightsInvalid,
+            &["holds numbers that are infinite"],
+        ),
+        (
+            "weights that are finite, and what is computed with them is not",
+            |w, _| fill_weights(w, 0x7f),
             R::LossNotFinite,
             &["step 1", "learning rate"],
         ),
