@@ -135,8 +135,19 @@ struct Local {
 }
 
 /// Whether `CLUSTER=current` asks for the user's own cluster instead of one on this machine.
-pub fn is_current() -> bool {
-    env::var_os("CLUSTER").is_some_and(|value| value == "current")
+///
+/// # Errors
+/// `CLUSTER` is something else, which would otherwise pass for the local cluster.
+pub fn is_current() -> Result<bool> {
+    match env::var_os("CLUSTER") {
+        Some(value) if value == "current" => Ok(true),
+        Some(value) if !value.is_empty() => Err(Error::Usage(format!(
+            "CLUSTER is {}: only `current` is known, your own cluster by its KUBECONFIG; for a local cluster leave it out \
+             (FLYWHEEL_CLUSTER or --name gives its name)",
+            value.to_string_lossy()
+        ))),
+        _ => Ok(false),
+    }
 }
 
 impl Cluster {
@@ -149,7 +160,7 @@ impl Cluster {
     /// The machine lacks something, the running cluster has another version or more nodes, or a component does not get
     /// ready; the message names it with the end of its log.
     pub fn up(options: &Options) -> Result<Cluster> {
-        if is_current() {
+        if is_current()? {
             return Cluster::current();
         }
         check(options)?;
@@ -174,7 +185,7 @@ impl Cluster {
     /// # Errors
     /// It does not run.
     pub fn find(name: &str) -> Result<Cluster> {
-        if is_current() {
+        if is_current()? {
             return Cluster::current();
         }
         let folder = paths::cluster(name)?;
@@ -183,9 +194,11 @@ impl Cluster {
             Some(_) => Err(Error::Usage(format!(
                 "cluster {name} is being started, or its start was interrupted: repeat `up`"
             ))),
-            None => Err(Error::Usage(format!(
-                "no cluster {name}: start it with `flywheel-localcluster up --name {name}`"
-            ))),
+            None => Err(elsewhere(name, &folder).unwrap_or_else(|| {
+                Error::Usage(format!(
+                    "no cluster {name}: start it with `flywheel-localcluster up --name {name}`"
+                ))
+            })),
         }
     }
 
@@ -193,6 +206,11 @@ impl Cluster {
         let kubeconfig = env::var_os("KUBECONFIG").map(PathBuf::from).ok_or_else(|| {
             Error::Usage("CLUSTER=current needs KUBECONFIG, the path of your cluster's kubeconfig".into())
         })?;
+        // It may be a list, of which kubectl leaves out what is not there.
+        if !env::split_paths(&kubeconfig).any(|path| path.is_file()) {
+            let path = kubeconfig.display();
+            return Err(Error::Usage(format!("KUBECONFIG names {path}, which is no file")));
+        }
         let program = machine::find("kubectl").map_or_else(|| Program::Kubectl.ensure(KUBERNETES), Ok)?;
         let kubectl = Kubectl::new(program, &kubeconfig);
         kubectl.ready()?;
@@ -423,12 +441,35 @@ impl Local {
 /// # Errors
 /// Something does not go; the message names it.
 pub fn down(name: &str) -> Result<()> {
-    if is_current() {
+    if is_current()? {
         return Ok(());
     }
     let folder = paths::cluster(name)?;
+    machine::check_root()?;
     let _turn = turn(name)?;
-    remove(&folder)
+    let was_there = folder.exists();
+    remove(&folder)?;
+    match elsewhere(name, &folder).filter(|_| !was_there) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// That a cluster of this name runs, but belongs to another cache folder.
+fn elsewhere(name: &str, folder: &Path) -> Option<Error> {
+    let other = process::folders().into_iter().find(|other| {
+        other != folder
+            && other.file_name() == folder.file_name()
+            && other
+                .parent()
+                .and_then(Path::file_name)
+                .is_some_and(|parent| parent == "clusters")
+    })?;
+    let cache = other.parent()?.parent()?.display();
+    Some(Error::Usage(format!(
+        "cluster {name} runs from another cache folder, {cache}: repeat with FLYWHEEL_CACHE={cache} (sudo gives a program \
+         another HOME)"
+    )))
 }
 
 /// Names of the clusters that are there, whole or not.

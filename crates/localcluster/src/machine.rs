@@ -25,12 +25,7 @@ const NEEDED: [(&str, &str); 9] = [
 /// # Errors
 /// We are not root, or packages are missing: the message has the line to run.
 pub fn check() -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(Error::Missing {
-            what: "root's rights (nodes need network namespaces, mounts and control groups)".into(),
-            remedy: "repeat with sudo".into(),
-        });
-    }
+    check_root()?;
     let missing = missing_packages();
     if missing.is_empty() {
         return Ok(());
@@ -41,6 +36,20 @@ pub fn check() -> Result<()> {
             "run `{}`, or `flywheel-localcluster programs --install-packages`",
             install_line(&missing)
         ),
+    })
+}
+
+/// Checks that we are root.
+///
+/// # Errors
+/// We are not.
+pub(crate) fn check_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::Missing {
+        what: "root's rights (nodes need network namespaces, mounts and control groups)".into(),
+        remedy: "repeat with sudo".into(),
     })
 }
 

@@ -4,9 +4,10 @@
 //! children inherit it: so leftovers are found without any record of them, and nothing else is ever killed.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
@@ -249,6 +250,22 @@ fn belonging(folder: &Path, in_groups: &BTreeSet<i32>) -> BTreeSet<i32> {
         }
     }
     found
+}
+
+/// Folders of all clusters that have a process, whoever started it.
+pub(crate) fn folders() -> BTreeSet<PathBuf> {
+    let Ok(all) = fs::read_dir("/proc") else {
+        return BTreeSet::new();
+    };
+    let marker = format!("{MARKER}=").into_bytes();
+    all.flatten()
+        .filter_map(|entry| fs::read(entry.path().join("environ")).ok())
+        .filter_map(|environment| {
+            let mut variables = environment.split(|byte| *byte == 0);
+            let folder = variables.find_map(|variable| variable.strip_prefix(marker.as_slice()))?;
+            Some(PathBuf::from(OsStr::from_bytes(folder)))
+        })
+        .collect()
 }
 
 fn is_marked(pid: i32, marker: &[u8]) -> bool {

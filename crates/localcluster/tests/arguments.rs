@@ -1,4 +1,4 @@
-//! What the command line means. Needs neither root nor any program.
+//! What the command line means. Starts no cluster.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -39,5 +39,45 @@ fn all_clusters_are_meant_whatever_the_environment_names_but_not_beside_a_name()
                 "{environment:?} {arguments:?}: {text}"
             );
         }
+    }
+}
+
+/// sudo gives a program another HOME, and so another cache folder.
+#[test]
+fn a_cluster_of_another_cache_folder_is_not_said_to_be_down() {
+    let other = tempfile::tempdir().unwrap();
+    let name = format!("other-{}", std::process::id());
+    let folder = other.path().join("clusters").join(&name);
+    let mut process = Command::new("sleep")
+        .arg("600")
+        .env("FLYWHEEL_LOCALCLUSTER", &folder)
+        .spawn()
+        .unwrap();
+    let (done, text) = down(None, &["--name", &name]);
+    let runs = process.try_wait().unwrap().is_none();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let hint = format!("FLYWHEEL_CACHE={}", other.path().display());
+    assert!(!done && text.contains(&hint) && !text.contains("is down"), "{text}");
+    assert!(runs, "it belongs to somebody else");
+    let (done, text) = down(None, &["--name", &name]);
+    assert!(done, "nothing of it is left: {text}");
+}
+
+#[test]
+fn a_cluster_is_current_or_local() {
+    let program = || Command::new(env!("CARGO_BIN_EXE_flywheel-localcluster"));
+    for (cluster, kubeconfig, says) in [
+        ("mine", "/dev/null", "only `current` is known"),
+        ("current", "/no/such/file", "KUBECONFIG names /no/such/file"),
+    ] {
+        let mut status = program();
+        status
+            .arg("status")
+            .env("CLUSTER", cluster)
+            .env("KUBECONFIG", kubeconfig);
+        let output = status.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(says), "{text}");
     }
 }
