@@ -315,6 +315,7 @@ fn the_schema_refuses_wrong_values() {
         (&["--set", "replicas=two"], "replicas"),
         (&["--set", "log.format=xml"], "log"),
         (&["--set", "log.leve=debug"], "leve"),
+        (&["--set", "log.level=loud"], "level"),
         (&["--set", "imagePullPolicy=Sometimes"], "imagePullPolicy"),
         (&["--set", "watchNamespaces={Team_A}"], "watchNamespaces"),
         (&["--set", "watchNamespaces={a,a}"], "watchNamespaces"),
@@ -342,6 +343,7 @@ fn the_schema_refuses_wrong_values() {
             &["--set", "acceleratorClasses.a100=null,acceleratorClasses.t4=null"],
             "acceleratorClasses",
         ),
+        (&["--set", "acceleratorClasses=null"], "acceleratorClasses"),
         (&["--set", "resources.limits.memory=much"], "memory"),
         (&["--set", r"resources.limits.nvidia\.com/gpu=1"], "gpu"),
         (&["--set", "networkPolicy.apiServerPorts={0}"], "apiServerPorts"),
@@ -383,6 +385,8 @@ fn the_schema_refuses_wrong_values() {
         (&["--set", "images.operator=bad image"], "operator"),
     ];
     let chart = chart();
+    let levels = "log.level=info\\,kube_client=debug";
+    helm(&["template", "flywheel", &chart, "--set", levels], None).expect("levels of single parts");
     for (values, word) in table {
         let error = helm(&[&["template", "flywheel", &chart], *values].concat(), None).expect_err(word);
         assert!(error.contains(word) && error.contains("schema"), "{values:?}: {error}");
