@@ -1,19 +1,39 @@
 //! Reading objects from YAML files without a cluster: what `kubectl apply` would refuse is refused here, too.
 
+use std::borrow::Cow;
+
+use jsonschema::JsonType;
+use jsonschema::error::{TypeKind, ValidationError, ValidationErrorKind};
 use kube_core::{CustomResourceExt, cel};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 
 /// Bytes of a value that a message shows.
 const VALUE_MAX: usize = 80;
+
+/// The parser's messages, without its advice for programmers.
+struct Plain;
+
+impl MessageFormatter for Plain {
+    fn format_message<'a>(&self, error: &'a serde_saphyr::Error) -> Cow<'a, str> {
+        match error {
+            serde_saphyr::Error::DuplicateMappingKey { key, .. } => {
+                let key = key.as_deref().unwrap_or("a key");
+                Cow::Owned(format!("{key} is there twice; keep one"))
+            }
+            _ => UserMessageFormatter.format_message(error),
+        }
+    }
+}
 
 /// The documents of a YAML text, whatever they are.
 ///
 /// # Errors
 /// Broken YAML, with line and column.
 pub fn documents(text: &str) -> Result<Vec<Value>, String> {
-    serde_saphyr::from_multiple(text).map_err(|e| e.to_string())
+    serde_saphyr::from_multiple(text).map_err(|e| e.render_with_formatter(&Plain))
 }
 
 /// The documents of kind `K` as objects; others may stand beside them, since files are often applied whole.
@@ -41,25 +61,51 @@ where
     if document.get("apiVersion").and_then(Value::as_str) != Some(&wanted) {
         return Err(format!("apiVersion must be {wanted}"));
     }
-    let object: K = serde_json::from_value(document.clone()).map_err(|e| e.to_string())?;
-    let mut understood = serde_json::to_value(&object).map_err(|e| e.to_string())?;
-    let (Some(given), Some(spec)) = (document.get("spec"), understood.get("spec")) else {
+    let given = sent(document);
+    let Some(given_spec) = given.get("spec") else {
         return Err("it has no spec".to_owned());
     };
-    if let Some(field) = unknown("spec", given, spec) {
+    let schema = schema_of::<K>()?;
+    // Before it is made an object: what cannot become one is told without a path.
+    check_structure(&schema, &given)?;
+    let object: K = serde_path_to_error::deserialize(&given).map_err(|e| located(&e.path().to_string(), e.inner()))?;
+    let mut understood = serde_json::to_value(&object).map_err(|e| e.to_string())?;
+    if let Some(field) = understood
+        .get("spec")
+        .and_then(|spec| unknown("spec", given_spec, spec))
+    {
         return Err(format!("unknown field {field}"));
     }
     // Only a cluster needs a name.
     if let Some(metadata) = understood.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.entry("name").or_insert_with(|| json!("unnamed"));
     }
-    allowed::<K>(&understood)?;
+    check_rules(&schema, &understood)?;
     Ok(object)
 }
 
-/// Whether the schema allows the object, defaults filled in: its types, bounds and patterns first, then its rules in CEL,
-/// which may assume those.
-fn allowed<K: CustomResourceExt>(object: &Value) -> Result<(), String> {
+/// A document as the API server gets it: kubectl writes whole numbers without a point, and fields that are null count as left
+/// out.
+fn sent(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key.clone(), sent(value)))
+            .collect(),
+        Value::Array(list) => list.iter().map(sent).collect(),
+        Value::Number(number) => {
+            let whole = number
+                .to_string()
+                .strip_suffix(".0")
+                .and_then(|n| n.parse::<i64>().ok());
+            whole.map_or_else(|| value.clone(), Value::from)
+        }
+        _ => value.clone(),
+    }
+}
+
+fn schema_of<K: CustomResourceExt>() -> Result<Value, String> {
     let crd = K::crd();
     let schema = crd
         .spec
@@ -67,24 +113,70 @@ fn allowed<K: CustomResourceExt>(object: &Value) -> Result<(), String> {
         .first()
         .and_then(|v| v.schema.as_ref()?.open_api_v3_schema.as_ref());
     let schema = schema.ok_or_else(|| format!("{} has no schema", crd.spec.names.kind))?;
-    let schema = serde_json::to_value(schema).map_err(|e| e.to_string())?;
-    let validator = jsonschema::validator_for(&schema).map_err(|e| e.to_string())?;
-    if let Some(error) = validator.iter_errors(object).next() {
-        let path = dotted(error.instance_path().as_str());
-        let value = error.instance().to_string();
-        let shown = if value.len() > VALUE_MAX {
-            "the value"
-        } else {
-            value.as_str()
-        };
-        let problem = error.masked_with(shown).to_string();
-        // Bounds are floats in a CRD's schema.
-        return Err(format!("{path}: {}", problem.strip_suffix(".0").unwrap_or(&problem)));
+    serde_json::to_value(schema).map_err(|e| e.to_string())
+}
+
+/// Whether the schema allows the document as it stands: types, fields that are required, bounds, patterns.
+fn check_structure(schema: &Value, document: &Value) -> Result<(), String> {
+    let validator = jsonschema::validator_for(schema).map_err(|e| e.to_string())?;
+    match validator.iter_errors(document).next() {
+        Some(error) => Err(told(&error)),
+        None => Ok(()),
     }
-    if let Some(place) = repeated("", &schema, object) {
+}
+
+fn told(error: &ValidationError<'_>) -> String {
+    let path = dotted(error.instance_path().as_str());
+    let value = error.instance().to_string();
+    let shown = if value.len() > VALUE_MAX {
+        "the value"
+    } else {
+        value.as_str()
+    };
+    match error.kind() {
+        ValidationErrorKind::Required { property } => {
+            let dot = if path.is_empty() { "" } else { "." };
+            let name = property.as_str().unwrap_or_default();
+            format!("{path}{dot}{name}: it is required and not there")
+        }
+        ValidationErrorKind::Enum { options } => {
+            let options = options.as_array().into_iter().flatten().filter_map(Value::as_str);
+            located(
+                &path,
+                format!("{shown} is none of {}", options.collect::<Vec<_>>().join(", ")),
+            )
+        }
+        kind => {
+            // Bounds are floats in a CRD's schema.
+            let problem = error.masked_with(shown).to_string();
+            let problem = problem.strip_suffix(".0").unwrap_or(&problem);
+            let is_text = matches!(
+                kind,
+                ValidationErrorKind::Type {
+                    kind: TypeKind::Single(JsonType::String)
+                }
+            );
+            let scalar = error.instance().is_number() || error.instance().is_boolean();
+            let remedy = if is_text && scalar { "; write it in quotes" } else { "" };
+            located(&path, format!("{problem}{remedy}"))
+        }
+    }
+}
+
+/// A problem with its place, where it has one.
+fn located(path: &str, problem: impl std::fmt::Display) -> String {
+    match path {
+        "" | "." => problem.to_string(),
+        path => format!("{path}: {problem}"),
+    }
+}
+
+/// Whether the keys of lists and the rules in CEL allow the object, defaults filled in. They may assume its structure.
+fn check_rules(schema: &Value, object: &Value) -> Result<(), String> {
+    if let Some(place) = repeated("", schema, object) {
         return Err(format!("{place}: it is there twice"));
     }
-    let errors = cel::Validator::new().validate(&schema, object, None);
+    let errors = cel::Validator::new().validate(schema, object, None);
     let first = errors.err().and_then(|list| list.into_vec().into_iter().next());
     match first {
         Some(error) => Err(error.to_string()),
@@ -194,7 +286,52 @@ spec:
                 "flywheel.dev/v9",
                 "apiVersion must be flywheel.dev/v1alpha1",
             ),
-            ("task: TextClassification", "colour: red", "missing field `task`"),
+            (
+                "task: TextClassification",
+                "colour: red",
+                "spec.task: it is required and not there",
+            ),
+            (
+                "{uri: 's3://d/a.csv'}",
+                "{format: Csv}",
+                "spec.dataset.sources[0].uri: it is required and not there",
+            ),
+            (
+                "sources: [{uri: 's3://d/a.csv'}]",
+                "sources: {uri: 's3://d/a.csv'}",
+                "spec.dataset.sources: {\"uri\":\"s3://d/a.csv\"} is not of type \"array\"",
+            ),
+            (
+                "  output:",
+                "  hyperparameters: {learningRate: 1e-4}\n  output:",
+                "spec.hyperparameters.learningRate: 0.0001 is not of type \"string\"; write it in quotes",
+            ),
+            (
+                "model: intent,",
+                "model: true,",
+                "spec.output.model: true is not of type \"string\"; write it in quotes",
+            ),
+            (
+                "  output:",
+                "  hyperparameters: {epochs: four}\n  output:",
+                "spec.hyperparameters.epochs: \"four\" is not of type \"integer\"",
+            ),
+            (
+                "  output:",
+                "  hyperparameters: {precision: fp8}\n  output:",
+                "spec.hyperparameters.precision: \"fp8\" is none of Auto, Float32, BFloat16, Float16",
+            ),
+            (
+                "  output:",
+                "  hyperparameters: 4\n  output:",
+                "spec.hyperparameters: 4 is not of type \"object\"",
+            ),
+            (
+                "{name: intent}",
+                "{name: intent, labels: {team: 7}}",
+                "metadata.labels.team: invalid type: integer `7`, expected a string",
+            ),
+            ("spec:", "spe:", "it has no spec"),
             ("  output:", "  colour: red\n  output:", "unknown field spec.colour"),
             (
                 "'s3://d/a.csv'",
@@ -236,5 +373,24 @@ spec:
             let found = objects::<TrainingJob>(&documents).expect_err(error);
             assert!(found.contains(error), "{found}");
         }
+    }
+
+    #[test]
+    fn explicit_nulls_and_points_after_whole_numbers_are_as_if_left_out() {
+        let nulls = TEXT.replace(
+            "  output:",
+            "  hyperparameters: {epochs: null, precision: null, batchSize: 16.0}\n  tracking: null\n  trainer:\n  output:",
+        );
+        let of = |text: &str| objects::<TrainingJob>(&documents(text).unwrap()).unwrap();
+        assert_eq!(of(&nulls), of(TEXT));
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_told_with_its_line_and_no_library_speaks() {
+        let error = documents(&TEXT.replace("  output:", "  task: Other\n  output:")).unwrap_err();
+        for word in ["task is there twice", "line 12"] {
+            assert!(error.contains(word), "{error}");
+        }
+        assert!(!error.contains("Policy"), "{error}");
     }
 }
