@@ -1,5 +1,6 @@
 //! ModelVersion: one artifact, by content.
 
+use flywheel_contract::gate::Gate;
 use flywheel_contract::scalar::{Digest, Metric};
 use flywheel_contract::trainer::ArtifactRef;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -8,7 +9,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::pod::Storage;
-use crate::training_job::Gate;
 
 /// One version of a model. Made by a finished TrainingJob, or by hand for an artifact that exists.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use flywheel_contract::checkpoint::Checkpoint;
 use flywheel_contract::dataset::{Dataset, SetName};
+use flywheel_contract::gate::Gate;
 use flywheel_contract::hyperparameters::{Hyperparameters, Model, Precision};
 use flywheel_contract::progress::{EVALUATIONS_MAX, EpochEvaluation, SinkProgress, TrackingProgress};
 use flywheel_contract::scalar::{Decimal, Metric, Task, Uri};
@@ -194,20 +195,6 @@ pub struct Output {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["metric"]))]
     pub gates: Option<Vec<Gate>>,
-}
-
-/// A metric that must be high enough.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Gate {
-    /// `<set>/<measure>`, such as `test/accuracy` or `golden/macroF1`.
-    #[schemars(
-        length(max = 64),
-        regex(pattern = r"^(validation|test|golden)/(accuracy|macroF1|weightedF1|auc)$")
-    )]
-    pub metric: String,
-    /// Smallest value that passes.
-    pub min: Decimal,
 }
 
 /// What the operator saw.

@@ -2,13 +2,14 @@
 //!
 //! Every body carries `schemaVersion`. Operators n and n−1 understand each other's pods: fields are only ever added,
 //! with a default, and a reader ignores what it does not know. The parts of a spec that pods need as they stand
-//! ([`dataset`], [`hyperparameters`]) live here and are used by the CRDs as well, so that each is written once.
+//! ([`dataset`], [`hyperparameters`], [`gate`]) live here and are used by the CRDs as well, so that each is written once.
 //! This crate must not use a Kubernetes client, an async runtime or tensors.
 
 pub mod artifact;
 pub mod checkpoint;
 pub mod dataset;
 pub mod failure;
+pub mod gate;
 pub mod hyperparameters;
 pub mod names;
 pub mod profile;

@@ -95,6 +95,11 @@ enum Command {
     /// Trains from the YAML of a TrainingJob, without Kubernetes. Keys for s3:// come from AWS_ACCESS_KEY_ID and
     /// AWS_SECRET_ACCESS_KEY. With `metadata.uid` in the file a run goes on from the checkpoints of the last one that was
     /// stopped; without it each begins anew, in a folder of its own.
+    ///
+    /// One process trains, whatever `trainer` says, and a suspended job is refused. `output.gates` are judged and printed;
+    /// the exit code is 0 also where one fails. What only a cluster has is passed over: `recovery`, all of `trainer` (image,
+    /// resources, pod settings), `serviceAccountName`, `output.versionName`, and the Secrets of `storage` and `tracking`,
+    /// whose keys are read from the environment.
     Run {
         /// File with a TrainingJob.
         #[arg(short, long, value_name = "FILE")]
@@ -150,9 +155,6 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     };
     match outcome {
         Ok(outcome) => {
-            if local {
-                ending::print(&outcome);
-            }
             let assisted = outcome == Outcome::Assisted;
             ending.write(outcome);
             if assisted {
@@ -241,13 +243,17 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
             ca_file,
             listen,
         } => {
-            let (config, named) = configuration::from_manifest(&LocalRun {
+            let job = configuration::from_manifest(&LocalRun {
                 file: file.clone(),
                 output: output.clone(),
                 device: (*device).into(),
                 ca_file: ca_file.clone(),
             })?;
+            let config = job.config;
             configuration::check(&config)?;
+            for sentence in &job.unheeded {
+                tracing::warn!("{sentence}");
+            }
             let tracker = Tracker::new(&config, terminal);
             ending.watch(&tracker);
             let listener = match listen {
@@ -257,11 +263,13 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
             let start = Start {
                 place: Place::new(&config.world, None, 0)?,
                 rendezvous: None,
-                found_again: named,
+                found_again: job.named,
                 limits,
                 arguments,
             };
-            trained(&config, &start, &tracker, listener).await
+            let outcome = trained(&config, &start, &tracker, listener).await?;
+            ending::print(&outcome, &job.gates);
+            Ok(outcome)
         }
     }
 }

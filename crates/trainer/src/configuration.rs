@@ -8,6 +8,7 @@ use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::checkpoint::KEEP_MAX;
 use flywheel_contract::dataset::{DataLimits, ROWS_MAX};
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::gate::Gate;
 use flywheel_contract::names::{CONFIG_ENV, CONFIG_MAX_BYTES};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::storage::StorageSettings;
@@ -160,12 +161,25 @@ pub struct LocalRun {
     pub ca_file: Option<PathBuf>,
 }
 
-/// The configuration that the operator would give to the pod of this TrainingJob. The job's uid is that of the file, or
-/// one of its own for each run; whether it is the file's, and a later run so finds what this one saved.
+/// What `run` does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalJob {
+    /// What the operator would give to the pod of the TrainingJob. The job's uid is that of the file, or one of its own for
+    /// each run.
+    pub config: TrainerConfig,
+    /// Whether the uid is the file's, and a later run so finds what this one saved.
+    pub named: bool,
+    /// What the metrics are compared with at the end.
+    pub gates: Vec<Gate>,
+    /// What the file asks for and only a cluster has, as sentences.
+    pub unheeded: Vec<String>,
+}
+
+/// Reads the TrainingJob of a file.
 ///
 /// # Errors
-/// `ConfigInvalid` with field or line.
-pub fn from_manifest(run: &LocalRun) -> Result<(TrainerConfig, bool), Failure> {
+/// `ConfigInvalid` with field or line, also where the job is suspended.
+pub fn from_manifest(run: &LocalRun) -> Result<LocalJob, Failure> {
     let name = run.file.display();
     let size = std::fs::metadata(&run.file)
         .map_err(|e| invalid(format!("{name} cannot be read: {e}")))?
@@ -184,6 +198,20 @@ pub fn from_manifest(run: &LocalRun) -> Result<(TrainerConfig, bool), Failure> {
             "{name}: storage.caBundle names a ConfigMap, which only a cluster has; give --ca-file"
         )));
     }
+    if spec.suspend {
+        return Err(invalid(format!(
+            "{name}: spec.suspend is true, so a cluster would train nothing; set it to false, or leave it out, to train here"
+        )));
+    }
+    let (nodes, processes) = (spec.trainer.num_nodes, spec.trainer.accelerator.count);
+    let unheeded = [
+        ("spec.trainer.numNodes", nodes),
+        ("spec.trainer.accelerator.count", processes),
+    ]
+    .into_iter()
+    .filter(|(_, wanted)| *wanted > 1)
+    .map(|(field, wanted)| format!("{field} is {wanted}, but one process trains here, with the same batches"))
+    .collect();
     let output_uri = match &run.output {
         Some(folder) => {
             file_uri(&std::path::absolute(folder).map_err(|e| invalid(format!("--output cannot be used: {e}")))?)
@@ -215,7 +243,12 @@ pub fn from_manifest(run: &LocalRun) -> Result<(TrainerConfig, bool), Failure> {
         world: World::default(),
         tracking: spec.tracking,
     };
-    Ok((config, named))
+    Ok(LocalJob {
+        config,
+        named,
+        gates: spec.output.gates.unwrap_or_default(),
+        unheeded,
+    })
 }
 
 /// One uid per run: milliseconds since 1970 and the process.
@@ -261,7 +294,7 @@ spec:
             ca_file: None,
         };
         change(&mut run);
-        from_manifest(&run).map(|(config, _)| config)
+        from_manifest(&run).map(|job| job.config)
     }
 
     #[test]
@@ -286,8 +319,8 @@ spec:
                 device: Device::Cpu,
                 ca_file: None,
             };
-            let (config, named) = from_manifest(&run).unwrap();
-            (config.job.uid, named)
+            let job = from_manifest(&run).unwrap();
+            (job.config.job.uid, job.named)
         };
         assert_eq!(
             uid(&JOB.replace("{name: intent,", "{uid: u-1, name: intent,")),
@@ -322,6 +355,10 @@ spec:
                     "  storage: {caBundle: {configMapRef: {name: a, key: b}}}\n  output:",
                 ),
                 "--ca-file",
+            ),
+            (
+                JOB.replace("  output:", "  suspend: true\n  output:"),
+                "spec.suspend is true",
             ),
             ("a: [".to_owned(), "job.yaml"),
         ];

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::gate::Gate;
 use flywheel_contract::names::EXIT_FAILED;
 use flywheel_contract::termination::{Outcome, TerminationLog, TerminationMessage};
 
@@ -68,14 +69,23 @@ impl Ending {
     }
 }
 
-/// What `run` says at its end, on stdout.
-pub(crate) fn print(outcome: &Outcome) {
+/// What `run` says at its end, on stdout: the metrics, and for each gate whether it passes.
+pub(crate) fn print(outcome: &Outcome, gates: &[Gate]) {
     let mut out = std::io::stdout().lock();
     let written = match outcome {
         Outcome::Trained(trained) => trained
             .metrics
             .iter()
             .try_for_each(|metric| writeln!(out, "{:<24} {}", metric.name, metric.value))
+            .and_then(|()| {
+                gates.iter().try_for_each(|gate| {
+                    let name = format!("gate {}", gate.metric);
+                    match gate.judge(&trained.metrics) {
+                        Ok(value) => writeln!(out, "{name:<24} passes: {value:.4} is at least {}", gate.min),
+                        Err(why) => writeln!(out, "{name:<24} fails: {why}"),
+                    }
+                })
+            })
             .and_then(|()| writeln!(out, "{:<24} {}", "steps", trained.steps))
             .and_then(|()| writeln!(out, "{:<24} {}", "artifact", trained.artifact.uri))
             .and_then(|()| writeln!(out, "{:<24} {}", "digest", trained.artifact.digest)),

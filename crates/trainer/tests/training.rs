@@ -223,6 +223,52 @@ fn a_manifest_is_trained_without_kubernetes() {
     );
 }
 
+/// A file for `run`, with these lines more in its spec and these in its output.
+fn job_file(world: &World, spec: &str, output: &str) -> String {
+    world.write(
+        "job.yaml",
+        format!(
+            "apiVersion: flywheel.dev/v1alpha1\nkind: TrainingJob\nmetadata: {{name: intent, uid: u-7}}\nspec:\n  task: TextClassification\n  \
+             model: {{pretrained: {{uri: {}}}}}\n  dataset: {{sources: [{{uri: {}}}]}}\n{spec}  output: {{model: intent, uri: {}{output}}}\n",
+            world.uri("bert"),
+            world.uri("data.csv"),
+            world.uri("made")
+        ),
+    );
+    world.path("job.yaml").display().to_string()
+}
+
+/// Promotion is the cluster's matter: a gate that does not hold is told and is no failure.
+#[test]
+fn a_run_judges_the_gates_and_says_what_it_does_not_heed() {
+    let world = World::new();
+    let file = job_file(
+        &world,
+        "  hyperparameters: {epochs: 1, maxLength: 16}\n  trainer: {numNodes: 2, accelerator: {count: 3}}\n",
+        ", gates: [{metric: test/accuracy, min: \"0\"}, {metric: validation/macroF1, min: \"1.5\"}]",
+    );
+    let ended = world.ended(world.command(&["run", "-f", &file]).output().unwrap());
+    ended.trained();
+    let gate = |metric: &str| {
+        let line = ended
+            .stdout
+            .lines()
+            .find(|l| l.starts_with("gate") && l.contains(metric));
+        line.unwrap_or_else(|| panic!("{}", ended.stdout)).to_owned()
+    };
+    let passed = gate("test/accuracy");
+    assert!(passed.contains("passes") && passed.contains("at least 0"), "{passed}");
+    let failed = gate("validation/macroF1");
+    assert!(failed.contains("fails") && failed.contains("below 1.5"), "{failed}");
+    for word in [
+        "spec.trainer.numNodes is 2",
+        "spec.trainer.accelerator.count is 3",
+        "one process",
+    ] {
+        assert!(ended.stderr.contains(word), "{}", ended.stderr);
+    }
+}
+
 /// What it saved lies under a uid that no other run has, so nothing else is promised.
 #[test]
 fn a_run_without_a_uid_that_is_stopped_says_how_to_make_one_that_goes_on() {

@@ -1,7 +1,7 @@
 //! Whether a version may be served in place of another: its gates against its metrics.
 
-use flywheel_api::training_job::Gate;
-use flywheel_contract::scalar::{Metric, metric_value};
+use flywheel_contract::gate::Gate;
+use flywheel_contract::scalar::Metric;
 
 /// The verdict of all gates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +18,7 @@ pub enum Verdict {
     },
 }
 
-/// Compares each gate with the metric of its name. A metric that was not measured fails its gate: a gate that is skipped
-/// in silence is none.
+/// All gates, each as [`Gate::judge`] says.
 #[must_use]
 pub fn judge(gates: &[Gate], metrics: &[Metric]) -> Verdict {
     if gates.is_empty() {
@@ -27,25 +26,7 @@ pub fn judge(gates: &[Gate], metrics: &[Metric]) -> Verdict {
             message: "there are no gates".to_owned(),
         };
     }
-    let failures: Vec<String> = gates
-        .iter()
-        .filter_map(|gate| {
-            let name = &gate.metric;
-            match (metric_value(metrics, name), gate.min.value()) {
-                (_, None) => Some(format!("{name}: {} is no number", gate.min)),
-                (None, Some(_)) => Some(format!(
-                    "{name} was not measured{}",
-                    if name.starts_with("golden/") {
-                        ": the job had no golden set"
-                    } else {
-                        ""
-                    }
-                )),
-                (Some(value), Some(min)) if value < min => Some(format!("{name} is {value:.4}, below {}", gate.min)),
-                (Some(_), Some(_)) => None,
-            }
-        })
-        .collect();
+    let failures: Vec<String> = gates.iter().filter_map(|gate| gate.judge(metrics).err()).collect();
     if failures.is_empty() {
         Verdict::Passed {
             message: format!("all {} gates hold", gates.len()),
