@@ -268,6 +268,13 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
                 arguments,
             };
             let outcome = trained(&config, &start, &tracker, listener).await?;
+            if tracker.was_done_before() {
+                tracing::warn!(
+                    "the job with the uid {} was finished by a run before this one: nothing was trained, and the figures are those \
+                     of that run, whatever the file says now. Another metadata.uid, or none, starts anew",
+                    config.job.uid
+                );
+            }
             ending::print(&outcome, &job.gates);
             Ok(outcome)
         }

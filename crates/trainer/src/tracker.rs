@@ -336,6 +336,8 @@ pub(crate) struct Tracker {
     stop: AtomicU8,
     /// Whether the tensor thread is at work.
     busy: AtomicBool,
+    /// Whether an earlier attempt has finished the job.
+    done_before: AtomicBool,
 }
 
 impl Tracker {
@@ -394,6 +396,7 @@ impl Tracker {
             recorder: OnceLock::new(),
             stop: AtomicU8::new(Stop::No as u8),
             busy: AtomicBool::new(false),
+            done_before: AtomicBool::new(false),
         };
         Arc::new(tracker)
     }
@@ -545,6 +548,16 @@ impl Tracker {
         if let Some(recorder) = self.recorder.get() {
             recorder.begin(self.inner().progress.step);
         }
+    }
+
+    /// An earlier attempt has finished the job; nothing is trained.
+    pub(crate) fn done_before(&self) {
+        self.done_before.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether one has.
+    pub(crate) fn was_done_before(&self) -> bool {
+        self.done_before.load(Ordering::SeqCst)
     }
 
     /// What came out.

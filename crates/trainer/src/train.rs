@@ -58,6 +58,7 @@ pub(crate) async fn train(
             attempt = result.job.attempt,
             "an earlier attempt has finished this job"
         );
+        tracker.done_before();
         // It may have ended before it came to this.
         output::clear(&mut lineage).await;
         tracker.phase(Phase::Done);

@@ -269,6 +269,29 @@ fn a_run_judges_the_gates_and_says_what_it_does_not_heed() {
     }
 }
 
+#[test]
+fn a_run_whose_uid_is_done_says_that_nothing_was_trained() {
+    let world = World::new();
+    let run = |epochs: u32| {
+        let spec = format!("  hyperparameters: {{epochs: {epochs}, maxLength: 16}}\n");
+        let file = job_file(&world, &spec, "");
+        world.ended(
+            world
+                .command(&["run", "-f", &file])
+                .env("RUST_LOG", "warn")
+                .output()
+                .unwrap(),
+        )
+    };
+    let first = run(1);
+    assert!(!first.stderr.contains("nothing was trained"), "{}", first.stderr);
+    let again = run(2);
+    assert_eq!(again.trained(), first.trained());
+    for word in ["u-7", "nothing was trained", "metadata.uid"] {
+        assert!(again.stderr.contains(word), "{}", again.stderr);
+    }
+}
+
 /// What it saved lies under a uid that no other run has, so nothing else is promised.
 #[test]
 fn a_run_without_a_uid_that_is_stopped_says_how_to_make_one_that_goes_on() {
