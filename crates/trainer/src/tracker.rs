@@ -134,9 +134,9 @@ struct Metrics {
     registry: Registry,
     steps: Counter,
     examples: Counter,
-    loss: Float,
-    learning_rate: Float,
-    rate: Float,
+    loss: Late,
+    learning_rate: Late,
+    rate: Late,
     grad_norm: Late,
     step: Float,
     total_steps: Float,
@@ -166,17 +166,6 @@ impl Metrics {
         registry.register("steps", "Optimiser steps done", steps.clone());
         let examples = Counter::default();
         registry.register("examples", "Examples trained on, repeats counted", examples.clone());
-        let loss = Float::default();
-        registry.register_with_unit(
-            "loss",
-            "Smoothed training loss",
-            Unit::Other("nats".to_owned()),
-            loss.clone(),
-        );
-        let learning_rate = Float::default();
-        registry.register("learning_rate", "Present learning rate", learning_rate.clone());
-        let rate = Float::default();
-        registry.register("examples_per_second", "Smoothed speed of training", rate.clone());
         let mut plain = |name: &str, help: &str| {
             let gauge = Float::default();
             registry.register(name, help, gauge.clone());
@@ -195,6 +184,9 @@ impl Metrics {
             }
             gauge
         };
+        let loss = late("loss", "Smoothed training loss", Some("nats"));
+        let learning_rate = late("learning_rate", "Present learning rate", None);
+        let rate = late("examples_per_second", "Smoothed speed of training", None);
         let grad_norm = late(
             "grad_norm",
             "Norm of all gradients at the last step, before clipping",
@@ -443,15 +435,12 @@ impl Tracker {
             p.examples_per_second = Some(rate);
             let left = seen.total_steps.saturating_sub(seen.step) as f64 * seen.examples as f64 / rate;
             p.eta_seconds = Duration::try_from_secs_f64(left).ok().map(|d| d.as_secs());
-            self.metrics.rate.set(rate);
         }
         if let Some(recorder) = self.recorder.get() {
             recorder.step(seen, p.examples_per_second);
         }
         self.metrics.steps.inc();
         self.metrics.examples.inc_by(seen.examples as u64);
-        self.metrics.loss.set(loss);
-        self.metrics.learning_rate.set(seen.learning_rate);
         if let Some(bar) = &self.bar {
             bar.set_length(seen.total_steps);
             bar.set_position(seen.step);
@@ -702,6 +691,9 @@ impl Tracker {
             m.total_steps.set(p.total_steps as f64);
             m.epoch.set(f64::from(p.epoch));
             m.total_epochs.set(f64::from(p.total_epochs));
+            tell(&m.loss, p.loss);
+            tell(&m.learning_rate, p.learning_rate);
+            tell(&m.rate, p.examples_per_second);
             tell(&m.grad_norm, p.grad_norm);
             tell(&m.eta, p.eta_seconds.map(|s| s as f64));
             tell(&m.checkpoint_step, p.checkpoint.step.map(|s| s as f64));
@@ -811,5 +803,53 @@ mod tests {
         assert_eq!(median(&VecDeque::new()), None);
         assert_eq!(median(&[3.0].into()), Some(3.0));
         assert_eq!(median(&[1.0, 1000.0, 2.0].into()), Some(2.0));
+    }
+
+    #[test]
+    fn a_figure_that_is_not_known_yet_is_absent() {
+        let config = serde_json::from_value(serde_json::json!({
+            "schemaVersion": 1,
+            "job": {"namespace": "team", "name": "intent", "uid": "u", "attempt": 1},
+            "task": "TextClassification",
+            "model": {"pretrained": {"uri": "file:///bert"}},
+            "dataset": {"sources": [{"uri": "file:///a.csv"}]},
+            "hyperparameters": {},
+            "device": "Cpu",
+            "storage": {},
+            "modelName": "intent",
+            "outputUri": "file:///out",
+        }))
+        .unwrap();
+        let tracker = Tracker::new(&config, false);
+        let values = || {
+            let text = tracker.metrics();
+            let names = [
+                "loss_nats",
+                "learning_rate",
+                "grad_norm",
+                "examples_per_second",
+                "eta_seconds",
+            ];
+            let has = |name: &str| {
+                let line = format!("flywheel_trainer_{name}");
+                text.lines().any(|l| l.starts_with(&line))
+            };
+            names.map(has)
+        };
+        let seen = |step| StepSeen {
+            step,
+            total_steps: 9,
+            epoch: 1,
+            loss: 1.0,
+            learning_rate: 0.1,
+            grad_norm: 1.0,
+            examples: 8,
+        };
+        assert_eq!(values(), [false; 5]);
+        tracker.step(&seen(1));
+        // There is no speed before two steps.
+        assert_eq!(values(), [true, true, true, false, false]);
+        tracker.step(&seen(2));
+        assert_eq!(values(), [true; 5]);
     }
 }

@@ -364,7 +364,7 @@ fn progress_and_metrics_are_served() {
     for name in [
         "flywheel_trainer_steps_total ",
         "flywheel_trainer_examples_total ",
-        "flywheel_trainer_loss_nats ",
+        "flywheel_trainer_loss_nats{} ",
         "flywheel_trainer_validation_accuracy_ratio{} ",
         "flywheel_trainer_grad_norm{} ",
         "flywheel_trainer_phase_seconds{phase=\"Training\"} ",
