@@ -16,6 +16,8 @@ use crate::{LABEL_MAX_BYTES, MAX_ROWS, TEXT_MAX_BYTES};
 
 /// Most bytes of one line of JSONL: a text of the longest kind with every character escaped, and as much beside it.
 const LINE_MAX_BYTES: u64 = 1024 * 1024;
+/// How a file in UTF-16 may begin; neither is UTF-8.
+const UTF16_MARKS: [[u8; 2]; 2] = [[0xff, 0xfe], [0xfe, 0xff]];
 /// Most column names in a message.
 const COLUMNS_SHOWN: usize = 20;
 
@@ -119,12 +121,20 @@ impl Context<'_> {
     }
 
     fn utf8<'b>(&self, line: u64, column: &str, bytes: &'b [u8]) -> Result<&'b str> {
-        std::str::from_utf8(bytes).map_err(|_| {
-            self.invalid(
-                Some(line),
-                format!("column {column:?} is not UTF-8; convert the file, for example with `iconv -t UTF-8`"),
-            )
-        })
+        std::str::from_utf8(bytes).map_err(|_| self.not_utf8(line, &format!("column {column:?}"), bytes))
+    }
+
+    /// `bytes` are those of `what`, which begin the file if nothing stands before them.
+    fn not_utf8(&self, line: u64, what: &str, bytes: &[u8]) -> DataError {
+        let utf16 = line == 1 && UTF16_MARKS.iter().any(|mark| bytes.starts_with(mark));
+        let (mark, from) = match utf16 {
+            true => (" but UTF-16, as its byte order mark tells", "-f UTF-16 "),
+            false => ("", ""),
+        };
+        self.invalid(
+            Some(line),
+            format!("{what} is not UTF-8{mark}; convert the file, for example with `iconv {from}-t UTF-8`"),
+        )
     }
 }
 
@@ -225,6 +235,16 @@ fn csv_error(context: &Context<'_>, error: &csv::Error) -> DataError {
     context.invalid(line, problem)
 }
 
+/// Why a column is not in the header.
+fn header_error(context: &Context<'_>, column: &str, header: &csv::ByteRecord, names: &[String]) -> DataError {
+    let line = header.position().map_or(1, csv::Position::line);
+    if std::str::from_utf8(header.as_slice()).is_err() {
+        return context.not_utf8(line, "the header", header.as_slice());
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    context.missing(column, &names)
+}
+
 fn read_csv(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &str, &str)) -> Result<()> {
     const EXPECTED: &str = "a header line and at least one row below it";
     let quotes = Rc::new(Cell::new(0));
@@ -247,10 +267,11 @@ fn read_csv(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &st
                 .to_owned()
         })
         .collect();
-    let place = |column: &str| names.iter().position(|n| n == column);
-    let all: Vec<&str> = names.iter().map(String::as_str).collect();
-    let text_at = place(context.text_column).ok_or_else(|| context.missing(context.text_column, &all))?;
-    let label_at = place(context.label_column).ok_or_else(|| context.missing(context.label_column, &all))?;
+    let place = |column: &str| {
+        let found = names.iter().position(|n| n == column);
+        found.ok_or_else(|| header_error(context, column, &header, &names))
+    };
+    let (text_at, label_at) = (place(context.text_column)?, place(context.label_column)?);
     let mut record = csv::ByteRecord::new();
     let mut last_line = 1;
     let mut last_spans_lines = false;
@@ -313,12 +334,7 @@ fn read_jsonl(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &
                 format!("the line has more than {LINE_MAX_BYTES} bytes; write one JSON object per line"),
             ));
         }
-        let Ok(text) = std::str::from_utf8(&buffer) else {
-            return Err(context.invalid(
-                Some(line),
-                "the line is not UTF-8; convert the file, for example with `iconv -t UTF-8`",
-            ));
-        };
+        let text = std::str::from_utf8(&buffer).map_err(|_| context.not_utf8(line, "the line", &buffer))?;
         let text = text.trim_start_matches('\u{feff}').trim();
         if text.is_empty() {
             continue;

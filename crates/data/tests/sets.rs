@@ -65,6 +65,15 @@ fn run(files: &SourceFiles) -> Result<Prepared, DataError> {
     prepare(&dataset(), files)
 }
 
+/// A text in UTF-16 with a byte order mark.
+fn utf16(text: &str, bytes: fn(u16) -> [u8; 2]) -> Vec<u8> {
+    "\u{feff}"
+        .encode_utf16()
+        .chain(text.encode_utf16())
+        .flat_map(bytes)
+        .collect()
+}
+
 fn one(content: impl AsRef<[u8]>, name: &str) -> Result<Prepared, DataError> {
     let dir = tempfile::tempdir().unwrap();
     run(&SourceFiles {
@@ -113,6 +122,30 @@ fn what_is_wrong_is_told_with_place_and_remedy() {
             b"text,label\nfine,a\nbr\xf6ken,b\n".to_vec(),
             FailureReason::DatasetInvalid,
             &["line 3", "UTF-8", "iconv"],
+        ),
+        (
+            "latin1.csv",
+            b"t\xe9xt,label\nfine,a\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["line 1: the header is not UTF-8; convert the file", "iconv"],
+        ),
+        (
+            "utf16le.csv",
+            utf16("text,label\nfine,a\n", u16::to_le_bytes),
+            FailureReason::DatasetInvalid,
+            &["line 1", "not UTF-8 but UTF-16", "iconv -f UTF-16 -t UTF-8"],
+        ),
+        (
+            "utf16be.csv",
+            utf16("text,label\nfine,a\n", u16::to_be_bytes),
+            FailureReason::DatasetInvalid,
+            &["line 1", "not UTF-8 but UTF-16", "iconv -f UTF-16 -t UTF-8"],
+        ),
+        (
+            "utf16.jsonl",
+            utf16("{\"text\": \"a\", \"label\": \"b\"}\n", u16::to_le_bytes),
+            FailureReason::DatasetInvalid,
+            &["line 1", "not UTF-8 but UTF-16", "iconv -f UTF-16 -t UTF-8"],
         ),
         (
             "ragged.csv",
