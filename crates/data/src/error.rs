@@ -31,7 +31,7 @@ pub enum DataError {
         message: String,
     },
     /// A file breaks the rules of its format or a bound.
-    #[error("{source_name}{}: {problem}", line.map(|l| format!(", line {l}")).unwrap_or_default())]
+    #[error("{source_name}{}: {problem}", place(*line))]
     Invalid {
         /// URI of the file.
         source_name: String,
@@ -41,16 +41,18 @@ pub enum DataError {
         problem: String,
     },
     /// A column is not there.
-    #[error(
-        "{source_name} has no column {column:?}; it has {columns}. Set `textColumn` and `labelColumn` to names of the file"
-    )]
+    #[error("{source_name}{} has no column {column:?}; it has {columns}. {remedy}", place(*line))]
     ColumnMissing {
         /// URI of the file.
         source_name: String,
+        /// Line from 1, where each line has columns of its own (JSONL).
+        line: Option<u64>,
         /// Name looked for.
         column: String,
         /// Names that are there.
         columns: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// Fewer than two labels.
     #[error(
@@ -133,6 +135,11 @@ impl DataError {
             Self::Io { .. } => FailureReason::InternalError,
         }
     }
+}
+
+/// A line, as it follows the name of its file.
+fn place(line: Option<u64>) -> String {
+    line.map(|l| format!(", line {l}")).unwrap_or_default()
 }
 
 impl From<DataError> for Failure {

@@ -14,6 +14,8 @@ use parquet::schema::types::Type;
 use crate::error::{DataError, Result};
 use crate::{LABEL_MAX_BYTES, MAX_ROWS, TEXT_MAX_BYTES};
 
+/// Bytes that are read at once.
+const READ_BYTES: usize = 256 * 1024;
 /// Most bytes of one line of JSONL: a text of the longest kind with every character escaped, and as much beside it.
 const LINE_MAX_BYTES: u64 = 1024 * 1024;
 /// How a file in UTF-16 may begin; neither is UTF-8.
@@ -59,7 +61,8 @@ impl Context<'_> {
         DataError::invalid(self.name, line, problem)
     }
 
-    fn missing(&self, column: &str, columns: &[&str]) -> DataError {
+    /// With the line, where each has columns of its own.
+    fn missing(&self, line: Option<u64>, column: &str, columns: &[&str]) -> DataError {
         let mut list: Vec<String> = columns
             .iter()
             .take(COLUMNS_SHOWN)
@@ -73,11 +76,16 @@ impl Context<'_> {
         }
         DataError::ColumnMissing {
             source_name: self.name.to_owned(),
+            line,
             column: column.to_owned(),
             columns: if list.is_empty() {
                 "none".to_owned()
             } else {
                 list.join(", ")
+            },
+            remedy: match line {
+                Some(_) if self.rows > 0 => "The rows before have it: add it to this line or drop the line",
+                _ => "Set `textColumn` and `labelColumn` to names of the file",
             },
         }
     }
@@ -171,13 +179,27 @@ pub fn read_rows(
     Ok(context.rows)
 }
 
-/// A CSV file with `\n` alone at the end of lines: the csv crate counts lines that end with `\r\n` one late. Counts quotes as
-/// they pass, to find one that is never closed: the csv crate takes the rest of the file as one field then.
+/// A file with `\n` alone at the end of lines: the csv crate counts lines that end with `\r\n` one late, and those that end
+/// with `\r` not at all. A `\r` alone ends lines where it ends the first one, and is a part of a text elsewhere. Counts quotes
+/// as they pass, to find one that is never closed: the csv crate takes the rest of the file as one field then.
 struct Lines<R> {
     inner: R,
     /// A `\r` whose next byte is not known yet.
     held: bool,
+    /// What a `\r` alone becomes; known from the end of the first line on.
+    lone: Option<u8>,
     quotes: Rc<Cell<u64>>,
+}
+
+impl<R> Lines<R> {
+    fn new(inner: R) -> Self {
+        Self {
+            inner,
+            held: false,
+            lone: None,
+            quotes: Rc::default(),
+        }
+    }
 }
 
 impl<R: BufRead> Read for Lines<R> {
@@ -196,7 +218,7 @@ impl<R: BufRead> Read for Lines<R> {
                 written
             };
             if end && std::mem::take(&mut self.held) {
-                put(b'\r');
+                put(*self.lone.get_or_insert(b'\n'));
             }
             let mut full = room == 0;
             for byte in available.iter().copied() {
@@ -205,7 +227,10 @@ impl<R: BufRead> Read for Lines<R> {
                 }
                 used += 1;
                 if std::mem::take(&mut self.held) && byte != b'\n' {
-                    put(b'\r');
+                    full = put(*self.lone.get_or_insert(b'\n')) >= room;
+                }
+                if byte == b'\n' {
+                    self.lone.get_or_insert(b'\r');
                 }
                 quotes += u64::from(byte == b'"');
                 if byte == b'\r' {
@@ -223,11 +248,34 @@ impl<R: BufRead> Read for Lines<R> {
     }
 }
 
-fn csv_error(context: &Context<'_>, error: &csv::Error) -> DataError {
+/// What the quotes of a row say that is not as it should be.
+#[derive(Clone, Copy)]
+enum Quote {
+    None,
+    /// A field goes over several lines.
+    ClosedLate,
+    NeverClosed,
+}
+
+fn spans_lines(record: &csv::ByteRecord) -> bool {
+    record.iter().any(|field| field.contains(&b'\n'))
+}
+
+fn csv_error(context: &Context<'_>, error: &csv::Error, quote: Quote) -> DataError {
     let line = error.position().map(csv::Position::line);
     let problem = match error.kind() {
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            format!("{len} fields where the header has {expected_len}; quote texts that hold commas (\"…\")")
+            let fields = if *len == 1 { "field" } else { "fields" };
+            let why = match quote {
+                Quote::None => "quote texts that hold commas (\"…\")",
+                Quote::ClosedLate => {
+                    "quote texts that hold commas (\"…\"); the row goes over several lines, so a quote that is opened in this line may never be closed"
+                }
+                Quote::NeverClosed => {
+                    "a quote is opened in this line and never closed; quotes within a text are doubled (\"\")"
+                }
+            };
+            format!("{len} {fields} where the header has {expected_len}; {why}")
         }
         csv::ErrorKind::Io(e) => format!("cannot be read: {e}"),
         other => format!("no CSV: {other:?}"),
@@ -238,23 +286,28 @@ fn csv_error(context: &Context<'_>, error: &csv::Error) -> DataError {
 /// Why a column is not in the header.
 fn header_error(context: &Context<'_>, column: &str, header: &csv::ByteRecord, names: &[String]) -> DataError {
     let line = header.position().map_or(1, csv::Position::line);
+    if spans_lines(header) {
+        return context.invalid(
+            Some(line),
+            "the header goes over several lines, so a quote that is opened in it may never be closed; quotes within a name are doubled (\"\")",
+        );
+    }
     if std::str::from_utf8(header.as_slice()).is_err() {
         return context.not_utf8(line, "the header", header.as_slice());
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    context.missing(column, &names)
+    context.missing(None, column, &names)
 }
 
 fn read_csv(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &str, &str)) -> Result<()> {
     const EXPECTED: &str = "a header line and at least one row below it";
-    let quotes = Rc::new(Cell::new(0));
-    let lines = Lines {
-        inner: BufReader::with_capacity(256 * 1024, file),
-        held: false,
-        quotes: Rc::clone(&quotes),
-    };
+    let lines = Lines::new(BufReader::with_capacity(READ_BYTES, file));
+    let quotes = Rc::clone(&lines.quotes);
     let mut reader = csv::ReaderBuilder::new().has_headers(true).from_reader(lines);
-    let header = reader.byte_headers().map_err(|e| csv_error(context, &e))?.clone();
+    let header = reader
+        .byte_headers()
+        .map_err(|e| csv_error(context, &e, Quote::None))?
+        .clone();
     if header.is_empty() {
         return Err(context.no_rows(EXPECTED));
     }
@@ -275,12 +328,24 @@ fn read_csv(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &st
     let mut record = csv::ByteRecord::new();
     let mut last_line = 1;
     let mut last_spans_lines = false;
-    while reader
-        .read_byte_record(&mut record)
-        .map_err(|e| csv_error(context, &e))?
-    {
-        last_line = record.position().map_or(0, csv::Position::line);
-        last_spans_lines = record.iter().any(|field| field.contains(&b'\n'));
+    loop {
+        match reader.read_byte_record(&mut record) {
+            Ok(true) => {
+                last_line = record.position().map_or(0, csv::Position::line);
+                last_spans_lines = spans_lines(&record);
+            }
+            Ok(false) => break,
+            Err(e) => {
+                let spans_lines = spans_lines(&record);
+                let at_end = matches!(reader.read_byte_record(&mut record), Ok(false));
+                let quote = match (at_end && quotes.get() % 2 == 1, spans_lines) {
+                    (true, _) => Quote::NeverClosed,
+                    (false, true) => Quote::ClosedLate,
+                    (false, false) => Quote::None,
+                };
+                return Err(csv_error(context, &e, quote));
+            }
+        }
         let (text, label) = (
             record.get(text_at).unwrap_or_default(),
             record.get(label_at).unwrap_or_default(),
@@ -310,7 +375,8 @@ fn read_csv(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &st
 }
 
 fn read_jsonl(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &str, &str)) -> Result<()> {
-    let mut reader = BufReader::with_capacity(256 * 1024, file);
+    let lines = Lines::new(BufReader::with_capacity(READ_BYTES, file));
+    let mut reader = BufReader::with_capacity(READ_BYTES, lines);
     let mut buffer = Vec::new();
     let mut line = 0_u64;
     loop {
@@ -353,7 +419,11 @@ fn read_jsonl(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64, &
             ));
         };
         let keys = || object.keys().map(String::as_str).collect::<Vec<_>>();
-        let get = |column: &str| object.get(column).ok_or_else(|| context.missing(column, &keys()));
+        let get = |column: &str| {
+            object
+                .get(column)
+                .ok_or_else(|| context.missing(Some(line), column, &keys()))
+        };
         let text = match get(context.text_column)? {
             serde_json::Value::String(text) => text.as_str(),
             serde_json::Value::Null => "",
@@ -404,7 +474,7 @@ fn read_parquet(context: &mut Context<'_>, file: File, sink: &mut dyn FnMut(u64,
                 .iter()
                 .find(|f| f.name() == column)
                 .cloned()
-                .ok_or_else(|| context.missing(column, &names))?,
+                .ok_or_else(|| context.missing(None, column, &names))?,
         );
     }
     let projection = Type::group_type_builder(schema.name())
@@ -472,15 +542,18 @@ mod tests {
 
     /// However the file comes in pieces.
     #[test]
-    fn carriage_returns_before_line_feeds_are_left_out_and_no_others() {
-        let text = "a\r\nb\rc\r\r\n\"\"\r";
-        for (piece, room) in [(1, 2), (2, 3), (3, 2), (100, 100)] {
-            let quotes = Rc::new(Cell::new(0));
-            let mut lines = Lines {
-                inner: BufReader::with_capacity(piece, text.as_bytes()),
-                held: false,
-                quotes: Rc::clone(&quotes),
-            };
+    fn lines_end_with_line_feeds_and_other_carriage_returns_stay() {
+        let cases = [
+            ("a\r\nb\rc\r\r\n\"\"\r", "a\nb\rc\r\n\"\"\r"),
+            ("a\nb\rc\r\r\n\"\"\r", "a\nb\rc\r\n\"\"\r"),
+            ("a\rb\r\r\"c\"\r\n\r", "a\nb\n\n\"c\"\n\n"),
+            ("\"a\"\r", "\"a\"\n"),
+            ("\"a\"\n\r\r\r\rb", "\"a\"\n\r\r\r\rb"),
+        ];
+        let pieces = [(1, 2), (2, 3), (3, 2), (100, 100)];
+        for ((text, expected), (piece, room)) in cases.iter().flat_map(|c| pieces.map(|p| (c, p))) {
+            let mut lines = Lines::new(BufReader::with_capacity(piece, text.as_bytes()));
+            let quotes = Rc::clone(&lines.quotes);
             let (mut all, mut buffer) = (Vec::new(), vec![0; room]);
             loop {
                 let n = lines.read(&mut buffer).unwrap();
@@ -489,7 +562,7 @@ mod tests {
                 }
                 all.extend_from_slice(&buffer[..n]);
             }
-            assert_eq!(String::from_utf8(all).unwrap(), "a\nb\rc\r\n\"\"\r", "{piece} {room}");
+            assert_eq!(String::from_utf8(all).unwrap(), *expected, "{piece} {room}");
             assert_eq!(quotes.get(), 2);
         }
     }

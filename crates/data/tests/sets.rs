@@ -160,6 +160,36 @@ fn what_is_wrong_is_told_with_place_and_remedy() {
             &["line 3", "never closed"],
         ),
         (
+            "open.csv",
+            b"text,label\nx,a\n\"secret, b\nz,c\nw,d\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &[
+                "line 3: 1 field where the header has 2",
+                "a quote is opened in this line and never closed",
+            ],
+        ),
+        (
+            "open at the end.csv",
+            b"text,label\nx,a\n\"secret, b".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["line 3: 1 field where the header has 2", "never closed"],
+        ),
+        (
+            "open for a while.csv",
+            b"text,label\n\"secret, a\nz,\"c\"\nw,d\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &[
+                "line 2: 1 field where the header has 2",
+                "a quote that is opened in this line may never be closed",
+            ],
+        ),
+        (
+            "open header.csv",
+            b"text,\"label\nsecret,a\n".to_vec(),
+            FailureReason::DatasetInvalid,
+            &["line 1: the header goes over several lines", "may never be closed"],
+        ),
+        (
             "long.csv",
             long.into_bytes(),
             FailureReason::DatasetInvalid,
@@ -199,7 +229,16 @@ fn what_is_wrong_is_told_with_place_and_remedy() {
             "key.jsonl",
             b"{\"text\": \"a\", \"intent\": \"b\"}\n".to_vec(),
             FailureReason::ColumnMissing,
-            &["\"label\"", "\"intent\", \"text\""],
+            &["key.jsonl, line 1 has no column \"label\"", "\"intent\", \"text\""],
+        ),
+        (
+            "one key.jsonl",
+            b"{\"text\": \"a\", \"label\": \"b\"}\n\n{\"label\": \"b\"}\n".to_vec(),
+            FailureReason::ColumnMissing,
+            &[
+                "one key.jsonl, line 3 has no column \"text\"",
+                "The rows before have it: add it to this line or drop the line",
+            ],
         ),
         (
             "type.jsonl",
@@ -284,7 +323,7 @@ fn quoted_commas_lines_and_a_byte_order_mark_are_read() {
 #[test]
 fn lines_are_counted_alike_whatever_they_end_with() {
     let lines = ["text,label", "a,x", "", "\"b", "c\",y", "z,z,z"];
-    for end in ["\n", "\r\n"] {
+    for end in ["\n", "\r\n", "\r"] {
         let error = one(lines.join(end) + end, "x.csv").unwrap_err().to_string();
         assert!(error.contains("line 6: 3 fields"), "{end:?}: {error}");
         let broken = [
@@ -296,6 +335,9 @@ fn lines_are_counted_alike_whatever_they_end_with() {
         .concat();
         let error = one(broken, "x.csv").unwrap_err().to_string();
         assert!(error.contains("line 3: column"), "{end:?}: {error}");
+        let error = one(["{\"text\": \"a\", \"label\": \"b\"}", "", "["].join(end), "x.jsonl");
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("line 3: no JSON"), "{end:?}: {error}");
     }
 }
 
