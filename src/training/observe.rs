@@ -14,13 +14,14 @@ use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
 use flywheel_contract::progress::{EpochEvaluation, Progress, TrackingProgress};
 use flywheel_contract::termination::Position;
 use flywheel_policy::training::attempt::{
-    AttemptState, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state, unhealthy_device,
-    unrecorded,
+    AttemptState, Remains, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state,
+    unhealthy_device, unrecorded,
 };
 use flywheel_policy::training::hang::{Look, Surroundings, Verdict};
 use flywheel_policy::training::{AttemptView, Ended, Observed, Phase};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 
@@ -116,12 +117,16 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
         .unwrap_or(0);
     let ended = status.and_then(|s| ended(&s.conditions));
     let cached = jobs.last().map_or(0, |(attempt, _)| *attempt);
+    let mut deleted = None;
     // The status names an attempt that the cache does not show: it lags, or the Job was deleted. A finished job needs none.
     if told > cached && ended.is_none() {
         let api: Api<Job> = Api::namespaced(context.client.clone(), &namespace);
-        let live = within("get Job", api.get_opt(&training_attempt(&name, told))).await?;
-        if let Some(live) = live.filter(|j| is_controlled_by(&j.metadata, &uid)) {
-            jobs.push((told, Arc::new(live)));
+        let child = training_attempt(&name, told);
+        match within("get Job", api.get_opt(&child)).await? {
+            Some(live) if is_controlled_by(&live.metadata, &uid) => jobs.push((told, Arc::new(live))),
+            // Pods of a stranger's Job of that name are its own.
+            Some(_) => {}
+            None => deleted = Some(child),
         }
     }
 
@@ -163,6 +168,14 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
             state: seen,
         });
         pods.extend(of_job.into_iter().map(|pod| (*attempt, Arc::clone(pod))));
+    }
+
+    let mut remains = Remains::default();
+    if let Some(deleted) = deleted {
+        let left: Vec<&Arc<Pod>> = candidates.iter().filter(|p| is_left_of(p, &deleted, job)).collect();
+        let views: Vec<&Pod> = left.iter().map(|p| p.as_ref()).collect();
+        remains = Remains::of(&views, TRAINER, context.now());
+        pods.extend(left.into_iter().map(|pod| (told, Arc::clone(pod))));
     }
 
     let mut placement = None;
@@ -250,6 +263,7 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                 .progress
                 .position(&uid, told)
                 .or_else(|| status.and_then(|s| s.progress.as_ref()).and_then(written_position)),
+            remains,
             ended,
             version_made,
             placement,
@@ -260,6 +274,15 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
         progress,
         version,
     })
+}
+
+/// Whether a pod is left of our Job of this name, which was deleted. One of an earlier TrainingJob of the same name is older
+/// than ours; one that lost its owner was meant to run on.
+fn is_left_of(pod: &Pod, deleted: &str, owner: &TrainingJob) -> bool {
+    let made = |metadata: &ObjectMeta| metadata.creation_timestamp.as_ref().map(|t| t.0);
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    owners.any(|r| r.controller == Some(true) && r.kind == "Job" && r.name == deleted)
+        && made(&pod.metadata) >= made(&owner.metadata)
 }
 
 /// How far the attempt was that the status tells of; `None` where it tells only of the checkpoint that the next one begins

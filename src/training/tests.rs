@@ -696,6 +696,70 @@ async fn deleted_jobs_take_no_restart_back_and_a_raised_budget_goes_on_from_the_
 }
 
 #[tokio::test]
+async fn a_deleted_jobs_pod_is_told_to_end_and_waited_for_before_the_next_attempt() {
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let gone = stored_attempt(&job, 1);
+    let runs = pod_of(&gone, "trainer", "Running", &json!({"running": {}}));
+    let told = |deadline: &str| {
+        let mut pod = runs.clone();
+        pod.metadata.deletion_timestamp = serde_json::from_value(json!(deadline)).unwrap();
+        pod.metadata.deletion_grace_period_seconds = Some(30);
+        pod
+    };
+    let mut orphan = runs.clone();
+    orphan.metadata.owner_references = None;
+    let mut of_one_before = runs.clone();
+    of_one_before.metadata.creation_timestamp = serde_json::from_value(json!("2025-12-31T23:59:59Z")).unwrap();
+    let pod_path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
+    let table = [
+        ("not told to end yet", runs.clone(), true, false),
+        ("it saves its state", told("2026-01-01T00:10:20Z"), false, false),
+        ("its grace is over", told("2026-01-01T00:10:00Z"), false, true),
+        ("an orphan runs on, fenced", orphan, false, true),
+        ("of an earlier job of that name", of_one_before, false, true),
+    ];
+    for (case, pod, deletes, starts) in table {
+        let mut steps = vec![Step::get_nothing(JOB_1)];
+        if starts {
+            steps.push(Step::accept("POST", JOBS));
+        }
+        if deletes {
+            steps.push(Step::new("DELETE", &pod_path, |_| {
+                (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
+            }));
+        }
+        steps.extend([Step::accept_status(STATUS, job_value(&job)), Step::event(NAMESPACE)]);
+        let (client, scenario) = Scenario::start(steps);
+        let context = context(client, |c| c.caches.pods = Cache::of([pod]));
+        let again = reconcile(Arc::new(job.clone()), context).await.unwrap();
+        let calls = scenario.finish().await;
+        if deletes {
+            assert_eq!(calls[1].body["preconditions"]["uid"], "pod-uid", "{case}");
+        }
+        if !starts {
+            assert_eq!(again, Duration::from_secs(1), "{case}");
+        }
+        let status = &calls[calls.len() - 2];
+        assert_eq!(condition(status, "Restarting"), ("True", "PodLost"), "{case}");
+        let attempt = if starts { 2 } else { 1 };
+        assert_eq!(status.body["status"]["attempt"], attempt, "{case}");
+    }
+
+    // A stranger's Job has the name by now; its pods are its own.
+    let mut stranger = serde_json::to_value(&gone).unwrap();
+    stranger["metadata"]["ownerReferences"] = json!([]);
+    let (client, scenario) = Scenario::start(vec![
+        Step::get(JOB_1, stranger),
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| c.caches.pods = Cache::of([runs]));
+    reconcile(Arc::new(job), context).await.unwrap();
+    scenario.finish().await;
+}
+
+#[tokio::test]
 async fn suspending_changes_one_field_of_exactly_that_job() {
     let job = training_job(&json!({"spec": {"suspend": true}, "status": {"attempt": 1}}));
     let attempt = stored_attempt(&job, 1);

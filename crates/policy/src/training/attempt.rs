@@ -231,11 +231,13 @@ pub fn state(job: &Job, pods: &[&Pod], all_ran: bool, container: &str, now: Time
         ended.position = told.or(ended.position);
         return AttemptState::Ended(ended);
     }
-    if job.metadata.deletion_timestamp.is_some() {
-        return lost(
-            "its Job was deleted",
-            job.metadata.deletion_timestamp.as_ref().map(|t| t.0),
-        );
+    if let Some(deleted) = &job.metadata.deletion_timestamp {
+        let ended = lost("its Job was deleted", Some(deleted.0));
+        return if Remains::of(pods, container, now).save {
+            AttemptState::Ending(ended)
+        } else {
+            AttemptState::Ended(ended)
+        };
     }
     let suspended = job.spec.as_ref().and_then(|s| s.suspend) == Some(true);
     // Pods from before a suspension say nothing about the time after it: it takes the Job's start time away, and the Job
@@ -281,8 +283,8 @@ pub fn state(job: &Job, pods: &[&Pod], all_ran: bool, container: &str, now: Time
     }
     if !suspended && sights.iter().any(|s| matches!(s, Sight::Missing)) {
         match job_finish(job) {
-            Some((true, at)) => return lost("its pod is gone before its message was read", at),
-            Some((false, at)) => return lost("its pod is gone", at),
+            Some((true, at)) => return AttemptState::Ended(lost("its pod is gone before its message was read", at)),
+            Some((false, at)) => return AttemptState::Ended(lost("its pod is gone", at)),
             None => {}
         }
     }
@@ -476,13 +478,38 @@ fn position(ends: &[&PodEnd<'_>], before: Option<&EndedAttempt>) -> Option<Posit
     first.or_else(|| others.max_by_key(|p| p.checkpoint_step))
 }
 
-fn lost(how: &str, at: Option<Timestamp>) -> AttemptState {
-    AttemptState::Ended(EndedAttempt {
+fn lost(how: &str, at: Option<Timestamp>) -> EndedAttempt {
+    EndedAttempt {
         end: End::Lost { how: how.to_owned() },
         at,
         position: None,
         told_by: None,
-    })
+    }
+}
+
+/// What the pods of an attempt still do whose Job is deleted. The Job is gone at once; its pods are told to end a moment
+/// later, and save their state then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// A pod was not told to end and may run.
+    pub live: bool,
+    /// A pod may still save its state: it runs, its grace is not over, and its node is not lost.
+    pub save: bool,
+}
+
+impl Remains {
+    /// Of these pods, in which the container `container` counts.
+    #[must_use]
+    pub fn of(pods: &[&Pod], container: &str, now: Timestamp) -> Self {
+        let may_save = |pod: &Pod| {
+            let untold = lives(pod, container) && runs(pod, container) && !is_out_of_contact(pod);
+            untold || is_ending(pod, container, now)
+        };
+        Self {
+            live: pods.iter().any(|pod| lives(pod, container)),
+            save: pods.iter().any(|pod| may_save(pod)),
+        }
+    }
 }
 
 /// The verdict by which the operator ended the attempt itself.
@@ -848,6 +875,75 @@ mod tests {
                 End::Hung { .. } => "Hung",
                 End::GpuFault { .. } => "GpuFault",
             },
+        }
+    }
+
+    #[test]
+    fn pods_of_a_deleted_job_save_their_state_until_their_grace_is_over_or_their_node_is_lost() {
+        let running = || {
+            json!({"phase": "Running", "containerStatuses": [{"name": "trainer", "image": "i", "imageID": "", "ready": true,
+                "restartCount": 0, "state": {"running": {}}}]})
+        };
+        let out_of_contact = || {
+            let mut status = running();
+            status["conditions"] =
+                json!([{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]);
+            status
+        };
+        let told = |seconds: i64, grace: i64| {
+            let deadline = at("00:10:00") + jiff::SignedDuration::from_secs(seconds);
+            json!({"deletionTimestamp": deadline.to_string(), "deletionGracePeriodSeconds": grace})
+        };
+        let none = || json!({});
+        let table: Vec<(&str, Vec<Pod>, (bool, bool))> = vec![
+            ("no pods", vec![], (false, false)),
+            ("not told yet", vec![pod(none(), running())], (true, true)),
+            ("told", vec![pod(told(12, 30), running())], (false, true)),
+            ("told, grace over", vec![pod(told(0, 30), running())], (false, false)),
+            (
+                "told, with a long grace",
+                vec![pod(told(500, 600), running())],
+                (false, false),
+            ),
+            (
+                "not told, node lost",
+                vec![pod(none(), out_of_contact())],
+                (true, false),
+            ),
+            (
+                "told, node lost",
+                vec![pod(told(12, 30), out_of_contact())],
+                (false, false),
+            ),
+            (
+                "not begun",
+                vec![pod(none(), waiting("ContainerCreating"))],
+                (true, false),
+            ),
+            (
+                "at its end",
+                vec![pod(told(12, 30), ended(1, "Error", ""))],
+                (false, false),
+            ),
+            (
+                "one of several",
+                vec![pod(none(), ended(1, "Error", "")), pod(told(12, 30), running())],
+                (false, true),
+            ),
+        ];
+        let mut deleted = job(json!({"startTime": "2026-01-01T00:00:10Z"}));
+        deleted.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:09:00Z")).unwrap();
+        for (case, pods, (live, save)) in table {
+            let pods: Vec<&Pod> = pods.iter().collect();
+            assert_eq!(
+                Remains::of(&pods, "trainer", at("00:10:00")),
+                Remains { live, save },
+                "{case}"
+            );
+            // The Job that is still there while its pods go (foreground deletion) says the same.
+            let seen = state(&deleted, &pods, true, "trainer", at("00:10:00"));
+            let expected = if save { "Ending" } else { "Lost" };
+            assert_eq!(word(&seen), expected, "{case}");
         }
     }
 

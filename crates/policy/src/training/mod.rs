@@ -14,7 +14,7 @@ use flywheel_contract::termination::{Outcome, Position, Trained};
 use jiff::Timestamp;
 
 use crate::placement::Problem;
-use attempt::{AttemptState, End, EndedAttempt};
+use attempt::{AttemptState, End, EndedAttempt, Remains};
 use hang::Verdict;
 use restart::{After, Past};
 
@@ -75,6 +75,8 @@ pub struct Observed {
     pub told_counted: Option<u32>,
     /// How far that attempt was when it was last heard of, where that is known.
     pub told_position: Option<Position>,
+    /// What pods of that attempt still do, where its Job was deleted.
+    pub remains: Remains,
     /// What the status says of its end.
     pub ended: Option<Ended>,
     /// A ModelVersion with our uid in `source` is there.
@@ -195,6 +197,9 @@ const SOON: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_secs(60);
 /// How long the other pods of a training that is complete are left to end by themselves, so that its Job is complete, too.
 const PARTING: Duration = Duration::from_secs(30);
+/// Of a job whose last attempt lost its Job and not yet its pods.
+const SAVES_FIRST: &str = "the Job of the last attempt was deleted; a new attempt, which does not count, is started when its \
+                           pod has saved its state";
 /// How long pods may hold their GPUs while another of them finds none, before it is said that two jobs may wait for each
 /// other.
 const GANG_PATIENCE: Duration = Duration::from_secs(300);
@@ -220,6 +225,7 @@ pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
             given_up || is_over(&a.state, wishes.suspend, now) || Some(a.number) != latest
         })
         .map(|a| a.number)
+        .chain(observed.remains.live.then_some(observed.told_attempt))
         .collect();
     decision
 }
@@ -491,6 +497,19 @@ fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decisio
         return suspended(Intent::Wait);
     }
     let counted = observed.told_count().unwrap_or(counted);
+    if observed.remains.save {
+        return Decision {
+            record: None,
+            intent: Intent::Wait,
+            counted: Some(counted),
+            stop: Vec::new(),
+            remove: Vec::new(),
+            phase: Phase::Restarting,
+            reason: reasons::POD_LOST.to_owned(),
+            message: SAVES_FIRST.to_owned(),
+            again: SOON,
+        };
+    }
     let (phase, reason, message) = if raised {
         (
             Phase::Restarting,

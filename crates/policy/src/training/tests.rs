@@ -691,6 +691,53 @@ fn deleted(told_attempt: u32, told_counted: Option<u32>) -> Observed {
 }
 
 #[test]
+fn what_a_deleted_jobs_pods_still_save_is_waited_for() {
+    let table = [
+        ("none are left", false, false, start(4, 2), vec![]),
+        ("not told to end yet", true, true, Intent::Wait, vec![3]),
+        ("told to end", false, true, Intent::Wait, vec![]),
+        ("it waits for a node", true, false, start(4, 2), vec![3]),
+    ];
+    for before in [
+        vec![],
+        vec![attempt(2, 1, ended(failed(FailureReason::StorageUnavailable), -300))],
+    ] {
+        for (case, live, save, intent, stop) in &table {
+            let observed = Observed {
+                attempts: before.clone(),
+                remains: Remains {
+                    live: *live,
+                    save: *save,
+                },
+                ..deleted(3, Some(2))
+            };
+            let decision = decide(WISHES, &observed, at(0));
+            assert_eq!((&decision.intent, &decision.stop), (intent, stop), "{case}");
+            assert_eq!(decision.counted, Some(2), "{case}");
+            assert_eq!(
+                (decision.phase, decision.reason.as_str()),
+                (Phase::Restarting, "PodLost"),
+                "{case}"
+            );
+            if decision.intent == Intent::Wait {
+                assert_eq!(decision.again, Duration::from_secs(1), "{case}");
+            }
+
+            let wishes = Wishes {
+                suspend: true,
+                ..WISHES
+            };
+            let decision = decide(wishes, &observed, at(0));
+            assert_eq!(
+                (decision.intent, &decision.stop),
+                (Intent::Wait, stop),
+                "{case}, suspended"
+            );
+        }
+    }
+}
+
+#[test]
 fn who_deletes_jobs_takes_no_restart_back() {
     let at_step = |(step, resumed_from_step, checkpoint_step)| {
         Some(Position {
