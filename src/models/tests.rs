@@ -96,6 +96,31 @@ async fn a_verified_version_is_judged_by_its_gates_and_never_read_again() {
 }
 
 #[tokio::test]
+async fn a_verifying_pod_that_its_node_cannot_prepare_is_told() {
+    let version = model_version(&json!({}));
+    let job = stored_job(&build::job(&version, 1, &Settings::example()).unwrap(), "verify-uid");
+    let creating = json!({"waiting": {"reason": "ContainerCreating"}});
+    let mut pod = pod_of(&job, names::VERIFIER, "Pending", &creating);
+    pod.status.as_mut().unwrap().conditions = serde_json::from_value(json!([
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:09:00Z"},
+        {"type": "PodReadyToStartContainers", "status": "False", "lastTransitionTime": "2026-01-01T00:09:00Z"},
+    ]))
+    .unwrap();
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, value(&version)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        c.caches.jobs = Cache::of([job]);
+        c.caches.pods = Cache::of([pod]);
+    });
+    reconcile(Arc::new(version), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[0], "Verified"), ("Unknown", "PodNotPrepared"));
+    assert_eq!(calls[0].body["status"]["state"], "Blocked");
+}
+
+#[tokio::test]
 async fn a_wrong_digest_stalls_and_a_lost_storage_is_tried_again() {
     let version = model_version(&json!({}));
     let job = stored_job(&build::job(&version, 1, &Settings::example()).unwrap(), "verify-uid");

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flywheel_api::InferenceService;
+use flywheel_api::conditions::reasons;
 use flywheel_contract::serving::ServingConfig;
-use flywheel_policy::serving::{Exchange, Hold, Intent, decide, exchange, held};
+use flywheel_policy::serving::{Exchange, Hold, Intent, Stage, decide, exchange, held};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -25,8 +26,8 @@ use build::{config_map, deployment, disruption_budget, network_policy, revision,
 use observe::{Observed, observe};
 use report::Outcome;
 
-/// How soon pods without a node are looked at again: new nodes trigger nothing.
-const WAITING_FOR_NODE: Duration = Duration::from_secs(5);
+/// How soon pods that have not started are looked at again: neither new nodes nor passing time trigger anything.
+const WAITING_TO_START: Duration = Duration::from_secs(5);
 
 /// What the Deployment's pods are to be.
 struct Workload {
@@ -80,8 +81,9 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     };
     let judgement = report::report(&service, &observed, &outcome, &context).await?;
     let mut again = again.unwrap_or(RESYNC);
-    if observed.placement.is_some() || judgement.reason == flywheel_api::conditions::reasons::PENDING {
-        again = again.min(WAITING_FOR_NODE);
+    let starts = observed.pods.iter().any(|p| p.stage <= Stage::Starting);
+    if observed.placement.is_some() || starts || judgement.reason == reasons::PENDING {
+        again = again.min(WAITING_TO_START);
     }
     Ok(again)
 }

@@ -62,7 +62,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
             set_uids.iter().any(|uid| is_controlled_by(&pod.metadata, uid))
         })
         .iter()
-        .filter_map(|pod| PodView::of(pod, SERVER))
+        .filter_map(|pod| PodView::of(pod, SERVER, context.now()))
         .collect();
     let scheduling: Vec<_> = pods.iter().map(|p| p.scheduling.clone()).collect();
     let class = &service.spec.accelerator.class;

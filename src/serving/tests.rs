@@ -439,6 +439,35 @@ async fn a_new_service_is_made_in_order_and_then_left_alone() {
 }
 
 #[tokio::test]
+async fn a_pod_that_its_node_cannot_prepare_is_told_a_minute_after_it_got_it() {
+    let mut world = World::new(json!({"replicas": 1}));
+    world.reconcile().await;
+    world.deployment_status(1, 1, 0);
+    let since = Timestamp::from_second(world.seconds).unwrap().to_string();
+    world.put(
+        &format!("{PODS}a"),
+        json!({
+            "metadata": world.of_set("a", "intent-v1"),
+            "spec": {"nodeName": "n1", "containers": []},
+            "status": {"phase": "Pending", "conditions": [
+                {"type": "PodScheduled", "status": "True", "lastTransitionTime": since},
+                {"type": "PodReadyToStartContainers", "status": "False", "lastTransitionTime": since}]}
+        }),
+    );
+    let (_, again) = world.reconcile().await;
+    assert_eq!(world.ready().1, "Starting");
+    assert!(again <= Duration::from_secs(10), "{again:?}");
+    world.seconds += 60;
+    assert_eq!(world.writes().await, ["apply status"]);
+    let (_, reason, message) = world.ready();
+    assert_eq!(reason, "PodNotPrepared");
+    assert!(message.contains("kubectl describe pod a"), "{message}");
+    assert!(world.is("Reconciling") && !world.is("Stalled"));
+    world.seconds += 60;
+    assert_eq!(world.writes().await, NOTHING, "the same words with every look");
+}
+
+#[tokio::test]
 async fn a_strangers_service_is_left_alone_and_nothing_else_is_made() {
     let world = World::new(json!({}));
     let theirs =

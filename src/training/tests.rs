@@ -427,6 +427,35 @@ async fn what_the_kubelet_tries_again_is_told_and_does_not_stall_the_job() {
 }
 
 #[tokio::test]
+async fn a_pod_that_its_node_cannot_prepare_blocks_the_job_a_minute_after_it_got_it() {
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let creating = json!({"waiting": {"reason": "ContainerCreating"}});
+    let mut pod = pod_of(&attempt, "trainer", "Pending", &creating);
+    pod.status.as_mut().unwrap().conditions = serde_json::from_value(json!([
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:09:00Z"},
+        {"type": "PodReadyToStartContainers", "status": "False", "lastTransitionTime": "2026-01-01T00:09:00Z"},
+    ]))
+    .unwrap();
+    for (seconds, reason, state) in [(59, "Starting", "Starting"), (60, "PodNotPrepared", "Blocked")] {
+        let (client, scenario) = Scenario::start(vec![
+            Step::accept_status(STATUS, job_value(&job)),
+            Step::event(NAMESPACE),
+        ]);
+        let scheduled: Timestamp = "2026-01-01T00:09:00Z".parse().unwrap();
+        let mut context = Context::test(client, scheduled + jiff::SignedDuration::from_secs(seconds));
+        context.caches.jobs = Cache::of([attempt.clone()]);
+        context.caches.pods = Cache::of([pod.clone()]);
+        let again = reconcile(Arc::new(job.clone()), Arc::new(context)).await.unwrap();
+        assert!(again <= Duration::from_secs(10), "{again:?}");
+        let calls = scenario.finish().await;
+        assert_eq!(condition(&calls[0], "Ready"), ("False", reason));
+        assert_eq!(condition(&calls[0], "Reconciling"), ("True", reason));
+        assert_eq!(calls[0].body["status"]["state"], state);
+    }
+}
+
+#[tokio::test]
 async fn a_failure_of_the_user_ends_the_job_and_starts_nothing() {
     let job = training_job(&json!({"status": {"attempt": 1}}));
     let attempt = stored_attempt(&job, 1);

@@ -116,6 +116,8 @@ pub mod reasons {
         IMAGE_PULL_FAILED = "ImagePullFailed",
         /// A Secret or ConfigMap that the pod names is missing.
         POD_CONFIG_INVALID = "PodConfigInvalid",
+        /// The node cannot make a pod's volumes or its sandbox.
+        POD_NOT_PREPARED = "PodNotPrepared",
         /// A container ends again and again.
         CRASH_LOOP = "CrashLoop",
         /// The API server refuses a child object.

@@ -2,5 +2,6 @@
 
 pub mod models;
 pub mod placement;
+pub mod preparation;
 pub mod serving;
 pub mod training;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 
 use crate::placement::PodSchedulingView;
+use crate::preparation::{Unprepared, unprepared};
 
 /// How far a pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +74,7 @@ const CONFIG_REASONS: [&str; 4] = [
 impl PodView {
     /// The pod whose server is in the container `container`; `None` for one that is being deleted or at its end.
     #[must_use]
-    pub fn of(pod: &Pod, container: &str) -> Option<Self> {
+    pub fn of(pod: &Pod, container: &str, now: Timestamp) -> Option<Self> {
         let status = pod.status.as_ref();
         let phase = status.and_then(|s| s.phase.as_deref()).unwrap_or("Pending");
         if pod.metadata.deletion_timestamp.is_some() || matches!(phase, "Failed" | "Succeeded") {
@@ -117,13 +118,23 @@ impl PodView {
                 message: refused.and_then(|c| c.message.clone()),
             },
             waiting_since: refused.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0),
-            trouble: if stage == Stage::Ready {
-                None
-            } else {
-                container.and_then(|c| trouble(&name, c))
-            },
+            trouble: match stage {
+                Stage::Ready => None,
+                Stage::Starting => unprepared(pod, now).map(Trouble::from),
+                Stage::Pending | Stage::Loading | Stage::Unready => None,
+            }
+            .or_else(|| {
+                let container = container.filter(|_| stage != Stage::Ready)?;
+                trouble(&name, container)
+            }),
             name,
         })
+    }
+}
+
+impl From<Unprepared> for Trouble {
+    fn from(Unprepared { reason, message }: Unprepared) -> Self {
+        Self { reason, message }
     }
 }
 
@@ -216,12 +227,16 @@ mod tests {
         Pod::deserialize(&mut text).unwrap()
     }
 
+    fn now() -> Timestamp {
+        "2026-01-01T00:10:00Z".parse().unwrap()
+    }
+
     fn on_a_node(container: &str) -> PodView {
         let status = format!(
             r#"{{"phase": "Running", "conditions": [{{"type": "PodScheduled", "status": "True"}}, {{"type": "Ready", "status": "False"}}],
                 "containerStatuses": [{{"name": "server", "image": "r/i:1", "imageID": "", "ready": false, {container}}}]}}"#
         );
-        PodView::of(&pod(&status), "server").unwrap()
+        PodView::of(&pod(&status), "server", now()).unwrap()
     }
 
     #[test]
@@ -230,6 +245,7 @@ mod tests {
             &pod(r#"{"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                     "message": "0/1 nodes", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}"#),
             "server",
+            now(),
         )
         .unwrap();
         assert_eq!((waiting.stage, waiting.scheduling.scheduled), (Stage::Pending, false));
@@ -261,6 +277,7 @@ mod tests {
                 "containerStatuses": [{"name": "server", "image": "", "imageID": "", "ready": true, "started": true, "restartCount": 2,
                     "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 137}}}]}"#),
             "server",
+            now(),
         )
         .unwrap();
         assert_eq!(
@@ -273,13 +290,13 @@ mod tests {
     #[test]
     fn pods_that_end_do_not_count() {
         assert_eq!(
-            PodView::of(&pod(r#"{"phase": "Failed", "reason": "Evicted"}"#), "server"),
+            PodView::of(&pod(r#"{"phase": "Failed", "reason": "Evicted"}"#), "server", now()),
             None
         );
         let leaving = read(
             r#"{"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Running"}}"#,
         );
-        assert_eq!(PodView::of(&leaving, "server"), None);
+        assert_eq!(PodView::of(&leaving, "server", now()), None);
     }
 
     #[test]
@@ -334,6 +351,23 @@ mod tests {
                 trouble.message
             );
         }
+    }
+
+    #[test]
+    fn a_pod_that_its_node_cannot_prepare_is_in_trouble_after_a_minute() {
+        let seen = |since: &str| {
+            let status = format!(
+                r#"{{"phase": "Pending", "conditions": [{{"type": "PodScheduled", "status": "True", "lastTransitionTime": "{since}"}},
+                    {{"type": "PodReadyToStartContainers", "status": "False", "lastTransitionTime": "{since}"}}],
+                    "containerStatuses": [{{"name": "server", "image": "r/i:1", "imageID": "", "ready": false, "restartCount": 0,
+                    "state": {{"waiting": {{"reason": "ContainerCreating"}}}}}}]}}"#
+            );
+            let view = PodView::of(&pod(&status), "server", now()).unwrap();
+            assert_eq!(view.stage, Stage::Starting);
+            view.trouble.map(|t| t.reason)
+        };
+        assert_eq!(seen("2026-01-01T00:09:01Z"), None);
+        assert_eq!(seen("2026-01-01T00:09:00Z"), Some("PodNotPrepared"));
     }
 
     #[test]

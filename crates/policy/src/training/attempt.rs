@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod}
 use serde::{Deserialize, Serialize};
 
 use super::hang::{Cause, Verdict};
+use crate::preparation::{Unprepared, unprepared};
 
 /// What an attempt does.
 #[derive(Clone, Debug, PartialEq)]
@@ -291,7 +292,7 @@ pub fn state(job: &Job, pods: &[&Pod], all_ran: bool, container: &str, now: Time
     let states: Vec<AttemptState> = (0_u32..)
         .zip(&sights)
         .filter_map(|(index, sight)| match sight {
-            Sight::Live(pod) => Some((index, live_state(pod, container))),
+            Sight::Live(pod) => Some((index, live_state(pod, container, now))),
             Sight::Missing if !suspended => Some((index, AttemptState::NoPod { refused: None })),
             Sight::Missing | Sight::Assisted | Sight::Over(_) => None,
         })
@@ -632,13 +633,16 @@ fn status_of<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
         .or_else(|| statuses.first())
 }
 
-fn live_state(pod: &Pod, container: &str) -> AttemptState {
+fn live_state(pod: &Pod, container: &str, now: Timestamp) -> AttemptState {
     if pod.spec.as_ref().is_none_or(|s| s.node_name.is_none()) {
         return AttemptState::Unscheduled;
     }
     let state = status_of(pod, container).and_then(|s| s.state.as_ref());
     if state.is_some_and(|s| s.running.is_some()) {
         return AttemptState::Running;
+    }
+    if let Some(Unprepared { reason, message }) = unprepared(pod, now) {
+        return AttemptState::Blocked { reason, message };
     }
     let Some(waiting) = state.and_then(|s| s.waiting.as_ref()) else {
         return AttemptState::Starting;
@@ -845,6 +849,15 @@ mod tests {
         ]})
     }
 
+    fn unprepared_since(time: &str) -> Value {
+        let mut status = waiting("ContainerCreating");
+        status["conditions"] = json!([
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": at(time).to_string()},
+            {"type": "PodReadyToStartContainers", "status": "False", "lastTransitionTime": at(time).to_string()},
+        ]);
+        status
+    }
+
     fn told(outcome: Outcome) -> String {
         TerminationMessage::new(outcome).to_json()
     }
@@ -972,6 +985,18 @@ mod tests {
                 "pulling",
                 run.clone(),
                 vec![pod(none.clone(), waiting("ContainerCreating"))],
+                "Starting",
+            ),
+            (
+                "its node cannot mount a volume",
+                run.clone(),
+                vec![pod(none.clone(), unprepared_since("00:09:00"))],
+                "PodNotPrepared",
+            ),
+            (
+                "its node still mounts volumes",
+                run.clone(),
+                vec![pod(none.clone(), unprepared_since("00:09:01"))],
                 "Starting",
             ),
             (
