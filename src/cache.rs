@@ -262,9 +262,10 @@ prune! {
     },
     Pod => |pod| {
         if let Some(spec) = pod.spec.as_mut() {
-            let node_name = spec.node_name.take();
+            let (node_name, scheduler_name) = (spec.node_name.take(), spec.scheduler_name.take());
             *spec = Default::default();
             spec.node_name = node_name;
+            spec.scheduler_name = scheduler_name;
         }
         if let Some(status) = pod.status.as_mut() {
             status.pod_ips = None;
@@ -323,10 +324,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_keeps_its_node_and_status_only() {
+    fn a_pod_keeps_its_node_its_scheduler_and_its_status_only() {
         let mut pod: Pod = serde_json::from_value(serde_json::json!({
             "metadata": {"name": "p", "managedFields": [{"manager": "x"}]},
-            "spec": {"nodeName": "n", "containers": [{"name": "c", "env": [{"name": "A", "value": "B"}]}]},
+            "spec": {"nodeName": "n", "schedulerName": "volcano", "containers": [{"name": "c", "env": [{"name": "A", "value": "B"}]}]},
             "status": {"phase": "Running"}
         }))
         .unwrap();
@@ -334,6 +335,7 @@ mod tests {
         assert!(pod.metadata.managed_fields.is_none());
         let spec = pod.spec.unwrap();
         assert_eq!((spec.node_name.as_deref(), spec.containers.len()), (Some("n"), 0));
+        assert_eq!(spec.scheduler_name.as_deref(), Some("volcano"));
         assert_eq!(pod.status.unwrap().phase.as_deref(), Some("Running"));
     }
 }

@@ -1,27 +1,10 @@
 //! What every kind asks of the cluster: whether the nodes of an accelerator class can take its pods.
 
 use flywheel_api::conditions::{cut_words, reasons};
-use flywheel_policy::placement::{NodeView, PodSchedulingView, Problem, problem};
-use k8s_openapi::api::core::v1::Pod;
+use flywheel_policy::placement::{NodeView, PodSchedulingView, Problem, problem, unseen};
 
 use crate::cache::Caches;
 use crate::settings::AcceleratorClass;
-
-/// What the scheduler says of a pod.
-#[must_use]
-pub fn scheduling(pod: &Pod) -> PodSchedulingView {
-    let condition = pod
-        .status
-        .iter()
-        .flat_map(|s| s.conditions.iter().flatten())
-        .find(|c| c.type_ == "PodScheduled");
-    PodSchedulingView {
-        scheduled: pod.spec.as_ref().is_some_and(|s| s.node_name.is_some()),
-        message: condition
-            .filter(|c| c.status == "False")
-            .and_then(|c| c.message.clone()),
-    }
-}
 
 /// Why pods of this class, of `gpus` GPUs each, have no node; `None` while all have one or nothing is known yet.
 #[must_use]
@@ -51,10 +34,9 @@ pub fn placement_problem(
 /// In namespaced mode only the scheduler's words are known.
 fn without_nodes(pods: &[PodSchedulingView]) -> Option<Problem> {
     let waiting = pods.iter().filter(|p| !p.scheduled).count();
-    let words = pods
-        .iter()
-        .filter(|p| !p.scheduled)
-        .find_map(|p| p.message.as_deref())?;
+    let Some(words) = pods.iter().filter(|p| !p.scheduled).find_map(|p| p.message.as_deref()) else {
+        return unseen(pods);
+    };
     // What follows is about preemption, on which a user cannot act.
     let words = ["no new claims", "preemption:"].iter().fold(words, |words, mark| {
         words.split_once(mark).map_or(words, |(before, _)| before)
@@ -72,24 +54,22 @@ fn without_nodes(pods: &[PodSchedulingView]) -> Option<Problem> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
-    fn the_scheduler_is_believed_only_while_it_says_no() {
-        let pod = |spec, status| -> Pod {
-            serde_json::from_value(json!({
-                "metadata": {"name": "p"}, "spec": spec,
-                "status": {"conditions": [{"type": "PodScheduled", "status": status, "message": "0/3 nodes are available"}]}
-            }))
-            .unwrap()
+    fn without_a_right_to_see_nodes_the_scheduler_alone_tells() {
+        let waits = |message: Option<&str>, unseen_by: Option<&str>| PodSchedulingView {
+            scheduled: false,
+            message: message.map(str::to_owned),
+            unseen_by: unseen_by.map(str::to_owned),
         };
-        let waiting = scheduling(&pod(json!({"containers": []}), "False"));
-        assert_eq!(waiting.message.as_deref(), Some("0/3 nodes are available"));
-        assert!(!waiting.scheduled);
-        let placed = scheduling(&pod(json!({"containers": [], "nodeName": "n"}), "True"));
-        assert_eq!((placed.scheduled, placed.message), (true, None));
-        assert_eq!(without_nodes(&[waiting]).unwrap().reason, "Unschedulable");
+        let table = [
+            (waits(None, None), None),
+            (waits(Some("0/3 nodes are available"), None), Some("Unschedulable")),
+            (waits(None, Some("volcano")), Some("Pending")),
+        ];
+        for (view, reason) in table {
+            assert_eq!(without_nodes(&[view]).map(|p| p.reason), reason);
+        }
     }
 }

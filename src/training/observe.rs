@@ -13,6 +13,7 @@ use flywheel_api::{ModelVersion, TrainingJob};
 use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
 use flywheel_contract::progress::{EpochEvaluation, Progress, TrackingProgress};
 use flywheel_contract::termination::Position;
+use flywheel_policy::placement::PodSchedulingView;
 use flywheel_policy::training::attempt::{
     AttemptState, Remains, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state,
     unhealthy_device, unrecorded,
@@ -28,7 +29,7 @@ use kube::{Api, ResourceExt as _};
 use super::build::job::gpus;
 use super::report::state_word;
 use super::version_name;
-use crate::cluster::{placement_problem, scheduling};
+use crate::cluster::placement_problem;
 use crate::context::Context;
 use crate::error::Error;
 use crate::kubeio::within;
@@ -193,7 +194,10 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
             AttemptState::Unscheduled => {
                 let class = &job.spec.trainer.accelerator.class;
                 if let Ok(settings) = context.settings.class(class) {
-                    let views: Vec<_> = of_job().filter(|p| lives(p, TRAINER)).map(|p| scheduling(p)).collect();
+                    let views: Vec<_> = of_job()
+                        .filter(|p| lives(p, TRAINER))
+                        .map(|p| PodSchedulingView::of(p, context.now()))
+                        .collect();
                     placement = placement_problem(&context.caches, class, settings, gpus(job), &views);
                 }
             }

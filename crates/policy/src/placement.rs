@@ -4,8 +4,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use flywheel_api::conditions::{cut_words, reasons};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
 /// Labels that mark a node as one of a class: each key must be there with one of its values. The terms of a class are
@@ -70,16 +73,46 @@ pub struct PodSchedulingView {
     pub scheduled: bool,
     /// Message of its condition `PodScheduled` while that is False.
     pub message: Option<String>,
+    /// The scheduler that it asks for, where none has looked at it for [`SCHEDULER_PATIENCE`].
+    pub unseen_by: Option<String>,
+}
+
+impl PodSchedulingView {
+    /// Of this pod.
+    #[must_use]
+    pub fn of(pod: &Pod, now: Timestamp) -> Self {
+        let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        let condition = conditions.into_iter().find(|c| c.type_ == "PodScheduled");
+        let spec = pod.spec.as_ref();
+        let has_node = spec.is_some_and(|s| s.node_name.is_some());
+        let made = pod.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0);
+        let waited = Duration::try_from(now.duration_since(made)).unwrap_or_default();
+        let unseen = condition.is_none() && !has_node && waited >= SCHEDULER_PATIENCE;
+        let scheduler = spec.and_then(|s| s.scheduler_name.as_deref());
+        Self {
+            scheduled: has_node || condition.is_some_and(|c| c.status == "True"),
+            message: condition
+                .filter(|c| c.status == "False")
+                .and_then(|c| c.message.clone()),
+            unseen_by: unseen.then(|| scheduler.unwrap_or(DEFAULT_SCHEDULER).to_owned()),
+        }
+    }
 }
 
 /// Why pods have no node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// `NoMatchingGPU`, `InsufficientGPU` or `Unschedulable`.
+    /// `NoMatchingGPU`, `InsufficientGPU`, `Unschedulable`, or `Pending` where no scheduler has looked.
     pub reason: &'static str,
     /// What is wrong and what to do.
     pub message: String,
 }
+
+/// How long a pod may be without a word of any scheduler. One that runs says within a second or two that it finds no node; a
+/// new leader among several takes 15 s.
+pub const SCHEDULER_PATIENCE: Duration = Duration::from_secs(60);
+/// The scheduler of a pod that names none.
+const DEFAULT_SCHEDULER: &str = "default-scheduler";
 
 /// Most bytes of the scheduler's own words that go into a message.
 const SCHEDULER_WORDS_MAX: usize = 400;
@@ -121,7 +154,10 @@ pub fn problem(
         .filter(|p| !p.scheduled)
         .filter_map(|p| p.message.as_deref())
         .map(first_sentence)
-        .max_by_key(|words| (lacks(words, resource), std::cmp::Reverse(words.clone())))?;
+        .max_by_key(|words| (lacks(words, resource), std::cmp::Reverse(words.clone())));
+    let Some(words) = words else {
+        return unseen(pods);
+    };
     Some(if lacks(&words, resource) {
         Problem {
             reason: reasons::INSUFFICIENT_GPU,
@@ -145,6 +181,23 @@ pub fn problem(
                  Correct resources, nodeSelector, affinity, tolerations or volumes of the spec, or make room"
             ),
         }
+    })
+}
+
+/// That no scheduler has looked at pods; `None` where one has, or may still.
+#[must_use]
+pub fn unseen(pods: &[PodSchedulingView]) -> Option<Problem> {
+    let names = || pods.iter().filter_map(|p| p.unseen_by.as_deref());
+    let scheduler = names().next()?;
+    Some(Problem {
+        reason: reasons::PENDING,
+        message: format!(
+            "{} of {} pod(s) have no node: no scheduler has looked at them for {} s. See that the scheduler {scheduler} \
+             runs, or correct schedulerName of the spec",
+            names().count(),
+            pods.len(),
+            SCHEDULER_PATIENCE.as_secs()
+        ),
     })
 }
 
@@ -189,6 +242,8 @@ fn first_sentence(message: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -227,13 +282,56 @@ mod tests {
         PodSchedulingView {
             scheduled: false,
             message: (!message.is_empty()).then(|| message.to_owned()),
+            unseen_by: None,
         }
     }
 
     const PLACED: PodSchedulingView = PodSchedulingView {
         scheduled: true,
         message: None,
+        unseen_by: None,
     };
+
+    #[test]
+    fn a_scheduler_has_a_minute_to_look_and_is_believed_only_while_it_says_no() {
+        let now = "2026-01-01T00:10:00Z".parse().unwrap();
+        let pod = |made: &str, node: Option<&str>, conditions: Value| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"name": "p", "creationTimestamp": format!("2026-01-01T{made}Z")},
+                "spec": {"containers": [], "schedulerName": "volcano", "nodeName": node},
+                "status": {"conditions": conditions}
+            }))
+            .unwrap()
+        };
+        let said = |status: &str| json!([{"type": "PodScheduled", "status": status, "message": "0/3 nodes"}]);
+        let table = [
+            ("new", pod("00:09:01", None, json!([])), (false, None, None)),
+            (
+                "nobody looks",
+                pod("00:09:00", None, json!([])),
+                (false, None, Some("volcano")),
+            ),
+            (
+                "one says no",
+                pod("00:00:00", None, said("False")),
+                (false, Some("0/3 nodes"), None),
+            ),
+            ("one found it", pod("00:00:00", None, said("True")), (true, None, None)),
+            (
+                "it has a node and no condition",
+                pod("00:00:00", Some("n"), json!([])),
+                (true, None, None),
+            ),
+        ];
+        for (case, pod, (scheduled, message, unseen_by)) in table {
+            let expected = PodSchedulingView {
+                scheduled,
+                message: message.map(str::to_owned),
+                unseen_by: unseen_by.map(str::to_owned),
+            };
+            assert_eq!(PodSchedulingView::of(&pod, now), expected, "{case}");
+        }
+    }
 
     #[test]
     fn each_situation_has_its_reason() {
@@ -245,6 +343,10 @@ mod tests {
         let affinity = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.";
         let cpu = "0/1 nodes are available: 1 Insufficient cpu.";
         let shared = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.shared.";
+        let unseen = || PodSchedulingView {
+            unseen_by: Some("volcano".to_owned()),
+            ..waiting("")
+        };
         let nodes_t4 = [t4.clone()];
         let nodes_gke = [gke];
         let nodes_a100 = [a100];
@@ -272,6 +374,19 @@ mod tests {
                 Some("NoMatchingGPU"),
             ),
             ("scheduler has not spoken", &nodes_t4, vec![waiting("")], None),
+            ("no scheduler looks", &nodes_t4, vec![PLACED, unseen()], Some("Pending")),
+            (
+                "no scheduler looks, and no node would do",
+                &[],
+                vec![unseen()],
+                Some("NoMatchingGPU"),
+            ),
+            (
+                "one has spoken",
+                &nodes_t4,
+                vec![unseen(), waiting(cpu)],
+                Some("Unschedulable"),
+            ),
             (
                 "none free",
                 &nodes_t4,
@@ -335,6 +450,20 @@ mod tests {
             "{other}"
         );
         assert!(!other.contains("preemption"), "{other}");
+        let unseen = PodSchedulingView {
+            unseen_by: Some("volcano".to_owned()),
+            ..waiting("")
+        };
+        let t4 = labels(&[("nvidia.com/gpu.product", "T4")]);
+        let unseen = judge(&[t4], &[unseen, PLACED]).unwrap().message;
+        for part in [
+            "1 of 2 pod(s)",
+            "no scheduler has looked",
+            "the scheduler volcano runs",
+            "schedulerName",
+        ] {
+            assert!(unseen.contains(part), "{part} is not in: {unseen}");
+        }
     }
 
     #[test]

@@ -204,7 +204,7 @@ mod tests {
             stage,
             scheduling: crate::placement::PodSchedulingView {
                 scheduled: true,
-                message: None,
+                ..Default::default()
             },
             waiting_since: None,
             trouble: None,

@@ -86,13 +86,12 @@ impl PodView {
                 .and_then(|s| s.conditions.as_ref())
                 .and_then(|list| list.iter().find(|c| c.type_ == kind))
         };
-        let scheduled = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some())
-            || condition("PodScheduled").is_some_and(|c| c.status == "True");
+        let scheduling = PodSchedulingView::of(pod, now);
         let refused = condition("PodScheduled").filter(|c| c.status == "False");
         let container = status
             .and_then(|s| s.container_statuses.as_ref())
             .and_then(|list| list.iter().find(|c| c.name == container));
-        let stage = if !scheduled {
+        let stage = if !scheduling.scheduled {
             Stage::Pending
         } else if condition("Ready").is_some_and(|c| c.status == "True") {
             Stage::Ready
@@ -113,10 +112,7 @@ impl PodView {
                 .and_then(|l| l.get(LABEL_MODEL_VERSION))
                 .cloned(),
             stage,
-            scheduling: PodSchedulingView {
-                scheduled,
-                message: refused.and_then(|c| c.message.clone()),
-            },
+            scheduling,
             waiting_since: refused.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0),
             trouble: match stage {
                 Stage::Ready => None,

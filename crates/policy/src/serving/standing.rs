@@ -276,7 +276,7 @@ mod tests {
             stage,
             scheduling: PodSchedulingView {
                 scheduled: stage != Stage::Pending,
-                message: None,
+                ..PodSchedulingView::default()
             },
             waiting_since: None,
             trouble: None,
