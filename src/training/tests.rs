@@ -317,6 +317,90 @@ async fn a_version_of_that_name_with_the_same_artifact_will_do_and_with_another_
 }
 
 #[tokio::test]
+async fn a_place_that_is_lost_with_the_pod_is_refused_before_anything_is_started() {
+    let pod = |mount: &str, volume: Value| json!({"volumes": [merged(json!({"name": "v"}), &volume)], "volumeMounts": [{"name": "v", "mountPath": mount}]});
+    let claim = || json!({"persistentVolumeClaim": {"claimName": "models"}});
+    let place = |field: &str, uri: &str| json!({field: {"uri": uri}});
+    let table = [
+        (
+            "no mount",
+            place("output", "file:///tmp/x"),
+            json!({}),
+            Some("output.uri"),
+        ),
+        (
+            "of checkpoints",
+            place("checkpoint", "file:///state"),
+            json!({}),
+            Some("checkpoint.uri"),
+        ),
+        (
+            "mounted",
+            place("output", "file:///models/intent"),
+            pod("/models", claim()),
+            None,
+        ),
+        (
+            "itself mounted",
+            place("output", "file:///models"),
+            pod("/models/", claim()),
+            None,
+        ),
+        (
+            "of checkpoints, mounted",
+            place("checkpoint", "file:///models/c"),
+            pod("/models", claim()),
+            None,
+        ),
+        (
+            "beside it",
+            place("output", "file:///models2/x"),
+            pod("/models", claim()),
+            Some("output.uri"),
+        ),
+        (
+            "above it",
+            place("output", "file:///models"),
+            pod("/models/x", claim()),
+            Some("output.uri"),
+        ),
+        (
+            "out of it",
+            place("output", "file:///models/../tmp"),
+            pod("/models", claim()),
+            Some("output.uri"),
+        ),
+        (
+            "scratch space",
+            place("output", "file:///models"),
+            pod("/models", json!({"emptyDir": {}})),
+            Some("output.uri"),
+        ),
+        ("in a bucket", place("output", "s3://models/x"), json!({}), None),
+    ];
+    for (case, place, pod, refused) in table {
+        let job = training_job(&merged(
+            json!({"spec": {"trainer": {"pod": pod}}}),
+            &json!({"spec": place}),
+        ));
+        let mut steps = vec![Step::accept_status(STATUS, job_value(&job))];
+        match refused {
+            None => steps.insert(0, Step::accept("POST", JOBS)),
+            Some(_) => steps.push(Step::event(NAMESPACE)),
+        }
+        let (client, scenario) = Scenario::start(steps);
+        reconcile(Arc::new(job), context(client, |_| {})).await.unwrap();
+        let calls = scenario.finish().await;
+        let Some(field) = refused else { continue };
+        assert_eq!(condition(&calls[0], "Stalled"), ("True", "InvalidSpec"), "{case}");
+        let message = calls[1].body["note"].as_str().unwrap();
+        for words in [&format!("spec.{field} "), "trainer.pod.volumeMounts", "s3://"] {
+            assert!(message.contains(words), "{case}: {words} is not in: {message}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_strangers_job_of_that_name_is_never_touched() {
     let job = training_job(&json!({}));
     let stranger = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "intent-train-1", "namespace": NAMESPACE, "uid": "other"}});

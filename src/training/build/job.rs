@@ -8,8 +8,10 @@ use flywheel_api::names::{
     FLYWHEEL, LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_COUNTED_RESTARTS, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF,
     LABEL_TRAINING_JOB, TRAINER, training_attempt, training_service,
 };
+use flywheel_api::pod::PodSettings;
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::names::{CONFIG_MAX_BYTES, INSIDE_PORT, INSIDE_PORT_NAME};
+use flywheel_contract::scalar::Uri;
 use flywheel_contract::trainer::{JobIdentity, TrainerConfig, World};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, EnvVar, PodTemplateSpec, Volume, VolumeMount};
@@ -101,9 +103,16 @@ pub(crate) fn tried_once(metadata: ObjectMeta, nodes: u32, template: PodTemplate
 /// The Job of attempt `attempt`, after `counted` restarts that count.
 ///
 /// # Errors
-/// The accelerator class is unknown, the configuration is too long, or a pod setting is impossible.
+/// The accelerator class is unknown, the configuration is too long, a pod setting is impossible, or the result would lie in
+/// the pod itself.
 pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings) -> Result<Job, Error> {
     let spec = &owner.spec;
+    check_place("output.uri", Some(&spec.output.uri), spec.trainer.pod.as_ref())?;
+    check_place(
+        "checkpoint.uri",
+        spec.checkpoint.uri.as_ref(),
+        spec.trainer.pod.as_ref(),
+    )?;
     let class = settings.class(&spec.trainer.accelerator.class)?;
     let name = owner.name_any();
     let configuration = TrainerConfig {
@@ -170,6 +179,42 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
         nodes(owner),
         pod,
     ))
+}
+
+/// Refuses a folder of the pod itself for what is to outlast the pod: only a claimed volume does.
+///
+/// # Errors
+/// The URI names a file, and the volume that is mounted there is none of a PersistentVolumeClaim.
+fn check_place(field: &str, uri: Option<&Uri>, pod: Option<&PodSettings>) -> Result<(), Error> {
+    let Some(path) = uri.and_then(|uri| uri.as_str().strip_prefix("file://")) else {
+        return Ok(());
+    };
+    let parts = |path: &str| -> Vec<String> {
+        let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
+        parts.map(str::to_owned).collect()
+    };
+    let place = parts(path);
+    let mounts = pod.iter().flat_map(|p| p.volume_mounts.iter().flatten());
+    // Of mounts within each other the innermost counts.
+    let mount = mounts
+        .map(|mount| (parts(&mount.mount_path), &mount.name))
+        .filter(|(mounted, _)| place.starts_with(mounted))
+        .max_by_key(|(mounted, _)| mounted.len());
+    let is_claimed = |name: &str| {
+        let mut volumes = pod.iter().flat_map(|p| p.volumes.iter().flatten());
+        volumes.any(|v| v.name == name && v.persistent_volume_claim.is_some())
+    };
+    let leaves = place.iter().any(|part| part == "..");
+    if !leaves && mount.is_some_and(|(_, name)| is_claimed(name)) {
+        return Ok(());
+    }
+    Err(Error::InvalidSpec {
+        reason: reasons::INVALID_SPEC,
+        message: format!(
+            "spec.{field} is file://{path}, which lies in the pod itself and would be lost with it. Mount a volume of a \
+             PersistentVolumeClaim there (trainer.pod.volumes and trainer.pod.volumeMounts), or write to s3://"
+        ),
+    })
 }
 
 /// The shared memory of processes that train together, where there are several.
