@@ -15,7 +15,7 @@ use flywheel_api::TrainingJob;
 use flywheel_api::conditions::reasons;
 use flywheel_api::names::{self, ANNOTATION_ENDED, ANNOTATION_GIVEN_UP};
 use flywheel_contract::termination::Trained;
-use flywheel_policy::training::{Decision, Intent, Phase, Wishes, decide};
+use flywheel_policy::training::{Decision, Intent, Phase, Wishes, decide, version_conflict};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
@@ -221,13 +221,10 @@ async fn ensure_version(job: &TrainingJob, context: &Context, trained: &Trained)
     if present.spec.artifact.digest == trained.artifact.digest {
         return Ok(());
     }
+    let outcome = format!("the result ({}) got none", trained.artifact.uri);
     Err(Error::InvalidSpec {
         reason: reasons::VERSION_CONFLICT,
-        message: format!(
-            "the ModelVersion {name} is there already with another artifact ({}), so the result ({}) got none. Delete that \
-             one, or apply a TrainingJob with another output.versionName",
-            present.spec.artifact.uri, trained.artifact.uri
-        ),
+        message: version_conflict(&name, present.spec.artifact.uri.as_str(), &outcome),
     })
 }
 

@@ -19,7 +19,7 @@ use flywheel_policy::training::attempt::{
     unhealthy_device, unrecorded,
 };
 use flywheel_policy::training::hang::{Look, Surroundings, Verdict};
-use flywheel_policy::training::{AttemptView, Ended, Observed, Phase};
+use flywheel_policy::training::{AttemptView, Ended, Observed, Phase, TakenVersion};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -270,6 +270,10 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
             remains,
             ended,
             version_made,
+            version_taken: version.as_ref().filter(|_| !version_made).map(|v| TakenVersion {
+                name: v.name_any(),
+                uri: v.spec.artifact.uri.to_string(),
+            }),
             placement,
             verdict,
         },

@@ -204,7 +204,7 @@ fn status(
         state: Some(state_word(decision.phase).to_owned()),
         conditions: conditions(
             &present.conditions,
-            &desired(decision, health),
+            &desired(decision, attempt > 0, health),
             job.metadata.generation,
             context.now(),
         ),
@@ -430,8 +430,8 @@ fn checkpoint_health(
     }
 }
 
-/// All conditions, as they should be.
-fn desired(decision: &Decision, checkpoint_health: Desired) -> Vec<Desired> {
+/// All conditions, as they should be. `begun` says whether there is or was an attempt.
+fn desired(decision: &Decision, begun: bool, checkpoint_health: Desired) -> Vec<Desired> {
     let (phase, reason, message) = (decision.phase, decision.reason.as_str(), decision.message.as_str());
     let plain = |kind, status, reason: &str, message: &str| Desired::new(kind, status, reason, message);
     let no_place = [
@@ -449,7 +449,7 @@ fn desired(decision: &Decision, checkpoint_health: Desired) -> Vec<Desired> {
         phase,
         Phase::Starting | Phase::Running | Phase::Complete | Phase::Failed | Phase::Blocked | Phase::Stalled
     ) || reason == reasons::STARTING;
-    let admitted = if no_place {
+    let admitted = if no_place || (phase == Phase::Stalled && !begun) {
         plain(types::ADMITTED, Status::False, reason, message)
     } else if phase == Phase::Suspended {
         plain(types::ADMITTED, Status::False, reasons::SUSPENDED, message)
@@ -572,7 +572,7 @@ mod tests {
         ];
         for (phase, reason, letters, beside) in table {
             let health = checkpoint_health(60, None, None, Figures::Fresh);
-            let conditions = desired(&decision(phase, reason), health);
+            let conditions = desired(&decision(phase, reason), true, health);
             let text: String = conditions.iter().take(8).map(|c| &c.status.as_str()[..1]).collect();
             assert_eq!(text, letters, "{phase:?} {reason}");
             assert_eq!(conditions.get(8).map_or("", |c| c.kind), beside, "{phase:?} {reason}");

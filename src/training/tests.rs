@@ -401,6 +401,59 @@ async fn a_place_that_is_lost_with_the_pod_is_refused_before_anything_is_started
 }
 
 #[tokio::test]
+async fn a_version_of_that_name_that_is_not_ours_is_found_before_anything_is_started() {
+    let version = |uid: &str| -> flywheel_api::ModelVersion {
+        object(
+            json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "ModelVersion", "metadata": {"name": "intent-v1", "namespace": NAMESPACE},
+            "spec": {"model": "intent", "version": 1, "artifact": {"uri": "s3://b/other", "digest": digest('f')},
+                "source": {"trainingJob": {"name": "intent", "uid": uid}}}}),
+        )
+    };
+    let job = training_job(&json!({}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let with_version = |c: &mut Context| c.caches.model_versions = Cache::of([version("another-uid")]);
+    reconcile(Arc::new(job.clone()), context(client, with_version))
+        .await
+        .unwrap();
+    let calls = scenario.finish().await;
+    for kind in ["Ready", "Stalled", "Admitted"] {
+        let status = if kind == "Stalled" { "True" } else { "False" };
+        assert_eq!(condition(&calls[0], kind), (status, "VersionConflict"), "{kind}");
+    }
+    assert!(calls[0].body["status"].get("attempt").is_none());
+
+    // It is deleted: the training begins.
+    let told = training_job(&json!({"status": calls[0].body["status"]}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&told)),
+    ]);
+    reconcile(Arc::new(told), context(client, |_| {})).await.unwrap();
+    scenario.finish().await;
+
+    // A training that has begun goes on: the other one may be gone when it ends, or have the same artifact.
+    let attempt = stored_attempt(&job, 1);
+    let told = training_job(&json!({"status": {"attempt": 1}}));
+    let failure = Failure::new(FailureReason::StorageUnavailable, "no answer");
+    let pod = ended_with(&attempt, 1, Outcome::Failed(failure));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&told)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        with_version(c);
+        c.caches.jobs = Cache::of([attempt]);
+        c.caches.pods = Cache::of([pod]);
+    });
+    reconcile(Arc::new(told), context).await.unwrap();
+    scenario.finish().await;
+}
+
+#[tokio::test]
 async fn a_strangers_job_of_that_name_is_never_touched() {
     let job = training_job(&json!({}));
     let stranger = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "intent-train-1", "namespace": NAMESPACE, "uid": "other"}});

@@ -64,6 +64,15 @@ pub enum Ended {
     },
 }
 
+/// A ModelVersion that has the name which the result is to get, and is not this job's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TakenVersion {
+    /// Its name.
+    pub name: String,
+    /// Where its artifact lies.
+    pub uri: String,
+}
+
 /// All that is known of a TrainingJob.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
@@ -81,6 +90,8 @@ pub struct Observed {
     pub ended: Option<Ended>,
     /// A ModelVersion with our uid in `source` is there.
     pub version_made: bool,
+    /// The ModelVersion of the job's version name, where it is another's.
+    pub version_taken: Option<TakenVersion>,
     /// Why pods have no node.
     pub placement: Option<Problem>,
     /// That the last attempt, which runs, hangs or is lost.
@@ -473,6 +484,15 @@ fn suspended(intent: Intent) -> Decision {
     }
 }
 
+/// That the version name is taken by a ModelVersion with its artifact at `uri`, with what comes of it for the result.
+#[must_use]
+pub fn version_conflict(name: &str, uri: &str, outcome: &str) -> String {
+    format!(
+        "the ModelVersion {name} is there already with another artifact ({uri}), so {outcome}. Delete that one, or apply a \
+         TrainingJob with another output.versionName"
+    )
+}
+
 /// What follows where there is no Job of the last attempt: before the first, and after it was deleted. `counted` holds where
 /// the status tells no count.
 fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decision {
@@ -495,6 +515,20 @@ fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decisio
     };
     if wishes.suspend {
         return suspended(Intent::Wait);
+    }
+    // Hours of training would end in the same. Once it has begun, the other one may be gone by its end.
+    if let (0, Some(TakenVersion { name, uri })) = (observed.told_attempt, &observed.version_taken) {
+        return Decision {
+            record: None,
+            intent: Intent::Wait,
+            counted: None,
+            stop: Vec::new(),
+            remove: Vec::new(),
+            phase: Phase::Stalled,
+            reason: reasons::VERSION_CONFLICT.to_owned(),
+            message: version_conflict(name, uri, "the result would get none"),
+            again: WAITING,
+        };
     }
     let counted = observed.told_count().unwrap_or(counted);
     if observed.remains.save {

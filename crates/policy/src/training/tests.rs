@@ -117,9 +117,35 @@ fn each_situation_has_its_intent() {
         message: "exit code 1".to_owned(),
     };
     let no_pod = || AttemptState::NoPod { refused: None };
+    let taken = || {
+        Some(TakenVersion {
+            name: "v1".to_owned(),
+            uri: "s3://b/other".to_owned(),
+        })
+    };
     let infra = || failed(FailureReason::StorageUnavailable);
     let table: Vec<(&str, Observed, Intent, Phase, &str)> = vec![
         ("new", seen(vec![]), start(1, 0), Phase::Pending, "Pending"),
+        (
+            "new, and its version name is another's",
+            Observed {
+                version_taken: taken(),
+                ..seen(vec![])
+            },
+            Intent::Wait,
+            Phase::Stalled,
+            "VersionConflict",
+        ),
+        (
+            "begun, and its version name is another's",
+            Observed {
+                version_taken: taken(),
+                ..deleted(1, Some(0))
+            },
+            start(2, 0),
+            Phase::Restarting,
+            "PodLost",
+        ),
         (
             "made",
             seen(vec![attempt(1, 0, no_pod())]),
