@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use flywheel_api::ModelVersion;
 use flywheel_policy::models::promote::judge;
-use flywheel_policy::models::{Decision, Intent, Verification, decide};
+use flywheel_policy::models::{Decision, Intent, Outlook, Verification, decide};
 use kube::ResourceExt as _;
 
 use crate::context::Context;
@@ -43,7 +43,7 @@ pub async fn reconcile(version: Arc<ModelVersion>, context: Arc<Context>) -> Res
             verification: Verification::Pending {
                 reason: reason.to_owned(),
                 message,
-                blocked: true,
+                outlook: Outlook::Stalled,
             },
             again: BLOCKED,
         };

@@ -5,7 +5,7 @@ use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::model_version::{ModelVersionSpec, ModelVersionStatus};
 use flywheel_contract::failure::FailureReason;
 use flywheel_policy::models::promote::Verdict;
-use flywheel_policy::models::{Decision, Verification};
+use flywheel_policy::models::{Decision, Outlook, Verification};
 
 use super::observe::Observation;
 use crate::context::Context;
@@ -61,7 +61,13 @@ pub async fn report(
         && before.as_ref().map(|(status, reason, _)| (status, reason)) != Some((&is_ready, &reason))
     {
         tracing::info!(state = status.state, reason, message, "the version moved on");
-        let pending = matches!(decision.verification, Verification::Pending { blocked: false, .. });
+        let pending = matches!(
+            decision.verification,
+            Verification::Pending {
+                outlook: Outlook::Working,
+                ..
+            }
+        );
         let note = Note {
             warning: is_ready != "True" && !pending,
             reason,
@@ -75,8 +81,10 @@ pub async fn report(
 
 fn state_word(verification: &Verification, verdict: &Verdict) -> &'static str {
     match (verification, verdict) {
-        (Verification::Pending { blocked: false, .. }, _) => "Verifying",
-        (Verification::Pending { blocked: true, .. }, _) => "Blocked",
+        (Verification::Pending { outlook, .. }, _) => match outlook {
+            Outlook::Working => "Verifying",
+            Outlook::Blocked | Outlook::Stalled => "Blocked",
+        },
         (Verification::Failed { .. }, _) => "Failed",
         (Verification::Verified { .. }, Verdict::Passed { .. }) => "Promotable",
         (Verification::Verified { .. }, Verdict::Failed { .. }) => "GatesFailed",
@@ -148,12 +156,14 @@ fn desired(verification: &Verification, verdict: &Verdict, services: &[String]) 
         Verification::Pending {
             reason,
             message,
-            blocked,
-        } => summary(
-            if *blocked { Standing::Stalled } else { Standing::Working },
-            reason,
-            message,
-        ),
+            outlook,
+        } => {
+            let standing = match outlook {
+                Outlook::Working | Outlook::Blocked => Standing::Working,
+                Outlook::Stalled => Standing::Stalled,
+            };
+            summary(standing, reason, message)
+        }
         Verification::Failed { reason, message } => summary(Standing::Stalled, reason, message),
         Verification::Verified { message } => summary(Standing::Ready, reasons::VERIFIED, message),
     });

@@ -158,6 +158,55 @@ async fn a_wrong_digest_stalls_and_a_lost_storage_is_tried_again() {
 }
 
 #[tokio::test]
+async fn what_is_tried_again_by_itself_is_blocked_and_not_stalled() {
+    let version = model_version(&json!({}));
+    let stored = |number| {
+        let job = build::job(&version, number, &Settings::example()).unwrap();
+        stored_job(&job, &format!("verify-{number}-uid"))
+    };
+    let (first, fifth) = (stored(1), stored(5));
+    let pull = json!({"waiting": {"reason": "ImagePullBackOff"}});
+    let no_image = pod_of(&first, names::VERIFIER, "Pending", &pull);
+    let away = Outcome::Failed(Failure::new(FailureReason::StorageUnavailable, "words."));
+    let failed = ended_with(&fifth, away);
+    let table = [
+        (first, no_image, "ImagePullFailed"),
+        (fifth, failed, "StorageUnavailable"),
+    ];
+    for (job, pod, reason) in table {
+        let (client, scenario) = Scenario::start(vec![
+            Step::accept_status(STATUS, value(&version)),
+            Step::event(NAMESPACE),
+        ]);
+        let context = context(client, |c| {
+            c.caches.jobs = Cache::of([job]);
+            c.caches.pods = Cache::of([pod]);
+        });
+        reconcile(Arc::new(version.clone()), context).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(condition(&calls[0], "Ready"), ("False", reason));
+        assert_eq!(condition(&calls[0], "Reconciling"), ("True", reason));
+        assert!(!calls[0].body.to_string().contains("Stalled"), "{:#}", calls[0].body);
+        assert_eq!(calls[0].body["status"]["state"], "Blocked");
+        assert_eq!(calls[1].body["type"], "Warning");
+    }
+
+    // Only its user can help where nothing of it can be made.
+    let path = format!("{JOBS}/intent-v1-verify");
+    let stranger = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "intent-v1-verify", "namespace": NAMESPACE, "uid": "other"}});
+    let (client, scenario) = Scenario::start(vec![
+        Step::refuse("POST", JOBS, 409, "AlreadyExists", "already exists"),
+        Step::get(path, stranger),
+        Step::accept_status(STATUS, value(&version)),
+        Step::event(NAMESPACE),
+    ]);
+    reconcile(Arc::new(version), context(client, |_| {})).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[2], "Stalled"), ("True", "NameTaken"));
+    assert_eq!(calls[2].body["status"]["state"], "Blocked");
+}
+
+#[tokio::test]
 async fn a_service_of_another_model_serves_nothing_but_what_its_pods_answer_with() {
     let version = model_version(&json!({}));
     for (service, served) in [

@@ -24,6 +24,17 @@ pub struct TryView {
     pub before: Option<EndedAttempt>,
 }
 
+/// What becomes of a verification that is not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// It goes on by itself.
+    Working,
+    /// Somebody has to look; it is tried again by itself all the same.
+    Blocked,
+    /// Nothing of it can be made until somebody acts.
+    Stalled,
+}
+
 /// What is known of the artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verification {
@@ -33,8 +44,8 @@ pub enum Verification {
         reason: String,
         /// For people.
         message: String,
-        /// Nothing more happens until somebody acts.
-        blocked: bool,
+        /// Whether somebody has to look.
+        outlook: Outlook,
     },
     /// Every file is what the digest says.
     Verified {
@@ -80,7 +91,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(240);
 /// Seconds for which a finished Job is kept.
 pub const JOB_TTL_SECONDS: i32 = 600;
 /// Tries after which somebody has to look; they go on, slowly, since a storage that was away comes back.
-const TRIES_BEFORE_STALLED: u32 = 5;
+const TRIES_BEFORE_BLOCKED: u32 = 5;
 /// When to look again while a Job works.
 const WAITING: Duration = Duration::from_secs(10);
 /// When to look again where nothing is expected.
@@ -105,21 +116,25 @@ pub fn decide(known: Option<&Verification>, latest: Option<&TryView>, now: Times
             again: QUIET,
         };
     }
-    let pending = |reason: &str, message: String, blocked| Verification::Pending {
+    let pending = |reason: &str, message: String, outlook| Verification::Pending {
         reason: reason.to_owned(),
         message,
-        blocked,
+        outlook,
     };
     let Some(latest) = latest else {
         return Decision {
             intent: Intent::Verify { number: 1 },
-            verification: pending(reasons::VERIFYING, "the artifact is going to be read".to_owned(), false),
+            verification: pending(
+                reasons::VERIFYING,
+                "the artifact is going to be read".to_owned(),
+                Outlook::Working,
+            ),
             again: WAITING,
         };
     };
-    let waiting = |reason: &str, message: &str, blocked| Decision {
+    let waiting = |reason: &str, message: &str, outlook| Decision {
         intent: Intent::Wait,
-        verification: pending(reason, message.to_owned(), blocked),
+        verification: pending(reason, message.to_owned(), outlook),
         again: WAITING,
     };
     match &latest.state {
@@ -129,9 +144,9 @@ pub fn decide(known: Option<&Verification>, latest: Option<&TryView>, now: Times
                 "the verifying pod cannot be made: {message}. Change quota, LimitRange or Pod Security of the namespace; it \
                  is tried again by itself"
             ),
-            true,
+            Outlook::Blocked,
         ),
-        AttemptState::Blocked { reason, message } => waiting(reason, message, true),
+        AttemptState::Blocked { reason, message } => waiting(reason, message, Outlook::Blocked),
         AttemptState::NoPod { refused: None }
         | AttemptState::Unscheduled
         | AttemptState::Starting
@@ -148,7 +163,7 @@ pub fn decide(known: Option<&Verification>, latest: Option<&TryView>, now: Times
                     verification,
                     again: WAITING,
                 },
-                _ => waiting(reasons::VERIFYING, "the artifact is being read", false),
+                _ => waiting(reasons::VERIFYING, "the artifact is being read", Outlook::Working),
             }
         }
         AttemptState::Ended(ended) => after(latest, ended, now),
@@ -194,7 +209,11 @@ fn outcome(number: u32, ended: &EndedAttempt) -> Verification {
             "the artifact could not be read: {}. It is tried again by itself",
             message.trim_end_matches('.')
         ),
-        blocked: number >= TRIES_BEFORE_STALLED,
+        outlook: if number >= TRIES_BEFORE_BLOCKED {
+            Outlook::Blocked
+        } else {
+            Outlook::Working
+        },
     }
 }
 
@@ -271,12 +290,11 @@ mod tests {
 
     fn kind(verification: &Verification) -> (&str, &str) {
         match verification {
-            Verification::Pending {
-                reason, blocked: false, ..
-            } => ("Pending", reason),
-            Verification::Pending {
-                reason, blocked: true, ..
-            } => ("Blocked", reason),
+            Verification::Pending { reason, outlook, .. } => match outlook {
+                Outlook::Working => ("Pending", reason),
+                Outlook::Blocked => ("Blocked", reason),
+                Outlook::Stalled => ("Stalled", reason),
+            },
             Verification::Verified { .. } => ("Verified", ""),
             Verification::Failed { reason, .. } => ("Failed", reason),
         }
