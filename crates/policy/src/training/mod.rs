@@ -458,6 +458,8 @@ const NO_NODE_YET: &str = "waiting for a node";
 /// What is added where some pods have waited long for the rest.
 const GANG_WAITS: &str = "The pods that have theirs hold them and wait. If another job waits in the same way, neither goes on: \
                           set spec.suspend of one of them to true until the other runs";
+/// Of a suspended job that has no attempt yet.
+const NEVER_BEGUN: &str = "spec.suspend is true: nothing has been started. Set it to false to begin the training";
 const COMPLETE_MESSAGE: &str = "the training is complete and its ModelVersion is there";
 
 /// Numbers of the attempts whose pods may still run, but for one.
@@ -514,7 +516,11 @@ fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decisio
         Some(Ended::Complete) | None => false,
     };
     if wishes.suspend {
-        return suspended(Intent::Wait);
+        let mut decision = suspended(Intent::Wait);
+        if observed.highest_attempt() == 0 {
+            NEVER_BEGUN.clone_into(&mut decision.message);
+        }
+        return decision;
     }
     // Hours of training would end in the same. Once it has begun, the other one may be gone by its end.
     if let (0, Some(TakenVersion { name, uri })) = (observed.told_attempt, &observed.version_taken) {

@@ -398,6 +398,21 @@ fn suspension_reaches_the_job_once_and_is_taken_back() {
         }
     );
     assert_eq!(decision.phase, Phase::Suspended);
+    assert!(
+        decision.message.contains("the pod saves its state"),
+        "{}",
+        decision.message
+    );
+
+    let never = decide(wishes, &Observed::default(), at(0));
+    assert_eq!((never.phase, never.intent), (Phase::Suspended, Intent::Wait));
+    assert!(never.message.contains("nothing has been started"), "{}", never.message);
+    let deleted = decide(wishes, &deleted(1, Some(0)), at(0));
+    assert!(
+        deleted.message.contains("the pod saves its state"),
+        "{}",
+        deleted.message
+    );
 
     let mut paused = seen(vec![attempt(1, 0, AttemptState::NoPod { refused: None })]);
     paused.attempts[0].suspended = true;
