@@ -155,6 +155,11 @@ fn unready(name: &str, reason: &'static str, change: impl FnOnce(&mut Value)) ->
     (service, row)
 }
 
+/// Trusts certificates of a ConfigMap that is not there.
+fn missing_ca(spec: &mut Value) {
+    spec["storage"]["caBundle"] = json!({"configMapRef": {"name": "nowhere", "key": "ca.crt"}});
+}
+
 /// A digest that nothing has.
 fn zeros() -> String {
     format!("sha256:{}", "0".repeat(64))
@@ -242,6 +247,15 @@ fn table(stores: &Stores) -> Vec<(Value, Row)> {
             "Running",
             "ImagePullFailed",
         ),
+        of(training("missing-ca", missing_ca), "Running", "PodNotPrepared"),
+        with(
+            of(
+                training("lost-with-its-pod", |j| j["output"]["uri"] = json!("file:///tmp/out")),
+                "Ready",
+                "InvalidSpec",
+            ),
+            |row| row.says("PersistentVolumeClaim").attempts(0),
+        ),
         with(
             fails("cuda-without-gpu", "MaxRestartsExceeded", |j| {
                 j["trainer"]["accelerator"] = class("a100-cuda");
@@ -262,6 +276,11 @@ fn table(stores: &Stores) -> Vec<(Value, Row)> {
             "NoMatchingGPU",
         ),
         // Versions. What may mend itself is tried again, more slowly each time.
+        of(
+            version("missing-ca", &nowhere, missing_ca),
+            "Verified",
+            "PodNotPrepared",
+        ),
         of(
             version("missing-artifact", &nowhere, |_| ()),
             "Verified",
@@ -315,6 +334,12 @@ fn table(stores: &Stores) -> Vec<(Value, Row)> {
         }),
         unready("service-missing-image", "ImagePullFailed", |s| {
             s["server"]["image"] = json!("localhost/nowhere:1");
+        }),
+        unready("service-missing-volume", "PodNotPrepared", |s| {
+            s["server"]["pod"] = json!({
+                "volumes": [{"name": "words", "configMap": {"name": "nowhere"}}],
+                "volumeMounts": [{"name": "words", "mountPath": "/words"}]
+            });
         }),
         unready("service-missing-secret", "PodConfigInvalid", |s| {
             s["storage"]["secretRef"]["name"] = json!("nowhere");
