@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Ended, Running, World, rows, says};
+use common::{Ended, Running, World, free_port, rows, says};
 use flywheel_contract::failure::FailureReason as R;
 use flywheel_contract::termination::Outcome;
 use serde_json::{Value, json};
@@ -51,10 +51,6 @@ fn endless_job() -> (World, Value) {
     let (world, mut config) = long_job();
     config["hyperparameters"]["epochs"] = 1000.into();
     (world, config)
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// The configuration of pods that meet at this port.

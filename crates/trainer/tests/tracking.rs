@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Ended, World, get, rows};
+use common::{Ended, World, free_port, get, rows};
 use faults::{Fault, Server};
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::scalar::metric_value;
@@ -229,10 +229,6 @@ impl Drop for Mlflow {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// A training whose server is not there yet, is then killed twice, and goes on each time: one curve, one run, no figure
 /// missing that was there to tell.
 #[test]
@@ -261,7 +257,8 @@ fn attempts_are_one_curve_and_one_run() {
         words.contains("cannot be reached. Check tracking.mlflow.uri"),
         "{words}"
     );
-    // It may take longer to start than the training takes.
+    // It may take longer to start than the training takes, and than a storage is waited for.
+    running.progress_until(&address, |p| p["phase"] == "Training");
     running.signal("STOP");
     let server = Mlflow::start(world.dir.path(), port);
     running.signal("CONT");

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
@@ -390,7 +391,8 @@ impl Running {
     pub fn progress_until(&self, address: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            let progress = serde_json::from_str(&get(address, "/progress")).unwrap();
+            let body = try_get(address, "/progress").unwrap_or_else(|e| panic!("{e}: it ended: {:#?}", self.all()));
+            let progress = serde_json::from_str(&body).unwrap();
             if wanted(&progress) {
                 return progress;
             }
@@ -435,16 +437,33 @@ impl Drop for Running {
     }
 }
 
+/// A port that nobody listens on, and that neither an outgoing connection nor a listener on port 0 is given meanwhile: those
+/// are from 32768 on.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 9_000;
+    let start = (std::process::id() % u32::from(COUNT)) as u16;
+    (0..COUNT)
+        .map(|_| FIRST + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT)
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port")
+}
+
 /// GET over plain HTTP.
 pub fn get(address: &str, path: &str) -> String {
+    try_get(address, path).unwrap()
+}
+
+fn try_get(address: &str, path: &str) -> std::io::Result<String> {
     use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut stream = std::net::TcpStream::connect(address)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
+    stream.read_to_string(&mut text)?;
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-    body.to_owned()
+    Ok(body.to_owned())
 }
 
 /// Asserts reason and words of a failure.
