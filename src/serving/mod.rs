@@ -62,12 +62,7 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
             Ok(deployment) => present = Some(deployment),
             Err(error) => match error.problem() {
                 Some((reason, message)) => {
-                    hold = Some(Hold {
-                        reason,
-                        message,
-                        stalled: true,
-                        unfit: false,
-                    });
+                    hold = Some(Hold::refused(reason, message));
                 }
                 None => return Err(error),
             },
@@ -96,7 +91,12 @@ fn workload(
     intent: Intent,
     context: &Context,
 ) -> Result<(Option<Workload>, Option<Hold>), Error> {
-    let replicas = service.spec.replicas;
+    let workload = |rendered, hash, store| Workload {
+        rendered,
+        hash,
+        store,
+        replicas: service.spec.replicas,
+    };
     let hold = match (intent, &observed.artifact) {
         (Intent::Serve, Some(artifact)) => {
             let hash = inputs_hash(service, artifact)?;
@@ -108,15 +108,7 @@ fn workload(
                 } else {
                     Store::Keep
                 };
-                return Ok((
-                    Some(Workload {
-                        rendered,
-                        hash,
-                        store,
-                        replicas,
-                    }),
-                    None,
-                ));
+                return Ok((Some(workload(rendered, hash, store)), None));
             }
             let rendered = context
                 .settings
@@ -126,23 +118,10 @@ fn workload(
                 Ok(rendered) => {
                     let stored = revision::build(service, &hash, newest.saturating_add(1), &rendered)?;
                     let store = Store::New(stored);
-                    return Ok((
-                        Some(Workload {
-                            rendered,
-                            hash,
-                            store,
-                            replicas,
-                        }),
-                        None,
-                    ));
+                    return Ok((Some(workload(rendered, hash, store)), None));
                 }
                 Err(error) => match error.problem() {
-                    Some((reason, message)) => Hold {
-                        reason,
-                        message,
-                        stalled: true,
-                        unfit: false,
-                    },
+                    Some((reason, message)) => Hold::refused(reason, message),
                     None => return Err(error),
                 },
             }
@@ -153,12 +132,8 @@ fn workload(
     let mut stored: Vec<Workload> = revision::newest_first(&observed.revisions)
         .into_iter()
         .filter_map(|r| {
-            Some(Workload {
-                rendered: revision::rendered(r)?,
-                hash: revision::inputs_of(r)?.to_owned(),
-                store: Store::Keep,
-                replicas,
-            })
+            let hash = revision::inputs_of(r)?.to_owned();
+            Some(workload(revision::rendered(r)?, hash, Store::Keep))
         })
         .collect();
     let versions: Vec<_> = stored.iter().map(|w| w.rendered.version()).collect();

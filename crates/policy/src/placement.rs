@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flywheel_api::conditions::{cut_words, reasons};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use serde::{Deserialize, Serialize};
 
 /// Labels that mark a node as one of a class: each key must be there with one of its values. The terms of a class are
@@ -81,8 +81,7 @@ impl PodSchedulingView {
     /// Of this pod.
     #[must_use]
     pub fn of(pod: &Pod, now: Timestamp) -> Self {
-        let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-        let condition = conditions.into_iter().find(|c| c.type_ == "PodScheduled");
+        let condition = condition(pod, "PodScheduled");
         let spec = pod.spec.as_ref();
         let has_node = spec.is_some_and(|s| s.node_name.is_some());
         let made = pod.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0);
@@ -99,10 +98,16 @@ impl PodSchedulingView {
     }
 }
 
-/// Why pods have no node.
+/// The pod's condition of this type.
+pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
+    let mut all = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    all.find(|c| c.type_ == kind)
+}
+
+/// Why pods have no node, or cannot begin on theirs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// `NoMatchingGPU`, `InsufficientGPU`, `Unschedulable`, or `Pending` where no scheduler has looked.
+    /// `NoMatchingGPU`, `InsufficientGPU`, `Unschedulable`, `Pending` where no scheduler has looked, or `PodNotPrepared`.
     pub reason: &'static str,
     /// What is wrong and what to do.
     pub message: String,

@@ -5,30 +5,23 @@ use std::time::Duration;
 
 use flywheel_api::conditions::reasons;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::placement::{Problem, condition};
 
 /// How long a node may take to prepare a pod before it is said that it cannot. A sandbox takes a second or two, attaching a
 /// disk of the cloud 10 to 30 s; images are pulled after that and do not count.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A pod that its node cannot prepare.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unprepared {
-    /// [`reasons::POD_NOT_PREPARED`].
-    pub reason: &'static str,
-    /// What is wrong and what to do.
-    pub message: String,
-}
-
 /// That the pod's node has not prepared it for [`PATIENCE`]. The condition `PodReadyToStartContainers` (Kubernetes 1.29)
 /// tells; without it nothing is said.
 #[must_use]
-pub fn unprepared(pod: &Pod, now: Timestamp) -> Option<Unprepared> {
-    let since = condition(pod, "PodScheduled", "True")?.max(condition(pod, "PodReadyToStartContainers", "False")?);
+pub fn unprepared(pod: &Pod, now: Timestamp) -> Option<Problem> {
+    let since = since(pod, "PodScheduled", "True")?.max(since(pod, "PodReadyToStartContainers", "False")?);
     let passed = Duration::try_from(now.duration_since(since)).ok()?;
     (passed >= PATIENCE).then(|| {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        Unprepared {
+        Problem {
             reason: reasons::POD_NOT_PREPARED,
             message: format!(
                 "the node of pod {name} cannot make its volumes or its sandbox. See that the ConfigMaps, Secrets and \
@@ -40,10 +33,9 @@ pub fn unprepared(pod: &Pod, now: Timestamp) -> Option<Unprepared> {
 }
 
 /// Since when the pod's condition has this status, where it has it.
-fn condition(pod: &Pod, kind: &str, status: &str) -> Option<Timestamp> {
-    let mut all = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    let is = |c: &&PodCondition| c.type_ == kind && c.status == status;
-    all.find(is)?.last_transition_time.as_ref().map(|t| t.0)
+fn since(pod: &Pod, kind: &str, status: &str) -> Option<Timestamp> {
+    let found = condition(pod, kind).filter(|c| c.status == status)?;
+    found.last_transition_time.as_ref().map(|t| t.0)
 }
 
 #[cfg(test)]
@@ -90,7 +82,7 @@ mod tests {
                     .unwrap();
             let seen = unprepared(&pod, now);
             assert_eq!(seen.is_some(), expected, "{case}");
-            if let Some(Unprepared { message, .. }) = seen {
+            if let Some(Problem { message, .. }) = seen {
                 for words in [
                     "pod p ",
                     "ConfigMaps, Secrets",

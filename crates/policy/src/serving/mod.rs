@@ -59,6 +59,19 @@ pub struct Hold {
     pub unfit: bool,
 }
 
+impl Hold {
+    /// What only the user can change, and says nothing against the version.
+    #[must_use]
+    pub fn refused(reason: &'static str, message: String) -> Self {
+        Self {
+            reason,
+            message,
+            stalled: true,
+            unfit: false,
+        }
+    }
+}
+
 /// Whether the version can be served.
 #[must_use]
 pub fn decide(model: &str, version_name: &str, version: &VersionView) -> Intent {
@@ -72,15 +85,13 @@ pub fn decide(model: &str, version_name: &str, version: &VersionView) -> Intent 
             stalled: false,
             unfit: false,
         }),
-        VersionView::Found { model: theirs, .. } if theirs != model => Intent::Hold(Hold {
-            reason: reasons::MODEL_MISMATCH,
-            message: format!(
+        VersionView::Found { model: theirs, .. } if theirs != model => Intent::Hold(Hold::refused(
+            reasons::MODEL_MISMATCH,
+            format!(
                 "the ModelVersion {version_name} is of the model {theirs}, and this service is for {model}. Set modelVersion \
                  to a version of {model}"
             ),
-            stalled: true,
-            unfit: false,
-        }),
+        )),
         VersionView::Found {
             failed_verification: Some(why),
             ..

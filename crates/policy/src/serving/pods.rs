@@ -6,8 +6,8 @@ use flywheel_contract::termination::{Outcome, TerminationMessage};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 
-use crate::placement::PodSchedulingView;
-use crate::preparation::{Unprepared, unprepared};
+use crate::placement::{PodSchedulingView, Problem, condition};
+use crate::preparation::unprepared;
 
 /// How far a pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,19 +81,14 @@ impl PodView {
             return None;
         }
         let name = pod.metadata.name.clone().unwrap_or_default();
-        let condition = |kind: &str| {
-            status
-                .and_then(|s| s.conditions.as_ref())
-                .and_then(|list| list.iter().find(|c| c.type_ == kind))
-        };
         let scheduling = PodSchedulingView::of(pod, now);
-        let refused = condition("PodScheduled").filter(|c| c.status == "False");
+        let refused = condition(pod, "PodScheduled").filter(|c| c.status == "False");
         let container = status
             .and_then(|s| s.container_statuses.as_ref())
             .and_then(|list| list.iter().find(|c| c.name == container));
         let stage = if !scheduling.scheduled {
             Stage::Pending
-        } else if condition("Ready").is_some_and(|c| c.status == "True") {
+        } else if condition(pod, "Ready").is_some_and(|c| c.status == "True") {
             Stage::Ready
         } else {
             match container {
@@ -128,8 +123,8 @@ impl PodView {
     }
 }
 
-impl From<Unprepared> for Trouble {
-    fn from(Unprepared { reason, message }: Unprepared) -> Self {
+impl From<Problem> for Trouble {
+    fn from(Problem { reason, message }: Problem) -> Self {
         Self { reason, message }
     }
 }

@@ -18,7 +18,8 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod}
 use serde::{Deserialize, Serialize};
 
 use super::hang::{Cause, Verdict};
-use crate::preparation::{Unprepared, unprepared};
+use crate::placement::{Problem, condition};
+use crate::preparation::unprepared;
 
 /// What an attempt does.
 #[derive(Clone, Debug, PartialEq)]
@@ -554,12 +555,7 @@ fn is_over(pod: &Pod) -> bool {
 /// kubelet's last word still is that the containers are. No right to read nodes is needed to see it.
 #[must_use]
 pub fn is_out_of_contact(pod: &Pod) -> bool {
-    let is = |kind: &str, status: &str| {
-        pod.status
-            .iter()
-            .flat_map(|s| s.conditions.iter().flatten())
-            .any(|c| c.type_ == kind && c.status == status)
-    };
+    let is = |kind: &str, status: &str| condition(pod, kind).is_some_and(|c| c.status == status);
     is("Ready", "False") && is("ContainersReady", "True")
 }
 
@@ -641,7 +637,7 @@ fn live_state(pod: &Pod, container: &str, now: Timestamp) -> AttemptState {
     if state.is_some_and(|s| s.running.is_some()) {
         return AttemptState::Running;
     }
-    if let Some(Unprepared { reason, message }) = unprepared(pod, now) {
+    if let Some(Problem { reason, message }) = unprepared(pod, now) {
         return AttemptState::Blocked { reason, message };
     }
     let Some(waiting) = state.and_then(|s| s.waiting.as_ref()) else {
@@ -772,10 +768,7 @@ fn disruption(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref();
     let reason = status.and_then(|s| s.reason.as_deref()).unwrap_or_default();
     let message = status.and_then(|s| s.message.as_deref()).unwrap_or_default();
-    let disrupted = status
-        .iter()
-        .flat_map(|s| s.conditions.iter().flatten())
-        .find(|c| c.type_ == "DisruptionTarget" && c.status == "True");
+    let disrupted = condition(pod, "DisruptionTarget").filter(|c| c.status == "True");
     if let Some(condition) = disrupted {
         return Some(format!(
             "{}: {}",

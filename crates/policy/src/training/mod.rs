@@ -215,6 +215,23 @@ const SAVES_FIRST: &str = "the Job of the last attempt was deleted; a new attemp
 /// other.
 const GANG_PATIENCE: Duration = Duration::from_secs(300);
 
+impl Decision {
+    /// Nothing is done.
+    fn wait(phase: Phase, reason: &str, message: impl Into<String>, again: Duration) -> Self {
+        Self {
+            record: None,
+            intent: Intent::Wait,
+            counted: None,
+            stop: Vec::new(),
+            remove: Vec::new(),
+            phase,
+            reason: reason.to_owned(),
+            message: message.into(),
+            again,
+        }
+    }
+}
+
 /// What the job needs now.
 #[must_use]
 pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
@@ -269,15 +286,8 @@ enum Over<'a> {
 
 fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
     let finished = |phase, reason: &str, message: &str| Decision {
-        record: None,
-        intent: Intent::Wait,
-        counted: None,
-        stop: Vec::new(),
         remove: live(&observed.attempts, None),
-        phase,
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-        again: QUIET,
+        ..Decision::wait(phase, reason, message, QUIET)
     };
     if observed.version_made || observed.ended == Some(Ended::Complete) {
         return finished(Phase::Complete, reasons::TRAINED, COMPLETE_MESSAGE);
@@ -366,17 +376,11 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                         Over::GivenUp(verdict) => (give_up(verdict), SOON),
                     };
                     Decision {
-                        record: None,
                         intent,
                         // Told before the wait, so that whoever deletes the Job meanwhile takes nothing back. How an
                         // attempt that still ends has ended may yet be told better.
                         counted: (!is_ending).then_some(counted),
-                        stop: Vec::new(),
-                        remove: Vec::new(),
-                        phase: Phase::Restarting,
-                        reason,
-                        message,
-                        again,
+                        ..Decision::wait(Phase::Restarting, &reason, message, again)
                     }
                 }
             }
@@ -472,17 +476,10 @@ fn live(attempts: &[AttemptView], except: Option<u32>) -> Vec<u32> {
 }
 
 fn suspended(intent: Intent) -> Decision {
+    let message = "spec.suspend is true: the pod saves its state and ends. Set it to false to go on from there";
     Decision {
-        record: None,
         intent,
-        counted: None,
-        stop: Vec::new(),
-        remove: Vec::new(),
-        phase: Phase::Suspended,
-        reason: reasons::SUSPENDED.to_owned(),
-        message: "spec.suspend is true: the pod saves its state and ends. Set it to false to go on from there"
-            .to_owned(),
-        again: QUIET,
+        ..Decision::wait(Phase::Suspended, reasons::SUSPENDED, message, QUIET)
     }
 }
 
@@ -500,17 +497,7 @@ pub fn version_conflict(name: &str, uri: &str, outcome: &str) -> String {
 fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decision {
     let raised = match &observed.ended {
         Some(Ended::Failed { reason, message }) if !is_raised(wishes, observed, reason) => {
-            return Decision {
-                record: None,
-                intent: Intent::Wait,
-                counted: None,
-                stop: Vec::new(),
-                remove: Vec::new(),
-                phase: Phase::Failed,
-                reason: reason.clone(),
-                message: message.clone(),
-                again: QUIET,
-            };
+            return Decision::wait(Phase::Failed, reason, message, QUIET);
         }
         Some(Ended::Failed { .. }) => true,
         Some(Ended::Complete) | None => false,
@@ -524,30 +511,14 @@ fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decisio
     }
     // Hours of training would end in the same. Once it has begun, the other one may be gone by its end.
     if let (0, Some(TakenVersion { name, uri })) = (observed.told_attempt, &observed.version_taken) {
-        return Decision {
-            record: None,
-            intent: Intent::Wait,
-            counted: None,
-            stop: Vec::new(),
-            remove: Vec::new(),
-            phase: Phase::Stalled,
-            reason: reasons::VERSION_CONFLICT.to_owned(),
-            message: version_conflict(name, uri, "the result would get none"),
-            again: WAITING,
-        };
+        let message = version_conflict(name, uri, "the result would get none");
+        return Decision::wait(Phase::Stalled, reasons::VERSION_CONFLICT, message, WAITING);
     }
     let counted = observed.told_count().unwrap_or(counted);
     if observed.remains.save {
         return Decision {
-            record: None,
-            intent: Intent::Wait,
             counted: Some(counted),
-            stop: Vec::new(),
-            remove: Vec::new(),
-            phase: Phase::Restarting,
-            reason: reasons::POD_LOST.to_owned(),
-            message: SAVES_FIRST.to_owned(),
-            again: SOON,
+            ..Decision::wait(Phase::Restarting, reasons::POD_LOST, SAVES_FIRST, SOON)
         };
     }
     let (phase, reason, message) = if raised {
@@ -569,18 +540,12 @@ fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decisio
         (Phase::Pending, reasons::PENDING, NO_NODE_YET.to_owned())
     };
     Decision {
-        record: None,
         intent: Intent::StartAttempt {
             attempt: observed.told_attempt.saturating_add(1),
             counted,
         },
         counted: Some(counted),
-        stop: Vec::new(),
-        remove: Vec::new(),
-        phase,
-        reason: reason.to_owned(),
-        message,
-        again: WAITING,
+        ..Decision::wait(phase, reason, message, WAITING)
     }
 }
 
@@ -589,19 +554,12 @@ fn going_on(latest: &AttemptView, placement: Option<&Problem>, now: Timestamp) -
     let several = latest.nodes > 1;
     let waited = Duration::try_from(now.duration_since(latest.created)).unwrap_or_default();
     let later = latest.number > 1;
-    let decision = |phase, reason: &str, message: String, again| Decision {
-        record: None,
-        intent: Intent::Wait,
-        counted: None,
-        stop: Vec::new(),
-        remove: Vec::new(),
-        phase: match phase {
+    let decision = |phase, reason: &str, message: String, again| {
+        let phase = match phase {
             Phase::Pending | Phase::Starting if later => Phase::Restarting,
             phase => phase,
-        },
-        reason: reason.to_owned(),
-        message,
-        again,
+        };
+        Decision::wait(phase, reason, message, again)
     };
     match &latest.state {
         AttemptState::NoPod {
