@@ -135,9 +135,8 @@ fn told(error: &ValidationError<'_>) -> String {
     };
     match error.kind() {
         ValidationErrorKind::Required { property } => {
-            let dot = if path.is_empty() { "" } else { "." };
-            let name = property.as_str().unwrap_or_default();
-            format!("{path}{dot}{name}: it is required and not there")
+            let place = field(&path, property.as_str().unwrap_or_default());
+            format!("{place}: it is required and not there")
         }
         ValidationErrorKind::Enum { options } => {
             let options = options.as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -189,8 +188,7 @@ fn repeated(path: &str, schema: &Value, value: &Value) -> Option<String> {
     match value {
         Value::Object(map) => map.iter().find_map(|(key, value)| {
             let below = schema.get("properties")?.get(key)?;
-            let dot = if path.is_empty() { "" } else { "." };
-            repeated(&format!("{path}{dot}{key}"), below, value)
+            repeated(&field(path, key), below, value)
         }),
         Value::Array(list) => {
             let keys = schema.get("x-kubernetes-list-map-keys").and_then(Value::as_array);
@@ -210,6 +208,12 @@ fn repeated(path: &str, schema: &Value, value: &Value) -> Option<String> {
     }
 }
 
+/// The path of a field of what lies at `path`.
+fn field(path: &str, key: &str) -> String {
+    let dot = if path.is_empty() { "" } else { "." };
+    format!("{path}{dot}{key}")
+}
+
 /// The path of a field as messages of the API server write it.
 fn dotted(pointer: &str) -> String {
     let mut path = String::new();
@@ -218,10 +222,7 @@ fn dotted(pointer: &str) -> String {
         if part.bytes().all(|b| b.is_ascii_digit()) {
             path.push_str(&format!("[{part}]"));
         } else {
-            if !path.is_empty() {
-                path.push('.');
-            }
-            path.push_str(&part);
+            path = field(&path, &part);
         }
     }
     path
@@ -231,7 +232,7 @@ fn dotted(pointer: &str) -> String {
 fn unknown(path: &str, given: &Value, understood: &Value) -> Option<String> {
     match (given, understood) {
         (Value::Object(given), Value::Object(understood)) => given.iter().find_map(|(key, value)| {
-            let path = format!("{path}.{key}");
+            let path = field(path, key);
             let empty = match value {
                 Value::Null => true,
                 Value::Array(list) => list.is_empty(),
