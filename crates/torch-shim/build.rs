@@ -29,7 +29,12 @@ fn main() -> Result<(), String> {
         .include("cpp/gloo_headers")
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
-        .files(["cpp/shim.cpp", "cpp/checkpoint.cpp", "cpp/collective.cpp"])
+        .files([
+            "cpp/shim.cpp",
+            "cpp/checkpoint.cpp",
+            "cpp/collective.cpp",
+            "cpp/onednn.cpp",
+        ])
         .compile("flywheel_torch_shim");
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=dylib=torch_cpu");

@@ -1,6 +1,6 @@
 //! InferenceService: pods that answer with a ModelVersion.
 
-use flywheel_contract::scalar::Device;
+use flywheel_contract::scalar::{Device, Precision};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -71,6 +71,10 @@ pub struct Server {
     /// Image, where it is not the class's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Image>,
+    /// Number format of the model. A version whose labels on its own evaluation sample differ in this format from those in
+    /// single precision in more than one text of two hundred is not served in it.
+    #[serde(default)]
+    pub precision: Precision,
     /// Texts waiting or computed at once in one pod; more are answered 429.
     #[serde(default = "default_max_concurrency")]
     #[schemars(range(min = 1, max = 65_536))]
@@ -89,6 +93,7 @@ impl Default for Server {
         Self {
             resources: None,
             image: None,
+            precision: Precision::Auto,
             max_concurrency: default_max_concurrency(),
             timeout_milliseconds: default_timeout(),
             pod: None,

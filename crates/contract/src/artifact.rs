@@ -127,13 +127,16 @@ impl Manifest {
     }
 }
 
+/// Most texts of an evaluation sample: one in two hundred may get another label in another precision.
+pub const MAX_SAMPLE_TEXTS: usize = 200;
+
 /// `evaluation_sample.json`: texts of the test set with the answers of the weights in the artifact, in f32.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EvaluationSample {
     /// [`crate::SCHEMA_VERSION`] of the writer.
     pub schema_version: u32,
-    /// At most 64 items.
+    /// At most [`MAX_SAMPLE_TEXTS`] items.
     pub items: Vec<EvaluationItem>,
 }
 

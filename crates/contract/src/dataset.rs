@@ -181,7 +181,8 @@ pub struct Dataset {
     /// before the first step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<DataLimits>,
-    /// Put up to 64 test texts with the model's own answers into the artifact, for agreement checks. Off keeps texts out.
+    /// Put up to 200 test texts with the model's own answers into the artifact, to compare answers in
+    /// other precisions with. Off keeps texts out.
     #[serde(default = "yes")]
     pub evaluation_sample: bool,
 }

@@ -83,6 +83,8 @@ failure_reasons! {
     DigestMismatch => User,
     /// The manifest cannot be read, names a file twice, or names a file outside the artifact.
     ManifestInvalid => User,
+    /// In the precision asked for, the model gives too many texts another label than in single precision.
+    PrecisionUnfit => User,
     /// The class says `device: Cuda` and no GPU can be used.
     GpuUnavailable => Infrastructure,
     /// Memory ran out.

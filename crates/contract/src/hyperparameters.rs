@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::scalar::{Decimal, Uri};
+use crate::scalar::{Decimal, Precision, Uri};
 
 /// What the weights start from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,21 +44,6 @@ pub struct EarlyStopping {
     /// Epochs without improvement after which training ends.
     #[schemars(range(min = 1, max = 100))]
     pub patience: i32,
-}
-
-/// Number format of the forward and backward pass. Weights, moments and all figures of evaluation stay in single precision.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Precision {
-    /// `BFloat16` on GPUs (compute capability 8.0 and newer) and processors that compute in it, else `Float16` on GPUs and
-    /// `Float32` on processors.
-    #[default]
-    Auto,
-    /// Single precision throughout.
-    Float32,
-    /// Matrix products and attention in bfloat16.
-    BFloat16,
-    /// Matrix products and attention in half precision, with a loss scale that follows the gradients.
-    Float16,
 }
 
 /// Settings of the optimiser and the loop. AdamW; the learning rate rises over the warm-up and then falls to zero, linearly.

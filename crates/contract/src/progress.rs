@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hyperparameters::Precision;
+use crate::scalar::Precision;
 use crate::trainer::DatasetCounts;
 
 /// Phase of a training pod. Each has its own time limits.

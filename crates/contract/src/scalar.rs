@@ -182,6 +182,22 @@ pub enum Device {
     Cpu,
 }
 
+/// Number format of matrix products and attention. A training keeps weights, moments and all figures of evaluation in single
+/// precision; a server keeps weights in this format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Precision {
+    /// `BFloat16` on GPUs (compute capability 8.0 and newer) and processors that compute in it, else `Float16` on GPUs and
+    /// `Float32` on processors.
+    #[default]
+    Auto,
+    /// Single precision throughout.
+    Float32,
+    /// bfloat16: the range of single precision in 16 bits.
+    BFloat16,
+    /// Half precision; in training with a loss scale that follows the gradients. For GPUs: processors are slow at it.
+    Float16,
+}
+
 /// What a model is made to do; fixes inputs, outputs, loss and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Task {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::scalar::Device;
+use crate::scalar::{Device, Precision};
 use crate::storage::StorageSettings;
 use crate::trainer::ArtifactRef;
 
@@ -19,6 +19,9 @@ pub struct ServingConfig {
     pub version: ServedVersion,
     /// What to compute on.
     pub device: Device,
+    /// In which format.
+    #[serde(default)]
+    pub precision: Precision,
     /// How to reach the bucket.
     #[serde(default)]
     pub storage: StorageSettings,
@@ -82,9 +85,26 @@ pub struct VersionStats {
     pub name: String,
     /// How far it is.
     pub state: LoadState,
+    /// Format in which it computes, once loaded; never [`Precision::Auto`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// How its answers in that format compare with those in single precision, once loaded, if it came with answers to
+    /// compare with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
     /// Why the last try to load it failed, while it is not loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+}
+
+/// Answers of a version beside those that its artifact's evaluation sample holds, which were computed in single precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Agreement {
+    /// Texts compared.
+    pub texts: u32,
+    /// Those that got the same label.
+    pub same: u32,
 }
 
 /// How far a version is in a pod.

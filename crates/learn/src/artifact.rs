@@ -7,11 +7,13 @@ use std::fs;
 use std::path::Path;
 
 use flywheel_contract::artifact::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
+use flywheel_contract::scalar::Precision;
 use flywheel_data::VOCABULARY_FILE;
 use tch::Device;
 
 use crate::config::EncoderConfig;
 use crate::error::{Error, Result};
+use crate::network::packed::PackedClassifier;
 use crate::network::{SequenceClassifier, Taking};
 use crate::weights::{self, WeightFile};
 
@@ -109,17 +111,18 @@ pub fn write(dir: &Path, network: &SequenceClassifier, labels: &[String], pretra
 /// A loaded artifact, ready to answer. `Send`, not `Sync`: each worker thread takes its own [`Classifier::worker`],
 /// which shares the weights.
 pub struct Classifier {
-    network: SequenceClassifier,
+    network: PackedClassifier,
     labels: Vec<String>,
 }
 
 impl Classifier {
-    /// Loads `config.json` and `model.safetensors` of an artifact, whose digests were checked before.
+    /// Loads `config.json` and `model.safetensors` of an artifact, whose digests were checked before, to compute in a
+    /// precision that was chosen ([`crate::precision::choose`]).
     ///
     /// # Errors
-    /// [`Error::Config`], also when it names no labels; the errors of [`WeightFile::open`] and
-    /// [`SequenceClassifier::load`].
-    pub fn load(dir: &Path, device: Device) -> Result<Self> {
+    /// [`Error::Config`], also when it names no labels; the errors of [`WeightFile::open`], [`SequenceClassifier::load`]
+    /// and [`PackedClassifier::new`].
+    pub fn load(dir: &Path, device: Device, precision: Precision) -> Result<Self> {
         let config = EncoderConfig::read(dir)?;
         let labels = config
             .labels()?
@@ -131,18 +134,17 @@ impl Classifier {
         let file = WeightFile::open(&dir.join(WEIGHTS_FILE))?;
         // Nothing is made anew and nothing drops out, so seed and dropout mean nothing here.
         let (network, _) = SequenceClassifier::load(&config, &file, labels.len(), Taking::Exact, 0.0, 0, device)?;
+        let network = PackedClassifier::new(&network, precision)?;
         Ok(Self { network, labels })
     }
 
     /// The same classifier over the same weights, for another thread.
-    ///
-    /// # Errors
-    /// [`Error::Torch`].
-    pub fn worker(&self) -> Result<Self> {
-        Ok(Self {
-            network: self.network.shallow_clone()?,
+    #[must_use]
+    pub fn worker(&self) -> Self {
+        Self {
+            network: self.network.shallow_clone(),
             labels: self.labels.clone(),
-        })
+        }
     }
 
     /// Labels by class index.
@@ -163,7 +165,8 @@ impl Classifier {
         self.network.config().max_length()
     }
 
-    /// Probability of each label for each row of token ids, in the order of the rows; all rows in one padded batch.
+    /// Probability of each label for each row of token ids, in the order of the rows, which may have any
+    /// lengths.
     ///
     /// # Errors
     /// [`Error::Row`] for an empty row, one that is too long, or an id outside the vocabulary; [`Error::OutOfMemory`],

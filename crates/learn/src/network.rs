@@ -3,9 +3,11 @@
 //! A network is first a plan (name, shape and initial values of every tensor), checked against the file, and only
 //! then tensors: a damaged file never makes half a network. Shapes: B rows, L tokens, H hidden, C classes.
 
+pub mod packed;
+
 use std::collections::BTreeMap;
 
-use flywheel_torch_shim::{InferenceGuard, recomputed};
+use flywheel_torch_shim::recomputed;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{Activation, Architecture, EncoderConfig};
@@ -300,6 +302,14 @@ impl Norm {
         }
     }
 
+    fn in_kind(&self, kind: Kind) -> Result<Self> {
+        Ok(Self {
+            weight: self.weight.f_to_kind(kind)?,
+            bias: self.bias.f_to_kind(kind)?,
+            eps: self.eps,
+        })
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)?)
     }
@@ -358,14 +368,19 @@ impl Layer {
             _ => dropped(attention, dropout)?,
         };
         let x = self.attention_norm.forward(&attention.f_add(asking)?)?;
-        let up = self.up.forward(&x)?;
-        let up = match self.activation {
-            Activation::Gelu => up.f_gelu("none")?,
-            Activation::GeluTanh => up.f_gelu("tanh")?,
-            Activation::Relu => up.f_relu()?,
-        };
+        let up = self.activation.apply(&self.up.forward(&x)?)?;
         let down = dropped(self.down.forward(&up)?, dropout)?;
         self.output_norm.forward(&down.f_add(&x)?)
+    }
+}
+
+impl Activation {
+    fn apply(self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Gelu => x.f_gelu("none")?,
+            Self::GeluTanh => x.f_gelu("tanh")?,
+            Self::Relu => x.f_relu()?,
+        })
     }
 }
 
@@ -378,6 +393,23 @@ fn dropped(x: Tensor, dropout: f64) -> Result<Tensor> {
     }
 }
 
+/// Whether a row of token ids can be fed; `row` is its place.
+fn check_row(row: usize, tokens: &[i64], config: &EncoderConfig) -> Result<()> {
+    let max = config.max_length();
+    if tokens.is_empty() || tokens.len() > max {
+        return Err(Error::Row {
+            row,
+            why: format!("{} tokens, 1 to {max} can be fed", tokens.len()),
+        });
+    }
+    // On a GPU a wrong id would end the process, not the call.
+    if let Some(id) = tokens.iter().find(|id| !(0..config.vocab_size).contains(id)) {
+        let why = format!("token id {id}, the vocabulary has 0 to {}", config.vocab_size - 1);
+        return Err(Error::Row { row, why });
+    }
+    Ok(())
+}
+
 /// A batch of rows, padded to the longest.
 pub struct TokenBatch {
     /// Token ids, [B, L], i64.
@@ -388,7 +420,7 @@ pub struct TokenBatch {
 
 impl TokenBatch {
     /// Pads rows to the longest of them, after checking each: 1 to [`EncoderConfig::max_length`] tokens, every id in
-    /// the vocabulary (on a GPU a wrong id would end the process, not the call).
+    /// the vocabulary.
     ///
     /// # Errors
     /// [`Error::Row`] with the row's place in `rows`.
@@ -397,17 +429,7 @@ impl TokenBatch {
         let mut ids = Vec::with_capacity(rows.len() * longest);
         let mut real = Vec::with_capacity(rows.len() * longest);
         for (row, tokens) in rows.iter().enumerate() {
-            let max = config.max_length();
-            if tokens.is_empty() || tokens.len() > max {
-                return Err(Error::Row {
-                    row,
-                    why: format!("{} tokens, 1 to {max} can be fed", tokens.len()),
-                });
-            }
-            if let Some(id) = tokens.iter().find(|id| !(0..config.vocab_size).contains(id)) {
-                let why = format!("token id {id}, the vocabulary has 0 to {}", config.vocab_size - 1);
-                return Err(Error::Row { row, why });
-            }
+            check_row(row, tokens, config)?;
             let padding = longest - tokens.len();
             ids.extend_from_slice(tokens);
             ids.extend(std::iter::repeat_n(config.pad_token_id, padding));
@@ -428,8 +450,7 @@ impl TokenBatch {
     }
 }
 
-/// An encoder with a head that makes one logit per class. `Send`, not `Sync`: each thread takes its own
-/// [`SequenceClassifier::shallow_clone`], which shares the weights.
+/// An encoder with a head that makes one logit per class, to train; [`packed::PackedClassifier`] answers.
 pub struct SequenceClassifier {
     config: EncoderConfig,
     device: Device,
@@ -556,19 +577,6 @@ impl SequenceClassifier {
         self
     }
 
-    /// The same network over the same weights, for another thread.
-    ///
-    /// # Errors
-    /// [`Error::Torch`].
-    pub fn shallow_clone(&self) -> Result<Self> {
-        let parameters = self
-            .parameters
-            .iter()
-            .map(|(name, t)| (name.clone(), t.shallow_clone()))
-            .collect();
-        Ok(Self::assemble(self.config.clone(), parameters, self.dropout, self.device)?.recomputing(self.recomputes))
-    }
-
     /// The encoder's numbers.
     #[must_use]
     pub fn config(&self) -> &EncoderConfig {
@@ -610,19 +618,6 @@ impl SequenceClassifier {
             }
         };
         self.head_logits.forward(&dropped(features, dropout)?)
-    }
-
-    /// Probabilities of each row's classes, in the order of the rows; softmax of the logits, computed in f32.
-    ///
-    /// # Errors
-    /// [`Error::Row`], [`Error::Torch`], [`Error::OutOfMemory`].
-    pub fn predict(&self, rows: &[&[i64]]) -> Result<Vec<Vec<f32>>> {
-        if rows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let _inference = InferenceGuard::enter()?;
-        let batch = TokenBatch::pad(rows, &self.config, self.device)?;
-        rows_of(&self.logits(&batch, false)?.f_softmax(-1, Kind::Float)?)
     }
 
     /// Hidden states of the first tokens after the last layer, [B, H]. The heads look at no others, so the last layer

@@ -1,6 +1,6 @@
 //! Number formats of the forward and backward pass, and the loss scale of half precision.
 
-use flywheel_contract::hyperparameters::Precision;
+use flywheel_contract::scalar::Precision;
 use flywheel_torch_shim::{AutocastGuard, Half};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};

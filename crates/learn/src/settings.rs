@@ -1,7 +1,7 @@
 //! Hyperparameters, checked.
 
-use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, Precision, StoppingMetric};
-use flywheel_contract::scalar::Decimal;
+use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, StoppingMetric};
+use flywheel_contract::scalar::{Decimal, Precision};
 
 use crate::error::{Error, Result};
 

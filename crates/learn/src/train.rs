@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use flywheel_contract::hyperparameters::Precision;
+use flywheel_contract::scalar::Precision;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 

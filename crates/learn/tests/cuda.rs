@@ -9,11 +9,11 @@ use std::path::Path;
 
 use common::{CLASSES, Event, Seen, network_on, separable, settings, turn};
 use flywheel_contract::failure::FailureReason;
-use flywheel_contract::hyperparameters::Precision;
-use flywheel_contract::scalar::Device as Wanted;
+use flywheel_contract::scalar::{Device as Wanted, Precision};
 use flywheel_data::EncodedSet;
 use flywheel_learn::config::EncoderConfig;
 use flywheel_learn::network::SequenceClassifier;
+use flywheel_learn::network::packed::PackedClassifier;
 use flywheel_learn::settings::Settings;
 use flywheel_learn::train::{Next, Step, fit, fit_among};
 use flywheel_learn::{Collective, Error, Task, TextClassification, device, precision};
@@ -67,7 +67,8 @@ fn answers_are_those_of_the_processor() {
     let rows = separable(50, 0).ids;
     let rows: Vec<&[i64]> = rows.iter().map(Vec::as_slice).collect();
     let answers = |on| -> Vec<f64> {
-        let answers = network_on(on, 4, 0.0).predict(&rows).unwrap();
+        let network = PackedClassifier::new(&network_on(on, 4, 0.0), Precision::Float32).unwrap();
+        let answers = network.predict(&rows).unwrap();
         answers.into_iter().flatten().map(f64::from).collect()
     };
     let apart = apart(&answers(gpu()), &answers(Device::Cpu));

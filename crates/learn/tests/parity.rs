@@ -8,10 +8,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use flywheel_contract::hyperparameters::Precision;
+use flywheel_contract::scalar::Precision;
 use flywheel_data::EncodedSet;
 use flywheel_learn::config::{Activation, EncoderConfig};
 use flywheel_learn::evaluate::Evaluation;
+use flywheel_learn::network::packed::PackedClassifier;
 use flywheel_learn::network::{SequenceClassifier, Taking, TokenBatch};
 use flywheel_learn::settings::Settings;
 use flywheel_learn::train::{Epoch, Next, Observer, State, Step, fit};
@@ -88,6 +89,18 @@ fn logits(network: &SequenceClassifier, ids: &[Vec<i64>]) -> Vec<Vec<f64>> {
     all
 }
 
+/// The same from the network that answers.
+fn packed(network: &SequenceClassifier, ids: &[Vec<i64>], precision: Precision) -> Vec<Vec<f64>> {
+    let network = PackedClassifier::new(network, precision).unwrap();
+    let mut all = Vec::new();
+    for rows in ids.chunks(BATCH) {
+        let rows: Vec<&[i64]> = rows.iter().map(Vec::as_slice).collect();
+        let logits = network.logits(&rows).unwrap();
+        all.extend(logits.into_iter().map(|row| row.into_iter().map(f64::from).collect()));
+    }
+    all
+}
+
 fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
     assert_eq!(a.len(), b.len());
     let rows = a.iter().zip(b).flat_map(|(a, b)| {
@@ -105,9 +118,40 @@ fn logits_equal_those_of_transformers() {
         let cases = cases(&dir);
         assert_eq!(cases.ids.len(), 64);
         let network = load(&dir, &EncoderConfig::read(&dir).unwrap());
-        let worst = difference(&logits(&network, &cases.ids), &cases.logits);
-        println!("{name}: max difference {worst:.2e}");
-        assert!(worst <= TOLERANCE, "{name}: {worst}");
+        let (padded, packed) = (
+            logits(&network, &cases.ids),
+            packed(&network, &cases.ids, Precision::Float32),
+        );
+        for (form, got) in [("padded", padded), ("packed", packed)] {
+            let worst = difference(&got, &cases.logits);
+            println!("{name}, {form}: max difference {worst:.2e}");
+            assert!(worst <= TOLERANCE, "{name}, {form}: {worst}");
+        }
+    }
+}
+
+/// In bfloat16 answers are near those in single precision, and in both a row's answer hardly depends on the rows beside it:
+/// sums may be added up in another order.
+#[test]
+fn sixteen_bits_are_near_and_company_does_not_count() {
+    for name in ARCHITECTURES {
+        let dir = made().join(name);
+        let ids = cases(&dir).ids;
+        let network = load(&dir, &EncoderConfig::read(&dir).unwrap());
+        let exact = packed(&network, &ids, Precision::Float32);
+        for (precision, near, alike) in [(Precision::Float32, 0.0, 1e-6), (Precision::BFloat16, 0.1, 0.01)] {
+            let got = packed(&network, &ids, precision);
+            let answers = PackedClassifier::new(&network, precision).unwrap();
+            let alone = ids.iter().flat_map(|row| answers.logits(&[row]).unwrap());
+            let alone: Vec<Vec<f64>> = alone.map(|row| row.into_iter().map(f64::from).collect()).collect();
+            let by_company = difference(&got, &alone);
+            let off = difference(&got, &exact);
+            println!("{name}, {precision:?}: off by {off:.2e}, by company {by_company:.2e}");
+            assert!(
+                off <= near && by_company <= alike,
+                "{name}, {precision:?}: {off}, {by_company}"
+            );
+        }
     }
 }
 
@@ -181,7 +225,7 @@ fn transformers_loads_our_artifacts() {
         std::fs::create_dir(&folder).unwrap();
         let written = artifact::write(&folder, &made.network, &labels, &dir).unwrap();
         assert_eq!(written, ["config.json", "model.safetensors", "tokenizer.json"]);
-        let ours = Classifier::load(&folder, Device::Cpu).unwrap();
+        let ours = Classifier::load(&folder, Device::Cpu, Precision::Float32).unwrap();
         assert_eq!(ours.labels(), labels);
 
         let logits = logits(&made.network, &ids);

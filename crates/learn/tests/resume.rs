@@ -6,7 +6,8 @@ mod common;
 use std::path::Path;
 
 use common::{CLASSES, Event, Seen, config, hyperparameters, separable, tiny, turn};
-use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, Precision, StoppingMetric};
+use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, StoppingMetric};
+use flywheel_contract::scalar::Precision;
 use flywheel_data::EncodedSet;
 use flywheel_learn::checkpoint::{Saved, Terms, open, write};
 use flywheel_learn::evaluate::Evaluation;

@@ -9,7 +9,8 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 
 use common::{Event, Seen, hyperparameters, separable, tiny, turn};
-use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, Precision, StoppingMetric};
+use flywheel_contract::hyperparameters::{EarlyStopping, Hyperparameters, StoppingMetric};
+use flywheel_contract::scalar::Precision;
 use flywheel_data::EncodedSet;
 use flywheel_learn::evaluate::Evaluation;
 use flywheel_learn::settings::Settings;

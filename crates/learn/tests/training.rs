@@ -7,7 +7,8 @@ mod common;
 use std::ops::ControlFlow;
 
 use common::{Event, Seen, network, separable, settings, tiny, turn};
-use flywheel_contract::hyperparameters::{EarlyStopping, Precision, StoppingMetric};
+use flywheel_contract::hyperparameters::{EarlyStopping, StoppingMetric};
+use flywheel_contract::scalar::Precision;
 use flywheel_data::EncodedSet;
 use flywheel_learn::settings::Settings;
 use flywheel_learn::task::Loader;

@@ -159,6 +159,8 @@ impl App {
                 name: self.version.clone(),
                 state,
                 failure,
+                precision: self.engine().map(Engine::precision),
+                agreement: self.engine().and_then(Engine::agreement),
             },
             answered: self.metrics.answers(),
             in_flight: self

@@ -161,6 +161,7 @@ pub fn from_manifests(run: &LocalRun) -> Result<ServingConfig, Failure> {
             artifact: version.artifact,
         },
         device: run.device,
+        precision: spec.server.precision,
         storage: StorageSettings {
             endpoint: storage.endpoint,
             region: storage.region,

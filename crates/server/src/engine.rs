@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::serving::ServingLimits;
+use flywheel_contract::scalar::Precision;
+use flywheel_contract::serving::{Agreement, ServingLimits};
 use flywheel_wire::error::{ErrorReason, Refusal};
 use flywheel_wire::predict::{MAX_TEXTS, too_many_texts};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -17,6 +18,8 @@ use crate::worker::{self, Heartbeat};
 /// A loaded version with its workers. Dropping it lets them go.
 pub(crate) struct Engine {
     labels: Vec<String>,
+    precision: Precision,
+    agreement: Option<Agreement>,
     encoder: Arc<dyn Encode>,
     queue: Arc<Queue>,
     permits: Arc<Semaphore>,
@@ -36,6 +39,8 @@ impl Engine {
         let most = limits.max_concurrency as usize;
         let mut engine = Self {
             labels: version.labels,
+            precision: version.precision,
+            agreement: version.agreement,
             encoder: version.encoder,
             queue: Arc::new(Queue::default()),
             permits: Arc::new(Semaphore::new(most)),
@@ -71,6 +76,16 @@ impl Engine {
     /// Labels by class index.
     pub fn labels(&self) -> &[String] {
         &self.labels
+    }
+
+    /// Format in which the model computes.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// How its answers compare with those in single precision.
+    pub fn agreement(&self) -> Option<Agreement> {
+        self.agreement
     }
 
     /// Probabilities for each text, in order. Dropping the future drops the work that no worker has begun.

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use flywheel_contract::artifact::Manifest;
+use flywheel_contract::artifact::{EVALUATION_SAMPLE_FILE, EvaluationSample, Manifest};
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::scalar::Device;
-use flywheel_contract::serving::{LoadState, ServingConfig};
+use flywheel_contract::scalar::{Device, Precision};
+use flywheel_contract::serving::{Agreement, LoadState, ServingConfig};
 use flywheel_data::TextTokenizer;
-use flywheel_learn::{Classifier, device};
+use flywheel_learn::device::TensorDevice;
+use flywheel_learn::{Classifier, device, precision};
 
 use crate::app::App;
 use crate::fetch::Fetch;
@@ -20,9 +21,16 @@ use crate::run::Options;
 /// Lengths of the rows that a worker computes before its first request, in tokens: libtorch prepares kernels by shape.
 const WARM_UP_LENGTHS: [usize; 3] = [8, 32, 128];
 
+/// Longest file of an evaluation sample, bytes: two hundred texts with the answers for thousands of labels.
+const MAX_SAMPLE_BYTES: u64 = 64 * 1024 * 1024;
+/// Texts of the evaluation sample in one batch.
+const COMPARED_AT_ONCE: usize = 16;
+/// One text in so many of the evaluation sample may get another label than in single precision (and one of a smaller sample).
+const ONE_MAY_DIFFER_OF: usize = 200;
+
 /// Fetches, checks and builds the version of the configuration.
 pub(crate) async fn load(app: &App, config: &ServingConfig, options: &Options) -> Result<LoadedVersion, Failure> {
-    let device = config.device;
+    let (device, wanted) = (config.device, config.precision);
     // Before the download, which may be long and for nothing.
     blocking(move || {
         device::check_library()
@@ -53,7 +61,7 @@ pub(crate) async fn load(app: &App, config: &ServingConfig, options: &Options) -
         // One stream of kernels; rows wait for batches, not for each other.
         Device::Cuda => 1,
     };
-    blocking(move || build(&folder, &manifest, device, workers)).await
+    blocking(move || build(&folder, &manifest, device, wanted, workers)).await
 }
 
 /// Runs what blocks outside the async threads. A panic in there is a failure.
@@ -63,38 +71,158 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
         .unwrap_or_else(|_| Err(internal("loading panicked; the log says where")))
 }
 
-fn build(folder: &Path, manifest: &Manifest, device: Device, workers: usize) -> Result<LoadedVersion, Failure> {
-    let classifier = device::resolve(device, 0)
-        .and_then(|device| Classifier::load(folder, device))
-        .map_err(failure)?;
-    if classifier.labels() != manifest.labels {
-        return Err(Failure::new(
-            FailureReason::ManifestInvalid,
-            "the labels of manifest.json and of config.json differ; train again, or write the artifact again",
-        ));
-    }
-    let reads = classifier.max_length();
-    let max_length = usize::try_from(manifest.max_length).unwrap_or(0).min(reads);
-    let vocabulary = usize::try_from(classifier.config().vocab_size).unwrap_or(0);
-    let tokenizer = TextTokenizer::load(folder, max_length, vocabulary).map_err(Failure::from)?;
+fn build(
+    folder: &Path,
+    manifest: &Manifest,
+    device: Device,
+    wanted: Precision,
+    workers: usize,
+) -> Result<LoadedVersion, Failure> {
+    let device = device::resolve(device, 0).map_err(failure)?;
+    let chosen = precision::choose(wanted, device).map_err(failure)?;
+    let network = Network::load(folder, manifest, device, chosen)?;
+    let network = match network.unfit() {
+        None => network,
+        Some(why) if wanted == Precision::Auto => {
+            tracing::warn!(reason = why, "computing in single precision instead");
+            Network::load(folder, manifest, device, Precision::Float32)?
+        }
+        Some(why) => {
+            return Err(Failure::new(
+                FailureReason::PrecisionUnfit,
+                format!("{why}; set spec.server.precision to Float32, or to Auto, which falls back to it"),
+            ));
+        }
+    };
+    tracing::info!(
+        precision = ?network.precision,
+        texts = network.agreement.map(|a| a.texts),
+        same = network.agreement.map(|a| a.same),
+        "labels of the evaluation sample compared with those in single precision"
+    );
     // A text that any tokenizer can read; the worker's known rows are made of it.
-    let known = tokenizer.encode("warm up").map_err(Failure::from)?.ids;
+    let known = network.tokenizer.encode("warm up").map_err(Failure::from)?.ids;
+    let lengths = WARM_UP_LENGTHS.map(|length| length.min(network.max_length));
     let models = (0..workers)
         .map(|_| {
-            Ok(Box::new(TorchModel {
-                classifier: classifier.worker().map_err(failure)?,
-                known: WARM_UP_LENGTHS
-                    .iter()
-                    .map(|length| known.iter().copied().cycle().take((*length).min(max_length)).collect())
-                    .collect(),
-            }) as Box<dyn Model>)
+            Box::new(TorchModel {
+                classifier: network.classifier.worker(),
+                known: lengths
+                    .map(|length| known.iter().copied().cycle().take(length).collect())
+                    .into(),
+            }) as Box<dyn Model>
         })
-        .collect::<Result<Vec<_>, Failure>>()?;
+        .collect();
     Ok(LoadedVersion {
         labels: manifest.labels.clone(),
-        encoder: Arc::new(Tokenizer(tokenizer)),
+        encoder: Arc::new(Tokenizer(network.tokenizer)),
+        precision: network.precision,
+        agreement: network.agreement,
         models,
     })
+}
+
+/// An artifact's network in some precision.
+struct Network {
+    classifier: Classifier,
+    tokenizer: TextTokenizer,
+    /// Longest row that it reads, tokens.
+    max_length: usize,
+    precision: Precision,
+    agreement: Option<Agreement>,
+}
+
+impl Network {
+    fn load(folder: &Path, manifest: &Manifest, device: TensorDevice, precision: Precision) -> Result<Self, Failure> {
+        let classifier = Classifier::load(folder, device, precision).map_err(failure)?;
+        if classifier.labels() != manifest.labels {
+            return Err(Failure::new(
+                FailureReason::ManifestInvalid,
+                "the labels of manifest.json and of config.json differ; train again, or write the artifact again",
+            ));
+        }
+        let reads = classifier.max_length();
+        let max_length = usize::try_from(manifest.max_length).unwrap_or(0).min(reads);
+        let vocabulary = usize::try_from(classifier.config().vocab_size).unwrap_or(0);
+        let tokenizer = TextTokenizer::load(folder, max_length, vocabulary).map_err(Failure::from)?;
+        let mut network = Self {
+            classifier,
+            tokenizer,
+            max_length,
+            precision,
+            agreement: None,
+        };
+        if manifest.files.iter().any(|file| file.name == EVALUATION_SAMPLE_FILE) {
+            network.agreement = Some(network.compare(folder, manifest)?);
+        }
+        Ok(network)
+    }
+
+    /// Answers the texts of the evaluation sample.
+    fn compare(&self, folder: &Path, manifest: &Manifest) -> Result<Agreement, Failure> {
+        let invalid = |why: String| {
+            let message = format!("{EVALUATION_SAMPLE_FILE} cannot be used: {why}; write the artifact again");
+            Failure::new(FailureReason::ManifestInvalid, message)
+        };
+        let length = manifest
+            .files
+            .iter()
+            .find(|file| file.name == EVALUATION_SAMPLE_FILE)
+            .map_or(0, |file| file.length);
+        if length > MAX_SAMPLE_BYTES {
+            return Err(invalid(format!("{length} bytes, at most {MAX_SAMPLE_BYTES} are read")));
+        }
+        let bytes = std::fs::read(folder.join(EVALUATION_SAMPLE_FILE)).map_err(|e| invalid(e.to_string()))?;
+        // Its words would name texts.
+        let sample: EvaluationSample =
+            serde_json::from_slice(&bytes).map_err(|e| invalid(format!("broken JSON at line {}", e.line())))?;
+        if sample
+            .items
+            .iter()
+            .any(|item| item.probabilities.len() != manifest.labels.len())
+        {
+            return Err(invalid("its answers have other labels than the manifest".to_owned()));
+        }
+        device::set_threads(1);
+        let mut same = 0;
+        for items in sample.items.chunks(COMPARED_AT_ONCE) {
+            let rows = items.iter().map(|item| Ok(self.tokenizer.encode(&item.text)?.ids));
+            let rows = rows
+                .collect::<Result<Vec<_>, flywheel_data::DataError>>()
+                .map_err(Failure::from)?;
+            let answers = self.classifier.predict(&rows).map_err(failure)?;
+            same += items
+                .iter()
+                .zip(&answers)
+                .filter(|(item, answer)| highest(answer) == highest(&item.probabilities))
+                .count();
+        }
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(Agreement {
+            texts: count(sample.items.len()),
+            same: count(same),
+        })
+    }
+
+    /// Why it may not answer in its precision.
+    fn unfit(&self) -> Option<String> {
+        let Agreement { texts, same } = self.agreement?;
+        let differ = texts.saturating_sub(same) as usize;
+        let most = (texts as usize).div_ceil(ONE_MAY_DIFFER_OF);
+        (differ > most && self.precision != Precision::Float32).then(|| {
+            format!(
+                "in {:?}, {differ} of the {texts} texts of the evaluation sample get another label than in single precision, \
+                 {most} may",
+                self.precision
+            )
+        })
+    }
+}
+
+/// Index of the highest number.
+fn highest(numbers: &[f32]) -> Option<usize> {
+    let by_number = |a: &(usize, &f32), b: &(usize, &f32)| a.1.total_cmp(b.1);
+    numbers.iter().enumerate().max_by(by_number).map(|(index, _)| index)
 }
 
 struct Tokenizer(TextTokenizer);

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use flywheel_contract::failure::Failure;
+use flywheel_contract::scalar::Precision;
+use flywheel_contract::serving::Agreement;
 
 /// Turns texts into token ids; shared by many threads.
 pub trait Encode: Send + Sync {
@@ -35,6 +37,10 @@ pub struct LoadedVersion {
     pub labels: Vec<String>,
     /// Its tokenizer.
     pub encoder: Arc<dyn Encode>,
+    /// Format in which it computes.
+    pub precision: Precision,
+    /// How its answers compare with those in single precision, if it came with some.
+    pub agreement: Option<Agreement>,
     /// One copy per worker thread; at least one.
     pub models: Vec<Box<dyn Model>>,
 }

@@ -1,8 +1,8 @@
 //! Texts that wait for a worker, and how they are put together.
 //!
-//! Bounded by the permits that its items hold. A worker that comes for work takes what waits and never waits for more,
-//! so an idle pod adds no delay. Only rows of nearly one length share a batch: padding mixed lengths costs a CPU more
-//! than half of its work.
+//! Bounded by the permits that its items hold. A worker that comes for work takes what waits, in the order of arrival, and
+//! never waits for more, so an idle pod adds no delay and a busy one computes full batches. Nothing is computed for padding,
+//! so rows of any lengths share a batch; their tokens in all are bounded.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,13 +12,9 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// Most rows of a batch.
 pub(crate) const MAX_BATCH_ROWS: usize = 32;
-/// Most tokens of a batch, padding included (a single row may have more). Beyond it a larger batch computes no faster
-/// per row on a core, and makes those behind it wait.
-const MAX_BATCH_TOKENS: usize = 1024;
-/// Rows whose lengths round up to the same multiple of this share a batch, tokens.
-const LENGTH_STEP: usize = 8;
-/// How far behind the oldest item rows of its length are looked for; bounds the time under the lock.
-const SCAN: usize = 1024;
+/// Most tokens of a batch (a single row may have more). Beyond it a larger batch computes no faster per row on a core, and
+/// makes those behind it wait.
+const MAX_BATCH_TOKENS: usize = 512;
 
 /// What became of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,17 +117,15 @@ impl Queue {
 }
 
 impl State {
-    /// The oldest item that is worth computing with others of its length. Leaves a share for workers that are idle, too:
-    /// two cores with half the rows each are done sooner than one with all.
+    /// The oldest items that are worth computing. Leaves a share for workers that are idle, too: two cores with half the rows
+    /// each are done sooner than one with all.
     fn batch(&mut self, now: Instant) -> Vec<Item> {
         let mut batch: Vec<Item> = Vec::new();
-        let mut kept = VecDeque::new();
         let most = self.items.len().div_ceil(self.idle + 1).clamp(1, MAX_BATCH_ROWS);
-        let mut padded = 0;
-        // Items that nobody waits for any more do not count: a worker must not go to sleep with live ones behind them.
-        let mut looked_at = 0;
-        while looked_at < SCAN {
-            let Some(item) = self.items.pop_front() else { break };
+        let mut tokens = 0;
+        while batch.len() < most
+            && let Some(item) = self.items.pop_front()
+        {
             if item.reply.is_closed() {
                 continue;
             }
@@ -139,22 +133,12 @@ impl State {
                 item.answer(Err(Fault::Expired));
                 continue;
             }
-            looked_at += 1;
-            let length = item.row.len().max(1).next_multiple_of(LENGTH_STEP);
-            if batch.is_empty() {
-                padded = length;
-                batch.push(item);
-            } else if length == padded && (batch.len() + 1) * padded <= MAX_BATCH_TOKENS {
-                batch.push(item);
-            } else {
-                kept.push_back(item);
-            }
-            if batch.len() == most {
+            tokens += item.row.len();
+            if tokens > MAX_BATCH_TOKENS && !batch.is_empty() {
+                self.items.push_front(item);
                 break;
             }
-        }
-        while let Some(item) = kept.pop_back() {
-            self.items.push_front(item);
+            batch.push(item);
         }
         batch
     }
@@ -193,15 +177,16 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_alike_length_go_together_and_the_oldest_first() {
+    fn the_oldest_go_first_whatever_their_lengths() {
         let permits = Arc::new(Semaphore::new(100));
         let queue = Queue::default();
-        let (items, _replies): (Vec<_>, Vec<_>) =
-            [5, 60, 8, 3, 64, 9].iter().map(|n| item(&permits, *n, later())).unzip();
+        let (items, _replies): (Vec<_>, Vec<_>) = [5, 60, 8, 3, 500, 9]
+            .iter()
+            .map(|n| item(&permits, *n, later()))
+            .unzip();
         assert!(queue.push(items));
-        assert_eq!(lengths(&queue.take().unwrap()), [5, 8, 3]);
-        assert_eq!(lengths(&queue.take().unwrap()), [60, 64]);
-        assert_eq!(lengths(&queue.take().unwrap()), [9]);
+        assert_eq!(lengths(&queue.take().unwrap()), [5, 60, 8, 3]);
+        assert_eq!(lengths(&queue.take().unwrap()), [500, 9]);
         assert_eq!(queue.depth(), 0);
         assert_eq!(permits.available_permits(), 100);
     }
@@ -209,7 +194,7 @@ mod tests {
     #[test]
     fn a_batch_has_bounds_in_rows_and_tokens() {
         let permits = Arc::new(Semaphore::new(1000));
-        for (length, want) in [(8, MAX_BATCH_ROWS), (64, 16), (256, 4), (2000, 1)] {
+        for (length, want) in [(8, MAX_BATCH_ROWS), (64, 8), (256, 2), (2000, 1)] {
             let queue = Queue::default();
             let (items, _replies): (Vec<_>, Vec<_>) = (0..100).map(|_| item(&permits, length, later())).unzip();
             queue.push(items);
@@ -235,9 +220,9 @@ mod tests {
 
     #[test]
     fn many_that_nobody_waits_for_do_not_hide_a_live_one() {
-        let permits = Arc::new(Semaphore::new(2 * SCAN));
+        let permits = Arc::new(Semaphore::new(3000));
         let queue = Queue::default();
-        let (mut items, replies): (Vec<_>, Vec<_>) = (0..SCAN + 1).map(|_| item(&permits, 4, later())).unzip();
+        let (mut items, replies): (Vec<_>, Vec<_>) = (0..2000).map(|_| item(&permits, 4, later())).unzip();
         drop(replies);
         let (alive, _reply) = item(&permits, 4, later());
         items.push(alive);

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use common::{Connection, PATIENCE, get, post, predict, until, with_headers};
 use fixture::{Artifact, Behaviour, LABELS, Storage};
-use flywheel_contract::artifact::{CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
+use flywheel_contract::artifact::{CONFIG_FILE, EVALUATION_SAMPLE_FILE, MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use flywheel_contract::failure::FailureReason;
-use flywheel_contract::scalar::{Device, Digest};
-use flywheel_contract::serving::{LoadState, ServingConfig, Stats};
+use flywheel_contract::scalar::{Device, Digest, Precision};
+use flywheel_contract::serving::{Agreement, LoadState, ServingConfig, Stats};
 use flywheel_contract::termination::{Outcome, TerminationMessage};
 use serde_json::{Value, json};
 
@@ -223,7 +223,7 @@ fn answers_are_those_of_the_network() {
 fn the_yaml_of_a_service_serves_without_kubernetes() {
     let artifact = Artifact::new();
     let service = "apiVersion: flywheel.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: intent}\n\
-                   spec: {model: intent, modelVersion: intent-v2, replicas: 1}\n";
+                   spec: {model: intent, modelVersion: intent-v2, replicas: 1, server: {precision: Float32}}\n";
     let version = format!(
         "apiVersion: flywheel.dev/v1alpha1\nkind: ModelVersion\nmetadata: {{name: intent-v2}}\n\
          spec: {{model: intent, version: 2, artifact: {{uri: '{}', digest: '{}'}}}}\n",
@@ -832,6 +832,76 @@ fn a_restart_finds_the_artifact_in_the_cache_and_checks_it() {
     drop(start());
     assert!(storage.requests.load(Ordering::Relaxed) > asked);
     assert_ne!(fs::read(&weights).unwrap(), bytes);
+}
+
+/// Answers in a format are compared with those that the artifact holds; where too many differ, `Auto` goes back to single
+/// precision and a format that was asked for is refused.
+#[test]
+fn a_precision_serves_only_if_it_agrees() {
+    let mut artifact = Artifact::new();
+    let texts: Vec<&str> = TEXTS.iter().copied().cycle().take(60).collect();
+    artifact.add_sample(&texts, 0);
+    let mut config = artifact.config(&artifact.uri());
+    config.precision = Precision::BFloat16;
+    let program = Program::ready(&config);
+    let version = program.stats().version;
+    assert_eq!(
+        (version.precision, version.agreement),
+        (Some(Precision::BFloat16), Some(Agreement { texts: 60, same: 60 }))
+    );
+    let answer = predict(program.data, &json!({"text": TEXTS[0]})).json();
+    let exact = artifact.direct(&TEXTS[..1]);
+    let off = LABELS
+        .iter()
+        .zip(&exact[0])
+        .map(|(label, want)| (answer["all_probs"][label].as_f64().unwrap() - f64::from(*want)).abs());
+    let off = off.fold(0.0, f64::max);
+    assert!(
+        (1e-6..0.1).contains(&off),
+        "{off}: answers in 16 bits are near those in 32, and not the same"
+    );
+
+    for (wrong, serves) in [(1, true), (2, false)] {
+        artifact.add_sample(&texts, wrong);
+        let mut config = artifact.config(&artifact.uri());
+        config.precision = Precision::BFloat16;
+        let mut program = Program::serve(&config);
+        if serves {
+            program.wait_ready();
+        } else {
+            assert_fails(
+                "2 of 60",
+                &mut program,
+                FailureReason::PrecisionUnfit,
+                "set spec.server.precision to Float32",
+            );
+            assert!(program.log().contains("2 of the 60 texts"), "{}", program.log());
+        }
+        config.precision = Precision::Auto;
+        let stats = Program::ready(&config).stats().version;
+        // A processor without units for bfloat16 computes in single precision from the start.
+        assert!(serves || stats.precision == Some(Precision::Float32), "{stats:?}");
+        config.precision = Precision::Float32;
+        let agreement = Program::ready(&config).stats().version.agreement;
+        assert_eq!(
+            agreement,
+            Some(Agreement {
+                texts: 60,
+                same: 60 - wrong as u32
+            }),
+            "it is told, and refuses nothing"
+        );
+    }
+
+    artifact.damage(EVALUATION_SAMPLE_FILE, |bytes| bytes.truncate(100));
+    artifact.describe(|_| ());
+    let mut program = Program::serve(&artifact.config(&artifact.uri()));
+    assert_fails(
+        "broken sample",
+        &mut program,
+        FailureReason::ManifestInvalid,
+        "evaluation_sample.json",
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{Connection, PATIENCE, get, post, predict, until};
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::scalar::{Device, Digest};
+use flywheel_contract::scalar::{Device, Digest, Precision};
 use flywheel_contract::serving::{ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, Stats};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_server::model::{Encode, LoadedVersion, Model};
@@ -108,6 +108,7 @@ impl Pod {
                 },
             },
             device: Device::Cpu,
+            precision: Precision::Auto,
             storage: Default::default(),
             limits: ServingLimits {
                 max_concurrency,
@@ -141,6 +142,8 @@ impl Pod {
         let version = LoadedVersion {
             labels: vec!["short".to_owned(), "long".to_owned()],
             encoder: Arc::new(Words),
+            precision: Precision::Float32,
+            agreement: None,
             models: (0..workers)
                 .map(|_| Box::new(Obedient(Arc::clone(&self.seen))) as Box<dyn Model>)
                 .collect(),

@@ -68,6 +68,10 @@ unsafe extern "C" {
         release: unsafe extern "C" fn(context: *mut c_void),
         out: *mut *mut C_tensor,
     ) -> c_int;
+    pub(crate) fn fw_onednn_pack(weight: Raw, rows: i64, out: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn fw_onednn_linear(x: Raw, packed: Raw, bias: Raw, activation: c_int, out: *mut *mut C_tensor)
+    -> c_int;
+    pub(crate) fn fw_onednn_linear_add(x: Raw, addend: Raw, packed: Raw, bias: Raw, out: *mut *mut C_tensor) -> c_int;
     pub(crate) fn fw_inference_enter(out: *mut *mut RawInference) -> c_int;
     pub(crate) fn fw_inference_exit(guard: *mut RawInference);
     pub(crate) fn fw_exit(code: c_int) -> !;

@@ -9,6 +9,7 @@
 pub mod collective;
 pub mod crash;
 mod ffi;
+pub mod onednn;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flywheel_contract::SCHEMA_VERSION;
-use flywheel_contract::artifact::{DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample};
+use flywheel_contract::artifact::{
+    DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample, MAX_SAMPLE_TEXTS,
+};
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::hyperparameters::Precision;
 use flywheel_contract::progress::{EpochEvaluation, Phase};
+use flywheel_contract::scalar::Precision;
 use flywheel_contract::scalar::{Device, Metric};
 use flywheel_contract::trainer::EpochReport;
 use flywheel_data::{EncodedSet, profile};
@@ -26,8 +28,6 @@ use crate::peers::{Meeting, Peers};
 use crate::place::Place;
 use crate::tracker::{StepSeen, Stop, Tracker};
 
-/// Most texts in the evaluation sample.
-const SAMPLE_TEXTS: usize = 64;
 /// Most texts in one batch of the last evaluation.
 const EVALUATION_BATCH: usize = 64;
 /// How many times the texts of a training pass it takes: nothing is kept for a backward pass, which is most of the memory.
@@ -445,8 +445,9 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     )?;
 
     // The artifact is loaded again and must answer as the network did: what is uploaded is known to work.
-    let rows: Vec<Vec<i64>> = work.test.ids.iter().take(SAMPLE_TEXTS).cloned().collect();
-    let classifier = Classifier::load(&work.folder, device).map_err(failure)?;
+    let rows: Vec<Vec<i64>> = sample_of(&work.test.ids);
+    let wanted = sample_of(&answers);
+    let classifier = Classifier::load(&work.folder, device, Precision::Float32).map_err(failure)?;
     let mut again = Vec::with_capacity(rows.len());
     for rows in rows.chunks(at_once) {
         again.extend(classifier.predict(rows).map_err(failure)?);
@@ -454,7 +455,7 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     let differs = again
         .iter()
         .flatten()
-        .zip(answers.iter().flatten())
+        .zip(wanted.iter().flatten())
         .any(|(a, b)| (a - b).abs() > SAME_ANSWER || a.is_nan());
     if differs {
         return Err(Failure::new(
@@ -463,13 +464,13 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
         ));
     }
     if !work.sample_texts.is_empty() {
-        let items = work.sample_texts.iter().zip(&work.test.labels).zip(again);
+        let items = work.sample_texts.iter().zip(sample_of(&work.test.labels)).zip(again);
         let sample = EvaluationSample {
             schema_version: SCHEMA_VERSION,
             items: items
                 .map(|((text, label), probabilities)| EvaluationItem {
                     text: text.clone(),
-                    label: u32::try_from(*label).unwrap_or(u32::MAX),
+                    label: u32::try_from(label).unwrap_or(u32::MAX),
                     probabilities,
                 })
                 .collect(),
@@ -490,9 +491,12 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     })
 }
 
-/// Texts of the sample: the first of the test set.
-pub(crate) fn sample_of(texts: &[String]) -> Vec<String> {
-    texts.iter().take(SAMPLE_TEXTS).cloned().collect()
+/// Those of a list with one item per text of the test set that belong to the evaluation sample: spread over the whole, since
+/// a test set may be sorted.
+pub(crate) fn sample_of<T: Clone>(items: &[T]) -> Vec<T> {
+    let wanted = items.len().min(MAX_SAMPLE_TEXTS);
+    let places = (0..wanted).map(|i| i * items.len() / wanted);
+    places.filter_map(|place| items.get(place)).cloned().collect()
 }
 
 fn json<T: serde::Serialize>(folder: &Path, name: &str, value: &T, files: &mut Vec<String>) -> Result<(), Failure> {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::checkpoint::Head;
-use flywheel_contract::hyperparameters::Precision;
 use flywheel_contract::progress::{
     CheckpointProgress, EVALUATIONS_MAX, EpochEvaluation, Phase, Progress, TrackingProgress,
 };
 use flywheel_contract::scalar::Metric;
+use flywheel_contract::scalar::Precision;
 use flywheel_contract::termination::{Position, TerminationMessage};
 use flywheel_contract::trainer::{DatasetCounts, TrainerConfig};
 use flywheel_learn::device::tell_crashes;

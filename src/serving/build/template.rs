@@ -97,6 +97,7 @@ pub fn render(
             artifact: artifact.clone(),
         },
         device: class.device,
+        precision: server.precision,
         storage: podspec::storage_settings(spec.storage.as_ref()),
         limits: ServingLimits {
             max_concurrency: u32::try_from(server.max_concurrency).unwrap_or(1),

@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use flywheel_contract::hyperparameters::{Hyperparameters, Precision};
+use flywheel_contract::hyperparameters::Hyperparameters;
+use flywheel_contract::scalar::Precision;
 use flywheel_data::EncodedSet;
 use flywheel_learn::config::EncoderConfig;
 use flywheel_learn::evaluate::Evaluation;

@@ -11,8 +11,11 @@ use std::thread;
 use std::time::Duration;
 
 use flywheel_contract::SCHEMA_VERSION;
-use flywheel_contract::artifact::{CONFIG_FILE, MANIFEST_FILE, Manifest, TOKENIZER_FILE, WEIGHTS_FILE};
-use flywheel_contract::scalar::{Device, Digest, Task, Uri};
+use flywheel_contract::artifact::{
+    CONFIG_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample, MANIFEST_FILE, Manifest, TOKENIZER_FILE,
+    WEIGHTS_FILE,
+};
+use flywheel_contract::scalar::{Device, Digest, Precision, Task, Uri};
 use flywheel_contract::serving::{ServedVersion, ServiceIdentity, ServingConfig, ServingLimits};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_data::TextTokenizer;
@@ -109,6 +112,27 @@ impl Artifact {
             .digest;
     }
 
+    /// Gives it an evaluation sample: its own answers in single precision, but for `wrong` of them, which have another label.
+    pub fn add_sample(&mut self, texts: &[&str], wrong: usize) {
+        let items = texts.iter().zip(self.direct(texts)).enumerate();
+        let items = items.map(|(index, (text, mut probabilities))| {
+            if index < wrong {
+                probabilities.rotate_right(1);
+            }
+            EvaluationItem {
+                text: (*text).to_owned(),
+                label: 0,
+                probabilities,
+            }
+        });
+        let sample = EvaluationSample {
+            schema_version: SCHEMA_VERSION,
+            items: items.collect(),
+        };
+        fs::write(self.path(EVALUATION_SAMPLE_FILE), serde_json::to_vec(&sample).unwrap()).unwrap();
+        self.describe(|_| ());
+    }
+
     /// Changes a file behind the manifest's back.
     pub fn damage(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut bytes = fs::read(self.path(name)).unwrap();
@@ -118,7 +142,7 @@ impl Artifact {
 
     /// Probabilities as the network itself gives them, each text alone.
     pub fn direct(&self, texts: &[&str]) -> Vec<Vec<f32>> {
-        let classifier = Classifier::load(self.dir.path(), tch::Device::Cpu).unwrap();
+        let classifier = Classifier::load(self.dir.path(), tch::Device::Cpu, Precision::Float32).unwrap();
         let vocabulary = classifier.config().vocab_size as usize;
         let tokenizer = TextTokenizer::load(self.dir.path(), MAX_LENGTH, vocabulary).unwrap();
         texts
@@ -146,6 +170,7 @@ impl Artifact {
                 },
             },
             device: Device::Cpu,
+            precision: Precision::Float32,
             storage: Default::default(),
             limits: ServingLimits {
                 max_concurrency: 256,
