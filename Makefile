@@ -20,6 +20,7 @@ VALUES ?= examples/local-cluster-values.yaml
 BIN = $(CARGO_TARGET_DIR)/$(PROFILE)
 TORCH := $(FLYWHEEL_CACHE)/libtorch-2.13.0-cpu
 PYTHON := $(FLYWHEEL_CACHE)/python
+PEERS_PYTHON := $(FLYWHEEL_CACHE)/peers-python
 EXAMPLE_PYTHON := $(FLYWHEEL_CACHE)/example-python
 EXAMPLE := $(FLYWHEEL_CACHE)/example
 IMAGES = $(FLYWHEEL_CACHE)/images/$(PROFILE)
@@ -49,6 +50,13 @@ $(TORCH)/build-version: scripts/setup-libtorch.sh | packages
 $(PYTHON)/.ready: tests/python/requirements.txt | packages
 	@echo "python: installing transformers, torch and MLflow (about 4 GB, once)" >&2
 	@python3 -m venv $(PYTHON) && $(PYTHON)/bin/pip install -q --disable-pip-version-check -r $< && touch $@
+
+# torch and transformers are those of the tests: a second copy would be 4 GB.
+$(PEERS_PYTHON)/.ready: bench/peers/serve_requirements.txt $(PYTHON)/.ready
+	@python3 -m venv $(PEERS_PYTHON)
+	@$(PYTHON)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
+	  "$$($(PEERS_PYTHON)/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+	@$(PEERS_PYTHON)/bin/pip install -q --disable-pip-version-check -r $< && touch $@
 
 $(EXAMPLE_PYTHON)/.ready: examples/intent/requirements.txt | packages
 	@python3 -m venv $(EXAMPLE_PYTHON) && $(EXAMPLE_PYTHON)/bin/pip install -q --disable-pip-version-check --no-deps -r $< && touch $@
@@ -156,6 +164,14 @@ bench-spine: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Accuracy, latenc
 	  variables=$$($(LOCALCLUSTER) env) && eval "$$variables"; fi; \
 	KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" OPERATOR=$(BIN)/flywheel-operator TRAINER=$(BIN)/flywheel-trainer \
 	ENCODER=$(EXAMPLE)/minilm-l6 FLYWHEEL_PYTHON=$(PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/spine.py
+
+.PHONY: bench-serve
+bench-serve: PROFILE := release
+bench-serve: build $(PEERS_PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Our server beside ONNX Runtime, OpenVINO, FastAPI (DATA= ONLY= ARTIFACT=)
+	@$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE)
+	@$(WITH_TORCH) $(CARGO) build -q --profile $(PROFILE) --workspace --example answers
+	@ANSWERS=$(BIN)/examples/answers SERVER=$(BIN)/flywheel-server TRAINER=$(BIN)/flywheel-trainer LOADGEN=$(BIN)/flywheel-loadgen \
+	ENCODER=$(EXAMPLE)/minilm-l6 PEERS_PYTHON=$(PEERS_PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/serve.py
 
 .PHONY: bench-train
 bench-train: PROFILE := release

@@ -52,6 +52,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
         &["tch", "torch-sys"],
     ),
     ("localcluster", &["api", "contract"], &["tch", "kube-runtime"]),
+    ("loadgen", &[], &["kube-core", "tch"]),
     ("testkit", &["api", "contract", "policy", "wire", "store"], &["tch"]),
 ];
 
