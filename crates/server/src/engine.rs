@@ -42,7 +42,7 @@ impl Engine {
             precision: version.precision,
             agreement: version.agreement,
             encoder: version.encoder,
-            queue: Arc::new(Queue::default()),
+            queue: Arc::new(Queue::new(version.batch_tokens)),
             permits: Arc::new(Semaphore::new(most)),
             most,
             timeout: Duration::from_millis(limits.timeout_milliseconds.into()),

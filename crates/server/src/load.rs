@@ -55,13 +55,7 @@ pub(crate) async fn load(app: &App, config: &ServingConfig, options: &Options) -
         "the artifact is here and what its digest says"
     );
     app.set_load(LoadState::Loading, None);
-    let workers = match device {
-        // A core computes one batch at a time; more threads would only share it.
-        Device::Cpu => std::thread::available_parallelism().map_or(1, NonZero::get),
-        // One stream of kernels; rows wait for batches, not for each other.
-        Device::Cuda => 1,
-    };
-    blocking(move || build(&folder, &manifest, device, wanted, workers)).await
+    blocking(move || build(&folder, &manifest, device, wanted)).await
 }
 
 /// Runs what blocks outside the async threads. A panic in there is a failure.
@@ -71,13 +65,14 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
         .unwrap_or_else(|_| Err(internal("loading panicked; the log says where")))
 }
 
-fn build(
-    folder: &Path,
-    manifest: &Manifest,
-    device: Device,
-    wanted: Precision,
-    workers: usize,
-) -> Result<LoadedVersion, Failure> {
+fn build(folder: &Path, manifest: &Manifest, device: Device, wanted: Precision) -> Result<LoadedVersion, Failure> {
+    let (workers, batch_tokens) = match device {
+        // A core computes one batch at a time; more threads would only share it. Larger batches compute no faster per row
+        // there, and make those behind them wait.
+        Device::Cpu => (std::thread::available_parallelism().map_or(1, NonZero::get), 256),
+        // One stream of kernels; rows wait for batches, not for each other. Its batches were not measured yet.
+        Device::Cuda => (1, 8192),
+    };
     let device = device::resolve(device, 0).map_err(failure)?;
     let chosen = precision::choose(wanted, device).map_err(failure)?;
     let network = Network::load(folder, manifest, device, chosen)?;
@@ -118,6 +113,7 @@ fn build(
         encoder: Arc::new(Tokenizer(network.tokenizer)),
         precision: network.precision,
         agreement: network.agreement,
+        batch_tokens,
         models,
     })
 }

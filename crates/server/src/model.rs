@@ -41,6 +41,8 @@ pub struct LoadedVersion {
     pub precision: Precision,
     /// How its answers compare with those in single precision, if it came with some.
     pub agreement: Option<Agreement>,
+    /// Most tokens that are computed together; a single text may have more.
+    pub batch_tokens: usize,
     /// One copy per worker thread; at least one.
     pub models: Vec<Box<dyn Model>>,
 }

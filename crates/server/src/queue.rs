@@ -11,11 +11,7 @@ use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// Most rows of a batch.
-pub(crate) const MAX_BATCH_ROWS: usize = 32;
-/// Most tokens of a batch (a single row may have more). Beyond it a larger batch computes no faster per row on a core, and
-/// makes those behind it wait.
-const MAX_BATCH_TOKENS: usize = 512;
-
+const MAX_BATCH_ROWS: usize = 128;
 /// What became of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -55,13 +51,22 @@ struct State {
 }
 
 /// The queue.
-#[derive(Default)]
 pub(crate) struct Queue {
     state: Mutex<State>,
     ready: Condvar,
+    batch_tokens: usize,
 }
 
 impl Queue {
+    /// An empty one. `batch_tokens`: most tokens of a batch; a single row may have more.
+    pub fn new(batch_tokens: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            ready: Condvar::new(),
+            batch_tokens,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code that can panic runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -91,7 +96,7 @@ impl Queue {
             if state.closed {
                 return None;
             }
-            let batch = state.batch(Instant::now());
+            let batch = state.batch(self.batch_tokens, Instant::now());
             if !batch.is_empty() {
                 return Some(batch);
             }
@@ -119,7 +124,7 @@ impl Queue {
 impl State {
     /// The oldest items that are worth computing. Leaves a share for workers that are idle, too: two cores with half the rows
     /// each are done sooner than one with all.
-    fn batch(&mut self, now: Instant) -> Vec<Item> {
+    fn batch(&mut self, batch_tokens: usize, now: Instant) -> Vec<Item> {
         let mut batch: Vec<Item> = Vec::new();
         let most = self.items.len().div_ceil(self.idle + 1).clamp(1, MAX_BATCH_ROWS);
         let mut tokens = 0;
@@ -134,7 +139,7 @@ impl State {
                 continue;
             }
             tokens += item.row.len();
-            if tokens > MAX_BATCH_TOKENS && !batch.is_empty() {
+            if tokens > batch_tokens && !batch.is_empty() {
                 self.items.push_front(item);
                 break;
             }
@@ -179,7 +184,7 @@ mod tests {
     #[test]
     fn the_oldest_go_first_whatever_their_lengths() {
         let permits = Arc::new(Semaphore::new(100));
-        let queue = Queue::default();
+        let queue = Queue::new(512);
         let (items, _replies): (Vec<_>, Vec<_>) = [5, 60, 8, 3, 500, 9]
             .iter()
             .map(|n| item(&permits, *n, later()))
@@ -194,19 +199,19 @@ mod tests {
     #[test]
     fn a_batch_has_bounds_in_rows_and_tokens() {
         let permits = Arc::new(Semaphore::new(1000));
-        for (length, want) in [(8, MAX_BATCH_ROWS), (64, 8), (256, 2), (2000, 1)] {
-            let queue = Queue::default();
-            let (items, _replies): (Vec<_>, Vec<_>) = (0..100).map(|_| item(&permits, length, later())).unzip();
+        for (length, want) in [(8, 64), (2, MAX_BATCH_ROWS), (64, 8), (256, 2), (2000, 1)] {
+            let queue = Queue::new(512);
+            let (items, _replies): (Vec<_>, Vec<_>) = (0..200).map(|_| item(&permits, length, later())).unzip();
             queue.push(items);
             assert_eq!(queue.take().unwrap().len(), want, "{length}");
-            assert_eq!(queue.depth(), 100 - want);
+            assert_eq!(queue.depth(), 200 - want);
         }
     }
 
     #[test]
     fn expired_texts_are_answered_and_those_of_gone_clients_dropped_unseen() {
         let permits = Arc::new(Semaphore::new(3));
-        let queue = Queue::default();
+        let queue = Queue::new(512);
         let (expired, mut told) = item(&permits, 4, Instant::now());
         let (gone, nobody) = item(&permits, 4, later());
         let (alive, _reply) = item(&permits, 4, later());
@@ -221,19 +226,19 @@ mod tests {
     #[test]
     fn many_that_nobody_waits_for_do_not_hide_a_live_one() {
         let permits = Arc::new(Semaphore::new(3000));
-        let queue = Queue::default();
+        let queue = Queue::new(512);
         let (mut items, replies): (Vec<_>, Vec<_>) = (0..2000).map(|_| item(&permits, 4, later())).unzip();
         drop(replies);
         let (alive, _reply) = item(&permits, 4, later());
         items.push(alive);
         queue.push(items);
-        assert_eq!(queue.lock().batch(Instant::now()).len(), 1);
+        assert_eq!(queue.lock().batch(512, Instant::now()).len(), 1);
     }
 
     #[test]
     fn idle_workers_share_and_a_closed_queue_lets_them_go() {
         let permits = Arc::new(Semaphore::new(100));
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(512));
         let (sender, batches) = std::sync::mpsc::channel();
         let workers: Vec<_> = (0..2)
             .map(|_| {

@@ -144,6 +144,7 @@ impl Pod {
             encoder: Arc::new(Words),
             precision: Precision::Float32,
             agreement: None,
+            batch_tokens: 512,
             models: (0..workers)
                 .map(|_| Box::new(Obedient(Arc::clone(&self.seen))) as Box<dyn Model>)
                 .collect(),
