@@ -45,7 +45,7 @@ variables=$("$bin/flywheel-localcluster" env) || exit 1
 eval "$variables"
 # One selection of packages for all, so that dependencies are built with one set of features.
 stage "unit, property, golden, fake server" test_with --workspace --lib --bins || true
-stage "writers on a real object store" test_with --workspace --lib -- --ignored --nocapture minio || true
+FENCE_TRIALS=${ALL:+1000} stage "writers on a real object store" test_with --workspace --lib -- --ignored --nocapture minio || true
 stage "trainer, server, store, data, learn, CLI" test_with --workspace --test training --test resume --test tracking --test several --test together --test bad_input --test requests \
   --test program --test commands --test store --test minio --test sets --test artifact --test parity || true
 stage "rules, CRDs, chart, operator on a real API server" test_with --workspace --test house --test crds --test chart \
