@@ -6,7 +6,7 @@ use flywheel_api::conditions::{find, types};
 use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MODEL_VERSION, VERIFIER, is_controlled_by};
 use flywheel_api::{InferenceService, ModelVersion};
 use flywheel_contract::failure::{FailureClass, FailureReason};
-use flywheel_policy::models::{TryView, Verification};
+use flywheel_policy::models::{ServiceView, TryView, Verification, keeps};
 use flywheel_policy::training::attempt::{AttemptState, state};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
@@ -30,7 +30,7 @@ pub struct Observation {
     pub latest: Option<TryView>,
     /// Names of InferenceServices whose pods answer with it.
     pub answering: Vec<String>,
-    /// And of those that are to: of its model, with this version in their spec.
+    /// And of those that are to: of its model, with this version in their spec, where they [`keeps`] it.
     pub services: Vec<String>,
 }
 
@@ -40,7 +40,9 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
     let uid = version.uid().unwrap_or_default();
     let known = version.status.as_ref().and_then(|s| known(&s.conditions));
     let answers = |s: &InferenceService| s.status.as_ref().and_then(|s| s.model_version.as_ref()) == Some(&name);
-    let is_to = |s: &InferenceService| s.spec.model_version == name && s.spec.model == version.spec.model;
+    let is_to = |s: &InferenceService| {
+        s.spec.model_version == name && s.spec.model == version.spec.model && keeps(&service_view(s))
+    };
     let services = context
         .caches
         .inference_services
@@ -104,6 +106,17 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
         before,
     });
     Ok(observation)
+}
+
+fn service_view(service: &InferenceService) -> ServiceView<'_> {
+    let status = service.status.as_ref();
+    ServiceView {
+        stalled: status
+            .and_then(|s| find(&s.conditions, types::STALLED))
+            .filter(|c| c.status == "True")
+            .map(|c| c.reason.as_str()),
+        pods: status.and_then(|s| s.replicas).unwrap_or(0),
+    }
 }
 
 /// What the conditions say for good: verified, or a failure that trying again does not mend.

@@ -229,3 +229,30 @@ async fn a_service_of_another_model_serves_nothing_but_what_its_pods_answer_with
         assert_eq!(condition(&calls[1], "Served").0, served, "{service}");
     }
 }
+
+#[tokio::test]
+async fn a_service_whose_name_is_taken_keeps_no_version() {
+    let version = model_version(&json!({}));
+    let stalled = |reason: &str, replicas: i32| {
+        json!({"status": {"replicas": replicas, "conditions": [{"type": "Stalled", "status": "True", "reason": reason,
+            "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
+    };
+    for (case, service, served) in [
+        ("scaled to zero", json!({"spec": {"replicas": 0}}), "True"),
+        ("to be corrected", stalled("InvalidSpec", 0), "True"),
+        ("its name is taken", stalled("NameTaken", 0), "False"),
+        ("its name was taken while it ran", stalled("NameTaken", 1), "True"),
+    ] {
+        let (client, scenario) = Scenario::start(vec![
+            Step::accept("POST", JOBS),
+            Step::accept_status(STATUS, value(&version)),
+            Step::event(NAMESPACE),
+        ]);
+        let context = context(client, |c| {
+            c.caches.inference_services = Cache::of([inference_service(&service)])
+        });
+        reconcile(Arc::new(version.clone()), context).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(condition(&calls[1], "Served").0, served, "{case}");
+    }
+}

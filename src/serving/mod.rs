@@ -52,6 +52,7 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     let (workload, mut hold) = workload(&service, &observed, intent, &context)?;
 
     let device = workload.as_ref().and_then(|w| device(&w.rendered));
+    let mut has_service = observed.has_service;
     let mut present = observed.deployment.as_deref().cloned();
     // A Deployment begins its life with one pod, so none is made before somebody asks for pods.
     let wanted = present.is_some() || service.spec.replicas > 0;
@@ -59,7 +60,10 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         let objects = objects(&service, workload, exchange, &context);
         // Boxed: it holds every object while it waits.
         match Box::pin(apply::apply(&service, objects, &observed, &context)).await {
-            Ok(deployment) => present = Some(deployment),
+            Ok(deployment) => {
+                has_service = true;
+                present = Some(deployment);
+            }
             Err(error) => match error.problem() {
                 Some((reason, message)) => {
                     hold = Some(Hold::refused(reason, message));
@@ -70,6 +74,7 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     }
 
     let outcome = Outcome {
+        has_service,
         deployment: present.as_ref(),
         hold,
         device,

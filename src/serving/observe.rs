@@ -23,6 +23,8 @@ pub struct Observed {
     pub version: VersionView,
     /// Its artifact, where it is there.
     pub artifact: Option<ArtifactRef>,
+    /// The Service of the name is ours.
+    pub has_service: bool,
     /// Our Deployment.
     pub deployment: Option<Arc<Deployment>>,
     /// The Deployment's pods that count.
@@ -75,6 +77,10 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
     Observed {
         version: version_view(version.as_deref()),
         artifact: version.map(|v| v.spec.artifact.clone()),
+        has_service: caches
+            .services
+            .get(&namespace, &name)
+            .is_some_and(|s| is_controlled_by(&s.metadata, &uid)),
         deployment,
         pods,
         placement,

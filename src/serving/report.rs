@@ -28,6 +28,8 @@ const PASSING: [&str; 6] = [
 /// What came of applying.
 #[derive(Debug)]
 pub struct Outcome<'a> {
+    /// The Service of the name is ours.
+    pub has_service: bool,
     /// The Deployment as the API server has it.
     pub deployment: Option<&'a Deployment>,
     /// Why the spec is not followed.
@@ -69,7 +71,8 @@ pub async fn report(
         observed_generation: service.metadata.generation,
         state: Some(judgement.state.to_owned()),
         conditions: conditions(present, &desired, service.metadata.generation, context.now()),
-        url: Some(build::service::url(service)),
+        // Where it is not ours, others answer.
+        url: outcome.has_service.then(|| build::service::url(service)),
         model_version: judgement.serving.clone(),
         replicas: Some(replicas),
         pods: Some(format!("{}/{}", judgement.ready, service.spec.replicas)),

@@ -480,6 +480,8 @@ async fn a_strangers_service_is_left_alone_and_nothing_else_is_made() {
     assert_eq!((status.as_str(), reason.as_str()), ("False", "NameTaken"));
     assert!(message.contains("Service intent"), "{message}");
     assert!(world.is("Stalled") && !world.is("Reconciling"));
+    let url = || world.service().status.unwrap().url;
+    assert_eq!(url(), None, "what answers there is not ours");
     assert_eq!(world.writes().await, NOTHING, "no storm");
 
     world.remove(FRONT);
@@ -488,6 +490,22 @@ async fn a_strangers_service_is_left_alone_and_nothing_else_is_made() {
         "goes on by itself"
     );
     assert!(!world.is("Stalled"));
+    assert_eq!(url().as_deref(), Some("http://intent.team.svc"), "at once");
+}
+
+#[tokio::test]
+async fn a_service_that_ran_shows_no_url_while_another_has_its_name() {
+    let world = World::serving().await;
+    world.remove(FRONT);
+    world.put(
+        FRONT,
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "intent", "namespace": "team",
+            "labels": {"app.kubernetes.io/managed-by": "flywheel"}}, "spec": {}}),
+    );
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(world.ready().1, "NameTaken");
+    let status = world.service().status.unwrap();
+    assert_eq!((status.url, status.replicas), (None, Some(2)), "its pods run on");
 }
 
 #[tokio::test]

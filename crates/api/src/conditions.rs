@@ -43,7 +43,7 @@ pub mod types {
         VERIFIED = "Verified",
         /// ModelVersion: verified, and its gates hold.
         PROMOTABLE = "Promotable",
-        /// ModelVersion: an InferenceService serves it.
+        /// ModelVersion: an InferenceService serves it, or names it and is to, also with `replicas: 0`.
         SERVED = "Served",
         /// InferenceService: the pods run and answer.
         DEPLOYMENT_READY = "DeploymentReady",
@@ -132,9 +132,9 @@ pub mod reasons {
         GATES_FAILED = "GatesFailed",
         /// A ModelVersion of that name with other content is there already.
         VERSION_CONFLICT = "VersionConflict",
-        /// An InferenceService serves it.
+        /// An InferenceService serves it, or is to.
         SERVED = "Served",
-        /// No InferenceService serves it.
+        /// No InferenceService serves it or is to.
         NOT_SERVED = "NotServed",
         /// The ModelVersion does not exist.
         MODEL_VERSION_NOT_FOUND = "ModelVersionNotFound",

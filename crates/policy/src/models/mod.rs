@@ -35,6 +35,23 @@ pub enum Outlook {
     Stalled,
 }
 
+/// An InferenceService that names the version.
+#[derive(Clone, Copy, Debug)]
+pub struct ServiceView<'a> {
+    /// Reason of its condition `Stalled`, where that is True.
+    pub stalled: Option<&'a str>,
+    /// Pods of it that there are.
+    pub pods: i32,
+}
+
+/// Whether the service keeps the version from being deleted: it does as long as it may come to serve it, so also scaled to
+/// zero, without a free GPU, or with a mistake in its spec that its user is about to correct. Of one whose name is another's
+/// nothing can be made.
+#[must_use]
+pub fn keeps(service: &ServiceView<'_>) -> bool {
+    service.pods > 0 || service.stalled != Some(reasons::NAME_TAKEN)
+}
+
 /// What is known of the artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verification {
@@ -367,6 +384,20 @@ mod tests {
             let decision = decide(None, latest.as_ref(), at(0));
             assert_eq!(decision.intent, intent, "{case}");
             assert_eq!(kind(&decision.verification), verdict, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_service_keeps_its_version_unless_nothing_of_it_can_be_made() {
+        let table = [
+            ("runs", None, 2, true),
+            ("scaled to zero, or waits", None, 0, true),
+            ("to be corrected", Some("UnknownAcceleratorClass"), 0, true),
+            ("its name is taken", Some("NameTaken"), 0, false),
+            ("its name was taken while it ran", Some("NameTaken"), 1, true),
+        ];
+        for (case, stalled, pods, expected) in table {
+            assert_eq!(keeps(&ServiceView { stalled, pods }), expected, "{case}");
         }
     }
 
