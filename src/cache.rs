@@ -12,7 +12,6 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Resource;
-use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store, store::Writer};
 
 /// One kind's objects, of all namespaces that the operator works in.
@@ -127,15 +126,15 @@ macro_rules! caches {
         #[derive(Clone, Debug)]
         pub struct Caches {
             $($(#[$doc])* pub $field: Cache<$kind>,)+
-            /// Nodes, names and labels only; `None` where the operator works in some namespaces only and may not ask.
-            pub nodes: Option<Cache<PartialObjectMeta<Node>>>,
+            /// Nodes: names, labels and what pods may have on them; `None` where the operator works in some namespaces only and may not ask.
+            pub nodes: Option<Cache<Node>>,
         }
 
         /// The writers that fill [`Caches`], one per watched namespace.
         pub struct CacheWriters {
             $($(#[$doc])* pub $field: Vec<Writer<$kind>>,)+
             /// Nodes.
-            pub nodes: Vec<Writer<PartialObjectMeta<Node>>>,
+            pub nodes: Vec<Writer<Node>>,
         }
 
         impl Caches {
@@ -288,9 +287,15 @@ prune! {
     Service => |_o| {},
     PodDisruptionBudget => |_o| {},
     NetworkPolicy => |_o| {},
-    PartialObjectMeta<Node> => |node| {
+    Node => |node| {
         node.metadata.annotations = None;
         node.metadata.finalizers = None;
+        node.spec = None;
+        if let Some(status) = node.status.as_mut() {
+            let allocatable = status.allocatable.take();
+            *status = Default::default();
+            status.allocatable = allocatable;
+        }
     },
 }
 
@@ -321,6 +326,20 @@ mod tests {
         assert!(caches.nodes.is_none());
         assert_eq!(writers.pods.len(), 2);
         assert!(caches.pods.list("c", |_| true).is_empty());
+    }
+
+    #[test]
+    fn a_node_keeps_its_labels_and_what_pods_may_have_on_it_only() {
+        let mut node: Node = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "n", "labels": {"a": "b"}, "annotations": {"c": "d"}},
+            "spec": {"podCIDR": "10.0.0.0/24"},
+            "status": {"allocatable": {"nvidia.com/gpu": "8"}, "capacity": {"nvidia.com/gpu": "8"}, "images": [{"names": ["i"]}]}
+        }))
+        .unwrap();
+        node.prune();
+        let kept = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {"a": "b"}},
+            "status": {"allocatable": {"nvidia.com/gpu": "8"}}});
+        assert_eq!(serde_json::to_value(&node).unwrap(), kept);
     }
 
     #[test]

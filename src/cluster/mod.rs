@@ -2,6 +2,7 @@
 
 use flywheel_api::conditions::{cut_words, reasons};
 use flywheel_policy::placement::{NodeView, PodSchedulingView, Problem, problem, unseen};
+use k8s_openapi::api::core::v1::Node;
 
 use crate::cache::Caches;
 use crate::settings::AcceleratorClass;
@@ -23,11 +24,21 @@ pub fn placement_problem(
                 .iter()
                 .map(|node| NodeView {
                     labels: node.metadata.labels.as_ref().unwrap_or(&none),
+                    gpus: gpus_of(node, &class.resource),
                 })
                 .collect();
             problem(&class.view(name), gpus, &views, pods)
         }
         None => without_nodes(pods),
+    }
+}
+
+/// GPUs of this resource that pods may have on the node; `None` where the amount is no plain number.
+fn gpus_of(node: &Node, resource: &str) -> Option<u32> {
+    let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+    match allocatable.and_then(|amounts| amounts.get(resource)) {
+        Some(amount) => amount.0.parse().ok(),
+        None => Some(0),
     }
 }
 
@@ -70,6 +81,25 @@ mod tests {
         ];
         for (view, reason) in table {
             assert_eq!(without_nodes(&[view]).map(|p| p.reason), reason);
+        }
+    }
+
+    #[test]
+    fn a_node_has_the_gpus_that_its_kubelet_lets_pods_have() {
+        let node = |status: serde_json::Value| -> Node {
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "n"}, "status": status})).unwrap()
+        };
+        for (status, gpus) in [
+            (
+                serde_json::json!({"allocatable": {"nvidia.com/gpu": "8", "cpu": "4"}}),
+                Some(8),
+            ),
+            (serde_json::json!({"allocatable": {"cpu": "4"}}), Some(0)),
+            (serde_json::json!({}), Some(0)),
+            // As the API server writes 1000 of something.
+            (serde_json::json!({"allocatable": {"nvidia.com/gpu": "1k"}}), None),
+        ] {
+            assert_eq!(gpus_of(&node(status.clone()), "nvidia.com/gpu"), gpus, "{status}");
         }
     }
 }

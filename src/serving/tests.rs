@@ -182,7 +182,8 @@ impl World {
         world.version("intent-v1", "intent", Some("True"));
         world.put(
             &format!("{NODES}n1"),
-            json!({"metadata": {"name": "n1", "labels": {"nvidia.com/gpu.product": "A100-SXM4-40GB"}}}),
+            json!({"metadata": {"name": "n1", "labels": {"nvidia.com/gpu.product": "A100-SXM4-40GB"}},
+                "status": {"allocatable": {"nvidia.com/gpu": "2"}}}),
         );
         world
     }

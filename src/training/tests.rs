@@ -1619,7 +1619,10 @@ async fn pods_that_wait_for_the_rest_are_counted_and_what_is_missing_is_told() {
         waits.status = object::<Pod>(json!({"status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
             "message": "0/2 nodes are available: 1 Insufficient nvidia.com/gpu, 1 node(s) didn't match Pod's node affinity/selector."}]}}))
         .status;
-        let node = object(json!({"metadata": {"name": "n", "labels": {"nvidia.com/gpu.product": "A100-SXM4-40GB"}}}));
+        let node = object(
+            json!({"metadata": {"name": "n", "labels": {"nvidia.com/gpu.product": "A100-SXM4-40GB"}},
+            "status": {"allocatable": {"nvidia.com/gpu": "2"}}}),
+        );
         c.caches.nodes = Some(Cache::of([node]));
         c.caches.jobs = Cache::of([attempt]);
         c.caches.pods = Cache::of([nth(0, runs), nth(1, waits)]);

@@ -102,7 +102,7 @@ pub mod reasons {
         OUT_OF_MEMORY = "OutOfMemory",
         /// No node carries the labels of the accelerator class.
         NO_MATCHING_GPU = "NoMatchingGPU",
-        /// Nodes of the class are there, none has a free GPU.
+        /// Nodes of the class are there, none has a free GPU, or none has as many as a pod asks for.
         INSUFFICIENT_GPU = "InsufficientGPU",
         /// The scheduler finds no node for another reason.
         UNSCHEDULABLE = "Unschedulable",

@@ -64,6 +64,8 @@ impl ClassView<'_> {
 pub struct NodeView<'a> {
     /// Its labels.
     pub labels: &'a BTreeMap<String, String>,
+    /// GPUs of the class's resource that pods may have on it, free or not; `None` where its amount is no plain number.
+    pub gpus: Option<u32>,
 }
 
 /// What the scheduler says of a pod.
@@ -137,7 +139,11 @@ pub fn problem(
     }
     let (name, resource) = (class.name, class.resource);
     let of = format!("{waiting} of {} pod(s) have no node", pods.len());
-    let matching = nodes.iter().filter(|n| class.matches(n.labels)).count();
+    let matching: Vec<_> = nodes.iter().filter(|n| class.matches(n.labels)).collect();
+    let largest = matching
+        .iter()
+        .try_fold(0, |largest: u32, n| Some(largest.max(n.gpus?)));
+    let matching = matching.len();
     if matching == 0 {
         let terms: Vec<String> = class.terms.iter().map(LabelTerm::text).collect();
         return Some(Problem {
@@ -163,7 +169,13 @@ pub fn problem(
     let Some(words) = words else {
         return unseen(pods);
     };
-    Some(if lacks(&words, resource) {
+    let too_small = largest.filter(|largest| *largest < gpus);
+    Some(if let (true, Some(largest)) = (lacks(&words, resource), too_small) {
+        Problem {
+            reason: reasons::INSUFFICIENT_GPU,
+            message: format!("{of}: {}", never(class, gpus, matching, largest)),
+        }
+    } else if lacks(&words, resource) {
         Problem {
             reason: reasons::INSUFFICIENT_GPU,
             message: format!(
@@ -204,6 +216,25 @@ pub fn unseen(pods: &[PodSchedulingView]) -> Option<Problem> {
             SCHEDULER_PATIENCE.as_secs()
         ),
     })
+}
+
+/// What is wrong and what to do where even the largest node of the class has fewer GPUs than a pod asks for, so that none
+/// that becomes free helps. Only pods of a training ask for more than one.
+fn never(class: &ClassView<'_>, gpus: u32, matching: usize, largest: u32) -> String {
+    let (name, resource) = (class.name, class.resource);
+    if largest == 0 {
+        format!(
+            "{matching} node(s) are of the accelerator class {name}, and none reports any {resource}. See that the device \
+             plugin runs on these nodes, or add one where it does; if they report their GPUs by another name, have the \
+             administrator correct resource of the class in the operator's settings. The pods stay and start by themselves"
+        )
+    } else {
+        format!(
+            "each pod asks for {gpus} {resource} on one node, and no node of the accelerator class {name} has more than \
+             {largest}, free or not, so waiting does not help. Apply a new TrainingJob with trainer.accelerator.count of at \
+             most {largest} (more trainer.numNodes give as many GPUs), or add a node with {gpus}"
+        )
+    }
 }
 
 /// How many GPUs are missing, where one pod with one GPU is not all. How many are free the scheduler alone knows: it would
@@ -279,7 +310,8 @@ mod tests {
             resource: "nvidia.com/gpu",
             terms: &terms,
         };
-        let nodes: Vec<NodeView<'_>> = node_labels.iter().map(|labels| NodeView { labels }).collect();
+        let has = |labels| NodeView { labels, gpus: Some(8) };
+        let nodes: Vec<NodeView<'_>> = node_labels.iter().map(has).collect();
         problem(&class, gpus, &nodes, pods)
     }
 
@@ -497,6 +529,44 @@ mod tests {
         ] {
             let message = judge_with(gpus, std::slice::from_ref(&t4), &pods).unwrap().message;
             assert!(message.contains(words), "{message}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_told_to_wait_where_no_node_has_as_many_gpus_as_a_pod_asks_for() {
+        let (terms, t4) = (t4_terms(), labels(&[("nvidia.com/gpu.product", "T4")]));
+        let a100 = labels(&[("nvidia.com/gpu.product", "A100")]);
+        let class = ClassView {
+            name: "t4",
+            resource: "nvidia.com/gpu",
+            terms: &terms,
+        };
+        let (wait, less, plugin) = ("Wait for other pods", "count of at most 2 ", "device plugin runs");
+        let table: [(&str, u32, &[Option<u32>], &str); 7] = [
+            ("the largest has as many", 4, &[Some(2), Some(4)], wait),
+            ("none has as many", 4, &[Some(1), Some(2)], less),
+            ("one tells nothing", 4, &[Some(1), None], wait),
+            ("none has any", 1, &[Some(0), Some(0)], plugin),
+            ("none has any of several", 2, &[Some(0)], plugin),
+            ("some have none", 1, &[Some(0), Some(1)], wait),
+            ("one is enough", 1, &[Some(1)], wait),
+        ];
+        for (case, gpus, nodes, words) in table {
+            // Nodes of other classes help nobody.
+            let other = NodeView {
+                labels: &a100,
+                gpus: Some(9),
+            };
+            let ours = nodes.iter().map(|gpus| NodeView {
+                labels: &t4,
+                gpus: *gpus,
+            });
+            let nodes: Vec<_> = ours.chain([other]).collect();
+            let problem = problem(&class, gpus, &nodes, &[waiting("1 Insufficient nvidia.com/gpu.")]).unwrap();
+            assert_eq!(problem.reason, "InsufficientGPU", "{case}");
+            assert!(problem.message.contains(words), "{case}: {}", problem.message);
+            let waits = problem.message.contains("Wait for");
+            assert_eq!(waits, words == wait, "{case}: {}", problem.message);
         }
     }
 
