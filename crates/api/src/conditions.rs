@@ -110,9 +110,9 @@ pub mod reasons {
         UNKNOWN_ACCELERATOR_CLASS = "UnknownAcceleratorClass",
         /// An object that is not ours has the name that a child needs.
         NAME_TAKEN = "NameTaken",
-        /// The API server refuses the pods: quota, LimitRange, Pod Security.
+        /// The API server refuses the pods: quota, LimitRange, Pod Security, a ServiceAccount or a class that is not there.
         POD_CREATION_FAILED = "PodCreationFailed",
-        /// The image cannot be pulled.
+        /// The image cannot be pulled, or its name is no reference of one.
         IMAGE_PULL_FAILED = "ImagePullFailed",
         /// A Secret or ConfigMap that the pod names is missing.
         POD_CONFIG_INVALID = "PodConfigInvalid",

@@ -3,5 +3,6 @@
 pub mod models;
 pub mod placement;
 pub mod preparation;
+pub mod remedy;
 pub mod serving;
 pub mod training;

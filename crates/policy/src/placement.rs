@@ -109,7 +109,8 @@ pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition
 /// Why pods have no node, or cannot begin on theirs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// `NoMatchingGPU`, `InsufficientGPU`, `Unschedulable`, `Pending` where no scheduler has looked, or `PodNotPrepared`.
+    /// `NoMatchingGPU`, `InsufficientGPU`, `Unschedulable`, `Pending` where no scheduler has looked, `PodNotPrepared`, or
+    /// `ImagePullFailed`.
     pub reason: &'static str,
     /// What is wrong and what to do.
     pub message: String,

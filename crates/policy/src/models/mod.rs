@@ -9,6 +9,7 @@ use flywheel_contract::failure::{FailureClass, FailureReason};
 use flywheel_contract::termination::{Outcome, Verified};
 use jiff::Timestamp;
 
+use crate::remedy::{PodsOf, of_refusal};
 use crate::training::attempt::{AttemptState, End, EndedAttempt};
 
 /// One try to verify the artifact.
@@ -158,8 +159,9 @@ pub fn decide(known: Option<&Verification>, latest: Option<&TryView>, now: Times
         AttemptState::NoPod { refused: Some(message) } => waiting(
             reasons::POD_CREATION_FAILED,
             &format!(
-                "the verifying pod cannot be made: {message}. Change quota, LimitRange or Pod Security of the namespace; it \
-                 is tried again by itself"
+                "the verifying pod cannot be made: {}. It is tried again by itself, so {}",
+                message.trim_end_matches('.'),
+                of_refusal(PodsOf::ModelVersion, message)
             ),
             Outlook::Blocked,
         ),

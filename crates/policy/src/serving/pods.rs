@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod}
 
 use crate::placement::{PodSchedulingView, Problem, condition};
 use crate::preparation::unprepared;
+use crate::remedy::{PodsOf, of_image};
 
 /// How far a pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,16 +53,6 @@ pub struct PodView {
 
 /// Most bytes of the kubelet's or a program's own words in a message.
 const WORDS_MAX: usize = 600;
-
-/// Reasons of a waiting container that has no image. The kubelet tries again by itself.
-const IMAGE_REASONS: [&str; 6] = [
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImageInspectError",
-    "RegistryUnavailable",
-];
 
 /// Reasons of a waiting container whose settings cannot be used.
 const CONFIG_REASONS: [&str; 4] = [
@@ -134,16 +125,8 @@ fn trouble(pod: &str, status: &ContainerStatus) -> Option<Trouble> {
     let waiting = state.and_then(|s| s.waiting.as_ref());
     if let Some(waiting) = waiting {
         let reason = waiting.reason.as_deref().unwrap_or_default();
-        if IMAGE_REASONS.contains(&reason) {
-            return Some(Trouble {
-                reason: reasons::IMAGE_PULL_FAILED,
-                // The kubelet's words change with every try (back-off), and would make a write of each; the image does not.
-                message: format!(
-                    "the image {} cannot be pulled for pod {pod}. See that it exists, that the nodes reach its registry, and \
-                     that server.pod.imagePullSecrets names its credentials, or correct server.image; it is tried again by itself",
-                    status.image
-                ),
-            });
+        if let Some(problem) = of_image(PodsOf::InferenceService, pod, reason, &status.image) {
+            return Some(Trouble::from(problem));
         }
         if CONFIG_REASONS.contains(&reason) {
             let words = cut_words(waiting.message.as_deref().unwrap_or(reason), WORDS_MAX);

@@ -5,6 +5,7 @@ use flywheel_api::conditions::{Desired, Status, cut_words, reasons, types};
 use super::Hold;
 use super::pods::{PodView, Stage};
 use crate::placement::Problem;
+use crate::remedy::{PodsOf, of_refusal};
 
 /// What the Deployment says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,9 +185,9 @@ fn deployment(view: &View<'_>, ready: usize) -> (bool, &'static str, String) {
             false,
             reasons::POD_CREATION_FAILED,
             format!(
-                "{of}; the API server refuses new pods: {}. Ask for less in server.resources, or have the quota, limit range \
-                 or admission policy of the namespace changed",
-                cut_words(words.trim_end_matches('.'), WORDS_MAX)
+                "{of}; the API server refuses new pods: {}. It is tried again by itself, so {}",
+                cut_words(words.trim_end_matches('.'), WORDS_MAX),
+                of_refusal(PodsOf::InferenceService, words)
             ),
         );
     }

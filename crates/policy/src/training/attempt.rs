@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::hang::{Cause, Verdict};
 use crate::placement::{Problem, condition};
 use crate::preparation::unprepared;
+use crate::remedy::{PodsOf, of_image};
 
 /// What an attempt does.
 #[derive(Clone, Debug, PartialEq)]
@@ -643,22 +644,14 @@ fn live_state(pod: &Pod, container: &str, now: Timestamp) -> AttemptState {
     let Some(waiting) = state.and_then(|s| s.waiting.as_ref()) else {
         return AttemptState::Starting;
     };
+    let reason = waiting.reason.as_deref().unwrap_or_default();
+    let image = status_of(pod, container).map_or("", |s| s.image.as_str());
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    if let Some(Problem { reason, message }) = of_image(PodsOf::container(container), name, reason, image) {
+        return AttemptState::Blocked { reason, message };
+    }
     let words = cut_words(waiting.message.as_deref().unwrap_or_default(), KUBELET_WORDS_MAX);
-    match waiting.reason.as_deref().unwrap_or_default() {
-        "ErrImagePull"
-        | "ImagePullBackOff"
-        | "InvalidImageName"
-        | "ErrImageNeverPull"
-        | "RegistryUnavailable"
-        | "ImageInspectError" => AttemptState::Blocked {
-            reason: reasons::IMAGE_PULL_FAILED,
-            // The kubelet's words change with every try (back-off), and would make a write of each; the image does not.
-            message: format!(
-                "the image {} cannot be pulled. See that it exists, that the nodes reach its registry, and that \
-                 imagePullSecrets names its credentials; it is tried again by itself",
-                status_of(pod, container).map_or("", |s| s.image.as_str())
-            ),
-        },
+    match reason {
         reason @ ("CreateContainerConfigError" | "CreateContainerError" | "RunContainerError") => {
             AttemptState::Blocked {
                 reason: reasons::POD_CONFIG_INVALID,

@@ -14,6 +14,7 @@ use flywheel_contract::termination::{Outcome, Position, Trained};
 use jiff::Timestamp;
 
 use crate::placement::Problem;
+use crate::remedy::{PodsOf, of_refusal};
 use attempt::{AttemptState, End, EndedAttempt, Remains};
 use hang::Verdict;
 use restart::{After, Past};
@@ -568,9 +569,10 @@ fn going_on(latest: &AttemptView, placement: Option<&Problem>, now: Timestamp) -
             Phase::Blocked,
             reasons::POD_CREATION_FAILED,
             format!(
-                "{} cannot be made: {message}. Change quota, LimitRange or Pod Security of the namespace, or the job's \
-                 resources; it is tried again by itself",
-                if several { "a pod" } else { "the pod" }
+                "{} cannot be made: {}. It is tried again by itself, so {}",
+                if several { "a pod" } else { "the pod" },
+                message.trim_end_matches('.'),
+                of_refusal(PodsOf::TrainingJob, message)
             ),
             WAITING,
         ),

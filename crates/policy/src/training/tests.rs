@@ -1292,6 +1292,11 @@ fn messages_speak_of_as_many_pods_as_there_are() {
     };
     assert!(message(1, refused()).starts_with("the pod cannot be made: quota"));
     assert!(message(3, refused()).starts_with("a pod cannot be made: quota"));
+    let no_account = AttemptState::NoPod {
+        refused: Some("serviceaccount \"robot\" not found".to_owned()),
+    };
+    let told = message(1, no_account);
+    assert!(told.contains("another spec.serviceAccountName"), "{told}");
 }
 
 fn any_end() -> impl Strategy<Value = End> {
