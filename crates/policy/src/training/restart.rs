@@ -73,17 +73,14 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
     let number = past.attempt.number;
     match &past.ended.end {
         End::Told(Outcome::Failed(failure)) => match failure.reason.class() {
-            FailureClass::User => After::Fail {
-                reason: failure.reason.as_str().to_owned(),
-                message: past.told_by(&failure.message),
-            },
-            FailureClass::OutOfMemory => After::Fail {
-                reason: reasons::OUT_OF_MEMORY.to_owned(),
-                message: format!(
+            FailureClass::User => past.for_good(failure.reason.as_str(), &failure.message),
+            FailureClass::OutOfMemory => past.for_good(
+                reasons::OUT_OF_MEMORY,
+                &format!(
                     "{}. Lower hyperparameters.batchSize or hyperparameters.maxLength, or take a class with more memory",
-                    past.told_by(failure.message.trim_end_matches('.'))
+                    failure.message.trim_end_matches('.')
                 ),
-            },
+            ),
             FailureClass::Infrastructure if failure.reason == FailureReason::Fenced => past.free(
                 failure.reason.as_str(),
                 format!("attempt {number} found its checkpoints taken over by a later one"),
@@ -98,13 +95,11 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
             "the pod ended with a message that no training gives; see that trainer.image is a trainer",
             now,
         ),
-        End::OutOfMemory => After::Fail {
-            reason: reasons::OUT_OF_MEMORY.to_owned(),
-            message: past.told_by(
-                "the container used more memory than its limit. Raise trainer.resources.limits.memory, or lower \
-                 hyperparameters.batchSize or hyperparameters.maxLength",
-            ),
-        },
+        End::OutOfMemory => past.for_good(
+            reasons::OUT_OF_MEMORY,
+            "the container used more memory than its limit. Raise trainer.resources.limits.memory, or lower \
+             hyperparameters.batchSize or hyperparameters.maxLength",
+        ),
         End::Unclear { message } => past.failed(max_restarts, reasons::POD_FAILED, message, now),
         End::Hung { how } => past.failed(max_restarts, reasons::HUNG, how, now),
         End::Lost { how } => {
@@ -149,6 +144,18 @@ impl Past<'_> {
     /// Counted restarts before the next attempt, where this one costs nothing.
     fn kept_count(&self) -> u32 {
         if self.progressed() { 0 } else { self.attempt.counted }
+    }
+
+    /// The end of the job, as trying again gives the same. The pod does not know whether it is one of a TrainingJob, so
+    /// that a new one is needed is added to its words here.
+    fn for_good(&self, reason: &str, message: &str) -> After {
+        After::Fail {
+            reason: reason.to_owned(),
+            message: format!(
+                "{}. Then apply a new TrainingJob; this one does not run again",
+                self.told_by(message.trim_end_matches('.'))
+            ),
+        }
     }
 
     /// A restart that costs nothing.

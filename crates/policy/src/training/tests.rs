@@ -1,6 +1,6 @@
 //! Tables and properties of [`super::decide`].
 
-use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::failure::{Failure, FailureClass, FailureReason};
 use flywheel_contract::scalar::Digest;
 use flywheel_contract::termination::Position;
 use flywheel_contract::trainer::ArtifactRef;
@@ -368,6 +368,46 @@ fn each_situation_has_its_intent() {
         assert_eq!(decision.intent, intent, "{case}");
         assert_eq!((decision.phase, decision.reason.as_str()), (phase, reason), "{case}");
         assert!(!decision.message.is_empty(), "{case}");
+    }
+}
+
+#[test]
+fn a_job_that_failed_says_once_that_a_new_one_is_needed() {
+    let user = FailureReason::ALL.iter().filter(|r| r.class() == FailureClass::User);
+    let mut ends: Vec<End> = user.map(|reason| failed(*reason)).collect();
+    ends.extend([failed(FailureReason::OutOfMemory), End::OutOfMemory]);
+    let mut jobs: Vec<Observed> = ends
+        .into_iter()
+        .map(|end| seen(vec![attempt(1, 0, ended(end, -300))]))
+        .collect();
+    let infra = || failed(FailureReason::StorageUnavailable);
+    jobs.push(seen(vec![attempt(3, 2, ended(infra(), -300))]));
+    let at_step_7 = |number| {
+        attempt(
+            number,
+            0,
+            ended_at(failed(FailureReason::InternalError), -300, (7, 0, 0)),
+        )
+    };
+    jobs.push(seen(vec![at_step_7(1), at_step_7(2)]));
+    for observed in jobs {
+        let decision = decide(WISHES, &observed, at(0));
+        assert_eq!(decision.phase, Phase::Failed, "{decision:?}");
+        let (message, reason) = (&decision.message, &decision.reason);
+        assert_eq!(message.matches("new TrainingJob").count(), 1, "{reason}: {message}");
+        assert!(!message.contains(".."), "{message}");
+        // It stays as it was told.
+        let later = Observed {
+            told_attempt: 9,
+            ended: Some(Ended::Failed {
+                reason: reason.clone(),
+                message: message.clone(),
+            }),
+            ..Observed::default()
+        };
+        if reason != "MaxRestartsExceeded" {
+            assert_eq!(&decide(WISHES, &later, at(0)).message, message);
+        }
     }
 }
 
