@@ -1621,6 +1621,7 @@ async fn installed_by_helm_upgraded_and_removed() {
 
     users_roles_are_aggregated(&plane).await;
     served_versions_stay_but_hang_no_namespace(&plane).await;
+    a_second_installation_is_refused(&plane);
 
     // Namespaced mode, by an upgrade of the same release.
     plane
@@ -1654,6 +1655,8 @@ async fn installed_by_helm_upgraded_and_removed() {
             .await;
     }
 
+    a_second_installation_is_refused(&plane);
+
     plane
         .helm(&[
             "uninstall",
@@ -1682,6 +1685,37 @@ async fn installed_by_helm_upgraded_and_removed() {
         .await;
     plane.ctl(&["delete", "namespace", "team", "--timeout=60s"]);
     plane.ctl(&["delete", "crd", "trainingjobs.flywheel.dev", "--timeout=30s"]);
+}
+
+/// Their Leases would lie in two namespaces, so both would lead.
+fn a_second_installation_is_refused(plane: &Plane) {
+    let (roles, policies) = (
+        "userRoles=false",
+        "policies.cage=false,policies.serviceAccountName=false",
+    );
+    for (release, namespace, values) in [
+        ("second", "elsewhere", ""),
+        ("flywheel", "elsewhere", ""),
+        ("second", NAMESPACE, ""),
+        ("second", "elsewhere", "watchNamespaces={team}"),
+        ("second", "elsewhere", roles),
+        ("second", "elsewhere", policies),
+    ] {
+        let chart = chart();
+        let arguments = ["upgrade", "--install", release, &chart, "--namespace", namespace];
+        let refusal = plane
+            .helm(&[&arguments[..], &["--create-namespace", "--set", values]].concat())
+            .expect_err("a second operator");
+        for words in [
+            "release flywheel in the namespace flywheel-system",
+            "helm uninstall flywheel",
+        ] {
+            assert!(
+                refusal.contains(words),
+                "{release} in {namespace} with {values}: {refusal}"
+            );
+        }
+    }
 }
 
 async fn can(plane: &Plane, user: &str, namespace: &str, verb: &str, resource: &str) -> bool {
