@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use flywheel_api::ModelVersion;
+use flywheel_api::conditions::reasons;
 use flywheel_api::names::{
     FLYWHEEL, LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MANAGED_BY, LABEL_MODEL_VERSION, LABEL_NAME, LABEL_PART_OF,
     VERIFIER, verify_attempt,
@@ -29,9 +30,20 @@ const TERMINATION_GRACE_SECONDS: i64 = 5;
 /// The Job of try `number`.
 ///
 /// # Errors
-/// The configuration is too long for a pod.
+/// The artifact lies in a volume, or the configuration is too long for a pod.
 pub fn job(version: &ModelVersion, number: u32, settings: &Settings) -> Result<Job, Error> {
     let spec = &version.spec;
+    if spec.artifact.uri.as_str().starts_with("file://") {
+        return Err(Error::InvalidSpec {
+            reason: reasons::INVALID_SPEC,
+            message: format!(
+                "spec.artifact.uri is {}, and the pod that verifies an artifact has none of your volumes, so it cannot be \
+                 there. Copy the artifact to s3:// and make the ModelVersion anew with that URI; or serve it unverified: \
+                 an InferenceService whose spec.server.pod mounts the volume there checks every digest when it loads it",
+                spec.artifact.uri
+            ),
+        });
+    }
     let name = version.name_any();
     let labels: BTreeMap<String, String> = [
         (LABEL_NAME, FLYWHEEL.to_owned()),

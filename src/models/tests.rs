@@ -256,3 +256,26 @@ async fn a_service_whose_name_is_taken_keeps_no_version() {
         assert_eq!(condition(&calls[1], "Served").0, served, "{case}");
     }
 }
+
+#[tokio::test]
+async fn an_artifact_in_a_volume_is_not_looked_for_in_a_pod_that_has_none() {
+    let version = model_version(&json!({"spec": {"artifact": {"uri": "file:///models/intent/attempt-1"}}}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, value(&version)),
+        Step::event(NAMESPACE),
+    ]);
+    reconcile(Arc::new(version), context(client, |_| {})).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[0], "Stalled"), ("True", "InvalidSpec"));
+    // A service that has the volume may serve it.
+    assert_eq!(condition(&calls[0], "Verified").0, "Unknown");
+    let message = calls[1].body["note"].as_str().unwrap();
+    for words in [
+        "spec.artifact.uri is file:///models",
+        "none of your volumes",
+        "s3://",
+        "spec.server.pod",
+    ] {
+        assert!(message.contains(words), "{words} is not in: {message}");
+    }
+}

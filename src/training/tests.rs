@@ -377,6 +377,18 @@ async fn a_place_that_is_lost_with_the_pod_is_refused_before_anything_is_started
             Some("output.uri"),
         ),
         ("in a bucket", place("output", "s3://models/x"), json!({}), None),
+        (
+            "of event files",
+            json!({"tracking": {"tensorBoard": {"uri": "file:///events"}}}),
+            json!({}),
+            Some("tracking.tensorBoard.uri"),
+        ),
+        (
+            "of event files, mounted",
+            json!({"tracking": {"tensorBoard": {"uri": "file:///models/events"}}}),
+            pod("/models", claim()),
+            None,
+        ),
     ];
     for (case, place, pod, refused) in table {
         let job = training_job(&merged(

@@ -107,12 +107,14 @@ pub(crate) fn tried_once(metadata: ObjectMeta, nodes: u32, template: PodTemplate
 /// the pod itself.
 pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings) -> Result<Job, Error> {
     let spec = &owner.spec;
-    check_place("output.uri", Some(&spec.output.uri), spec.trainer.pod.as_ref())?;
-    check_place(
-        "checkpoint.uri",
-        spec.checkpoint.uri.as_ref(),
-        spec.trainer.pod.as_ref(),
-    )?;
+    let board = spec.tracking.as_ref().and_then(|t| t.tensor_board.as_ref());
+    for (field, uri) in [
+        ("output.uri", Some(&spec.output.uri)),
+        ("checkpoint.uri", spec.checkpoint.uri.as_ref()),
+        ("tracking.tensorBoard.uri", board.and_then(|b| b.uri.as_ref())),
+    ] {
+        check_place(field, uri, spec.trainer.pod.as_ref())?;
+    }
     let class = settings.class(&spec.trainer.accelerator.class)?;
     let name = owner.name_any();
     let configuration = TrainerConfig {
