@@ -187,6 +187,15 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
         "annotations under flywheel.dev/ are Flywheel's own" => {
             vec![set("/annotations/flywheel.dev~1generation", json!("1"))]
         }
+        "a label's name has at most 63 letters, digits, -, _ and ., after a domain and / where one is given" => {
+            label_names("/labels", good)
+        }
+        "an annotation's name has at most 63 letters, digits, -, _ and ., after a domain and / where one is given" => {
+            label_names("/annotations", good)
+        }
+        "a node's label has at most 63 letters, digits, -, _ and . in its name, after a domain and / where one is given" => {
+            label_names("/nodeSelector", good)
+        }
         "system- priority classes are not for workloads" => {
             vec![set("/priorityClassName", json!("system-node-critical"))]
         }
@@ -223,6 +232,12 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
             json!({"name": "neither"}),
             json!({"name": "both", "resourceClaimName": "a", "resourceClaimTemplateName": "b"}),
         ],
+        ". and .. may not stand in a path; write the place itself" => {
+            let uri = good.as_str().unwrap();
+            ["/..", "/../x", "/a/../x", "/.", "/./x"]
+                .map(|path| json!(format!("{uri}{path}")))
+                .into()
+        }
         "a gate on golden/... needs dataset.golden" => vec![without(good, "/dataset/golden")],
         "model cannot be changed; apply a new TrainingJob" => vec![set("/model/pretrained/uri", json!("s3://other"))],
         "dataset cannot be changed; apply a new TrainingJob" => vec![set("/dataset/deduplicate", json!(true))],
@@ -300,6 +315,26 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
     }
 }
 
+/// The object with a name in this map that neither a label nor an annotation may have.
+fn label_names(map: &str, good: &Value) -> Vec<Value> {
+    let longest = "a".repeat(64);
+    [
+        "a b",
+        "-a",
+        "a.",
+        "",
+        "/a",
+        "a/",
+        "a/b/c",
+        "Team.Example/a",
+        "a_b/c",
+        "\u{e4}",
+        &longest,
+    ]
+    .map(|name| with(good, &format!("{map}/{}", name.replace('/', "~1")), json!("v")))
+    .into()
+}
+
 /// A wrong type for every field, and an unknown field in every object.
 pub fn types_and_unknown_fields(crd: &Crd, bases: &[Value]) -> Vec<Case> {
     let mut cases = vec![];
@@ -364,17 +399,47 @@ pub fn odd_texts(bases: &[Value]) -> Vec<Case> {
                 " s3://b/k",
                 "s3://b/k\n",
                 "http://",
+                "s3:///k",
+                "s3://b:9/k",
+                "file://data/k",
+                "https:///k",
+            ],
+        ),
+        (
+            "TrainingJob",
+            "/spec/output/uri",
+            &[
+                "models",
+                "s3:///out",
+                "https://h/out",
+                "http://h/out",
+                "file://",
+                "file://out",
             ],
         ),
         (
             "TrainingJob",
             "/spec/checkpoint/uri",
-            &["checkpoints", "s3://", "s3://user@b/k", "ftp://h/x", "s3://b/k\n"],
+            &[
+                "checkpoints",
+                "s3://",
+                "s3://user@b/k",
+                "ftp://h/x",
+                "s3://b/k\n",
+                "https://h/c",
+            ],
         ),
         (
             "TrainingJob",
             "/spec/tracking/tensorBoard/uri",
-            &["board", "s3://", "gs://b/k", "s3://b/k?x", "s3://b/$(HOME)"],
+            &[
+                "board",
+                "s3://",
+                "gs://b/k",
+                "s3://b/k?x",
+                "s3://b/$(HOME)",
+                "http://h/b",
+            ],
         ),
         (
             "TrainingJob",
@@ -434,8 +499,27 @@ pub fn odd_texts(bases: &[Value]) -> Vec<Case> {
         (
             "TrainingJob",
             "/spec/trainer/image",
-            &["-image", "image tag", "image$x", "https://r/i?x", "\u{e4}"],
+            &[
+                "-image",
+                "image tag",
+                "image$x",
+                "https://r/i?x",
+                "\u{e4}",
+                "https://r/i",
+                "r/i:a:b",
+                "r/Image",
+                "r//i",
+                "r/i:",
+                "r/i@sha256:00",
+                "r/i/",
+            ],
         ),
+        (
+            "TrainingJob",
+            "/spec/trainer/pod/labels/team",
+            &["a b", "-a", "a.", "a/b", "\u{e4}"],
+        ),
+        ("InferenceService", "/spec/server/pod/nodeSelector/pool", &["a b", "a_"]),
         (
             "TrainingJob",
             "/spec/trainer/resources/requests/memory",

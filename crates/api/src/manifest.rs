@@ -377,6 +377,38 @@ spec:
     }
 
     #[test]
+    fn every_usual_way_to_write_a_place_an_image_or_a_label_is_understood() {
+        let accepted = |text: &str| {
+            let found = objects::<TrainingJob>(&documents(text).unwrap());
+            assert!(found.is_ok(), "{text}: {found:?}");
+        };
+        for uri in [
+            "s3://b",
+            "s3://b/",
+            "s3://my.bucket_1-x/k/.hidden/..x/a..b/",
+            "file:///d",
+            "file:///d//e=1,2+3%20é",
+            "https://h:8443/.well-known/a%20b.csv",
+            "http://[::1]:9000/a.csv",
+        ] {
+            accepted(&TEXT.replace("s3://d/a.csv", uri));
+        }
+        for image in [
+            "nginx",
+            "team/trainer",
+            "localhost:5000/a/b-c_d.e:v1.0-x",
+            "Registry.example.com/team/trainer:1@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+            "r.io/t@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+        ] {
+            accepted(&TEXT.replace("  output:", &format!("  trainer: {{image: '{image}'}}\n  output:")));
+        }
+        for label in ["a: b", "A.b_c-d: ''", "example.com/a: A_b.c-d", "e/a: 'true'"] {
+            let pod = format!("{{labels: {{{label}}}, nodeSelector: {{{label}}}, annotations: {{{label}}}}}");
+            accepted(&TEXT.replace("  output:", &format!("  trainer: {{pod: {pod}}}\n  output:")));
+        }
+    }
+
+    #[test]
     fn explicit_nulls_and_points_after_whole_numbers_are_as_if_left_out() {
         let nulls = TEXT.replace(
             "  output:",

@@ -304,20 +304,23 @@ pub struct ResourceClaim {
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("!has(self.labels) || self.labels.all(k, !k.startsWith('flywheel.dev/') && !k.startsWith('app.kubernetes.io/'))").message("labels under flywheel.dev/ and app.kubernetes.io/ are Flywheel's own").field_path(".labels"))]
 #[x_kube(validation = Rule::new("!has(self.annotations) || self.annotations.all(k, !k.startsWith('flywheel.dev/'))").message("annotations under flywheel.dev/ are Flywheel's own").field_path(".annotations"))]
+#[x_kube(validation = Rule::new("!has(self.labels) || self.labels.all(k, k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))").message("a label's name has at most 63 letters, digits, -, _ and ., after a domain and / where one is given").field_path(".labels"))]
+#[x_kube(validation = Rule::new("!has(self.annotations) || self.annotations.all(k, k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))").message("an annotation's name has at most 63 letters, digits, -, _ and ., after a domain and / where one is given").field_path(".annotations"))]
+#[x_kube(validation = Rule::new("!has(self.nodeSelector) || self.nodeSelector.all(k, k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))").message("a node's label has at most 63 letters, digits, -, _ and . in its name, after a domain and / where one is given").field_path(".nodeSelector"))]
 #[x_kube(validation = Rule::new("!has(self.priorityClassName) || !self.priorityClassName.startsWith('system-')").message("system- priority classes are not for workloads").field_path(".priorityClassName"))]
 #[x_kube(validation = Rule::new("!has(self.volumeMounts) || (has(self.volumes) && self.volumeMounts.all(m, self.volumes.exists(v, v.name == m.name)))").message("every mount must name a volume of volumes").field_path(".volumeMounts"))]
 pub struct PodSettings {
     /// More labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "short_map")]
+    #[schemars(schema_with = "labels")]
     pub labels: Option<BTreeMap<String, String>>,
     /// More annotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "short_map")]
+    #[schemars(schema_with = "annotations")]
     pub annotations: Option<BTreeMap<String, String>>,
     /// Labels that a node must carry, beside those of the class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "short_map")]
+    #[schemars(schema_with = "labels")]
     pub node_selector: Option<BTreeMap<String, String>>,
     /// Taints to accept, beside those of the class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -371,7 +374,15 @@ pub struct PodSettings {
     pub resource_claims: Option<Vec<ResourceClaim>>,
 }
 
-fn short_map(_: &mut SchemaGenerator) -> Schema {
+fn labels(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 32,
+        "additionalProperties": {"type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"}
+    })
+}
+
+fn annotations(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": 32,
@@ -397,6 +408,14 @@ fn open_objects(_: &mut SchemaGenerator) -> Schema {
 #[serde(transparent)]
 pub struct Image(pub String);
 
+impl Image {
+    /// What a reference may look like: a registry with its port, or the first part of the name; more parts; tag and digest.
+    pub const PATTERN: &'static str = concat!(
+        "^[A-Za-z0-9][A-Za-z0-9._-]*(:[0-9]+/[a-z0-9][a-z0-9._-]*)?(/[a-z0-9][a-z0-9._-]*)*",
+        "(:[A-Za-z0-9_][A-Za-z0-9._-]*)?(@[a-z0-9]+:[A-Fa-f0-9]{32,})?$"
+    );
+}
+
 impl JsonSchema for Image {
     fn schema_name() -> Cow<'static, str> {
         "Image".into()
@@ -405,6 +424,6 @@ impl JsonSchema for Image {
         true
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "maxLength": 512, "pattern": "^[A-Za-z0-9][A-Za-z0-9._:/@-]*$"})
+        json_schema!({"type": "string", "maxLength": 512, "pattern": Self::PATTERN})
     }
 }

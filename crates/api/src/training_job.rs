@@ -190,6 +190,7 @@ pub struct Output {
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub version_name: Option<String>,
     /// Folder under which the job writes, in a folder of its own that is named by its uid.
+    #[schemars(extend("pattern" = Uri::WRITABLE))]
     pub uri: Uri,
     /// What must hold for the version to be promotable.
     #[serde(default, skip_serializing_if = "Option::is_none")]

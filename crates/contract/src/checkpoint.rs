@@ -27,6 +27,7 @@ pub struct Checkpoint {
     /// Folder under which the job keeps its checkpoints, in a folder of its own that is named by its uid; `output.uri`
     /// where none is given.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("pattern" = Uri::WRITABLE))]
     pub uri: Option<Uri>,
     /// Seconds between checkpoints. One is written beside the training, which stops only for the copy; a failure of the
     /// infrastructure loses at most this much work and what one write takes.

@@ -49,6 +49,20 @@ impl JsonSchema for Decimal {
     }
 }
 
+/// Pattern of a bucket, with a path in it or without.
+macro_rules! s3 {
+    () => {
+        r#"s3://[A-Za-z0-9._-]+(/[^\s?#@"'\\$]*)?"#
+    };
+}
+
+/// Pattern of a file or folder; a file has no host.
+macro_rules! file {
+    () => {
+        r#"file:///[^\s?#@"'\\$]+"#
+    };
+}
+
 /// Where data lie: `s3://bucket/key`, `file:///path`, `https://host/path` or `http://host/path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -57,7 +71,9 @@ pub struct Uri(pub String);
 impl Uri {
     /// What a URI may look like. No user info, query, fragment, white space, quotes, backslash or `$` (which the kubelet
     /// would expand in an environment variable).
-    pub const PATTERN: &'static str = r#"^(s3|file|https?)://[^\s?#@"'\\$]+$"#;
+    pub const PATTERN: &'static str = concat!("^(", s3!(), "|", file!(), r#"|https?://[^\s?#@"'\\$/][^\s?#@"'\\$]*)$"#);
+    /// The same for a place that is written to: http and https can only be read.
+    pub const WRITABLE: &'static str = concat!("^(", s3!(), "|", file!(), ")$");
 
     /// The text.
     #[must_use]
@@ -92,7 +108,10 @@ impl JsonSchema for Uri {
         true
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "maxLength": 1024, "pattern": Self::PATTERN})
+        json_schema!({"type": "string", "maxLength": 1024, "pattern": Self::PATTERN, "x-kubernetes-validations": [{
+            "rule": "!self.matches('/[.][.]?(/|$)')",
+            "message": ". and .. may not stand in a path; write the place itself",
+        }]})
     }
 }
 

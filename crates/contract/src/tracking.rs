@@ -37,6 +37,7 @@ pub struct TensorBoard {
     /// Folder under which each job has one of its own, `<name>-<uid>`, reached as `storage` says. Without it the files lie
     /// beside the checkpoints, in `<checkpoint.uri or output.uri>/<uid>/tensorboard`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("pattern" = Uri::WRITABLE))]
     pub uri: Option<Uri>,
 }
 
