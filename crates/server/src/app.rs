@@ -171,7 +171,11 @@ impl App {
     }
 
     pub(crate) fn metrics_text(&self) -> String {
-        let (depth, in_flight) = self.engine().map_or((0, 0), |e| (e.queue_depth(), e.in_flight()));
-        self.metrics.text(depth, in_flight)
+        let engine = self.engine();
+        self.metrics.text(
+            engine.map_or(0, Engine::queue_depth),
+            engine.map_or(0, Engine::in_flight),
+            engine.map_or(0, Engine::limit),
+        )
     }
 }

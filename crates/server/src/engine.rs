@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::metrics::Metrics;
 use crate::model::{Encode, LoadedVersion};
+use crate::pace::Pace;
 use crate::queue::{Fault, Item, Queue};
 use crate::worker::{self, Heartbeat};
 
@@ -22,6 +23,7 @@ pub(crate) struct Engine {
     agreement: Option<Agreement>,
     encoder: Arc<dyn Encode>,
     queue: Arc<Queue>,
+    pace: Arc<Pace>,
     permits: Arc<Semaphore>,
     most: usize,
     timeout: Duration,
@@ -43,6 +45,7 @@ impl Engine {
             agreement: version.agreement,
             encoder: version.encoder,
             queue: Arc::new(Queue::new(version.batch_tokens)),
+            pace: Arc::default(),
             permits: Arc::new(Semaphore::new(most)),
             most,
             timeout: Duration::from_millis(limits.timeout_milliseconds.into()),
@@ -56,6 +59,7 @@ impl Engine {
                 index,
                 model,
                 Arc::clone(&engine.queue),
+                Arc::clone(&engine.pace),
                 Arc::clone(metrics),
                 ready.clone(),
                 broken.clone(),
@@ -100,17 +104,20 @@ impl Engine {
             // It would be answered 429 for ever.
             return Err(too_many_texts(count, most));
         }
+        let (busy, limit) = (self.in_flight(), self.limit());
+        if busy > 0 && busy + count > limit {
+            let message = format!(
+                "{busy} texts wait or are computed, and {limit} are what this pod begins in half of the service's \
+                 timeoutMilliseconds; try again later"
+            );
+            return Err(Refusal::new(ErrorReason::TooManyRequests, message));
+        }
         let permit = u32::try_from(count)
             .ok()
             .and_then(|n| Arc::clone(&self.permits).try_acquire_many_owned(n).ok())
             .ok_or_else(|| {
-                Refusal::new(
-                    ErrorReason::TooManyRequests,
-                    format!(
-                        "{} texts wait or are computed, as many as this pod takes; try again later",
-                        self.most
-                    ),
-                )
+                let message = format!("{busy} texts wait or are computed, and this pod takes {limit}; try again later");
+                Refusal::new(ErrorReason::TooManyRequests, message)
             })?;
         let deadline = Instant::now() + self.timeout;
         tokio::time::timeout_at(deadline.into(), self.compute(texts, permit, deadline))
@@ -189,6 +196,12 @@ impl Engine {
     /// Texts that wait for a worker.
     pub fn queue_depth(&self) -> usize {
         self.queue.depth()
+    }
+
+    /// Texts that are taken at once: as many as are allowed, or fewer where the workers are too slow for them.
+    pub fn limit(&self) -> usize {
+        let paced = self.pace.limit(self.timeout, self.heartbeats.len());
+        paced.map_or(self.most, |limit| limit.min(self.most))
     }
 
     /// Texts that wait or are computed.

@@ -17,6 +17,7 @@ mod http;
 mod load;
 mod metrics;
 pub mod model;
+mod pace;
 mod queue;
 pub mod run;
 mod worker;

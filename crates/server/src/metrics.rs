@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     pub batch_size: Histogram,
     queue_depth: Gauge,
     in_flight: Gauge,
+    concurrency_limit: Gauge,
     load_seconds: Gauge<f64, AtomicU64>,
     answered: [AtomicU64; 3],
 }
@@ -41,7 +42,7 @@ impl Metrics {
         let requests =
             Family::<RequestLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| Histogram::new(SECONDS));
         let batch_size = Histogram::new(ROWS);
-        let (queue_depth, in_flight) = (Gauge::default(), Gauge::default());
+        let [queue_depth, in_flight, concurrency_limit] = [(); 3].map(|()| Gauge::default());
         let load_seconds = Gauge::<f64, AtomicU64>::default();
         registry.register(
             "flywheel_request_duration_seconds",
@@ -60,6 +61,11 @@ impl Metrics {
             in_flight.clone(),
         );
         registry.register(
+            "flywheel_concurrency_limit_texts",
+            "Texts that are taken at once, by maxConcurrency and by how fast they are computed",
+            concurrency_limit.clone(),
+        );
+        registry.register(
             "flywheel_model_load_seconds",
             "Time to fetch, verify, load and warm up the version",
             load_seconds.clone(),
@@ -70,6 +76,7 @@ impl Metrics {
             batch_size,
             queue_depth,
             in_flight,
+            concurrency_limit,
             load_seconds,
             answered: Default::default(),
         }
@@ -102,9 +109,15 @@ impl Metrics {
     }
 
     /// The text that Prometheus reads.
-    pub fn text(&self, queue_depth: usize, in_flight: usize) -> String {
-        self.queue_depth.set(i64::try_from(queue_depth).unwrap_or(i64::MAX));
-        self.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
+    pub fn text(&self, queue_depth: usize, in_flight: usize, concurrency_limit: usize) -> String {
+        let gauges = [
+            (&self.queue_depth, queue_depth),
+            (&self.in_flight, in_flight),
+            (&self.concurrency_limit, concurrency_limit),
+        ];
+        for (gauge, value) in gauges {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
         let mut text = String::new();
         // Writing into a String cannot fail.
         let _ = encode(&mut text, &self.registry);

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::pace::Pace;
 use crate::queue::{Fault, Item, Queue};
 
 /// Since when a worker has been computing one batch.
@@ -55,6 +56,7 @@ pub(crate) fn start(
     index: usize,
     mut model: Box<dyn Model>,
     queue: Arc<Queue>,
+    pace: Arc<Pace>,
     metrics: Arc<Metrics>,
     ready: mpsc::Sender<Result<(), Failure>>,
     broken: mpsc::Sender<Failure>,
@@ -73,8 +75,10 @@ pub(crate) fn start(
             }
             while let Some(batch) = queue.take() {
                 beat.begin();
-                metrics.batch_size.observe(batch.len() as f64);
+                let (texts, begun) = (batch.len(), Instant::now());
+                metrics.batch_size.observe(texts as f64);
                 let result = compute(model.as_mut(), batch);
+                pace.observe(texts, begun.elapsed());
                 beat.end();
                 if let Err(failure) = result {
                     // Full means that another worker has said it already.

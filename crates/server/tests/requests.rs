@@ -144,7 +144,8 @@ impl Pod {
             encoder: Arc::new(Words),
             precision: Precision::Float32,
             agreement: None,
-            batch_tokens: 512,
+            // Thirty-two rows of `Words`.
+            batch_tokens: 64,
             models: (0..workers)
                 .map(|_| Box::new(Obedient(Arc::clone(&self.seen))) as Box<dyn Model>)
                 .collect(),
@@ -257,6 +258,23 @@ fn a_full_pod_says_so_at_once() {
     assert_eq!((answer.status, answer.reason().as_str()), (422, "TooManyTexts"));
     let stats = pod.stats();
     assert_eq!(stats.answered, [3, 6, 0]);
+}
+
+/// What would wait beyond half of its deadline is refused at once, so that what is taken is answered in time.
+#[test]
+fn a_slow_pod_takes_no_more_than_it_answers_in_time() {
+    let pod = Pod::ready(256, 4000, 1);
+    // From the first batch on its pace is known: ten of these take half of the deadline.
+    assert_eq!(predict(pod.data, &json!({"text": "sleep 200"})).status, 200);
+    let sent: Vec<_> = (0..40).map(|_| pod.send("sleep 200")).collect();
+    let statuses: Vec<u16> = sent.into_iter().map(|answer| answer.join().unwrap().status).collect();
+    let count = |status| statuses.iter().filter(|s| **s == status).count();
+    assert_eq!(count(200) + count(429), 40, "{statuses:?}");
+    assert!((2..=20).contains(&count(200)), "{statuses:?}");
+    pod.busy_with(0);
+    // A list is computed as a whole, or not at all; an idle pod takes it.
+    let texts = vec!["sleep 50"; 30];
+    assert_eq!(predict(pod.data, &json!({"texts": texts})).status, 200);
 }
 
 #[test]
