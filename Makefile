@@ -107,7 +107,7 @@ cluster: programs ## Start the local cluster (A100=1 T4=1 KWOK=0 nodes); with CL
 	@$(LOCALCLUSTER) up --a100 $(A100) --t4 $(T4) --kwok $(KWOK)
 
 .PHONY: cluster-down
-cluster-down: localcluster ## End it and leave nothing behind
+cluster-down: localcluster ## End it; nothing stays but the cache and four empty folders
 	@$(LOCALCLUSTER) down
 
 .PHONY: install

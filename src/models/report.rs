@@ -83,7 +83,8 @@ fn state_word(verification: &Verification, verdict: &Verdict) -> &'static str {
     match (verification, verdict) {
         (Verification::Pending { outlook, .. }, _) => match outlook {
             Outlook::Working => "Verifying",
-            Outlook::Blocked | Outlook::Stalled => "Blocked",
+            Outlook::Blocked => "Blocked",
+            Outlook::Stalled => "Stalled",
         },
         (Verification::Failed { .. }, _) => "Failed",
         (Verification::Verified { .. }, Verdict::Passed { .. }) => "Promotable",

@@ -203,7 +203,7 @@ async fn what_is_tried_again_by_itself_is_blocked_and_not_stalled() {
     reconcile(Arc::new(version), context(client, |_| {})).await.unwrap();
     let calls = scenario.finish().await;
     assert_eq!(condition(&calls[2], "Stalled"), ("True", "NameTaken"));
-    assert_eq!(calls[2].body["status"]["state"], "Blocked");
+    assert_eq!(calls[2].body["status"]["state"], "Stalled");
 }
 
 #[tokio::test]

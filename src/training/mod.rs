@@ -55,9 +55,14 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
     };
     let mut decision = decide(wishes, &observation.observed, context.now());
     if let Err(error) = apply(&job, &context, &observation, &decision).await {
-        let Some((reason, message)) = error.problem() else {
+        let Some((reason, mut message)) = error.problem() else {
             return Err(error);
         };
+        // Errors do not know whose children they are about.
+        if reason != reasons::NAME_TAKEN {
+            message
+                .push_str(". What is to be changed in the spec takes a new TrainingJob; this one's cannot be changed");
+        }
         decision = Decision {
             record: None,
             intent: Intent::Wait,

@@ -232,12 +232,17 @@ fn status(
                     ..ProgressStatus::default()
                 })
             }
-            // No pod does anything.
-            (_, Phase::Suspended, _) => present.progress.clone().map(|progress| ProgressStatus {
-                phase: None,
-                eta_seconds: None,
-                ..progress
-            }),
+            // No pod does anything. Before the first step nothing else was told, and what has no fields must not be written:
+            // server-side apply makes it null, which the schema refuses.
+            (_, Phase::Suspended, _) => present
+                .progress
+                .clone()
+                .map(|progress| ProgressStatus {
+                    phase: None,
+                    eta_seconds: None,
+                    ..progress
+                })
+                .filter(|progress| *progress != ProgressStatus::default()),
             (_, _, Some(progress)) if figures == Figures::Fresh => Some(progress_status(progress)),
             _ => present.progress.clone(),
         },

@@ -961,6 +961,25 @@ async fn suspending_changes_one_field_of_exactly_that_job() {
     assert_eq!(condition(&calls[1], "Ready"), ("True", "Suspended"));
 }
 
+/// Of the progress of a job that is suspended before its first step nothing is left, and an object without fields would be
+/// refused: server-side apply makes it null.
+#[tokio::test]
+async fn a_job_suspended_before_its_first_step_has_no_progress() {
+    let told = json!({"attempt": 1, "progress": {"phase": "Training"}});
+    let job = training_job(&json!({"spec": {"suspend": true}, "status": told}));
+    let mut attempt = stored_attempt(&job, 1);
+    attempt.spec.as_mut().unwrap().suspend = Some(true);
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| c.caches.jobs = Cache::of([attempt]));
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[0], "Suspended"), ("True", "Suspended"));
+    assert_eq!(calls[0].body["status"].get("progress"), None, "{:#}", calls[0].body);
+}
+
 #[tokio::test]
 async fn a_pod_that_hangs_is_given_up_in_this_order_and_the_next_attempt_counts() {
     let ip = Ipv4Addr::new(127, 77, 0, 1);

@@ -62,20 +62,17 @@ where
         return Err(format!("apiVersion must be {wanted}"));
     }
     let given = sent(document);
-    let Some(given_spec) = given.get("spec") else {
+    let schema = schema_of::<K>()?;
+    let (Some(spec), Some(below)) = (document.get("spec"), schema.pointer("/properties/spec")) else {
         return Err("it has no spec".to_owned());
     };
-    let schema = schema_of::<K>()?;
+    if let Some(field) = unknown("spec", spec, below) {
+        return Err(format!("unknown field {field}"));
+    }
     // Before it is made an object: what cannot become one is told without a path.
     check_structure(&schema, &given)?;
     let object: K = serde_path_to_error::deserialize(&given).map_err(|e| located(&e.path().to_string(), e.inner()))?;
     let mut understood = serde_json::to_value(&object).map_err(|e| e.to_string())?;
-    if let Some(field) = understood
-        .get("spec")
-        .and_then(|spec| unknown("spec", given_spec, spec))
-    {
-        return Err(format!("unknown field {field}"));
-    }
     // Only a cluster needs a name.
     if let Some(metadata) = understood.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.entry("name").or_insert_with(|| json!("unnamed"));
@@ -228,29 +225,30 @@ fn dotted(pointer: &str) -> String {
     path
 }
 
-/// The first field of `given` that `understood`, which was made from it, does not have.
-fn unknown(path: &str, given: &Value, understood: &Value) -> Option<String> {
-    match (given, understood) {
-        (Value::Object(given), Value::Object(understood)) => given.iter().find_map(|(key, value)| {
-            let path = field(path, key);
-            let empty = match value {
-                Value::Null => true,
-                Value::Array(list) => list.is_empty(),
-                Value::Object(map) => map.is_empty(),
-                _ => false,
-            };
-            match understood.get(key) {
-                Some(known) => unknown(&path, value, known),
-                None => (!empty).then_some(path),
-            }
-        }),
-        (Value::Array(given), Value::Array(understood)) => given
+/// The first field that the schema does not have, whatever it holds. Of what has another type than the schema says, nothing.
+fn unknown(path: &str, value: &Value, schema: &Value) -> Option<String> {
+    match value {
+        Value::Object(map) if schema.get("type").is_none_or(|kind| kind == "object") => {
+            map.iter().find_map(|(key, value)| {
+                let path = field(path, key);
+                let named = schema.get("properties").and_then(|properties| properties.get(key));
+                match named.or_else(|| schema.get("additionalProperties")) {
+                    Some(below) => unknown(&path, value, below),
+                    None => (!is_open(schema)).then_some(path),
+                }
+            })
+        }
+        Value::Array(list) => list
             .iter()
-            .zip(understood)
             .enumerate()
-            .find_map(|(i, (g, u))| unknown(&format!("{path}[{i}]"), g, u)),
+            .find_map(|(i, item)| unknown(&format!("{path}[{i}]"), item, schema.get("items")?)),
         _ => None,
     }
+}
+
+/// Whether fields beyond those that it names are kept.
+fn is_open(schema: &Value) -> bool {
+    schema.is_boolean() || schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true))
 }
 
 #[cfg(test)]
@@ -273,6 +271,28 @@ spec:
 ";
 
     #[test]
+    fn a_field_that_the_schema_lacks_is_refused_whatever_it_holds() {
+        for (place, path) in [
+            ("spec", "spec.bogus"),
+            ("hyperparameters", "spec.hyperparameters.bogus"),
+        ] {
+            for value in ["3", "{}", "[]", "null", "{a: 1}"] {
+                let line = match place {
+                    "spec" => format!("  bogus: {value}\n"),
+                    _ => format!("  hyperparameters: {{bogus: {value}}}\n"),
+                };
+                let documents = documents(&format!("{TEXT}{line}")).unwrap();
+                let error = objects::<TrainingJob>(&documents).unwrap_err();
+                assert_eq!(error, format!("unknown field {path}"), "{value}");
+            }
+        }
+        // Fields whose content is the user's own, and known ones without a value.
+        let free = "  suspend: null\n  trainer: {pod: {labels: {mine: x}, nodeSelector: {a: b}}}\n";
+        let documents = documents(&format!("{TEXT}{free}")).unwrap();
+        objects::<TrainingJob>(&documents).unwrap();
+    }
+
+    #[test]
     fn objects_of_a_kind_are_found_beside_others() {
         let documents = documents(TEXT).unwrap();
         assert_eq!(objects::<TrainingJob>(&documents).unwrap().len(), 1);
@@ -287,11 +307,7 @@ spec:
                 "flywheel.dev/v9",
                 "apiVersion must be flywheel.dev/v1alpha1",
             ),
-            (
-                "task: TextClassification",
-                "colour: red",
-                "spec.task: it is required and not there",
-            ),
+            ("task: TextClassification", "colour: red", "unknown field spec.colour"),
             (
                 "{uri: 's3://d/a.csv'}",
                 "{format: Csv}",
