@@ -395,7 +395,7 @@ fn checkpoint_health(
                 Status::False,
                 reasons::CHECKPOINT_INVALID,
                 format!(
-                    "HEAD, the list of the checkpoints, was damaged when the attempt began, and it went on from the newest one \
+                    "HEAD, the list of the checkpoints, was damaged or missing when the attempt began, and it went on from the newest one \
                      that was found whole{broken}: {}. Nothing needs to be done for this job; see what changes or deletes \
                      files under spec.checkpoint.uri (or spec.output.uri)",
                     problem()

@@ -93,7 +93,7 @@ failure_reasons! {
     StorageUnavailable => Infrastructure,
     /// A later attempt, or another pod of the same one, has taken the checkpoints over; this one wrote nothing since.
     Fenced => Infrastructure,
-    /// HEAD of the checkpoints was damaged while the attempt ran, so that it could not see whether it may still write; the
+    /// HEAD of the checkpoints was damaged or removed while the attempt ran, so that it could not see whether it may still write; the
     /// next attempt takes the checkpoints over.
     HeadDamaged => Infrastructure,
     /// Another process of the same attempt ended or cannot be reached.

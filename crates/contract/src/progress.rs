@@ -173,7 +173,7 @@ pub struct CheckpointProgress {
     pub failures: u32,
     /// Checkpoints that were found broken and passed over when this attempt began.
     pub invalid: u32,
-    /// Whether `HEAD` was damaged when this attempt took it over, so that the checkpoints were found without it.
+    /// Whether `HEAD` was damaged or missing when this attempt took it over, so that the checkpoints were found without it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub head_damaged: bool,
     /// The last problem, for people; no secrets.

@@ -134,7 +134,7 @@ pub enum StoreError {
     },
     /// `HEAD` became unreadable while this writer held the lineage.
     #[error(
-        "{uri} was damaged while this attempt ran ({problem}), so it cannot be seen whether this pod may still write, and it writes nothing more. The next attempt takes the checkpoints over and goes on from the newest one that is whole; see what changes files there"
+        "{uri} was damaged or removed while this attempt ran ({problem}), so it cannot be seen whether this pod may still write, and it writes nothing more. The next attempt takes the checkpoints over and goes on from the newest one that is whole; see what changes files there"
     )]
     HeadDamaged {
         /// Where.

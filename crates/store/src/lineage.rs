@@ -6,8 +6,9 @@
 //! that was read. File systems have no such write: there `HEAD` is a folder of numbered generations, each of which can be
 //! created only once, and the highest holds.
 //!
-//! A `HEAD` that cannot be read is never taken for an older one or for none: a new attempt works out from the checkpoints
-//! that lie there what it may have named, and says so; a writer that meets one ends, since it cannot see who may write.
+//! A `HEAD` that cannot be read is never taken for an older one or for none, and one that is missing never for a new job's
+//! where checkpoints of this one lie there: a new attempt works out from them what it may have named, and says so. A writer
+//! that meets one ends, since it cannot see who may write.
 //!
 //! What a failed write did is never guessed: `HEAD` is read again, since the write may have landed and only its answer
 //! was lost, or it may land yet. It is told by its content, which differs from swap to swap.
@@ -71,8 +72,8 @@ impl Store {
     /// Takes a job's checkpoints over: from now on every other writer's commit is refused.
     ///
     /// `keep` checkpoints stay at each commit, at least one. A `HEAD` that is not this job's is never changed. One that is
-    /// damaged is replaced where checkpoints of this job beside it show whose it is: [`Lineage::damaged`] tells, and those
-    /// that it may have named are in [`Lineage::head`].
+    /// damaged or missing is replaced where checkpoints of this job beside it show whose it is: [`Lineage::damaged`] tells,
+    /// and those that it may have named are in [`Lineage::head`].
     ///
     /// # Errors
     /// [`StoreError::Fenced`] where a later attempt holds them, [`StoreError::Head`] where `HEAD` is another job's or cannot
@@ -81,9 +82,8 @@ impl Store {
     pub async fn take_lineage(self: &Arc<Self>, uri: &Uri, job: &JobIdentity, keep: usize) -> Result<Lineage> {
         let place = Place::new(self, uri, &job.uid)?;
         let start = Instant::now();
-        let mut look = place.find().await?;
         // Before the probe, which writes.
-        let mut held = place.basis(&look, job.attempt).await?;
+        let (mut look, mut held) = place.basis(place.find().await?, job.attempt).await?;
         place.probe().await?;
         let writer = format!("{:032x}", rand::random::<u128>());
         for _ in 0..RACES {
@@ -101,6 +101,9 @@ impl Store {
                     );
                     let damaged = match look {
                         Look::Damaged(damage) => Some(damage.problem),
+                        Look::Nothing if !next.checkpoints.is_empty() => {
+                            Some("it is missing, though checkpoints of this job lie beside it".to_owned())
+                        }
                         Look::Nothing | Look::Held(_) => None,
                     };
                     return Ok(Lineage {
@@ -116,10 +119,7 @@ impl Store {
                         damaged,
                     });
                 }
-                Swap::Other(other) => {
-                    held = place.basis(&other, job.attempt).await?;
-                    look = other;
-                }
+                Swap::Other(other) => (look, held) = place.basis(other, job.attempt).await?,
             }
         }
         Err(place.crowded(start))
@@ -146,8 +146,8 @@ impl Lineage {
         self.leftover.as_deref()
     }
 
-    /// What was wrong with `HEAD` when it was taken over, where it was damaged. [`Lineage::head`] then names what is left of
-    /// the checkpoints that it may have named.
+    /// What was wrong with `HEAD` when it was taken over, where it was damaged or missing. [`Lineage::head`] then names what
+    /// is left of the checkpoints that it may have named.
     #[must_use]
     pub fn damaged(&self) -> Option<&str> {
         self.damaged.as_deref()
@@ -418,13 +418,8 @@ impl Lineage {
                         .not_ours("it went back to an older one of this job".to_owned()));
                 }
                 // Perhaps a successor's: to write over it would be to write without the right to.
-                Look::Damaged(damage) => {
-                    return Err(StoreError::HeadDamaged {
-                        uri: self.place.head.to_string(),
-                        problem: damage.problem,
-                    });
-                }
-                Look::Nothing => return Err(self.place.not_ours("it is gone".to_owned())),
+                Look::Damaged(damage) => return Err(self.place.lost(damage.problem)),
+                Look::Nothing => return Err(self.place.lost("it is gone".to_owned())),
             }
         }
         Err(self.place.crowded(start))
@@ -564,7 +559,7 @@ struct Found {
 /// What a look at `HEAD` shows.
 #[derive(Clone, Debug, PartialEq)]
 enum Look {
-    /// There is none yet.
+    /// There is none, or none any more.
     Nothing,
     Held(Found),
     Damaged(Damage),
@@ -631,6 +626,14 @@ impl Place {
         }
     }
 
+    /// A running writer cannot see any more whether it may write.
+    fn lost(&self, problem: String) -> StoreError {
+        StoreError::HeadDamaged {
+            uri: self.head.to_string(),
+            problem,
+        }
+    }
+
     fn crowded(&self, start: Instant) -> StoreError {
         StoreError::Unavailable {
             uri: self.head.to_string(),
@@ -653,15 +656,27 @@ impl Place {
             .ok_or_else(|| self.not_ours("its sequence is at its end".to_owned()))
     }
 
-    /// What an attempt that takes over begins with: what `HEAD` names, with the highest sequence in use.
-    async fn basis(&self, look: &Look, attempt: u32) -> Result<Head> {
+    /// What an attempt that takes over begins with: what `HEAD` names, with the highest sequence in use. And the look that it
+    /// came from, which a swap has to name.
+    async fn basis(&self, look: Look, attempt: u32) -> Result<(Look, Head)> {
         match look {
-            Look::Nothing => Ok(self.blank()),
+            Look::Nothing => {
+                let head = self.begin(attempt).await?;
+                match self.find().await? {
+                    Look::Nothing => Ok((Look::Nothing, head)),
+                    // What was found may be of one who took over in between: his HEAD tells what holds.
+                    other => Box::pin(self.basis(other, attempt)).await,
+                }
+            }
             Look::Held(found) => {
                 self.check_attempt(found.head.attempt, attempt)?;
-                Ok(found.head.clone())
+                let head = found.head.clone();
+                Ok((Look::Held(found), head))
             }
-            Look::Damaged(damage) => self.recover(damage, attempt).await,
+            Look::Damaged(damage) => {
+                let head = self.recover(&damage, attempt).await?;
+                Ok((Look::Damaged(damage), head))
+            }
         }
     }
 

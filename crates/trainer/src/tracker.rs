@@ -578,7 +578,7 @@ impl Tracker {
         inner.mark();
     }
 
-    /// `HEAD` was found damaged when it was taken over.
+    /// `HEAD` was found damaged or missing when it was taken over.
     pub(crate) fn head_damaged(&self, problem: String) {
         let checkpoint = &mut self.inner().progress.checkpoint;
         checkpoint.head_damaged = true;

@@ -359,6 +359,7 @@ async fn a_head_that_vanishes_or_goes_back_is_told() {
     bed.erase(HEAD_FILE).await;
     let error = commit(&mut lineage, 30).await.unwrap_err();
     assert!(error.to_string().contains("it is gone"), "{error}");
+    assert_eq!(error.reason(Purpose::Output), FailureReason::HeadDamaged);
 }
 
 #[tokio::test]

@@ -3,19 +3,41 @@
 use super::wrapper::Call;
 use super::*;
 
-/// What can lie where `HEAD` was.
-const RUINS: [&str; 5] = [
-    "",
-    "{\"schemaVersion\": 1, \"jobUid\": \"5f1c0a2e-job\", \"att",
-    "\0\0\0\0\0\0\0\0",
-    "no JSON at all",
-    "{\"another\": \"program's\"}",
+/// What can lie where `HEAD` was; `None`: nothing.
+const RUINS: [Option<&str>; 6] = [
+    Some(""),
+    Some("{\"schemaVersion\": 1, \"jobUid\": \"5f1c0a2e-job\", \"att"),
+    Some("\0\0\0\0\0\0\0\0"),
+    Some("no JSON at all"),
+    Some("{\"another\": \"program's\"}"),
+    None,
 ];
 
-/// Ruins the object that was swapped last.
-async fn ruin(bed: &Bed, with: &str) {
-    let newest = bed.heads().await.into_keys().next_back().unwrap();
-    bed.write(&newest, with.to_owned()).await;
+/// Ruins the object that was swapped last, or removes `HEAD`: on a file system its folder.
+async fn ruin(bed: &Bed, with: Option<&str>) {
+    let heads = bed.heads().await;
+    match with {
+        Some(with) => bed.write(heads.keys().next_back().unwrap(), with.to_owned()).await,
+        None => {
+            for name in heads.keys() {
+                bed.erase(name).await;
+            }
+        }
+    }
+}
+
+/// A store over the bed whose first call of this kind waits.
+fn slow(bed: &Bed, stalls: fn(&Call) -> bool) -> (Wrapped, Arc<Store>) {
+    let once = AtomicUsize::new(0);
+    let slow = Wrapped::new(&bed.client, Forget::Nothing, move |_, call: &Call| {
+        if stalls(call) && once.fetch_add(1, Ordering::SeqCst) == 0 {
+            Act::Stall
+        } else {
+            Act::Pass
+        }
+    });
+    let store = bed.store_through(slow.client());
+    (slow, store)
 }
 
 /// All objects but those of `HEAD`.
@@ -39,7 +61,12 @@ async fn what_a_damaged_head_named_is_gone_on_with_and_told() {
 
             let mut next = bed.take(2, 3).await.unwrap();
             let told = next.damaged().unwrap();
-            assert!(told.contains("cannot be read"), "{ruins:?}: {told}");
+            let words = if ruins.is_some() {
+                "cannot be read"
+            } else {
+                "it is missing"
+            };
+            assert!(told.contains(words), "{ruins:?}: {told}");
             assert_eq!(steps(next.head()), [50, 40, 30], "{ruins:?}");
             assert_eq!(next.head().attempt, 2);
             assert!(
@@ -81,7 +108,7 @@ async fn the_newest_that_is_whole_is_found_and_the_others_are_judged_before_they
         bed.write(&name, serde_json::to_vec_pretty(&forged).unwrap()).await;
         bed.write(&format!("checkpoints/{}/{}", shard.name, FILES[0]), "damaged")
             .await;
-        ruin(&bed, "").await;
+        ruin(&bed, Some("")).await;
 
         let mut next = bed.take(2, 3).await.unwrap();
         let (found, passed) = resume(&next).await.unwrap();
@@ -101,7 +128,7 @@ async fn taken_over(bed: &Bed) -> (Lineage, Lineage) {
     let mut old = bed.take(1, 3).await.unwrap();
     commit(&mut old, 10).await.unwrap();
     let new = bed.take(2, 3).await.unwrap();
-    ruin(bed, "").await;
+    ruin(bed, Some("")).await;
     (old, new)
 }
 
@@ -129,7 +156,7 @@ async fn the_holder_goes_on_above_its_own_damaged_generation() {
     let bed = Bed::files();
     let mut lineage = bed.take(1, 3).await.unwrap();
     commit(&mut lineage, 10).await.unwrap();
-    ruin(&bed, "").await;
+    ruin(&bed, Some("")).await;
     commit(&mut lineage, 20).await.unwrap();
     assert_eq!(steps(bed.take(2, 3).await.unwrap().head()), [20, 10]);
 }
@@ -144,7 +171,7 @@ async fn an_earlier_attempt_does_not_take_over_what_a_later_one_has_written() {
             // Its upload is whole, the swap is not to be had.
             commit(&mut new, 20).await.unwrap_err();
         }
-        ruin(&bed, "").await;
+        ruin(&bed, Some("")).await;
         let before = bed.objects().await;
         let error = bed.take(1, 3).await.unwrap_err();
         assert!(matches!(error, StoreError::Fenced { attempt: 2, .. }), "{error}");
@@ -154,26 +181,104 @@ async fn an_earlier_attempt_does_not_take_over_what_a_later_one_has_written() {
 }
 
 #[tokio::test]
-async fn of_two_that_replace_a_damaged_head_at_once_the_later_attempt_holds() {
+async fn of_two_that_replace_a_damaged_or_missing_head_at_once_the_later_attempt_holds() {
+    for ruins in [Some(""), None] {
+        for bed in [Bed::bucket(), Bed::files()] {
+            let mut old = bed.take(1, 3).await.unwrap();
+            commit(&mut old, 10).await.unwrap();
+            ruin(&bed, ruins).await;
+            let (slow, store) = slow(&bed, Call::swaps);
+            let uri = bed.uri.clone();
+            let first = tokio::spawn(async move { store.take_lineage(&uri, &job(2), 3).await });
+            slow.stalled().await;
+            // What a writer that was replaced long ago still sends must not part them.
+            bed.write("checkpoints/000000000090-1-77-00000000000000ab/state.json", "late")
+                .await;
+            let second = bed.take(3, 3).await.unwrap();
+            slow.release();
+            let error = first.await.unwrap().unwrap_err();
+            assert!(matches!(error, StoreError::Fenced { attempt: 3, .. }), "{error}");
+            assert_eq!(steps(second.head()), [10]);
+            assert_eq!(
+                bed.take(3, 3).await.unwrap().head().checkpoints,
+                second.head().checkpoints
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_committed_while_another_looks_for_checkpoints_without_a_head_is_not_lost() {
     for bed in [Bed::bucket(), Bed::files()] {
         let mut old = bed.take(1, 3).await.unwrap();
         commit(&mut old, 10).await.unwrap();
-        ruin(&bed, "").await;
-        let slow = Wrapped::new(&bed.client, Forget::Nothing, |_, call: &Call| {
-            if call.swaps() { Act::Stall } else { Act::Pass }
-        });
-        let (store, uri) = (bed.store_through(slow.client()), bed.uri.clone());
-        let first = tokio::spawn(async move { store.take_lineage(&uri, &job(2), 3).await });
+        ruin(&bed, None).await;
+        let (slow, store) = slow(&bed, |call| call.path.ends_with(CHECKPOINTS_DIR));
+        let uri = bed.uri.clone();
+        let late = tokio::spawn(async move { store.take_lineage(&uri, &job(2), 3).await });
         slow.stalled().await;
-        let second = bed.take(3, 3).await.unwrap();
+        let mut first = bed.take(2, 3).await.unwrap();
+        commit(&mut first, 20).await.unwrap();
+        let digest = Digest::sha256(&"e".repeat(64));
+        first
+            .commit_result("attempt-2.result.json".to_owned(), digest)
+            .await
+            .unwrap();
         slow.release();
-        let error = first.await.unwrap().unwrap_err();
-        assert!(matches!(error, StoreError::Fenced { attempt: 3, .. }), "{error}");
-        assert_eq!(
-            bed.take(3, 3).await.unwrap().head().checkpoints,
-            second.head().checkpoints
-        );
+        let late = late.await.unwrap().unwrap();
+        assert_eq!(late.head().result, first.head().result);
+        assert_eq!((late.damaged(), steps(late.head())), (None, vec![20, 10]));
     }
+}
+
+#[tokio::test]
+async fn a_writer_whose_head_is_gone_from_a_bucket_puts_none_there() {
+    let bed = Bed::bucket();
+    let mut old = bed.take(1, 3).await.unwrap();
+    commit(&mut old, 10).await.unwrap();
+    ruin(&bed, None).await;
+    let error = commit(&mut old, 20).await.unwrap_err();
+    assert_eq!(error.reason(Purpose::Output), FailureReason::HeadDamaged, "{error}");
+    assert!(bed.heads().await.is_empty());
+    let next = bed.take(2, 3).await.unwrap();
+    assert_eq!(steps(next.head()), [20, 10]);
+}
+
+#[tokio::test]
+async fn without_head_and_without_a_checkpoint_of_this_job_it_begins_anew() {
+    for bed in [Bed::bucket(), Bed::files()] {
+        let other = Bed::bucket();
+        let mut stranger = job(1);
+        stranger.uid = "another-job".to_owned();
+        let mut lineage = other.store().take_lineage(&other.uri, &stranger, 3).await.unwrap();
+        commit(&mut lineage, 10).await.unwrap();
+        for (name, bytes) in checkpoints(&other).await {
+            bed.write(&name, bytes).await;
+        }
+        let mut next = bed.take(1, 3).await.unwrap();
+        assert_eq!((next.damaged(), steps(next.head())), (None, vec![]));
+        commit(&mut next, 20).await.unwrap();
+        assert_eq!(steps(bed.take(2, 3).await.unwrap().head()), [20]);
+    }
+}
+
+#[tokio::test]
+async fn a_storage_that_fails_without_a_head_is_not_taken_for_an_empty_one() {
+    let bed = Bed::files();
+    let mut old = bed.take(1, 3).await.unwrap();
+    commit(&mut old, 10).await.unwrap();
+    ruin(&bed, None).await;
+    let before = bed.objects().await;
+    let failing = Wrapped::new(&bed.client, Forget::Nothing, |_, call: &Call| {
+        if call.path.ends_with(MANIFEST_FILE) {
+            Act::Fail(5)
+        } else {
+            Act::Pass
+        }
+    });
+    let store = bed.store_through(failing.client());
+    store.take_lineage(&bed.uri, &job(2), 3).await.unwrap_err();
+    assert!(bed.objects().await == before, "nothing was written");
 }
 
 #[tokio::test]
@@ -188,7 +293,7 @@ async fn a_result_that_the_generation_below_names_is_kept() {
         .unwrap();
     let result = lineage.head().result.clone();
     bed.take(1, 3).await.unwrap();
-    ruin(&bed, "").await;
+    ruin(&bed, Some("")).await;
     assert_eq!(bed.take(2, 3).await.unwrap().head().result, result);
 }
 

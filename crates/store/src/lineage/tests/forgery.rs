@@ -15,6 +15,13 @@ struct Past {
     stranger_head: Bytes,
 }
 
+impl Past {
+    /// Name of the object that held as `HEAD`.
+    fn head_name(&self) -> String {
+        head_name(&self.objects).unwrap()
+    }
+}
+
 fn within(objects: &BTreeMap<String, Bytes>, name: &str) -> BTreeMap<String, Bytes> {
     let prefix = format!("{CHECKPOINTS_DIR}/{name}/");
     let inner = |(path, bytes): (&String, &Bytes)| Some((path.strip_prefix(&prefix)?.to_owned(), bytes.clone()));
@@ -69,14 +76,14 @@ fn path(checkpoint: &str, file: &str) -> String {
     format!("{CHECKPOINTS_DIR}/{checkpoint}/{file}")
 }
 
-/// Name of the object that holds as `HEAD`.
-fn head_name(objects: &Objects) -> String {
-    objects.keys().rfind(|n| n.starts_with(HEAD_FILE)).unwrap().clone()
+/// Name of the object that holds as `HEAD`, unless an earlier forgery has removed it.
+fn head_name(objects: &Objects) -> Option<String> {
+    objects.keys().rfind(|n| n.starts_with(HEAD_FILE)).cloned()
 }
 
 fn change_head(objects: &mut Objects, change: impl FnOnce(&mut Head)) {
-    let name = head_name(objects);
     // An earlier forgery may have left nothing to change.
+    let Some(name) = head_name(objects) else { return };
     if let Ok(mut head) = serde_json::from_slice::<Head>(&objects[&name]) {
         change(&mut head);
         objects.insert(name, serde_json::to_vec_pretty(&head).unwrap().into());
@@ -229,21 +236,27 @@ fn forge(objects: &mut Objects, past: &Past, rng: &mut StdRng) -> String {
             "wrong step, all digests right".to_owned()
         }
         13 => {
-            let name = head_name(objects);
+            let Some(name) = head_name(objects) else {
+                return "no HEAD left to damage".to_owned();
+            };
             let (kind, bytes) = damage(&objects[&name], rng);
-            // Without any HEAD there is nothing that could be half: a job begins anew.
-            objects.insert(name, bytes.unwrap_or_default());
+            match bytes {
+                Some(bytes) => _ = objects.insert(name, bytes),
+                // On a file system the folder, with all generations.
+                None => objects.retain(|name, _| !name.starts_with(HEAD_FILE)),
+            }
             format!("HEAD {kind}")
         }
         14 => {
             let older = past.heads[rng.random_range(0..past.heads.len())].clone();
-            let name = head_name(objects);
-            objects.insert(name, older);
+            objects.insert(head_name(objects).unwrap_or(past.head_name()), older);
             "older HEAD replayed".to_owned()
         }
         _ => {
-            let name = head_name(objects);
-            objects.insert(name, past.stranger_head.clone());
+            objects.insert(
+                head_name(objects).unwrap_or(past.head_name()),
+                past.stranger_head.clone(),
+            );
             "HEAD of another job".to_owned()
         }
     }
@@ -261,16 +274,20 @@ enum Expected {
 }
 
 /// Works out what must be found from what the test itself has committed. Of `HEAD` only the object that was swapped last is
-/// looked at, never one that code could fall back to: where that one is damaged, all that was committed and not removed
-/// counts.
+/// looked at, never one that code could fall back to: where that one is damaged or missing, all that was committed and not
+/// removed counts.
 fn expected(objects: &Objects, past: &Past, files: bool) -> Expected {
     let whole = |c: &&CheckpointRef| {
         past.made
             .iter()
             .any(|(made, files)| made == *c && within(objects, &c.name) == *files)
     };
-    let name = head_name(&past.objects);
-    let bytes = &objects[&name];
+    let all = || Expected::Checkpoint(past.made.iter().map(|(c, _)| c).find(whole).cloned());
+    let name = past.head_name();
+    let Some(bytes) = objects.get(&name) else {
+        // Nothing there could be another's: a job without any checkpoint begins anew.
+        return all();
+    };
     let json: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
     let version = json["schemaVersion"].as_u64();
     if version.is_some_and(|v| v != u64::from(SCHEMA_VERSION)) {
@@ -293,7 +310,7 @@ fn expected(objects: &Objects, past: &Past, files: bool) -> Expected {
             if !shown && !files {
                 return Expected::Head;
             }
-            Expected::Checkpoint(past.made.iter().map(|(c, _)| c).find(whole).cloned())
+            all()
         }
     }
 }
