@@ -56,11 +56,11 @@ pub enum DataError {
     },
     /// Fewer than two labels.
     #[error(
-        "after cleaning, all {rows} rows have one and the same label; a classifier needs at least two. \
+        "after cleaning, all {rows} rows of the training set have one and the same label; a classifier needs at least two. \
          Check `labelColumn`, or add rows of another label"
     )]
     SingleClass {
-        /// Rows left.
+        /// Rows of the training set.
         rows: usize,
     },
     /// A set holds labels that training never sees.

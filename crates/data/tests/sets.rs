@@ -205,7 +205,7 @@ fn what_is_wrong_is_told_with_place_and_remedy() {
             "one.csv",
             b"text,label\na,x\nb,x\nc,x\nd,x\ne,x\nf,x\ng,x\nh,x\ni,x\nj,x\n".to_vec(),
             FailureReason::SingleClass,
-            &["at least two", "labelColumn"],
+            &["all 7 rows of the training set", "at least two", "labelColumn"],
         ),
         (
             "few.csv",

@@ -141,11 +141,18 @@ pub fn check(config: &TrainerConfig) -> Result<(), Failure> {
             "world.rendezvous is not given; with several nodes it names the host of node 0",
         ));
     }
-    let uid = &config.job.uid;
-    if uid.is_empty() || uid.len() > 128 || !uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-        return Err(invalid("job.uid must be letters, digits and hyphens"));
+    if !is_uid(&config.job.uid) {
+        return Err(invalid(format!("job.uid must be {UID_RULE}")));
     }
     Ok(())
+}
+
+/// What [`is_uid`] asks for.
+const UID_RULE: &str = "1 to 128 letters, digits and hyphens";
+
+/// Whether a uid can be a folder's name.
+fn is_uid(uid: &str) -> bool {
+    (1..=128).contains(&uid.len()) && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 /// Arguments of `run`.
@@ -219,6 +226,11 @@ pub fn from_manifest(run: &LocalRun) -> Result<LocalJob, Failure> {
         None => spec.output.uri,
     };
     let named = job.metadata.uid.is_some();
+    if let Some(uid) = job.metadata.uid.as_deref().filter(|uid| !is_uid(uid)) {
+        return Err(invalid(format!(
+            "{name}: metadata.uid is {uid:?}; it must be {UID_RULE}"
+        )));
+    }
     let config = TrainerConfig {
         schema_version: SCHEMA_VERSION,
         job: JobIdentity {
@@ -361,6 +373,10 @@ spec:
                 "spec.suspend is true",
             ),
             ("a: [".to_owned(), "job.yaml"),
+            (
+                JOB.replace("{name: intent,", "{uid: ../../x, name: intent,"),
+                "job.yaml: metadata.uid is \"../../x\"",
+            ),
         ];
         for (text, word) in cases {
             let failure = local(&text, |_| ()).expect_err(word);
