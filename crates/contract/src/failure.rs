@@ -75,6 +75,9 @@ failure_reasons! {
     StorageInvalid => User,
     /// The place for the artifact already holds something that is not ours.
     OutputConflict => User,
+    /// The saved state of this job is of other hyperparameters, data or pretrained network; it is kept, and nothing is
+    /// trained.
+    TrainingChanged => User,
     /// The artifact or a file that its manifest names does not exist.
     ArtifactNotFound => User,
     /// The storage does not refuse a conditional write whose condition does not hold, so checkpoints cannot be guarded.

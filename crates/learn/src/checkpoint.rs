@@ -5,7 +5,7 @@
 //! believed before it is checked: names, shapes and types of every tensor, and that all numbers belong to one place of
 //! this training, before the first tensor is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -45,6 +45,44 @@ pub struct Terms {
     pub train_rows: usize,
     /// Size of the validation set.
     pub validation_rows: usize,
+}
+
+impl Terms {
+    /// What differs from saved terms, as a sentence; none where nothing does.
+    fn changed_since(&self, saved: &Self) -> Result<Option<String>> {
+        let fields = |terms: &Self| match serde_json::to_value(&terms.hyperparameters) {
+            Ok(serde_json::Value::Object(fields)) => Ok(fields),
+            Ok(other) => Err(Error::State(format!("{other} are no hyperparameters"))),
+            Err(e) => Err(Error::State(format!("hyperparameters cannot be compared: {e}"))),
+        };
+        let (was, now) = (fields(saved)?, fields(self)?);
+        let shown = |value: Option<&serde_json::Value>| match value {
+            None => "not set".to_owned(),
+            Some(serde_json::Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        let names: BTreeSet<&String> = was.keys().chain(now.keys()).collect();
+        let mut changes: Vec<String> = names
+            .into_iter()
+            .filter(|name| was.get(*name) != now.get(*name))
+            .map(|name| {
+                format!(
+                    "{name} was {} and is {} now",
+                    shown(was.get(name)),
+                    shown(now.get(name))
+                )
+            })
+            .collect();
+        for (set, was, now) in [
+            ("training", saved.train_rows, self.train_rows),
+            ("validation", saved.validation_rows, self.validation_rows),
+        ] {
+            if was != now {
+                changes.push(format!("the {set} set had {was} rows and has {now} now"));
+            }
+        }
+        Ok((!changes.is_empty()).then(|| changes.join(", ")))
+    }
 }
 
 /// `state.json`.
@@ -107,8 +145,8 @@ pub struct Saved<R> {
 /// ([`crate::network::shapes`]). The files are held open, so the folder may be removed.
 ///
 /// # Errors
-/// [`Error::State`] for what is of another training or release or contradicts itself, [`Error::File`], and the errors of
-/// [`WeightFile::open`].
+/// [`Error::OtherTraining`] for what is of other terms or of a network of other shapes, [`Error::State`] for what is of
+/// another release or contradicts itself, [`Error::File`], and the errors of [`WeightFile::open`].
 pub fn open<R: DeserializeOwned>(
     folder: &Path,
     terms: &Terms,
@@ -137,10 +175,8 @@ pub fn open<R: DeserializeOwned>(
         )));
     }
     let numbers: Numbers<Cursor<R>> = serde_json::from_slice(&text).map_err(no_state)?;
-    if numbers.terms != *terms {
-        return Err(Error::State(
-            "it is of other hyperparameters, or of a data set of another size".to_owned(),
-        ));
+    if let Some(changes) = terms.changed_since(&numbers.terms)? {
+        return Err(Error::OtherTraining(changes));
     }
     check(&numbers.cursor, terms)?;
     let file = |name: &str| {
@@ -185,7 +221,11 @@ fn check<R>(cursor: &Cursor<R>, terms: &Terms) -> Result<()> {
 
 /// Whether a file holds exactly these tensors, in f32.
 fn check_tensors(file: &WeightFile, name: &str, shapes: &BTreeMap<String, Vec<i64>>) -> Result<()> {
-    let wrong = |why: String| Err(Error::State(format!("{name}: {why}")));
+    let wrong = |why: String| {
+        Err(Error::OtherTraining(format!(
+            "its network was another one ({name}: {why})"
+        )))
+    };
     if let Some(tensor) = file.names().find(|tensor| !shapes.contains_key(*tensor)) {
         return wrong(format!("tensor {tensor} is none of the network's"));
     }

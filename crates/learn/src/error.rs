@@ -114,6 +114,9 @@ pub enum Error {
     /// A saved state is not one of this training.
     #[error("the saved state cannot be gone on from: {0}")]
     State(String),
+    /// A saved state is whole, and of another training.
+    #[error("the saved state is of another training: {0}")]
+    OtherTraining(String),
     /// Something between the processes that train together failed.
     #[error("the processes that train together lost each other: {0}")]
     Peers(String),
@@ -147,6 +150,7 @@ impl Error {
             Self::Setting(_) => FailureReason::ConfigInvalid,
             Self::EmptySet(_) => FailureReason::DatasetEmpty,
             Self::LossNotFinite { .. } => FailureReason::LossNotFinite,
+            Self::OtherTraining(_) => FailureReason::TrainingChanged,
             Self::Peers(_) => FailureReason::PeerLost,
             Self::Interrupted => FailureReason::Interrupted,
             Self::OutOfMemory(_) => FailureReason::OutOfMemory,

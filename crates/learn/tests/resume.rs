@@ -323,10 +323,10 @@ fn checkpoints_that_lie_are_refused_before_a_tensor_is_made() {
             std::fs::write(f.join("state.json"), vec![b' '; 5 << 20]).unwrap()
         }),
         ("schemaVersion 9", |f| state_json(f, |s| s["schemaVersion"] = 9.into())),
-        ("other hyperparameters", |f| {
+        ("learningRate was 1e-9 and is", |f| {
             state_json(f, |s| s["terms"]["hyperparameters"]["learningRate"] = "1e-9".into())
         }),
-        ("another size", |f| {
+        ("the training set had 46 rows and has", |f| {
             state_json(f, |s| s["terms"]["trainRows"] = 46.into())
         }),
         ("no place", |f| state_json(f, |s| s["cursor"]["step"] = 16.into())),

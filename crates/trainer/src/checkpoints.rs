@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::progress::EpochEvaluation;
-use flywheel_contract::scalar::Digest;
+use flywheel_contract::scalar::{Digest, Uri};
+use flywheel_learn::Error;
 use flywheel_learn::checkpoint::{self, Saved, Terms};
 use flywheel_learn::evaluate::Evaluation;
 use flywheel_learn::train::{Cursor, State};
@@ -30,7 +31,10 @@ pub(crate) struct Training {
     pub(crate) digest: Digest,
 }
 
-/// The newest checkpoint that can be gone on from. Those that are newer and cannot be used are counted and passed over.
+/// The newest checkpoint that can be gone on from. Those that are newer and broken are counted and passed over.
+///
+/// One that is whole and of another training ends this one with `TrainingChanged`: to begin anew would remove it, and with it
+/// what was trained so far.
 ///
 /// A storage that does not answer is no broken checkpoint: it ends this attempt, and the next one looks again.
 pub(crate) async fn restore(
@@ -43,10 +47,23 @@ pub(crate) async fn restore(
         let folder = scratch.join("restored");
         inputs::make(&folder).await?;
         let opened = match lineage.fetch(&found, &folder).await {
-            Ok(manifest) if manifest.dataset_digest != training.digest => {
-                Err("its data set had other content than the sources have now".to_owned())
+            Ok(manifest) => {
+                let mut changes = Vec::new();
+                if manifest.dataset_digest != training.digest {
+                    changes.push("the sources of the data set have other content now".to_owned());
+                }
+                let opened = match open(&folder, training).await? {
+                    Err(Error::OtherTraining(what)) => {
+                        changes.push(what);
+                        None
+                    }
+                    opened => Some(opened.map_err(|e| e.to_string())),
+                };
+                match opened {
+                    Some(opened) if changes.is_empty() => opened,
+                    _ => return Err(changed(lineage.uri(), found.step, &changes.join(", "))),
+                }
             }
-            Ok(_) => open(&folder, training).await?.map_err(|e| e.to_string()),
             Err(error @ StoreError::Checkpoint { .. }) => Err(error.to_string()),
             Err(error) => return Err(error.failure(Purpose::Output)),
         };
@@ -79,6 +96,18 @@ pub(crate) async fn restore(
     Ok(None)
 }
 
+/// The settings or data of a job are not those that its newest checkpoint was saved with.
+fn changed(uri: &Uri, step: u64, changes: &str) -> Failure {
+    Failure::new(
+        FailureReason::TrainingChanged,
+        format!(
+            "{uri} holds the state after step {step} of another training than this one: {changes}. That state is kept and \
+             nothing was trained. Put back what was changed (hyperparameters, files of dataset or model.pretrained.uri) to go \
+             on from there, or begin anew with a new TrainingJob, without Kubernetes with another metadata.uid"
+        ),
+    )
+}
+
 /// The epochs that are done, each at its last step: all have the same number of steps.
 fn evaluations(cursor: &Cursor<Evaluation>) -> Vec<EpochEvaluation> {
     let in_epochs = cursor.step.saturating_sub(cursor.batch);
@@ -90,10 +119,7 @@ fn evaluations(cursor: &Cursor<Evaluation>) -> Vec<EpochEvaluation> {
     told.collect()
 }
 
-async fn open(
-    folder: &Path,
-    training: &Arc<Training>,
-) -> Result<Result<Saved<Evaluation>, flywheel_learn::Error>, Failure> {
+async fn open(folder: &Path, training: &Arc<Training>) -> Result<Result<Saved<Evaluation>, Error>, Failure> {
     let (folder, training) = (folder.to_owned(), Arc::clone(training));
     blocking(move || checkpoint::open(&folder, &training.terms, &training.shapes)).await
 }

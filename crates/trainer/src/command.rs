@@ -94,7 +94,8 @@ enum Command {
     Verify,
     /// Trains from the YAML of a TrainingJob, without Kubernetes. Keys for s3:// come from AWS_ACCESS_KEY_ID and
     /// AWS_SECRET_ACCESS_KEY. With `metadata.uid` in the file a run goes on from the checkpoints of the last one that was
-    /// stopped; without it each begins anew, in a folder of its own.
+    /// stopped, and is refused where hyperparameters or data are others by then; without it each begins anew, in a folder of
+    /// its own.
     ///
     /// One process trains, whatever `trainer` says, and a suspended job is refused. `output.gates` are judged and printed;
     /// the exit code is 0 also where one fails. What only a cluster has is passed over: `recovery`, all of `trainer` (image,

@@ -432,12 +432,36 @@ fn a_broken_checkpoint_is_passed_over_for_the_one_before() {
 }
 
 #[test]
-fn a_damaged_head_is_told_and_loses_no_checkpoint() {
+fn a_damaged_or_missing_head_is_told_and_loses_no_checkpoint() {
     let (world, config) = world();
     let core = cores()[0];
     let (whole, _) = undisturbed(&world, &config, core);
-    let steps = killed_with(&world, &attempt(&config, "u", 1), 2);
-    let heads = world.path("out/u/HEAD");
+    for (uid, words, ruin) in [
+        ("torn", "cannot be read", tear as fn(PathBuf)),
+        ("removed", "it is missing", |heads| {
+            std::fs::remove_dir_all(heads).unwrap()
+        }),
+    ] {
+        let steps = killed_with(&world, &attempt(&config, uid, 1), 2);
+        ruin(world.path(&format!("out/{uid}/HEAD")));
+
+        let running = world.start_on(Some(core), &attempt(&config, uid, 2));
+        let address = running.address();
+        assert_eq!(running.wait_for("the resume", resumed), steps[0]);
+        let progress = running.progress_until(&address, |p| p["step"].as_u64() > Some(steps[0]));
+        let checkpoint = &progress["checkpoint"];
+        assert_eq!(
+            (checkpoint["headDamaged"].as_bool(), checkpoint["invalid"].as_u64()),
+            (Some(true), Some(0))
+        );
+        assert!(checkpoint["problem"].as_str().unwrap().contains(words), "{checkpoint}");
+        world.left(running).trained();
+        assert!(result(&world, uid) == whole);
+    }
+}
+
+/// Cuts the newest generation.
+fn tear(heads: PathBuf) {
     let newest = std::fs::read_dir(heads)
         .unwrap()
         .map(|e| e.unwrap().path())
@@ -445,52 +469,50 @@ fn a_damaged_head_is_told_and_loses_no_checkpoint() {
         .unwrap();
     let bytes = std::fs::read(&newest).unwrap();
     std::fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
-
-    let running = world.start_on(Some(core), &attempt(&config, "u", 2));
-    let address = running.address();
-    assert_eq!(running.wait_for("the resume", resumed), steps[0]);
-    let progress = running.progress_until(&address, |p| p["step"].as_u64() > Some(steps[0]));
-    let checkpoint = &progress["checkpoint"];
-    assert_eq!(
-        (checkpoint["headDamaged"].as_bool(), checkpoint["invalid"].as_u64()),
-        (Some(true), Some(0))
-    );
-    assert!(
-        checkpoint["problem"].as_str().unwrap().contains("cannot be read"),
-        "{checkpoint}"
-    );
-    world.left(running).trained();
-    assert!(result(&world, "u") == whole);
 }
 
 #[test]
-fn state_of_other_data_or_settings_is_not_gone_on_with() {
+fn state_of_other_data_or_settings_is_kept_and_the_training_refused() {
     let (world, config) = world();
+    let data = std::fs::read(world.path("data.csv")).unwrap();
     type Change = fn(&World, &mut Value);
-    let changes: [(&str, &str, Change); 2] = [
-        ("data", "other content", |w, _| w.write("data.csv", rows(60))),
-        ("settings", "other hyperparameters", |_, c| {
-            c["hyperparameters"]["learningRate"] = "1e-3".into()
+    let changes: [(&str, &[&str], Change); 3] = [
+        (
+            "data",
+            &["the sources of the data set have other content now"],
+            |w, _| w.write("data.csv", rows(60)),
+        ),
+        ("rate", &["learningRate was 3e-3 and is 1e-3 now"], |_, c| {
+            c["hyperparameters"]["learningRate"] = "1e-3".into();
         }),
+        (
+            "two",
+            &[
+                "epochs was 1000 and is 3 now",
+                "precision was Float32 and is BFloat16 now",
+            ],
+            |_, c| {
+                c["hyperparameters"]["epochs"] = 3.into();
+                c["hyperparameters"]["precision"] = "BFloat16".into();
+            },
+        ),
     ];
     for (uid, words, change) in changes {
         let steps = killed_with(&world, &attempt(&config, uid, 1), 1);
-        let mut next = attempt(&config, uid, 2);
-        next["hyperparameters"]["epochs"] = EPOCHS.into();
-        change(&world, &mut next);
-        let running = world.start(&next);
-        let address = running.address();
-        let progress = running.progress_until(&address, |p| p["step"].as_u64() > Some(0));
-        assert!(progress["resumedFromStep"].is_null(), "{progress}");
-        assert!(
-            progress["checkpoint"]["step"].is_null() || progress["checkpoint"]["ageSeconds"].is_number(),
-            "only what this attempt has written: {progress}"
-        );
-        assert_eq!(progress["checkpoint"]["invalid"].as_u64(), Some(steps.len() as u64));
-        assert!(
-            progress["checkpoint"]["problem"].as_str().unwrap().contains(words),
-            "{progress}"
-        );
+        let folder = format!("out/{uid}/checkpoints");
+        let kept = world.files(&folder);
+        let mut changed = attempt(&config, uid, 2);
+        change(&world, &mut changed);
+        let refused = world.train(&changed);
+        let step = format!("step {}", steps[0]);
+        let remedies = ["Put back what was changed", "another metadata.uid", &step];
+        let all: Vec<&str> = words.iter().copied().chain(remedies).collect();
+        says(refused.failed(), R::TrainingChanged, &all);
+        assert!(world.files(&folder) == kept, "{uid}: nothing is written or removed");
+
+        world.write("data.csv", &data);
+        let running = world.start(&attempt(&config, uid, 3));
+        assert_eq!(running.wait_for("the resume", resumed), steps[0], "{uid}");
     }
 }
 
