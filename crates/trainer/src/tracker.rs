@@ -525,8 +525,15 @@ impl Tracker {
 
     /// Begins to tell TensorBoard and MLflow, where the configuration asks for it. Before this, an earlier attempt may still
     /// be the one that tells.
-    pub(crate) fn record(&self, config: &TrainerConfig, limits: Limits) {
-        if let Some(recorder) = Recorder::start(config, limits, &self.metrics.tensor_board, &self.metrics.mlflow) {
+    /// `sequence` is that of the takeover, which is higher at each.
+    pub(crate) fn record(&self, config: &TrainerConfig, sequence: u64, limits: Limits) {
+        if let Some(recorder) = Recorder::start(
+            config,
+            sequence,
+            limits,
+            &self.metrics.tensor_board,
+            &self.metrics.mlflow,
+        ) {
             // Set once, as the store.
             let _ = self.recorder.set(recorder);
         }

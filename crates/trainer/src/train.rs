@@ -49,7 +49,7 @@ pub(crate) async fn train(
     if let Some(problem) = lineage.damaged() {
         tracker.head_damaged(format!("{}: {problem}", lineage.uri()));
     }
-    tracker.record(config, limits);
+    tracker.record(config, lineage.head().sequence, limits);
     if let Some(named) = lineage.head().result.clone() {
         let result = output::earlier_result(&store, config, &named).await?;
         tracker.measured(result.steps, &result.metrics);

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Ended, World, free_port, get, rows};
+use common::{Ended, Running, World, free_port, get, rows};
 use faults::{Fault, Server};
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::scalar::metric_value;
@@ -111,7 +111,7 @@ fn event_files_are_what_tensorboard_reads() {
     let result: TrainingResult = world.read("out/u-7/attempt-1.result.json");
     assert_eq!(
         world.files("board"),
-        ["intent-u-7/events.out.tfevents.0000000001.flywheel"]
+        ["intent-u-7/events.out.tfevents.00000000000000000001.flywheel"]
     );
 
     let read = told(&["files", &world.path("board").display().to_string()]);
@@ -325,7 +325,7 @@ fn attempts_are_one_curve_and_one_run() {
     // What attempt 1 told of steps that attempt 2 did again is there.
     let first = world.path("first/events.out.tfevents.1");
     std::fs::create_dir(world.path("first")).unwrap();
-    std::fs::copy(board.join("events.out.tfevents.0000000001.flywheel"), first).unwrap();
+    std::fs::copy(board.join("events.out.tfevents.00000000000000000001.flywheel"), first).unwrap();
     let read = told(&["files", &world.path("first").display().to_string()]);
     assert!(steps(&read["."]["scalars"]["train/loss"]).len() > 5, "{read}");
 
@@ -347,6 +347,44 @@ fn attempts_are_one_curve_and_one_run() {
             result.steps
         );
     }
+}
+
+/// Without Kubernetes every run is attempt 1: each has a file of its own all the same, and the curve keeps its beginning.
+#[test]
+fn a_run_that_is_killed_and_gone_on_with_is_one_whole_curve() {
+    let world = World::new();
+    world.write("data.csv", rows(600));
+    world.write(
+        "job.yaml",
+        format!(
+            "apiVersion: flywheel.dev/v1alpha1\nkind: TrainingJob\nmetadata: {{name: intent, uid: u-8}}\nspec:\n  task: TextClassification\n  \
+             model: {{pretrained: {{uri: {}}}}}\n  dataset: {{sources: [{{uri: {}}}]}}\n  tracking: {{tensorBoard: {{}}}}\n  \
+             checkpoint: {{intervalSeconds: 1}}\n  hyperparameters: {{epochs: 300, batchSize: 8, maxLength: 16}}\n  \
+             output: {{model: intent, uri: {}}}\n",
+            world.uri("bert"),
+            world.uri("data.csv"),
+            world.uri("out"),
+        ),
+    );
+    let file = world.path("job.yaml").display().to_string();
+    let command = || world.command(&["run", "-f", &file, "--listen", "127.0.0.1:0"]);
+    let running = Running::start(command());
+    let address = running.address();
+    let saved = running.progress_until(&address, |p| {
+        p["checkpoint"]["ageSeconds"].is_number() && !world.files("out/u-8/tensorboard").is_empty()
+    });
+    assert!(saved["checkpoint"]["step"].as_u64() > Some(0), "{saved}");
+    running.signal("KILL");
+    world.left(running);
+    let ended = world.left(Running::start(command()));
+    let total = ended.trained().steps;
+
+    let folder = "out/u-8/tensorboard";
+    assert_eq!(world.files(folder).len(), 2);
+    let read = told(&["files", &world.path(folder).display().to_string()]);
+    let curve = steps(&read["."]["scalars"]["train/loss"]);
+    assert_eq!((curve.first(), curve.last()), (Some(&1), Some(&total)), "{curve:?}");
+    assert!(curve.is_sorted_by(|a, b| a < b), "{curve:?}");
 }
 
 /// What a restarted attempt knows of those before it.
@@ -674,7 +712,7 @@ fn a_bucket_that_takes_nothing_changes_nothing() {
         let warnings = ended.stderr.matches(WARNING).count();
         let told = told_at_end(&ended).tracking.tensor_board.unwrap();
         assert_eq!(told.uri, format!("s3://watch/board/intent-{uid}"));
-        let file = format!("watch/board/intent-{uid}/events.out.tfevents.0000000001.flywheel");
+        let file = format!("watch/board/intent-{uid}/events.out.tfevents.00000000000000000001.flywheel");
         if fault.is_none() {
             assert_eq!((told.problem, told.dropped_points, warnings), (None, 0, 0));
             assert!(server.get(&file).unwrap().len() > 1000);

@@ -135,9 +135,11 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Starts what the configuration asks for; none where it asks for nothing. `limits` are the storage's.
+    /// Starts what the configuration asks for; none where it asks for nothing. `sequence` is higher at each start of the
+    /// job, `limits` are the storage's.
     pub(crate) fn start(
         config: &TrainerConfig,
+        sequence: u64,
         limits: Limits,
         board: &SinkCounters,
         mlflow: &SinkCounters,
@@ -147,7 +149,7 @@ impl Recorder {
         let (end, ended) = watch::channel(None);
         let mut tasks = Vec::new();
         let board = config.tensor_board_uri().map(|folder| {
-            let board = Arc::new(tensorboard::Board::new(config, &folder, &parameters, board.clone()));
+            let board = Arc::new(tensorboard::Board::new(&folder, sequence, &parameters, board.clone()));
             tasks.push(tokio::spawn(Arc::clone(&board).run(
                 config.storage.clone(),
                 limits,

@@ -1,8 +1,8 @@
 //! TensorBoard's event files: TFRecords of `Event` messages, in the bucket of the training.
 //!
-//! Object stores cannot append, so an attempt's file is kept in memory and put whole: after an evaluation, at the end, and
+//! Object stores cannot append, so the file of a start is kept in memory and put whole: after an evaluation, at the end, and
 //! once a minute in between. What is put is always what was put before and more at its end, so a reader that has come so
-//! far just goes on. Each attempt has a file of its own in the job's folder, and files sort by attempt; each begins with the
+//! far just goes on. Each start has a file of its own in the job's folder, and files sort by start; each begins with the
 //! mark by which TensorBoard forgets what an earlier attempt told of the steps that are done again. So a job is one curve.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,6 @@ use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
 use flywheel_contract::scalar::Uri;
 use flywheel_contract::storage::StorageSettings;
-use flywheel_contract::trainer::TrainerConfig;
 use flywheel_store::{Limits, Purpose, Store};
 use prost::Message;
 use tokio::sync::{Notify, watch};
@@ -153,13 +152,9 @@ struct Content {
 }
 
 impl Board {
-    /// A file with its head: format and hyperparameters.
-    pub(super) fn new(
-        config: &TrainerConfig,
-        folder: &Uri,
-        parameters: &[(String, String)],
-        counters: SinkCounters,
-    ) -> Self {
+    /// A file with its head: format and hyperparameters. `sequence` is higher at each start of the job: without Kubernetes
+    /// all of them are attempt 1.
+    pub(super) fn new(folder: &Uri, sequence: u64, parameters: &[(String, String)], counters: SinkCounters) -> Self {
         let wall_time = seconds(super::now());
         let version = Event {
             wall_time,
@@ -176,8 +171,8 @@ impl Board {
         }));
         Self {
             sink: Sink::new("TensorBoard", folder.as_str(), counters),
-            // Readers take files in the order of their names, and usually a time stands where the attempt does here.
-            file: folder.join(&format!("events.out.tfevents.{:010}.flywheel", config.job.attempt)),
+            // Readers take files in the order of their names, and usually a time stands where the sequence does here.
+            file: folder.join(&format!("events.out.tfevents.{sequence:020}.flywheel")),
             content: Mutex::new(Content {
                 bytes,
                 ..Content::default()
