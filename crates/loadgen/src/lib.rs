@@ -227,8 +227,6 @@ pub fn summary(outcomes: &[Outcome], duration: Duration, objective: Duration) ->
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use axum::Router;
