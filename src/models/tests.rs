@@ -206,27 +206,32 @@ async fn what_is_tried_again_by_itself_is_blocked_and_not_stalled() {
     assert_eq!(calls[2].body["status"]["state"], "Stalled");
 }
 
+/// Status of `Served` of a version beside this InferenceService.
+async fn served(version: &ModelVersion, service: &Value) -> String {
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, value(version)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| {
+        c.caches.inference_services = Cache::of([inference_service(service)])
+    });
+    reconcile(Arc::new(version.clone()), context).await.unwrap();
+    let calls = scenario.finish().await;
+    condition(&calls[1], "Served").0.to_owned()
+}
+
 #[tokio::test]
 async fn a_service_of_another_model_serves_nothing_but_what_its_pods_answer_with() {
     let version = model_version(&json!({}));
-    for (service, served) in [
+    for (service, expected) in [
         (json!({"spec": {"model": "another"}}), "False"),
         (
             json!({"spec": {"model": "another", "modelVersion": "x"}, "status": {"modelVersion": version.name_any()}}),
             "True",
         ),
     ] {
-        let (client, scenario) = Scenario::start(vec![
-            Step::accept("POST", JOBS),
-            Step::accept_status(STATUS, value(&version)),
-            Step::event(NAMESPACE),
-        ]);
-        let context = context(client, |c| {
-            c.caches.inference_services = Cache::of([inference_service(&service)])
-        });
-        reconcile(Arc::new(version.clone()), context).await.unwrap();
-        let calls = scenario.finish().await;
-        assert_eq!(condition(&calls[1], "Served").0, served, "{service}");
+        assert_eq!(served(&version, &service).await, expected, "{service}");
     }
 }
 
@@ -237,23 +242,13 @@ async fn a_service_whose_name_is_taken_keeps_no_version() {
         json!({"status": {"replicas": replicas, "conditions": [{"type": "Stalled", "status": "True", "reason": reason,
             "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
     };
-    for (case, service, served) in [
+    for (case, service, expected) in [
         ("scaled to zero", json!({"spec": {"replicas": 0}}), "True"),
         ("to be corrected", stalled("InvalidSpec", 0), "True"),
         ("its name is taken", stalled("NameTaken", 0), "False"),
         ("its name was taken while it ran", stalled("NameTaken", 1), "True"),
     ] {
-        let (client, scenario) = Scenario::start(vec![
-            Step::accept("POST", JOBS),
-            Step::accept_status(STATUS, value(&version)),
-            Step::event(NAMESPACE),
-        ]);
-        let context = context(client, |c| {
-            c.caches.inference_services = Cache::of([inference_service(&service)])
-        });
-        reconcile(Arc::new(version.clone()), context).await.unwrap();
-        let calls = scenario.finish().await;
-        assert_eq!(condition(&calls[1], "Served").0, served, "{case}");
+        assert_eq!(served(&version, &service).await, expected, "{case}");
     }
 }
 

@@ -332,6 +332,12 @@ async fn a_head_that_is_not_ours_is_left_alone() {
             assert!(bed.objects().await == before, "nothing was written");
         }
     }
+    // On a file system ours is a folder.
+    let bed = Bed::files();
+    bed.write(HEAD_FILE, "a stranger's".to_owned()).await;
+    let error = bed.take(1, 3).await.unwrap_err();
+    assert_eq!(error.reason(Purpose::Output), FailureReason::OutputConflict, "{error}");
+    assert_eq!(bed.objects().await.len(), 1, "nothing was written");
 }
 
 #[tokio::test(start_paused = true)]
