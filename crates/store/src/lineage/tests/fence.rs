@@ -154,7 +154,7 @@ async fn without_the_fence_nearly_every_trial_has_a_stale_commit() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a MinIO, which `make test` has"]
 async fn minio_refuses_an_old_writer_and_without_the_fence_it_would_not() {
-    // `make test-all` asks for 1,000, which take two minutes.
+    // `make test-all` asks for 1,000, which take minutes.
     let asked = std::env::var("FENCE_TRIALS").unwrap_or_default();
     let count: u64 = asked.parse().unwrap_or(200);
     let (refused, silent, stale) = trials(Bed::minio, Forget::Nothing, count).await;
