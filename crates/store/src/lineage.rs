@@ -779,8 +779,13 @@ impl Place {
 
     async fn read(&self, clock: &mut Clock) -> std::result::Result<Look, Attempt> {
         if let Some(folder) = &self.local {
-            if tokio::fs::metadata(folder.join(HEAD_FILE)).await.is_ok_and(|m| m.is_file()) {
-                return Err(Attempt::Stop(self.not_ours("it is a file, and ours is a folder".to_owned())));
+            if tokio::fs::metadata(folder.join(HEAD_FILE))
+                .await
+                .is_ok_and(|m| m.is_file())
+            {
+                return Err(Attempt::Stop(
+                    self.not_ours("it is a file, and ours is a folder".to_owned()),
+                ));
             }
             return self.read_generations(clock).await;
         }
