@@ -14,6 +14,17 @@ from report import ROOT
 HYPERPARAMETERS = {"epochs": 4, "batchSize": 16, "learningRate": "1e-4", "weightDecay": "0.01", "warmupRatio": "0.1", "maxLength": 128}
 
 
+# MiniLM-L6.
+HIDDEN, INNER, LAYERS = 384, 1536, 6
+
+
+def encoder_flops(tokens):
+    """FLOPs of the matrix products of one row, forward: linear maps and attention, in the last layer of the first token only."""
+    full = tokens * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER) + 2 * tokens * tokens * HIDDEN
+    last = tokens * 2 * HIDDEN * HIDDEN + 2 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER + 2 * tokens * HIDDEN
+    return 2 * ((LAYERS - 1) * full + last)
+
+
 def on_gpu():
     """Whether DEVICE=cuda asks for a GPU of this machine, with the CUDA build of our libtorch in LD_LIBRARY_PATH."""
     return os.environ.get("DEVICE") == "cuda"
@@ -24,6 +35,11 @@ def environment(name):
     if not value:
         sys.exit(f"{name} is not set; run it through `make bench-…`")
     return value
+
+
+def without_our_libtorch():
+    """The environment for a Python that has a torch of its own."""
+    return {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
 
 
 def data():
@@ -139,7 +155,7 @@ def transformers(folder, hyperparameters, threads, *options):
          "--warmup-ratio", h["warmupRatio"], "--max-length", str(h["maxLength"]), "--seed", str(h["seed"]), "--threads", str(threads),
          *(["--device", "cuda"] if on_gpu() else []), *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=pinned(threads),
-        env={k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"})
+        env=without_our_libtorch())
     errors = []
     reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
     reader.start()

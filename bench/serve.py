@@ -24,11 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import banking77
-from banking77 import environment, pinned, processor_seconds
+from banking77 import HIDDEN, INNER, encoder_flops, environment, pinned, processor_seconds, without_our_libtorch
 from report import ROOT, Report, cpu
 
 PEERS = ROOT / "bench/peers"
-HIDDEN, INNER, LAYERS = 384, 1536, 6
 SECONDS = int(os.environ.get("SECONDS_PER_CELL") or 4)
 SHAPES = {"1 x 16 tokens": (1, 16), "16 x 16": (16, 16), "16 x 64": (16, 64), "16 x 256": (16, 256)}
 REAL = "real texts, 16 at once"
@@ -40,11 +39,8 @@ WHY = {"1 x 16 tokens": "one row leaves libtorch's calls between the products un
 LOADING = "the peak is that of loading, while weights are there in single precision as well"
 
 
-def run(*arguments, python=None):
+def run(*arguments, env=None):
     """A child on one core; its last line of JSON."""
-    env = dict(os.environ)
-    if python:
-        env = {k: v for k, v in env.items() if k != "LD_LIBRARY_PATH"}
     done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True, preexec_fn=pinned(1), env=env)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, arguments))}: {done.stderr[-2000:]}")
@@ -52,7 +48,7 @@ def run(*arguments, python=None):
 
 
 def peer(*arguments):
-    return run(environment("PEERS_PYTHON"), PEERS / "serve_model.py", *arguments, python=True)
+    return run(environment("PEERS_PYTHON"), PEERS / "serve_model.py", *arguments, env=without_our_libtorch())
 
 
 def texts(data):
@@ -67,7 +63,7 @@ def write_batches(artifact, data, folder):
     script = ("import json, sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1]); "
               "print(json.dumps(t(json.load(sys.stdin), truncation=True, max_length=128)['input_ids']))")
     tokenised = subprocess.run([environment("PEERS_PYTHON"), "-c", script, artifact], input=json.dumps(texts(data)), capture_output=True,
-                               text=True, check=True, env={k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"})
+                               text=True, check=True, env=without_our_libtorch())
     ids = json.loads(tokenised.stdout)
     files = {REAL: folder / "real.json"}
     files[REAL].write_text(json.dumps([ids[i:i + 16] for i in range(0, len(ids), 16)]))
@@ -78,20 +74,12 @@ def write_batches(artifact, data, folder):
     return files, ids
 
 
-def work(length):
-    """FLOPs of the matrix products that a row needs, the last layer's first token only: linear maps and attention."""
-    token = 2 * HIDDEN * (4 * HIDDEN + 2 * INNER)
-    attention = 4 * HIDDEN * length
-    last = 2 * HIDDEN * (2 * HIDDEN * length + 2 * HIDDEN + 2 * INNER) + attention
-    return (LAYERS - 1) * length * (token + attention) + last
-
-
 def models(report, artifact, data, folder):
     answers = environment("ANSWERS")
     files, ids = write_batches(artifact, data, folder)
     print("  exporting to ONNX Runtime and OpenVINO", file=sys.stderr)
     exported = subprocess.run([environment("PEERS_PYTHON"), PEERS / "serve_model.py", "export", artifact, folder, data / "train.csv"],
-                              capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"})
+                              capture_output=True, text=True, env=without_our_libtorch())
     if exported.returncode:
         raise RuntimeError(exported.stderr[-3000:])
     peers = {
@@ -125,7 +113,7 @@ def models(report, artifact, data, folder):
             if name == REAL:
                 limits = [run(answers, "products", HIDDEN, INNER, tokens, precision, SECONDS) for tokens in (256, 512)]
                 limit = max(l["flops"] / l["cpuSeconds"] for l in limits)
-                share = ours * sum(map(lambda row: work(len(row)), ids)) / len(ids) / limit
+                share = ours * sum(encoder_flops(len(row)) for row in ids) / len(ids) / limit
                 report.row(f"GEMM limit of this core, {precision}", limit / 1e9, "GFLOP/s")
                 report.row(f"model, {name}, {precision}: share of that limit", 100 * share, "%")
 
@@ -133,13 +121,12 @@ def models(report, artifact, data, folder):
 class Serving:
     """A server on one core, until the block ends."""
 
-    def __init__(self, arguments, python=False):
-        self.arguments, self.python = arguments, python
+    def __init__(self, arguments, env=None):
+        self.arguments, self.env = arguments, env
 
     def __enter__(self):
-        env = {k: v for k, v in os.environ.items() if not self.python or k != "LD_LIBRARY_PATH"}
         self.start = time.monotonic()
-        self.process = subprocess.Popen([str(a) for a in self.arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env,
+        self.process = subprocess.Popen([str(a) for a in self.arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.env,
                                         preexec_fn=pinned(1))
         return self
 
@@ -254,7 +241,7 @@ def http(report, artifact, data, folder):
         if mode == "onnx" and not model[0].exists():
             continue
         port = free_port()
-        best[mode] = measured(report, name, Serving([python, script, artifact, port, mode, *model], python=True), port, bodies, 10)
+        best[mode] = measured(report, name, Serving([python, script, artifact, port, mode, *model], env=without_our_libtorch()), port, bodies, 10)
     for precision in ("Float32", "BFloat16"):
         port, inside = free_port(), free_port()
         service, version = manifests(artifact, folder, precision)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import banking77
-from banking77 import environment
+from banking77 import HIDDEN, encoder_flops, environment, without_our_libtorch
 from report import Report, cpu
 
 GROUPED = ("--sampling", "group_by_length")
@@ -56,13 +56,9 @@ def work(folder, tokenizer):
     script = ("import csv, json, sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1]); "
               "print(json.dumps([len(i) for i in t([r['text'] for r in csv.DictReader(open(sys.argv[2]))], truncation=True, max_length=128)['input_ids']]))")
     run = subprocess.run([environment("FLYWHEEL_PYTHON"), "-c", script, tokenizer, folder / "train.csv"], capture_output=True, text=True,
-                         check=True, env={k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"})
-    hidden, inner, layers, total = 384, 1536, 6, 0
-    for tokens in json.loads(run.stdout.strip().splitlines()[-1]):
-        full = tokens * (4 * hidden * hidden + 2 * hidden * inner) + 2 * tokens * tokens * hidden
-        last = tokens * 2 * hidden * hidden + 2 * hidden * hidden + 2 * hidden * inner + 2 * tokens * hidden
-        total += 3 * 2 * ((layers - 1) * full + last + hidden * hidden + 77 * hidden)
-    return total
+                         check=True, env=without_our_libtorch())
+    head = 2 * (HIDDEN * HIDDEN + 77 * HIDDEN)
+    return sum(3 * (encoder_flops(tokens) + head) for tokens in json.loads(run.stdout.strip().splitlines()[-1]))
 
 
 def main():
@@ -120,7 +116,7 @@ def processor(report, folder):
     print(f"bench-train on {cpu()}, {os.environ.get('THREADS') or 1} thread(s)")
     seen = run_cells(report, folder, ("Float32", "BFloat16"), TUNED, "cpuSeconds", "examples per CPU-second")
     run = subprocess.run([environment("FLYWHEEL_PYTHON"), "-c", GEMM, os.environ.get("THREADS") or "1"], capture_output=True, text=True,
-                         check=True, env={k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"})
+                         check=True, env=without_our_libtorch())
     limits = json.loads(run.stdout.strip().splitlines()[-1])
     flops = work(folder, environment("ENCODER"))
     for precision, kind in (("Float32", "torch.float32"), ("BFloat16", "torch.bfloat16")):

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 pub use flywheel_contract::scalar::LocalReference;
+use kube_core::Rule;
 use kube_derive::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -304,9 +305,9 @@ pub struct ResourceClaim {
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("!has(self.labels) || self.labels.all(k, !k.startsWith('flywheel.dev/') && !k.startsWith('app.kubernetes.io/'))").message("labels under flywheel.dev/ and app.kubernetes.io/ are Flywheel's own").field_path(".labels"))]
 #[x_kube(validation = Rule::new("!has(self.annotations) || self.annotations.all(k, !k.startsWith('flywheel.dev/'))").message("annotations under flywheel.dev/ are Flywheel's own").field_path(".annotations"))]
-#[x_kube(validation = Rule::new("!has(self.labels) || self.labels.all(k, k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))").message("a label's name has at most 63 letters, digits, -, _ and ., after a domain and / where one is given").field_path(".labels"))]
-#[x_kube(validation = Rule::new("!has(self.annotations) || self.annotations.all(k, k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))").message("an annotation's name has at most 63 letters, digits, -, _ and ., after a domain and / where one is given").field_path(".annotations"))]
-#[x_kube(validation = Rule::new("!has(self.nodeSelector) || self.nodeSelector.all(k, k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))").message("a node's label has at most 63 letters, digits, -, _ and . in its name, after a domain and / where one is given").field_path(".nodeSelector"))]
+#[x_kube(validation = well_named("labels", "a label's name has at most 63 letters, digits, -, _ and ., after a domain and / where one is given"))]
+#[x_kube(validation = well_named("annotations", "an annotation's name has at most 63 letters, digits, -, _ and ., after a domain and / where one is given"))]
+#[x_kube(validation = well_named("nodeSelector", "a node's label has at most 63 letters, digits, -, _ and . in its name, after a domain and / where one is given"))]
 #[x_kube(validation = Rule::new("!has(self.priorityClassName) || !self.priorityClassName.startsWith('system-')").message("system- priority classes are not for workloads").field_path(".priorityClassName"))]
 #[x_kube(validation = Rule::new("!has(self.volumeMounts) || (has(self.volumes) && self.volumeMounts.all(m, self.volumes.exists(v, v.name == m.name)))").message("every mount must name a volume of volumes").field_path(".volumeMounts"))]
 pub struct PodSettings {
@@ -372,6 +373,14 @@ pub struct PodSettings {
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub resource_claims: Option<Vec<ResourceClaim>>,
+}
+
+/// Names of this map's entries are those that Kubernetes gives labels and annotations: a domain and / or none, then a word.
+fn well_named(map: &str, message: &'static str) -> Rule {
+    let name = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+    Rule::new(format!("!has(self.{map}) || self.{map}.all(k, k.matches('{name}'))"))
+        .message(message)
+        .field_path(format!(".{map}"))
 }
 
 fn labels(_: &mut SchemaGenerator) -> Schema {

@@ -94,14 +94,20 @@ impl DataProfile {
                 *count += 1;
             }
         }
-        let best = probabilities.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        if let Some((class, confidence)) = best {
-            self.confidence.add(f64::from(*confidence));
+        if let Some((class, confidence)) = most_probable(probabilities) {
+            self.confidence.add(f64::from(confidence));
             if let Some(count) = self.classes.get_mut(class) {
                 *count += 1;
             }
         }
     }
+}
+
+/// Class and probability of an answer; none without classes.
+#[must_use]
+pub fn most_probable(probabilities: &[f32]) -> Option<(usize, f32)> {
+    let classes = probabilities.iter().copied().enumerate();
+    classes.max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 /// Bucket of a token id: SplitMix64's finaliser, so that neighbouring ids spread (Steele, Lea, Flood, 2014).

@@ -12,6 +12,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use flywheel_contract::profile::most_probable;
 use flywheel_contract::scalar::Precision;
 use flywheel_learn::device::{self, TensorDevice};
 use flywheel_learn::{Classifier, precision};
@@ -79,8 +80,7 @@ fn answers(artifact: &str, batches: &str, precision: &str, seconds: u64) -> Resu
     let mut labels = Vec::new();
     for batch in &batches {
         for answer in classifier.predict(batch)? {
-            let highest = answer.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-            labels.push(highest.map(|(label, _)| label));
+            labels.push(most_probable(&answer).map(|(label, _)| label));
         }
     }
     let (limit, begun, before) = (Duration::from_secs(seconds), Instant::now(), ticks()?);

@@ -105,18 +105,15 @@ impl Engine {
             return Err(too_many_texts(count, most));
         }
         let (busy, limit) = (self.in_flight(), self.limit());
-        if busy > 0 && busy + count > limit {
-            let message = format!(
-                "{busy} texts wait or are computed, and {limit} are what this pod begins in half of the service's \
-                 timeoutMilliseconds; try again later"
-            );
-            return Err(Refusal::new(ErrorReason::TooManyRequests, message));
-        }
+        // The permits bound what is taken at once; the pace, what can be answered in time.
         let permit = u32::try_from(count)
             .ok()
+            .filter(|_| busy == 0 || busy + count <= limit)
             .and_then(|n| Arc::clone(&self.permits).try_acquire_many_owned(n).ok())
             .ok_or_else(|| {
-                let message = format!("{busy} texts wait or are computed, and this pod takes {limit}; try again later");
+                let message = format!(
+                    "{busy} texts wait or are computed, and {limit} are what this pod takes at its pace; try again later"
+                );
                 Refusal::new(ErrorReason::TooManyRequests, message)
             })?;
         let deadline = Instant::now() + self.timeout;

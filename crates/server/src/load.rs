@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use flywheel_contract::artifact::{EVALUATION_SAMPLE_FILE, EvaluationSample, Manifest};
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::profile::most_probable;
 use flywheel_contract::scalar::{Device, Precision};
 use flywheel_contract::serving::{Agreement, LoadState, ServingConfig};
 use flywheel_data::TextTokenizer;
@@ -148,23 +149,19 @@ impl Network {
             precision,
             agreement: None,
         };
-        if manifest.files.iter().any(|file| file.name == EVALUATION_SAMPLE_FILE) {
-            network.agreement = Some(network.compare(folder, manifest)?);
+        let sample = manifest.files.iter().find(|file| file.name == EVALUATION_SAMPLE_FILE);
+        if let Some(sample) = sample {
+            network.agreement = Some(network.compare(folder, sample.length, manifest.labels.len())?);
         }
         Ok(network)
     }
 
-    /// Answers the texts of the evaluation sample.
-    fn compare(&self, folder: &Path, manifest: &Manifest) -> Result<Agreement, Failure> {
+    /// Answers the texts of the evaluation sample, a file of so many bytes, for a model of so many labels.
+    fn compare(&self, folder: &Path, length: u64, labels: usize) -> Result<Agreement, Failure> {
         let invalid = |why: String| {
             let message = format!("{EVALUATION_SAMPLE_FILE} cannot be used: {why}; write the artifact again");
             Failure::new(FailureReason::ManifestInvalid, message)
         };
-        let length = manifest
-            .files
-            .iter()
-            .find(|file| file.name == EVALUATION_SAMPLE_FILE)
-            .map_or(0, |file| file.length);
         if length > MAX_SAMPLE_BYTES {
             return Err(invalid(format!("{length} bytes, at most {MAX_SAMPLE_BYTES} are read")));
         }
@@ -172,14 +169,11 @@ impl Network {
         // Its words would name texts.
         let sample: EvaluationSample =
             serde_json::from_slice(&bytes).map_err(|e| invalid(format!("broken JSON at line {}", e.line())))?;
-        if sample
-            .items
-            .iter()
-            .any(|item| item.probabilities.len() != manifest.labels.len())
-        {
+        if sample.items.iter().any(|item| item.probabilities.len() != labels) {
             return Err(invalid("its answers have other labels than the manifest".to_owned()));
         }
         device::set_threads(1);
+        let label = |probabilities: &[f32]| most_probable(probabilities).map(|(label, _)| label);
         let mut same = 0;
         for items in sample.items.chunks(COMPARED_AT_ONCE) {
             let rows = items.iter().map(|item| Ok(self.tokenizer.encode(&item.text)?.ids));
@@ -190,7 +184,7 @@ impl Network {
             same += items
                 .iter()
                 .zip(&answers)
-                .filter(|(item, answer)| highest(answer) == highest(&item.probabilities))
+                .filter(|(item, answer)| label(answer) == label(&item.probabilities))
                 .count();
         }
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -213,12 +207,6 @@ impl Network {
             )
         })
     }
-}
-
-/// Index of the highest number.
-fn highest(numbers: &[f32]) -> Option<usize> {
-    let by_number = |a: &(usize, &f32), b: &(usize, &f32)| a.1.total_cmp(b.1);
-    numbers.iter().enumerate().max_by(by_number).map(|(index, _)| index)
 }
 
 struct Tokenizer(TextTokenizer);
