@@ -173,6 +173,11 @@ bench-serve: build $(PEERS_PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Our server
 	@ANSWERS=$(BIN)/examples/answers SERVER=$(BIN)/flywheel-server TRAINER=$(BIN)/flywheel-trainer LOADGEN=$(BIN)/flywheel-loadgen \
 	ENCODER=$(EXAMPLE)/minilm-l6 PEERS_PYTHON=$(PEERS_PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/serve.py
 
+.PHONY: bench-update
+bench-update: build ## Versions exchanged under load on the running cluster: times, failures (SWAPS=100 PODS=1; needs install, example-data)
+	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && scripts/object-store.sh && \
+	KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" LOADGEN=$(BIN)/flywheel-loadgen EXAMPLE=$(EXAMPLE) python3 bench/update.py
+
 .PHONY: bench-train
 bench-train: PROFILE := release
 bench-train: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## One epoch of banking77, ours beside transformers (DATA= THREADS=1 ONLY= SKIP= DEVICE=cuda)

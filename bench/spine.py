@@ -16,18 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import banking77
 from banking77 import environment
+from cluster import get, kubectl
 from report import ROOT, Report, cpu
-
-
-def kubectl(*arguments, check=True, text=None):
-    run = subprocess.run([environment("KUBECTL"), *arguments], capture_output=True, text=True, input=text, timeout=120)
-    if check and run.returncode:
-        raise RuntimeError(f"kubectl {' '.join(arguments)}: {run.stderr.strip()}")
-    return run.stdout
-
-
-def get(*arguments):
-    return json.loads(kubectl("get", *arguments, "-o", "json"))
 
 
 def accuracy(report):

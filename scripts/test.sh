@@ -47,7 +47,7 @@ eval "$variables"
 stage "unit, property, golden, fake server" test_with --workspace --lib --bins || true
 FENCE_TRIALS=${ALL:+1000} stage "writers on a real object store" test_with --workspace --lib -- --ignored --nocapture minio || true
 stage "trainer, server, store, data, learn, CLI" test_with --workspace --test training --test resume --test tracking --test several --test together --test bad_input --test requests \
-  --test program --test commands --test store --test minio --test sets --test artifact --test parity || true
+  --test exchange --test program --test commands --test store --test minio --test sets --test artifact --test parity || true
 stage "rules, CRDs, chart, operator on a real API server" test_with --workspace --test house --test crds --test chart \
   --test control_plane --test arguments --test process || true
 stage "install: images, chart" make install || exit 1

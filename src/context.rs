@@ -76,6 +76,8 @@ pub struct Context {
     pub statuses: StatusMemo,
     /// When progress was last written, per TrainingJob.
     pub progress: crate::training::ProgressMemo,
+    /// What was last assigned, per InferenceService.
+    pub assignments: crate::serving::AssignmentMemo,
     /// Held while a ModelVersion gets its number.
     pub version_numbers: tokio::sync::Mutex<()>,
 }
@@ -109,6 +111,7 @@ impl Context {
             applied: AppliedMemo::default(),
             statuses: StatusMemo::default(),
             progress: crate::training::ProgressMemo::default(),
+            assignments: crate::serving::AssignmentMemo::default(),
             version_numbers: tokio::sync::Mutex::new(()),
         }
     }
@@ -128,6 +131,7 @@ impl Context {
         self.applied.retain(&alive);
         self.statuses.retain(&alive);
         self.progress.retain(&alive);
+        self.assignments.retain(&alive);
     }
 
     /// The writer with this field manager.

@@ -424,10 +424,8 @@ fn start_watches(
             let namespace = service.namespace().unwrap_or_default();
             triggers.serving.send(&namespace, &service.name_any());
             triggers.models.send(&namespace, &service.spec.model_version);
-            if let Some(served) = service.status.as_ref().and_then(|s| s.model_version.as_ref())
-                && *served != service.spec.model_version
-            {
-                triggers.models.send(&namespace, served);
+            for served in service.status.iter().flat_map(|s| &s.traffic) {
+                triggers.models.send(&namespace, &served.model_version);
             }
         }
     });
@@ -721,6 +719,9 @@ mod tests {
         let mut context = Context::test(client, now);
         let job = |uid: &str| objects::training_job(&json!({"metadata": {"uid": uid}}));
         context.caches.training_jobs = Cache::of([job("alive")]);
+        let assignment =
+            serde_json::from_value(json!({"schemaVersion": 1, "generation": 1, "serve": "v1", "versions": []}));
+        let assignment = assignment.unwrap();
         for uid in ["alive", "gone"] {
             context.backoff.failed(uid);
             context
@@ -728,22 +729,29 @@ mod tests {
                 .remember(uid.to_owned(), "digest".to_owned(), "1".to_owned());
             context.statuses.remember(&job(uid), &job(uid), json!({}));
             context.progress.due(uid, now);
+            context.assignments.note(uid, &assignment, true);
         }
         let context = Arc::new(context);
         let knows = |uid: &str| {
-            let kept: [&dyn Debug; 4] = [&context.backoff, &context.applied, &context.statuses, &context.progress];
+            let kept: [&dyn Debug; 5] = [
+                &context.backoff,
+                &context.applied,
+                &context.statuses,
+                &context.progress,
+                &context.assignments,
+            ];
             kept.map(|memo| format!("{memo:?}").contains(&format!("{uid:?}")))
         };
-        assert_eq!((knows("alive"), knows("gone")), ([true; 4], [true; 4]));
+        assert_eq!((knows("alive"), knows("gone")), ([true; 5], [true; 5]));
 
         let (stop, stopped) = watch::channel(false);
         let sweeping = tokio::spawn(sweep(Arc::clone(&context), Beats::default(), stopped));
         let deadline = Instant::now() + Duration::from_secs(10);
-        while knows("gone") != [false; 4] {
+        while knows("gone") != [false; 5] {
             assert!(Instant::now() < deadline, "{:?} is kept", knows("gone"));
             tokio::task::yield_now().await;
         }
-        assert_eq!(knows("alive"), [true; 4]);
+        assert_eq!(knows("alive"), [true; 5]);
         stop.send_replace(true);
         sweeping.await.unwrap();
         scenario.finish().await;

@@ -282,7 +282,11 @@ fn roles_hold_no_wildcard_no_secret_and_no_way_to_nodes() {
                     assert_eq!(verbs, ["get", "list", "watch"], "{name}: {role_name}: {rule}");
                 }
                 if resources.contains(&"pods") {
-                    assert_eq!(verbs, ["get", "list", "watch", "delete"], "{name}: {role_name}: {rule}");
+                    assert_eq!(
+                        verbs,
+                        ["get", "list", "watch", "patch", "delete"],
+                        "{name}: {role_name}: {rule}"
+                    );
                 }
                 assert!(!(namespaced && resources.contains(&"nodes")), "{name}: {role_name}");
             }
@@ -636,7 +640,13 @@ fn serving_pod() -> Value {
     );
     let set = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "intent-1",
         "uid": "3f0c7c9a-0000-4000-8000-000000000004", "controller": true});
-    with(&pod, "/metadata/ownerReferences/0", set)
+    let pod = with(&pod, "/metadata/ownerReferences/0", set);
+    with(&pod, "/metadata/annotations", json!({"theirs": "a"}))
+}
+
+/// What tells a serving pod's kubelet of a new assignment.
+fn nudge(generation: &str) -> Value {
+    json!({"metadata": {"annotations": {"flywheel.dev/assignment": generation}}})
 }
 
 /// What one row asks of the API server, always as a dry run.
@@ -710,6 +720,14 @@ fn daily_work() -> Vec<(String, Ask)> {
         (
             "the pod of a training attempt, deleted",
             Ask::Delete(path(&pod("ours"))),
+        ),
+        (
+            "a serving pod, told of an assignment",
+            Ask::Patch(path(&serving_pod()), nudge("1")),
+        ),
+        (
+            "a serving pod, told of the next one",
+            Ask::Patch(path(&serving_pod()), nudge("2")),
         ),
         ("nodes", Ask::Get("/api/v1/nodes".into())),
         ("pods", Ask::Get("/api/v1/pods".into())),
@@ -798,6 +816,7 @@ fn misdeeds() -> Vec<(&'static str, Ask, &'static str)> {
     let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "x"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}});
     let no_business = "no business";
+    let nothing_else = "nothing of a pod but its annotation";
     vec![
         ("something in kube-system", Ask::Create(in_system), "own namespaces"),
         (
@@ -808,12 +827,61 @@ fn misdeeds() -> Vec<(&'static str, Ask, &'static str)> {
         ("a Secret", Ask::Create(secret), no_business),
         ("a bare pod", Ask::Create(pod("bare")), no_business),
         (
-            "a change of a pod",
+            "a change of a training pod",
+            Ask::Patch("/api/v1/namespaces/team/pods/ours".into(), nudge("1")),
+            "only pods of InferenceServices",
+        ),
+        (
+            "a change of a bare pod that carries an InferenceService's name",
+            Ask::Patch("/api/v1/namespaces/team/pods/bare-serving".into(), nudge("1")),
+            "only pods of InferenceServices",
+        ),
+        (
+            "another annotation of a serving pod",
+            Ask::Patch(path(&serving_pod()), json!({"metadata": {"annotations": {"a": "b"}}})),
+            nothing_else,
+        ),
+        (
+            "an annotation of a serving pod taken away",
             Ask::Patch(
-                "/api/v1/namespaces/team/pods/ours".into(),
-                json!({"metadata": {"annotations": {"a": "b"}}}),
+                path(&serving_pod()),
+                json!({"metadata": {"annotations": {"theirs": null}}}),
             ),
-            no_business,
+            nothing_else,
+        ),
+        (
+            "an annotation of a serving pod changed beside its own",
+            Ask::Patch(
+                path(&serving_pod()),
+                json!({"metadata": {"annotations": {"theirs": "x", "flywheel.dev/assignment": "1"}}}),
+            ),
+            nothing_else,
+        ),
+        (
+            "a label of a serving pod",
+            Ask::Patch(path(&serving_pod()), json!({"metadata": {"labels": {"a": "b"}}})),
+            nothing_else,
+        ),
+        (
+            "a serving pod without its owner",
+            Ask::Patch(path(&serving_pod()), json!({"metadata": {"ownerReferences": null}})),
+            nothing_else,
+        ),
+        (
+            "a finalizer on a serving pod",
+            Ask::Patch(
+                path(&serving_pod()),
+                json!({"metadata": {"finalizers": ["example.com/x"]}}),
+            ),
+            nothing_else,
+        ),
+        (
+            "another image of a serving pod",
+            Ask::Patch(
+                path(&serving_pod()),
+                json!({"spec": {"containers": [with(&serving_pod()["spec"]["containers"][0], "/image", json!("example/other:1"))]}}),
+            ),
+            nothing_else,
         ),
         (
             "an eviction",
@@ -958,7 +1026,7 @@ fn misdeeds() -> Vec<(&'static str, Ask, &'static str)> {
         (
             "delete of an unlabelled pod",
             Ask::Delete("/api/v1/namespaces/team/pods/unlabelled".into()),
-            "deletes only pods with the label app.kubernetes.io/managed-by=flywheel",
+            "changes and deletes only pods with the label app.kubernetes.io/managed-by=flywheel",
         ),
         (
             "delete of a pod without owner",
@@ -1283,6 +1351,7 @@ async fn seed(plane: &Plane) {
         unowned(pod("unowned")),
         with(&pod("daemon"), "/metadata/ownerReferences/0", daemon),
         serving_pod(),
+        without(&named(serving_pod(), "bare-serving"), "/metadata/ownerReferences"),
         with(&named(serving_pod(), "mislabelled"), TRAINING_LABEL, json!("intent")),
         verifying_pod(),
         training_job("intent"),

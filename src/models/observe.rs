@@ -39,7 +39,10 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
     let (namespace, name) = (version.namespace().unwrap_or_default(), version.name_any());
     let uid = version.uid().unwrap_or_default();
     let known = version.status.as_ref().and_then(|s| known(&s.conditions));
-    let answers = |s: &InferenceService| s.status.as_ref().and_then(|s| s.model_version.as_ref()) == Some(&name);
+    let answers = |s: &InferenceService| {
+        let traffic = s.status.iter().flat_map(|s| &s.traffic);
+        traffic.into_iter().any(|traffic| traffic.model_version == name)
+    };
     let is_to = |s: &InferenceService| {
         s.spec.model_version == name && s.spec.model == version.spec.model && keeps(&service_view(s))
     };

@@ -227,7 +227,8 @@ async fn a_service_of_another_model_serves_nothing_but_what_its_pods_answer_with
     for (service, expected) in [
         (json!({"spec": {"model": "another"}}), "False"),
         (
-            json!({"spec": {"model": "another", "modelVersion": "x"}, "status": {"modelVersion": version.name_any()}}),
+            json!({"spec": {"model": "another", "modelVersion": "x"}, 
+                "status": {"traffic": [{"modelVersion": version.name_any(), "pods": 1}, {"modelVersion": "x", "pods": 1}]}}),
             "True",
         ),
     ] {

@@ -3,19 +3,23 @@
 use std::collections::BTreeSet;
 
 use flywheel_api::InferenceService;
-use flywheel_api::names::{ANNOTATION_CONFIG_DIGEST, is_controlled_by};
+use flywheel_api::names::{ANNOTATION_ASSIGNMENT, ANNOTATION_CONFIG_DIGEST, is_controlled_by};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt as _;
 use serde_json::json;
 
-use super::build::{config_map, revision};
+use super::build::{assignment, config_map, revision};
 use super::observe::{Observed, deployment_view};
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::kubeio::{SCALE_MANAGER, SERVING_MANAGER};
+
+/// Pods that are nudged at once.
+const NUDGED_AT_ONCE: usize = 16;
 
 /// What happens to the stored template.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,8 +37,10 @@ pub enum Store {
 pub struct Objects {
     /// The Service.
     pub service: Service,
-    /// What the pods read.
+    /// What the pods read at their start.
     pub config_map: ConfigMap,
+    /// Which versions they hold; none where nothing is to be said of that.
+    pub assignment: Option<ConfigMap>,
     /// The stored template.
     pub revision: Store,
     /// Hash of the inputs that the template was rendered from.
@@ -68,6 +74,7 @@ pub async fn apply(
     let Objects {
         service: front,
         config_map,
+        assignment,
         revision: store,
         inputs_hash,
         deployment,
@@ -78,8 +85,10 @@ pub async fn apply(
 
     let cached = caches.services.get(&namespace, &name);
     writes.apply_owned(&front, cached.as_deref(), &uid).await?;
-    let cached = caches.config_maps.get(&namespace, &config_map.name_any());
-    writes.apply_owned(&config_map, cached.as_deref(), &uid).await?;
+    for map in assignment.iter().chain([&config_map]) {
+        let cached = caches.config_maps.get(&namespace, &map.name_any());
+        writes.apply_owned(map, cached.as_deref(), &uid).await?;
+    }
     match store {
         Store::New(revision) => {
             writes.create_owned(&revision, &uid).await?;
@@ -112,12 +121,8 @@ pub async fn apply(
 
     let view = deployment_view(&present);
     if view.observed && view.replicas == view.updated {
-        for map in unused(
-            &observed.config_maps,
-            &config_map.name_any(),
-            &name,
-            &observed.replica_sets,
-        ) {
+        let current = [config_map.name_any(), assignment::name(&name)];
+        for map in unused(&observed.config_maps, &current, &name, &observed.replica_sets) {
             writes.delete(map).await?;
         }
     }
@@ -127,10 +132,39 @@ pub async fn apply(
     Ok(present)
 }
 
-/// ConfigMaps that neither the newest template nor a ReplicaSet with pods reads.
+/// Tells the kubelets of these pods that the assignment is another one: an annotation that changes makes them bring a pod's
+/// files up to date at once instead of after a minute.
+///
+/// # Errors
+/// The API server does not answer. A pod that is gone is no error; where the operator may not do it, pods follow later.
+pub async fn nudge(pods: &[&Pod], generation: u64, context: &Context) -> Result<(), Error> {
+    let writes = context.writes(SERVING_MANAGER);
+    let value = generation.to_string();
+    let mut due = Vec::new();
+    for pod in pods {
+        if pod.annotations().get(ANNOTATION_ASSIGNMENT) != Some(&value) {
+            let fields = json!({"metadata": {"annotations": {ANNOTATION_ASSIGNMENT: value}}});
+            due.push(writes.merge_fields(*pod, fields).boxed());
+        }
+    }
+    let written: Vec<Result<Pod, Error>> = stream::iter(due).buffered(NUDGED_AT_ONCE).collect().await;
+    for outcome in written {
+        match outcome {
+            Ok(_) => {}
+            Err(error) => match error.kind() {
+                ErrorKind::Conflict => {}
+                ErrorKind::Invalid => tracing::warn!(%error, "pods follow their new assignment within a minute only"),
+                ErrorKind::Transient | ErrorKind::Bug => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// ConfigMaps that neither are these nor belong to a ReplicaSet with pods.
 fn unused<'a>(
     maps: &'a [std::sync::Arc<ConfigMap>],
-    current: &str,
+    current: &[String],
     service: &str,
     sets: &[std::sync::Arc<ReplicaSet>],
 ) -> Vec<&'a ConfigMap> {
@@ -153,7 +187,7 @@ fn unused<'a>(
         .collect();
     maps.iter()
         .map(std::convert::AsRef::as_ref)
-        .filter(|map| map.name_any() != current && !used.contains(&map.name_any()))
+        .filter(|map| !current.contains(&map.name_any()) && !used.contains(&map.name_any()))
         .collect()
 }
 
@@ -191,7 +225,7 @@ mod tests {
             set("still there", 0, 1),
             set("scaled down", 0, 0),
         ];
-        let names: Vec<String> = unused(&maps, &maps[0].name_any(), "intent", &sets)
+        let names: Vec<String> = unused(&maps, &[maps[0].name_any()], "intent", &sets)
             .iter()
             .map(|m| m.name_any())
             .collect();

@@ -1,11 +1,13 @@
 //! InferenceService: pods that answer with a ModelVersion, behind a Service of the same name.
 //!
 //! The Service listens on port 80 and leads to the pods' data port. What a service runs with is kept in a
-//! ControllerRevision and applied as it is until the user's inputs change ([`build::template`]). A version that cannot be
-//! served changes nothing of the pods that answer: they go on, and status says why.
+//! ControllerRevision and applied as it is until the user's inputs change ([`build::template`]). Which version the pods answer
+//! with is in a ConfigMap that they follow while they run ([`build::assignment`]): first all load it, then all change over. A
+//! version that cannot be served or loaded changes nothing of the pods that answer: they go on, and status says why.
 
 pub mod apply;
 pub mod build;
+mod memo;
 pub mod observe;
 pub mod report;
 
@@ -14,20 +16,31 @@ use std::time::Duration;
 
 use flywheel_api::InferenceService;
 use flywheel_api::conditions::reasons;
-use flywheel_contract::serving::ServingConfig;
-use flywheel_policy::serving::{Exchange, Hold, Intent, Stage, decide, exchange, held};
+use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig};
+use flywheel_policy::serving::{
+    Exchange, Hold, Intent, Progress, Stage, Update, decide, exchange, keeps_pods, must_ask, update,
+};
+use kube::ResourceExt as _;
+
+pub use memo::AssignmentMemo;
 
 use crate::context::Context;
 use crate::error::Error;
 use crate::run::RESYNC;
 use apply::{Objects, Store};
 use build::template::{Rendered, inputs_hash, render};
-use build::{config_map, deployment, disruption_budget, network_policy, revision, service};
-use observe::{Observed, observe};
+use build::{assignment, config_map, deployment, disruption_budget, network_policy, revision, service};
+use observe::{Observed, ask, observe};
 use report::Outcome;
 
 /// How soon pods that have not started are looked at again: neither new nodes nor passing time trigger anything.
 const WAITING_TO_START: Duration = Duration::from_secs(5);
+/// Time between two looks at pods that follow a new assignment.
+const FOLLOWING: Duration = Duration::from_millis(200);
+/// Looks of that kind, until one a second is enough.
+const QUICK_LOOKS: u32 = 50;
+/// Time between two looks then.
+const FOLLOWING_FOR_LONG: Duration = Duration::from_secs(1);
 
 /// What the Deployment's pods are to be.
 struct Workload {
@@ -42,27 +55,42 @@ struct Workload {
 /// # Errors
 /// What only time, or a fix of Flywheel, can mend. What the user can mend is reported as a condition and is no error here.
 pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) -> Result<Duration, Error> {
+    let uid = service.uid().unwrap_or_default();
     if service.metadata.deletion_timestamp.is_some() {
         // Children go by their owner references.
+        context.assignments.forget(&uid);
         return Ok(RESYNC);
     }
-    let observed = observe(&service, &context);
+    let mut observed = observe(&service, &context);
     let intent = decide(&service.spec.model, &service.spec.model_version, &observed.version);
     let (exchange, again) = exchange(observed.exchange_view(), context.now());
-    let (workload, mut hold) = workload(&service, &observed, intent, &context)?;
+    let update = versions(&service, &mut observed, &intent, &context).await;
+    let assignment = update
+        .as_ref()
+        .map(|update| assignment::next(update, observed.assignment.as_ref(), context.now()));
+    let serve = assignment.as_ref().map(|a| a.serve.as_str());
+    let (workload, mut hold) = workload(&service, &observed, intent, serve, &context)?;
 
     let device = workload.as_ref().and_then(|w| device(&w.rendered));
     let mut has_service = observed.has_service;
     let mut present = observed.deployment.as_deref().cloned();
     // A Deployment begins its life with one pod, so none is made before somebody asks for pods.
     let wanted = present.is_some() || service.spec.replicas > 0;
+    let mut looks = 0;
     if let Some(workload) = workload.filter(|_| wanted) {
-        let objects = objects(&service, workload, exchange, &context);
+        let objects = objects(&service, workload, assignment.as_ref(), exchange, &context)?;
         // Boxed: it holds every object while it waits.
         match Box::pin(apply::apply(&service, objects, &observed, &context)).await {
             Ok(deployment) => {
                 has_service = true;
                 present = Some(deployment);
+                if let (Some(update), Some(assignment)) = (&update, &assignment) {
+                    let behind = observed.behind(update, assignment);
+                    apply::nudge(&behind, assignment.generation, &context).await?;
+                    let settled =
+                        update.progress == Progress::Settled && observed.assignment.as_ref() == Some(assignment);
+                    looks = context.assignments.note(&uid, assignment, settled);
+                }
             }
             Err(error) => match error.problem() {
                 Some((reason, message)) => {
@@ -77,6 +105,7 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         has_service,
         deployment: present.as_ref(),
         hold,
+        progress: update.as_ref().map(|update| &update.progress),
         device,
     };
     let judgement = report::report(&service, &observed, &outcome, &context).await?;
@@ -85,15 +114,58 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     if observed.placement.is_some() || starts || judgement.reason == reasons::PENDING {
         again = again.min(WAITING_TO_START);
     }
+    match update.map(|update| update.progress) {
+        Some(Progress::Loading { .. } | Progress::Switching { .. }) if looks <= QUICK_LOOKS => {
+            again = again.min(FOLLOWING);
+        }
+        Some(Progress::Loading { .. } | Progress::Switching { .. }) => again = again.min(FOLLOWING_FOR_LONG),
+        Some(Progress::Failed { .. }) => again = again.min(WAITING_TO_START),
+        Some(Progress::Settled) if looks > 0 => again = again.min(FOLLOWING),
+        Some(Progress::Settled) | None => {}
+    }
     Ok(again)
 }
 
+/// Which versions the pods are to hold, from what they say where that matters; and notes what each answers with.
+async fn versions(
+    service: &InferenceService,
+    observed: &mut Observed,
+    intent: &Intent,
+    context: &Context,
+) -> Option<Update> {
+    let uid = service.uid().unwrap_or_default();
+    let wanted = match (intent, &observed.artifact) {
+        (Intent::Serve, Some(artifact)) => Some(ServedVersion {
+            name: service.spec.model_version.clone(),
+            artifact: artifact.clone(),
+        }),
+        _ => None,
+    };
+    let present = observed.assignment.as_ref();
+    let settled = present.is_some_and(|present| context.assignments.settled(&uid, present));
+    if must_ask(wanted.as_ref(), present, settled) {
+        observed.says = ask(observed, context).await;
+        for pod in &mut observed.pods {
+            let says = observed.says.iter().find(|says| says.name == pod.name);
+            pod.version = says.and_then(|says| says.stats.as_ref()?.serving.clone());
+        }
+    } else {
+        // All that answered when it was written follow it, and those that came later began with it.
+        for pod in observed.pods.iter_mut().filter(|pod| pod.stage == Stage::Ready) {
+            pod.version = observed.assignment.as_ref().map(|a| a.serve.clone());
+        }
+    }
+    update(wanted.as_ref(), observed.assignment.as_ref(), &observed.says)
+}
+
 /// The pods' template and how many there are: the stored one while the user's inputs are the same, a new one where they
-/// changed. While they cannot be followed, a stored one runs ([`held`]), and the [`Hold`] says why.
+/// changed. While they cannot be followed the newest stored one runs, unless its pods are better gone ([`keeps_pods`]), and
+/// the [`Hold`] says why.
 fn workload(
     service: &InferenceService,
     observed: &Observed,
     intent: Intent,
+    serve: Option<&str>,
     context: &Context,
 ) -> Result<(Option<Workload>, Option<Hold>), Error> {
     let workload = |rendered, hash, store| Workload {
@@ -102,9 +174,9 @@ fn workload(
         store,
         replicas: service.spec.replicas,
     };
-    let hold = match (intent, &observed.artifact) {
-        (Intent::Serve, Some(artifact)) => {
-            let hash = inputs_hash(service, artifact)?;
+    let hold = match intent {
+        Intent::Serve => {
+            let hash = inputs_hash(service)?;
             let newest = revision::newest(&observed.revisions);
             let stored = revision::find(&observed.revisions, &hash).and_then(|r| Some((r, revision::rendered(r)?)));
             if let Some((present, rendered)) = stored {
@@ -118,7 +190,7 @@ fn workload(
             let rendered = context
                 .settings
                 .class(&service.spec.accelerator.class)
-                .and_then(|class| render(service, artifact, class, &context.settings));
+                .and_then(|class| render(service, class, &context.settings));
             match rendered {
                 Ok(rendered) => {
                     let stored = revision::build(service, &hash, newest.saturating_add(1), &rendered)?;
@@ -131,37 +203,38 @@ fn workload(
                 },
             }
         }
-        (Intent::Serve, None) => return Err(Error::Bug("a version without an artifact is to be served".to_owned())),
-        (Intent::Hold(hold), _) => hold,
+        Intent::Hold(hold) => hold,
     };
-    let mut stored: Vec<Workload> = revision::newest_first(&observed.revisions)
-        .into_iter()
-        .filter_map(|r| {
-            let hash = revision::inputs_of(r)?.to_owned();
-            Some(workload(revision::rendered(r)?, hash, Store::Keep))
-        })
-        .collect();
-    let versions: Vec<_> = stored.iter().map(|w| w.rendered.version()).collect();
-    let runs = held(&hold, &service.spec.model_version, &versions, &observed.pods);
-    // Without one to run the newest stays, without pods.
-    let mut workload = (!stored.is_empty()).then(|| stored.swap_remove(runs.unwrap_or(0)));
-    if let (Some(workload), None) = (&mut workload, runs) {
-        workload.replicas = 0;
-    }
-    Ok((workload, Some(hold)))
+    let stored = revision::newest_first(&observed.revisions).into_iter().find_map(|r| {
+        let hash = revision::inputs_of(r)?.to_owned();
+        Some(workload(revision::rendered(r)?, hash, Store::Keep))
+    });
+    let kept = keeps_pods(&hold, &service.spec.model_version, serve, &observed.pods);
+    let stored = stored.map(|workload| Workload {
+        replicas: if kept { workload.replicas } else { 0 },
+        ..workload
+    });
+    Ok((stored, Some(hold)))
 }
 
-fn objects(service: &InferenceService, workload: Workload, exchange: Exchange, context: &Context) -> Objects {
-    Objects {
+fn objects(
+    service: &InferenceService,
+    workload: Workload,
+    assignment: Option<&Assignment>,
+    exchange: Exchange,
+    context: &Context,
+) -> Result<Objects, Error> {
+    Ok(Objects {
         service: service::build(service),
         config_map: config_map::build(service, &workload.rendered.config),
+        assignment: assignment.map(|a| assignment::build(service, a)).transpose()?,
         revision: workload.store,
         inputs_hash: workload.hash,
         deployment: deployment::build(service, workload.rendered.template, exchange),
         replicas: workload.replicas,
         network_policy: network_policy::build(service, &context.operator_namespace),
         disruption_budget: disruption_budget::build(service),
-    }
+    })
 }
 
 /// What the pods compute on.

@@ -5,16 +5,25 @@ use std::sync::Arc;
 use flywheel_api::conditions::{find, reasons, types};
 use flywheel_api::names::{SERVER, is_controlled_by};
 use flywheel_api::{InferenceService, ModelVersion};
+use flywheel_contract::names::{INSIDE_PORT, STATS_PATH};
+use flywheel_contract::serving::Assignment;
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::placement::Problem;
-use flywheel_policy::serving::{DeploymentView, Exchange, ExchangeView, PodView, VersionView};
+use flywheel_policy::serving::{
+    DeploymentView, Exchange, ExchangeView, PodSays, PodView, Progress, Stage, Update, VersionView,
+};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt as _;
 
-use super::build::{GPUS, deployment};
+use super::build::{GPUS, assignment, deployment};
 use crate::cluster::placement_problem;
 use crate::context::Context;
+use crate::scrape::ScrapeError;
+
+/// Pods that are asked at once.
+const ASKED_AT_ONCE: usize = 32;
 
 /// What is there.
 #[derive(Debug)]
@@ -27,13 +36,19 @@ pub struct Observed {
     pub has_service: bool,
     /// Our Deployment.
     pub deployment: Option<Arc<Deployment>>,
+    /// The newest assignment.
+    pub assignment: Option<Assignment>,
     /// The Deployment's pods that count.
     pub pods: Vec<PodView>,
+    /// Their objects, in the same order.
+    pub pod_objects: Vec<Arc<Pod>>,
+    /// What those that answer say of themselves, once they were asked.
+    pub says: Vec<PodSays>,
     /// Why pods have no node.
     pub placement: Option<Problem>,
     /// Stored templates.
     pub revisions: Vec<ControllerRevision>,
-    /// Configurations of pods.
+    /// Configurations of pods, and the assignment.
     pub config_maps: Vec<Arc<ConfigMap>>,
     /// ReplicaSets of the Deployment.
     pub replica_sets: Vec<Arc<ReplicaSet>>,
@@ -58,14 +73,19 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
             .list(&namespace, |set| is_controlled_by(&set.metadata, &uid))
     });
     let set_uids: Vec<String> = replica_sets.iter().filter_map(|set| set.uid()).collect();
-    let pods: Vec<PodView> = caches
+    let (pods, pod_objects): (Vec<PodView>, Vec<Arc<Pod>>) = caches
         .pods
         .list(&namespace, |pod| {
             set_uids.iter().any(|uid| is_controlled_by(&pod.metadata, uid))
         })
-        .iter()
-        .filter_map(|pod| PodView::of(pod, SERVER, context.now()))
-        .collect();
+        .into_iter()
+        .filter_map(|pod| Some((PodView::of(&pod, SERVER, context.now())?, pod)))
+        .unzip();
+    let config_maps = caches
+        .config_maps
+        .list(&namespace, |m| is_controlled_by(&m.metadata, &uid));
+    let assignment_map = assignment::name(&name);
+    let cached = config_maps.iter().find(|map| map.name_any() == assignment_map);
     let scheduling: Vec<_> = pods.iter().map(|p| p.scheduling.clone()).collect();
     let class = &service.spec.accelerator.class;
     // An unknown class is found by build.
@@ -82,7 +102,12 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
             .get(&namespace, &name)
             .is_some_and(|s| is_controlled_by(&s.metadata, &uid)),
         deployment,
+        assignment: context
+            .assignments
+            .newest(&uid, cached.and_then(|map| assignment::read(map))),
         pods,
+        pod_objects,
+        says: Vec::new(),
         placement,
         revisions: caches
             .controller_revisions
@@ -90,9 +115,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
             .iter()
             .map(|r| r.as_ref().clone())
             .collect(),
-        config_maps: caches
-            .config_maps
-            .list(&namespace, |m| is_controlled_by(&m.metadata, &uid)),
+        config_maps,
         replica_sets,
     }
 }
@@ -119,6 +142,33 @@ fn version_view(version: Option<&ModelVersion>) -> VersionView {
     }
 }
 
+/// What the pods that answer say of themselves.
+pub async fn ask(observed: &Observed, context: &Context) -> Vec<PodSays> {
+    // In a list first: a lazy iterator of futures ties lifetimes so that no caller can be sent between threads.
+    let mut asked = Vec::new();
+    for (view, pod) in observed.pods.iter().zip(&observed.pod_objects) {
+        if view.stage == Stage::Ready {
+            asked.push(ask_one(&view.name, pod, context).boxed());
+        }
+    }
+    stream::iter(asked).buffered(ASKED_AT_ONCE).collect().await
+}
+
+async fn ask_one(name: &str, pod: &Pod, context: &Context) -> PodSays {
+    let ip = pod.status.as_ref().and_then(|s| s.pod_ip.as_ref()?.parse().ok());
+    let stats = match ip {
+        Some(ip) => context.scraper.get_json(ip, INSIDE_PORT, STATS_PATH).await,
+        None => Err(ScrapeError::Unreachable("the pod has no address".to_owned())),
+    };
+    if let Err(error) = &stats {
+        tracing::debug!(pod = name, %error, "a pod does not say what it serves");
+    }
+    PodSays {
+        name: name.to_owned(),
+        stats: stats.ok(),
+    }
+}
+
 /// What the Deployment says, for policy.
 #[must_use]
 pub fn deployment_view(deployment: &Deployment) -> DeploymentView {
@@ -137,6 +187,25 @@ pub fn deployment_view(deployment: &Deployment) -> DeploymentView {
 }
 
 impl Observed {
+    /// Pods that may not have heard of this assignment: those that say so, with a new one those that say nothing, and until all
+    /// follow it those that do not answer yet.
+    #[must_use]
+    pub fn behind(&self, update: &Update, assignment: &Assignment) -> Vec<&Pod> {
+        let new = self.assignment.as_ref() != Some(assignment);
+        let passing = new || update.progress != Progress::Settled;
+        let pods = self.pods.iter().zip(&self.pod_objects);
+        pods.filter(|(view, _)| {
+            let says = self.says.iter().find(|says| says.name == view.name);
+            match says.map(|says| &says.stats) {
+                Some(Some(stats)) => stats.generation < assignment.generation,
+                Some(None) => new,
+                None => passing,
+            }
+        })
+        .map(|(_, pod)| pod.as_ref())
+        .collect()
+    }
+
     /// What the choice how to exchange pods depends on.
     #[must_use]
     pub fn exchange_view(&self) -> ExchangeView {

@@ -2,9 +2,9 @@
 
 use flywheel_api::InferenceService;
 use flywheel_api::conditions::{find, reasons, types};
-use flywheel_api::inference_service::InferenceServiceStatus;
+use flywheel_api::inference_service::{InferenceServiceStatus, Traffic};
 use flywheel_contract::scalar::Device;
-use flywheel_policy::serving::{Hold, Judgement, Standing, View, judge};
+use flywheel_policy::serving::{Hold, Judgement, Progress, Standing, View, judge};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt as _;
 
@@ -16,11 +16,13 @@ use crate::kubeio::{Note, SERVING_MANAGER};
 use crate::report::{self, conditions, summary};
 
 /// Reasons that come and go while pods start; an event for each would be noise.
-const PASSING: [&str; 6] = [
+const PASSING: [&str; 8] = [
     reasons::PROGRESSING,
     reasons::PENDING,
     reasons::STARTING,
     reasons::LOADING,
+    reasons::VERSION_LOADING,
+    reasons::VERSION_SWITCHING,
     reasons::REPLICAS_UNAVAILABLE,
     reasons::UNKNOWN,
 ];
@@ -34,6 +36,8 @@ pub struct Outcome<'a> {
     pub deployment: Option<&'a Deployment>,
     /// Why the spec is not followed.
     pub hold: Option<Hold>,
+    /// How far the pods are with the version.
+    pub progress: Option<&'a Progress>,
     /// What the pods compute on.
     pub device: Option<Device>,
 }
@@ -53,6 +57,7 @@ pub async fn report(
         version: &service.spec.model_version,
         replicas: service.spec.replicas,
         hold: outcome.hold.as_ref(),
+        progress: outcome.progress,
         deployment: deployment.as_ref(),
         pods: &observed.pods,
         placement: observed.placement.as_ref(),
@@ -74,6 +79,14 @@ pub async fn report(
         // Where it is not ours, others answer.
         url: outcome.has_service.then(|| build::service::url(service)),
         model_version: judgement.serving.clone(),
+        traffic: judgement
+            .traffic
+            .iter()
+            .map(|(version, pods)| Traffic {
+                model_version: version.clone(),
+                pods: i32::try_from(*pods).unwrap_or(i32::MAX),
+            })
+            .collect(),
         replicas: Some(replicas),
         pods: Some(format!("{}/{}", judgement.ready, service.spec.replicas)),
         selector: Some(build::selector_text(&service.name_any())),

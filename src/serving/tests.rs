@@ -1,16 +1,19 @@
 //! The controller against an API server in memory: it stores what is applied, counts writes, and refuses what it is told to.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flywheel_api::conditions::find;
+use flywheel_contract::names::INSIDE_PORT;
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use kube::Client;
 use kube::client::Body;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::cache::Cache;
@@ -153,15 +156,63 @@ fn merge(into: &mut Value, from: &Value) {
 }
 
 /// Labels of a service's pods.
-fn labels(version: &str) -> Value {
+fn labels() -> Value {
     json!({"app.kubernetes.io/managed-by": "flywheel", "app.kubernetes.io/component": "server",
-        "flywheel.dev/inference-service": "intent", "flywheel.dev/model-version": version})
+        "flywheel.dev/inference-service": "intent"})
 }
+
+/// What pods say of themselves, by name.
+type Says = Arc<Mutex<BTreeMap<String, Value>>>;
 
 struct World {
     state: Arc<Mutex<State>>,
+    says: Says,
     settings: Settings,
     seconds: i64,
+}
+
+/// An address of its own for each pod, since the port is given; tests of other processes have others.
+fn address() -> std::net::Ipv4Addr {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    std::net::Ipv4Addr::new(
+        127,
+        64 + u8::try_from(next / 250).unwrap() + (high % 16) * 8,
+        low,
+        u8::try_from(next % 250).unwrap() + 1,
+    )
+}
+
+/// Answers each request at the inside port of this address with what the pod says.
+fn answer_at(ip: std::net::Ipv4Addr, name: &str, says: &Says) {
+    let listener = std::net::TcpListener::bind((ip, INSIDE_PORT)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let (name, says) = (name.to_owned(), Arc::clone(says));
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut buffer = [0; 2048];
+            let _ = socket.read(&mut buffer).await;
+            let body = says.lock().unwrap()[&name].to_string();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let _ = socket.write_all(answer.as_bytes()).await;
+        }
+    });
+}
+
+/// `/stats` of a pod that follows this generation, answers with `serving`, and has these versions in these states.
+fn stats(generation: u64, serving: &str, versions: &[(&str, &str)]) -> Value {
+    let versions: Vec<Value> = versions
+        .iter()
+        .map(|(name, state)| {
+            let failure = json!({"reason": "DigestMismatch", "message": "a file differs"});
+            let failure = (*state == "Failed").then_some(failure);
+            json!({"name": name, "digest": format!("sha256:{}", "0".repeat(64)), "state": state, "failure": failure})
+        })
+        .collect();
+    json!({"schemaVersion": 1, "ready": true, "generation": generation, "serving": serving, "versions": versions,
+        "answered": [0, 0, 0], "inFlight": 0, "uptimeSeconds": 1.0})
 }
 
 impl World {
@@ -169,6 +220,7 @@ impl World {
     fn new(spec: Value) -> Self {
         let world = Self {
             state: Arc::default(),
+            says: Says::default(),
             settings: Settings::example(),
             seconds: 1_800_000_000,
         };
@@ -230,34 +282,45 @@ impl World {
         state.put(DEPLOYMENT, object, false);
     }
 
-    /// The ReplicaSet of a version's pods, as the Deployment's controller makes it, with this laid over it.
-    fn replica_set(&self, version: &str, over: Value) {
+    /// The ReplicaSet of a template's pods, as the Deployment's controller makes it, with this laid over it.
+    fn replica_set(&self, template: &str, over: Value) {
         let uid = self.object(DEPLOYMENT)["metadata"]["uid"].clone();
         let mut set = json!({
-            "metadata": {"name": version, "namespace": "team", "uid": version, "labels": labels(version),
+            "metadata": {"name": template, "namespace": "team", "uid": template, "labels": labels(),
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "intent", "uid": uid, "controller": true}]},
             "spec": {"selector": {}}
         });
         merge(&mut set, &over);
-        self.put(&format!("{REPLICA_SETS}{version}"), set);
+        self.put(&format!("{REPLICA_SETS}{template}"), set);
     }
 
-    /// Metadata of a pod of the version's ReplicaSet, which is made with the first of them.
-    fn of_set(&self, name: &str, version: &str) -> Value {
-        if self.object(&format!("{REPLICA_SETS}{version}")).is_null() {
-            self.replica_set(version, json!({}));
+    /// Metadata of a pod of the template's ReplicaSet, which is made with the first of them.
+    fn of_set(&self, name: &str, template: &str) -> Value {
+        if self.object(&format!("{REPLICA_SETS}{template}")).is_null() {
+            self.replica_set(template, json!({}));
         }
-        json!({"name": name, "namespace": "team", "labels": labels(version),
-            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": version, "uid": version, "controller": true}]})
+        json!({"name": name, "namespace": "team", "labels": labels(),
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": template, "uid": template, "controller": true}]})
     }
 
+    /// A pod of the first template. A ready one answers with `version`, which is all that it has, and has heard of every
+    /// assignment.
     fn pod(&self, name: &str, version: &str, ready: bool) {
+        self.pod_of("first", name, version, ready);
+    }
+
+    fn pod_of(&self, template: &str, name: &str, version: &str, ready: bool) {
+        let ip = address();
+        if ready {
+            self.say(name, stats(u64::MAX, version, &[(version, "Ready")]));
+            answer_at(ip, name, &self.says);
+        }
         self.put(
             &format!("{PODS}{name}"),
             json!({
-                "metadata": self.of_set(name, version),
+                "metadata": self.of_set(name, template),
                 "spec": {"nodeName": "n1", "containers": []},
-                "status": {"phase": "Running", "conditions": [
+                "status": {"phase": "Running", "podIP": ip, "conditions": [
                     {"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": if ready { "True" } else { "False" }}],
                     "containerStatuses": [{"name": "server", "image": "i", "imageID": "", "ready": ready, "started": ready,
                         "restartCount": 0, "state": {"running": {}}}]}
@@ -265,12 +328,35 @@ impl World {
         );
     }
 
-    fn waiting_pod(&self, name: &str, version: &str, since: i64) {
+    fn say(&self, name: &str, stats: Value) {
+        self.says.lock().unwrap().insert(name.to_owned(), stats);
+    }
+
+    /// What the pods are to hold.
+    fn assignment(&self) -> Assignment {
+        let map = serde_json::from_value(self.object(&format!("{CONFIG_MAPS}intent-serving"))).unwrap();
+        assignment::read(&map).unwrap()
+    }
+
+    /// The versions to hold, the one that answers first.
+    fn assigned(&self) -> Vec<String> {
+        let assignment = self.assignment();
+        assert_eq!(assignment.serve, assignment.versions[0].name);
+        assignment.versions.into_iter().map(|version| version.name).collect()
+    }
+
+    /// The configurations of templates.
+    fn configurations(&self) -> Vec<String> {
+        let maps = self.names(CONFIG_MAPS);
+        maps.into_iter().filter(|name| name != "intent-serving").collect()
+    }
+
+    fn waiting_pod(&self, name: &str, since: i64) {
         let since = Timestamp::from_second(since).unwrap().to_string();
         self.put(
             &format!("{PODS}{name}"),
             json!({
-                "metadata": self.of_set(name, version),
+                "metadata": self.of_set(name, "second"),
                 "spec": {"containers": []},
                 "status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                     "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", "lastTransitionTime": since}]}
@@ -372,7 +458,8 @@ impl World {
     /// One reconcile by an operator that has just started; what it wrote, and when it wants to look again.
     async fn reconcile(&self) -> (Vec<String>, Duration) {
         self.state.lock().unwrap().writes.clear();
-        let work = super::reconcile(Arc::new(self.service()), Arc::new(self.context()));
+        // Boxed: it holds every object while it waits.
+        let work = Box::pin(super::reconcile(Arc::new(self.service()), Arc::new(self.context())));
         let again = tokio::time::timeout(Duration::from_secs(10), work)
             .await
             .unwrap()
@@ -407,6 +494,7 @@ async fn a_new_service_is_made_in_order_and_then_left_alone() {
         world.writes().await,
         [
             "apply services",
+            "apply configmaps",
             "apply configmaps",
             "create controllerrevisions",
             "apply deployments",
@@ -448,7 +536,7 @@ async fn a_pod_that_its_node_cannot_prepare_is_told_a_minute_after_it_got_it() {
     world.put(
         &format!("{PODS}a"),
         json!({
-            "metadata": world.of_set("a", "intent-v1"),
+            "metadata": world.of_set("a", "first"),
             "spec": {"nodeName": "n1", "containers": []},
             "status": {"phase": "Pending", "conditions": [
                 {"type": "PodScheduled", "status": "True", "lastTransitionTime": since},
@@ -540,18 +628,167 @@ async fn a_version_that_cannot_be_served_changes_no_pod() {
     world.spec(json!({"replicas": 3}));
     assert_eq!(world.writes().await, ["apply deployments as scale", "apply status"]);
 
+    world.pod("c", "intent-v1", true);
+    world.deployment_status(3, 3, 3);
+    world.reconcile().await;
+
     world.version("intent-v2", "intent", Some("True"));
+    assert_eq!(world.writes().await, ["apply configmaps", "apply status"]);
+    assert_eq!(world.assigned(), ["intent-v1", "intent-v2"], "beside what answers");
+    assert_eq!(world.ready().1, "VersionLoading");
+    assert_eq!(world.object(DEPLOYMENT)["spec"]["template"], before["spec"]["template"]);
+}
+
+#[tokio::test]
+async fn all_pods_load_a_version_before_any_answers_with_it() {
+    let world = World::serving().await;
+    let deployment = world.object(DEPLOYMENT);
+    let first = world.assignment().generation;
+    let old = stats(first, "intent-v1", &[("intent-v1", "Ready")]);
+    world.say("a", old.clone());
+    world.say("b", old);
+    world.version("intent-v2", "intent", Some("True"));
+    world.spec(json!({"modelVersion": "intent-v2"}));
+    let (writes, again) = world.reconcile().await;
+    assert_eq!(writes, ["apply configmaps", "merge pods", "merge pods", "apply status"]);
+    assert!(again <= FOLLOWING, "{again:?}");
+    assert_eq!(world.assigned(), ["intent-v1", "intent-v2"]);
+    let second = world.assignment().generation;
+    assert!(second > first);
+    let annotation = |name: &str| world.object(&format!("{PODS}{name}"))["metadata"]["annotations"].clone();
+    assert_eq!(annotation("a"), json!({"flywheel.dev/assignment": second.to_string()}));
+    assert_eq!(world.writes().await, NOTHING, "they were told");
+
+    let both = stats(second, "intent-v1", &[("intent-v1", "Ready"), ("intent-v2", "Ready")]);
+    world.say("a", both.clone());
+    world.say(
+        "b",
+        stats(
+            second,
+            "intent-v1",
+            &[("intent-v1", "Ready"), ("intent-v2", "Downloading")],
+        ),
+    );
+    assert_eq!(world.writes().await, NOTHING, "one does not have it yet");
+    assert_eq!(
+        (world.ready().0.as_str(), world.ready().1.as_str()),
+        ("False", "VersionLoading")
+    );
+    assert!(world.is("RoutesReady") && world.is("DeploymentReady"));
+
+    world.say("b", both.clone());
+    assert_eq!(
+        world.writes().await,
+        ["apply configmaps", "merge pods", "merge pods", "apply status"]
+    );
+    assert_eq!(world.assigned(), ["intent-v2"]);
+    assert_eq!(world.ready().1, "VersionSwitching");
+    let third = world.assignment().generation;
+
+    let new = stats(third, "intent-v2", &[("intent-v2", "Ready")]);
+    world.say("a", new.clone());
+    assert_eq!(world.writes().await, ["apply status"]);
+    let status = world.service().status.unwrap();
+    let traffic: Vec<(&str, i32)> = status
+        .traffic
+        .iter()
+        .map(|t| (t.model_version.as_str(), t.pods))
+        .collect();
+    assert_eq!(traffic, [("intent-v1", 1), ("intent-v2", 1)]);
+    assert_eq!(status.model_version, None, "two versions answer");
+
+    world.say("b", new);
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(world.ready().0, "True");
+    assert_eq!(
+        world.service().status.unwrap().model_version.as_deref(),
+        Some("intent-v2")
+    );
+    assert_eq!(world.writes().await, NOTHING);
+    assert_eq!(
+        world.object(DEPLOYMENT)["spec"],
+        deployment["spec"],
+        "no pod was exchanged"
+    );
+}
+
+#[tokio::test]
+async fn a_version_that_a_pod_cannot_load_reaches_no_client() {
+    let world = World::serving().await;
+    world.version("intent-v2", "intent", Some("True"));
+    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.reconcile().await;
+    let both = [("intent-v1", "Ready"), ("intent-v2", "Ready")];
+    world.say("a", stats(u64::MAX, "intent-v1", &both));
+    world.say("b", stats(u64::MAX, "intent-v1", &[both[0], ("intent-v2", "Failed")]));
+    assert_eq!(world.writes().await, ["apply status"]);
+    let (_, reason, message) = world.ready();
+    assert_eq!(reason, "VersionLoadFailed");
+    assert!(
+        message.contains("pod b cannot load intent-v2 (DigestMismatch: a file differs)"),
+        "{message}"
+    );
+    assert!(message.contains("go on to answer with intent-v1"), "{message}");
+    assert!(world.is("Stalled") && world.is("RoutesReady") && world.is("DeploymentReady"));
+    assert_eq!(world.assigned(), ["intent-v1", "intent-v2"]);
+    assert_eq!(world.writes().await, NOTHING, "no storm");
+
+    world.spec(json!({"modelVersion": "intent-v1"}));
+    assert_eq!(world.writes().await, ["apply configmaps", "apply status"]);
+    assert_eq!(world.assigned(), ["intent-v1"]);
+    assert_eq!(world.ready().0, "True");
+}
+
+#[tokio::test]
+async fn a_pod_that_says_nothing_holds_an_update_and_is_named() {
+    let world = World::serving().await;
+    world
+        .says
+        .lock()
+        .unwrap()
+        .insert("b".to_owned(), json!("not what was expected"));
+    assert_eq!(
+        world.writes().await,
+        ["apply status"],
+        "an operator that starts asks once"
+    );
+    world.version("intent-v2", "intent", Some("True"));
+    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.say(
+        "a",
+        stats(u64::MAX, "intent-v1", &[("intent-v1", "Ready"), ("intent-v2", "Ready")]),
+    );
+    world.reconcile().await;
+    assert_eq!(world.assigned(), ["intent-v1", "intent-v2"]);
+    world.reconcile().await;
+    assert_eq!(world.assigned(), ["intent-v1", "intent-v2"]);
+    let (_, reason, message) = world.ready();
+    assert_eq!(reason, "VersionLoading");
+    assert!(message.contains("pod b does not say how far it is"), "{message}");
+
+    // Once it is known to be no pod that answers, the others go on.
+    world.pod("b", "intent-v1", false);
+    world.deployment_status(2, 2, 1);
+    world.reconcile().await;
+    assert_eq!(world.assigned(), ["intent-v2"]);
+}
+
+#[tokio::test]
+async fn while_nobody_answers_another_version_is_taken_at_once() {
+    let world = World::new(json!({}));
+    world.reconcile().await;
+    world.deployment_status(2, 2, 0);
+    world.pod("a", "intent-v1", false);
+    world.reconcile().await;
+    world.version("intent-v2", "intent", Some("True"));
+    world.spec(json!({"modelVersion": "intent-v2"}));
     let writes = world.writes().await;
     assert_eq!(
         writes,
-        [
-            "apply configmaps",
-            "create controllerrevisions",
-            "apply deployments",
-            "apply status"
-        ]
+        ["apply configmaps", "merge pods", "apply status"],
+        "the pod that loads the other one hears of it"
     );
-    assert_ne!(world.object(DEPLOYMENT)["spec"]["template"], before["spec"]["template"]);
+    assert_eq!(world.assigned(), ["intent-v2"]);
 }
 
 #[tokio::test]
@@ -584,28 +821,35 @@ async fn a_first_version_that_fails_its_verification_keeps_no_pod_and_no_gpu() {
 }
 
 #[tokio::test]
-async fn pods_of_a_version_that_fails_its_verification_make_way_for_those_before() {
+async fn a_version_that_fails_its_verification_while_it_is_loaded_is_let_go() {
     let world = World::serving().await;
-    let first = world.object(DEPLOYMENT)["spec"]["template"].clone();
     world.version("intent-v2", "intent", None);
     world.spec(json!({"modelVersion": "intent-v2"}));
     world.reconcile().await;
-    assert_ne!(world.object(DEPLOYMENT)["spec"]["template"], first);
-    world.deployment_status(3, 1, 2);
-    world.pod("c", "intent-v2", false);
-    world.reconcile().await;
+    assert_eq!(world.assigned(), ["intent-v1", "intent-v2"]);
 
     world.version("intent-v2", "intent", Some("False"));
-    assert_eq!(world.writes().await, ["apply deployments", "apply status"]);
-    assert_eq!(world.object(DEPLOYMENT)["spec"]["template"], first);
-    world.remove(&format!("{PODS}c"));
-    world.deployment_status(2, 2, 2);
-    world.reconcile().await;
+    assert_eq!(world.writes().await, ["apply configmaps", "apply status"]);
+    assert_eq!(world.assigned(), ["intent-v1"]);
     let (_, reason, message) = world.ready();
     assert_eq!(reason, "ModelVersionNotVerified");
     assert!(message.contains("2 pod(s) go on to answer with intent-v1"), "{message}");
     assert!(world.is("Stalled") && world.is("DeploymentReady") && world.is("RoutesReady"));
     assert_eq!(world.writes().await, NOTHING);
+}
+
+#[tokio::test]
+async fn an_assignment_that_was_deleted_or_changed_comes_back() {
+    let world = World::serving().await;
+    let path = format!("{CONFIG_MAPS}intent-serving");
+    let mut changed = world.object(&path);
+    changed["data"]["assignment.json"] = json!("{}");
+    world.put(&path, changed);
+    assert_eq!(world.writes().await, ["apply configmaps"]);
+    assert_eq!(world.assigned(), ["intent-v1"]);
+    world.remove(&path);
+    assert_eq!(world.writes().await, ["apply configmaps"]);
+    assert_eq!(world.assigned(), ["intent-v1"]);
 }
 
 #[tokio::test]
@@ -626,45 +870,41 @@ async fn a_deployment_that_was_deleted_comes_back_though_its_version_is_gone() {
 #[tokio::test]
 async fn old_configurations_go_after_the_exchange_only() {
     let world = World::serving().await;
-    let first = world.names(CONFIG_MAPS);
+    let first = world.configurations();
     let digest =
         world.object(DEPLOYMENT)["spec"]["template"]["metadata"]["annotations"]["flywheel.dev/config-digest"].clone();
     let old_set = |replicas: i32| {
         world.replica_set(
-            "intent-v1",
+            "first",
             json!({"spec": {"replicas": replicas, "template": {"metadata": {"annotations": {"flywheel.dev/config-digest": digest}}}},
                 "status": {"replicas": replicas}}),
         );
     };
     old_set(2);
-    world.version("intent-v2", "intent", None);
-    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.spec(json!({"server": {"timeoutMilliseconds": 2000}}));
     world.reconcile().await;
-    assert_eq!(world.names(CONFIG_MAPS).len(), 2);
+    assert_eq!(world.configurations().len(), 2);
 
     world.deployment_status(3, 1, 2);
     world.reconcile().await;
-    assert_eq!(world.names(CONFIG_MAPS).len(), 2, "old pods may still restart");
-    assert_eq!(
-        world.service().status.unwrap().model_version.as_deref(),
-        Some("intent-v1")
-    );
-    world.pod("c", "intent-v2", true);
+    assert_eq!(world.configurations().len(), 2, "old pods may still restart");
+    world.pod_of("second", "c", "intent-v1", true);
     world.reconcile().await;
+    let served = || world.service().status.unwrap().model_version;
     assert_eq!(
-        world.service().status.unwrap().model_version,
-        None,
-        "two versions answer"
+        served().as_deref(),
+        Some("intent-v1"),
+        "pods of both templates answer with it"
     );
 
     world.deployment_status(2, 2, 2);
     world.remove(&format!("{PODS}a"));
     world.remove(&format!("{PODS}b"));
-    world.pod("d", "intent-v2", true);
+    world.pod_of("second", "d", "intent-v1", true);
     assert_eq!(world.writes().await, ["apply status"], "the ReplicaSet still has pods");
     old_set(0);
     assert_eq!(world.writes().await, ["delete configmaps"]);
-    assert!(!world.names(CONFIG_MAPS).contains(&first[0]));
+    assert!(!world.configurations().contains(&first[0]));
     assert_eq!(world.names(REVISIONS).len(), 2, "the way back is kept");
     assert_eq!(world.writes().await, NOTHING);
 }
@@ -677,7 +917,7 @@ async fn strangers_with_our_labels_do_not_count() {
         world.put(
             &path,
             json!({
-                "metadata": {"name": name, "namespace": "team", "uid": name, "labels": labels("intent-v0"), "ownerReferences": owner},
+                "metadata": {"name": name, "namespace": "team", "uid": name, "labels": labels(), "ownerReferences": owner},
                 "spec": {"nodeName": "n1", "containers": [], "selector": {}},
                 "status": {"phase": "Running", "replicas": 1, "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}],
                     "containerStatuses": [{"name": "server", "image": "i", "imageID": "", "ready": true, "started": true,
@@ -700,7 +940,7 @@ async fn strangers_with_our_labels_do_not_count() {
     assert_eq!(served().as_deref(), Some("intent-v1"), "no second version answers");
 
     // One of the Deployment's own does.
-    world.pod("c", "intent-v0", true);
+    world.pod_of("second", "c", "intent-v0", true);
     assert_eq!(world.writes().await, ["apply status"]);
     assert_eq!(served(), None);
 }
@@ -712,29 +952,27 @@ async fn a_strangers_replica_set_keeps_no_configuration() {
         world.object(DEPLOYMENT)["spec"]["template"]["metadata"]["annotations"]["flywheel.dev/config-digest"].clone();
     world.put(
         &format!("{REPLICA_SETS}theirs"),
-        json!({"metadata": {"name": "theirs", "namespace": "team", "uid": "theirs", "labels": labels("intent-v1")},
+        json!({"metadata": {"name": "theirs", "namespace": "team", "uid": "theirs", "labels": labels()},
             "spec": {"replicas": 1, "selector": {}, "template": {"metadata": {"annotations": {"flywheel.dev/config-digest": digest}}}}}),
     );
-    world.version("intent-v2", "intent", None);
-    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.spec(json!({"server": {"timeoutMilliseconds": 2000}}));
     world.reconcile().await;
     world.deployment_status(2, 2, 2);
     assert!(world.writes().await.contains(&"delete configmaps".to_owned()));
-    assert_eq!(world.names(CONFIG_MAPS).len(), 1);
+    assert_eq!(world.configurations().len(), 1);
 }
 
 #[tokio::test]
 async fn a_way_back_finds_its_template_again() {
     let mut world = World::serving().await;
     let first = world.object(DEPLOYMENT)["spec"]["template"].clone();
-    world.version("intent-v2", "intent", None);
-    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.spec(json!({"server": {"timeoutMilliseconds": 2000}}));
     world.reconcile().await;
     assert_ne!(world.object(DEPLOYMENT)["spec"]["template"], first);
     // What the administrator changed meanwhile does not change what ran before.
     world.settings.accelerator_classes.get_mut("a100").unwrap().server_image =
         "localhost/flywheel-server:next".to_owned();
-    world.spec(json!({"modelVersion": "intent-v1"}));
+    world.spec(json!({"server": {"timeoutMilliseconds": 1000}}));
     assert_eq!(
         world.writes().await,
         ["merge controllerrevisions", "apply deployments", "apply status"]
@@ -811,11 +1049,10 @@ async fn a_service_without_pods_makes_no_deployment() {
 #[tokio::test]
 async fn an_old_pod_makes_room_when_no_gpu_is_spare() {
     let mut world = World::serving().await;
-    world.version("intent-v2", "intent", None);
-    world.spec(json!({"modelVersion": "intent-v2"}));
+    world.spec(json!({"server": {"timeoutMilliseconds": 2000}}));
     world.reconcile().await;
     world.deployment_status(3, 1, 2);
-    world.waiting_pod("c", "intent-v2", world.seconds - 10);
+    world.waiting_pod("c", world.seconds - 10);
     let (writes, again) = world.reconcile().await;
     assert_eq!(writes, ["apply status"]);
     assert_eq!(world.ready().1, "InsufficientGPU");
@@ -828,7 +1065,7 @@ async fn an_old_pod_makes_room_when_no_gpu_is_spare() {
 
     world.deployment_status(2, 1, 1);
     world.remove(&format!("{PODS}a"));
-    world.pod("c", "intent-v2", true);
+    world.pod_of("second", "c", "intent-v1", true);
     assert_eq!(world.writes().await, ["apply status"]);
     assert_eq!(
         strategy(&world),
@@ -838,7 +1075,7 @@ async fn an_old_pod_makes_room_when_no_gpu_is_spare() {
 
     world.deployment_status(2, 2, 2);
     world.remove(&format!("{PODS}b"));
-    world.pod("d", "intent-v2", true);
+    world.pod_of("second", "d", "intent-v1", true);
     world.reconcile().await;
     assert_eq!(strategy(&world), json!({"maxSurge": 1, "maxUnavailable": 0}));
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{apply, condition, describe, get, kubectl, list, need, object_store, predict, root, wait};
+use crate::cluster::{apply, condition, delete, describe, get, kubectl, list, need, object_store, predict, root, wait};
 
 #[test]
 fn the_examples_train_a_model_and_serve_it() {
@@ -217,8 +217,71 @@ fn the_examples_train_a_model_and_serve_it() {
         || (get("infsvc", "intent", "intent")?["status"]["pods"] == "1/1").then_some(()),
     );
 
+    changes_over_while_it_answers(&version);
+
     // A served version cannot be deleted.
     let refused = kubectl(&["delete", "mv", "intent-v1", "-n", "intent", "--wait=false"])
         .expect_err("a served version was deleted");
     assert!(refused.contains("served"), "{refused}");
+}
+
+/// Another version, of the same artifact, and back: the pod stays, and every request is answered meanwhile.
+fn changes_over_while_it_answers(version: &Value) {
+    let pod = || {
+        let pods = list("pods", "intent", "flywheel.dev/inference-service=intent");
+        let mut living = pods
+            .into_iter()
+            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        living.next().expect("a pod")
+    };
+    let before = pod();
+    let address = format!(
+        "http://{}:8080/predict",
+        before["status"]["podIP"].as_str().expect("address")
+    );
+    let mut spec = version["spec"].clone();
+    spec["version"] = json!(2);
+    apply(&json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "ModelVersion",
+        "metadata": {"name": "intent-v2", "namespace": "intent"}, "spec": spec}));
+    for name in ["intent-v2", "intent-v1"] {
+        let patch = json!({"spec": {"modelVersion": name}}).to_string();
+        kubectl(&[
+            "patch",
+            "infsvc",
+            "intent",
+            "-n",
+            "intent",
+            "--type=merge",
+            "-p",
+            &patch,
+        ])
+        .expect("patch");
+        wait(
+            &format!("the pod answers with {name}"),
+            Duration::from_secs(60),
+            describe("infsvc", "intent", "intent"),
+            || {
+                let (code, answer) = predict(&address, &json!({"text": "lights on"}));
+                assert_eq!(code, 200, "a request was not answered: {answer}");
+                (answer["model_version"] == name).then_some(())
+            },
+        );
+        wait(
+            &format!("the status says {name}"),
+            Duration::from_secs(60),
+            describe("infsvc", "intent", "intent"),
+            || {
+                let service = get("infsvc", "intent", "intent")?;
+                condition(&service, "Ready").filter(|c| c.0 == "True")?;
+                (service["status"]["traffic"] == json!([{"modelVersion": name, "pods": 1}])).then_some(())
+            },
+        );
+    }
+    let after = pod();
+    assert_eq!(
+        after["metadata"]["uid"], before["metadata"]["uid"],
+        "the pod was exchanged"
+    );
+    assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
+    delete("mv", "intent", "intent-v2");
 }

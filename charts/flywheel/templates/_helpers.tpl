@@ -59,10 +59,11 @@ app.kubernetes.io/component: operator
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# Deletes those of training attempts that are over, hang or are lost; the cage refuses all others.
+# Deletes those of training attempts that are over, hang or are lost, and annotates serving ones when their versions change;
+# the cage refuses all else.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, delete]
+  verbs: [get, list, watch, patch, delete]
 # What keeps pods from being made at all stands only in events.
 - apiGroups: [""]
   resources: [events]

@@ -144,6 +144,12 @@ pub mod reasons {
         MODEL_VERSION_NOT_VERIFIED = "ModelVersionNotVerified",
         /// The server pods load the version.
         LOADING = "Loading",
+        /// Pods that answer load another version beside the one that they answer with.
+        VERSION_LOADING = "VersionLoading",
+        /// All pods have the version and change over to it.
+        VERSION_SWITCHING = "VersionSwitching",
+        /// A pod cannot load the version; what answers goes on.
+        VERSION_LOAD_FAILED = "VersionLoadFailed",
         /// Fewer pods answer than asked for.
         REPLICAS_UNAVAILABLE = "ReplicasUnavailable",
         /// `replicas: 0`.

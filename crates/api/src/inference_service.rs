@@ -125,9 +125,13 @@ pub struct InferenceServiceStatus {
     /// Address inside the cluster, once the Service of that name is there and is this object's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// The version that every ready pod serves; absent while pods of two versions answer.
+    /// The version that every ready pod answers with; absent while they answer with two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_version: Option<String>,
+    /// How many of the ready pods answer with which version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["modelVersion"]))]
+    pub traffic: Vec<Traffic>,
     /// Pods there are, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
@@ -140,4 +144,14 @@ pub struct InferenceServiceStatus {
     /// Where the pods compute: `Cpu` where the class's GPUs are simulated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<Device>,
+}
+
+/// A version that answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Traffic {
+    /// Name of the ModelVersion.
+    pub model_version: String,
+    /// Ready pods that answer with it.
+    pub pods: i32,
 }

@@ -88,6 +88,8 @@ failure_reasons! {
     ManifestInvalid => User,
     /// In the precision asked for, the model gives too many texts another label than in single precision.
     PrecisionUnfit => User,
+    /// The server's process ended while it loaded this version beside the one that answers; that pod does not try again.
+    LoadCrashed => User,
     /// The class says `device: Cuda` and no GPU can be used.
     GpuUnavailable => Infrastructure,
     /// Memory ran out.

@@ -8,6 +8,10 @@ pub const CONFIG_MAX_BYTES: usize = 64 * 1024;
 pub const SERVING_CONFIG_DIR: &str = "/etc/flywheel/serving";
 /// Key in the serving ConfigMap, and file name, of [`crate::serving::ServingConfig`].
 pub const SERVING_CONFIG_FILE: &str = "serving.json";
+/// Folder where the serving pod finds which versions it holds; its content changes while the pod runs.
+pub const ASSIGNMENT_DIR: &str = "/etc/flywheel/assignment";
+/// Key in that ConfigMap, and file name, of [`crate::serving::Assignment`].
+pub const ASSIGNMENT_FILE: &str = "assignment.json";
 /// Folder where the CA bundle of the storage is mounted.
 pub const STORAGE_CA_DIR: &str = "/etc/flywheel/storage-ca";
 /// Folder for downloads and caches, an emptyDir.

@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::scalar::{Device, Precision};
+use crate::scalar::{Device, Digest, Precision};
 use crate::storage::StorageSettings;
 use crate::trainer::ArtifactRef;
 
-/// Content of the ConfigMap `<name>-serving-<first digits of its digest>`.
+/// Content of the ConfigMap `<name>-serving-<first digits of its digest>`: what stays as long as a pod lives. What it
+/// answers with is the [`Assignment`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServingConfig {
@@ -15,8 +16,6 @@ pub struct ServingConfig {
     pub schema_version: u32,
     /// Whose pod this is.
     pub service: ServiceIdentity,
-    /// What to serve.
-    pub version: ServedVersion,
     /// What to compute on.
     pub device: Device,
     /// In which format.
@@ -38,6 +37,33 @@ pub struct ServiceIdentity {
     /// Its name.
     pub name: String,
 }
+
+/// Content of the ConfigMap `<name>-serving`: the versions that the service's pods hold, and the one that they answer with.
+/// It changes while pods run, and they follow: a version that is listed is loaded beside the others, the one to serve
+/// answers as soon as it is loaded, and one that is not listed any more goes once nothing is computed with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Assignment {
+    /// [`crate::SCHEMA_VERSION`] of the writer.
+    pub schema_version: u32,
+    /// Grows with every change; a pod passes over an older one than it has followed.
+    pub generation: u64,
+    /// Name of the version that answers, one of `versions`.
+    pub serve: String,
+    /// Versions to hold, at most [`MAX_VERSIONS`].
+    pub versions: Vec<ServedVersion>,
+}
+
+impl Assignment {
+    /// The version that answers; `None` in an assignment that contradicts itself.
+    #[must_use]
+    pub fn serving(&self) -> Option<&ServedVersion> {
+        self.versions.iter().find(|v| v.name == self.serve)
+    }
+}
+
+/// Most versions that a pod holds at once.
+pub const MAX_VERSIONS: usize = 8;
 
 /// A version that a pod serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,8 +93,13 @@ pub struct Stats {
     pub schema_version: u32,
     /// Whether `/readyz` says yes.
     pub ready: bool,
-    /// The version of the configuration and how far it is.
-    pub version: VersionStats,
+    /// Generation of the [`Assignment`] that the pod follows.
+    pub generation: u64,
+    /// Name of the version that answers, once there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<String>,
+    /// The versions that it holds or is to hold, in the order of the assignment, and how far they are.
+    pub versions: Vec<VersionStats>,
     /// Requests answered since the start, by class of status: 2xx, 4xx, 5xx.
     pub answered: [u64; 3],
     /// Texts waiting or computed now.
@@ -83,6 +114,8 @@ pub struct Stats {
 pub struct VersionStats {
     /// Name of the ModelVersion.
     pub name: String,
+    /// Digest of its artifact.
+    pub digest: Digest,
     /// How far it is.
     pub state: LoadState,
     /// Format in which it computes, once loaded; never [`Precision::Auto`].
@@ -110,12 +143,14 @@ pub struct Agreement {
 /// How far a version is in a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LoadState {
+    /// Another one is loaded first.
+    Waiting,
     /// Bytes are fetched and checked.
     Downloading,
     /// The network is built and warmed up.
     Loading,
-    /// It answers.
+    /// It can answer.
     Ready,
-    /// It cannot be loaded.
+    /// It cannot be loaded. Where the storage is to blame it is tried again.
     Failed,
 }

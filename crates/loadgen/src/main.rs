@@ -1,13 +1,17 @@
 //! `flywheel-loadgen`: open-loop load on an HTTP endpoint; prints one JSON object of figures.
 #![allow(clippy::print_stdout, reason = "the figures are the output of this program")]
 
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use clap::Parser;
-use flywheel_loadgen::{Plan, run, summary};
+use flywheel_loadgen::{Outcome, Plan, run, summary};
+use serde::Serialize;
 
 /// Offers an HTTP endpoint requests at a rate, whether it answers or not, and times each from the instant at which it was due.
 #[derive(Parser)]
@@ -40,6 +44,43 @@ struct Options {
     /// Of the gaps between requests.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where to write how each request ended, in the order in which they were due, one JSON document per line: `at` (when it was
+    /// due, seconds since 1970), `latency` (seconds from then), `body` (its line in the file of bodies), `status` (0 without an
+    /// answer) and `answer` (the text, or why there is none).
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
+}
+
+/// A line of `--answers`.
+#[derive(Serialize)]
+struct Line<'a> {
+    at: f64,
+    latency: f64,
+    body: usize,
+    status: u16,
+    answer: Cow<'a, str>,
+}
+
+fn write_answers(path: &Path, start: SystemTime, outcomes: &mut [Outcome]) -> Result<(), Box<dyn std::error::Error>> {
+    let start = start.duration_since(UNIX_EPOCH)?;
+    outcomes.sort_by_key(|outcome| outcome.due);
+    let mut file = BufWriter::new(File::create(path)?);
+    for outcome in outcomes {
+        let (status, answer) = match &outcome.answer {
+            Ok((status, body)) => (status.as_u16(), String::from_utf8_lossy(body)),
+            Err(why) => (0, Cow::from(why.as_str())),
+        };
+        let line = Line {
+            at: (start + outcome.due).as_secs_f64(),
+            latency: outcome.latency.as_secs_f64(),
+            body: outcome.body,
+            status,
+            answer,
+        };
+        serde_json::to_writer(&mut file, &line)?;
+        file.write_all(b"\n")?;
+    }
+    Ok(file.flush()?)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -63,6 +104,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         patience: Duration::from_millis(options.patience_milliseconds),
         seed: options.seed,
     };
+    let start = SystemTime::now();
     let mut outcomes = Vec::new();
     // One thread: it must not take the processor from the server that it measures.
     tokio::runtime::Builder::new_current_thread()
@@ -74,6 +116,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         duration,
         Duration::from_millis(options.objective_milliseconds),
     );
+    if let Some(path) = &options.answers {
+        write_answers(path, start, &mut outcomes).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
     println!("{}", serde_json::to_string(&figures)?);
     Ok(())
 }

@@ -1,20 +1,21 @@
-//! What both ports share: how far the pod is, its version, its figures.
+//! What both ports share: how far the pod is, its versions, its figures.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::failure::Failure;
 use flywheel_contract::names::READYZ_PATH;
-use flywheel_contract::serving::{LoadState, ServingConfig, ServingLimits, Stats, VersionStats};
+use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig, ServingLimits, Stats};
 use flywheel_contract::{SCHEMA_VERSION, serving};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::model::LoadedVersion;
+use crate::versions::{Version, Versions};
 
 /// How far a pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,12 +42,10 @@ pub(crate) const BODY_UNIT_BYTES: usize = 16 * 1024;
 /// State of a serving pod.
 pub struct App {
     service: serving::ServiceIdentity,
-    version: String,
     limits: ServingLimits,
     started: Instant,
     phase: watch::Sender<Phase>,
-    load: Mutex<(LoadState, Option<Failure>)>,
-    engine: OnceLock<Engine>,
+    pub(crate) versions: Versions,
     broken: mpsc::Sender<Failure>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) bodies: Arc<Semaphore>,
@@ -66,12 +65,10 @@ impl App {
         let document = flywheel_wire::openapi::document(&config.service.name, READYZ_PATH, env!("CARGO_PKG_VERSION"));
         let app = Self {
             service: config.service.clone(),
-            version: config.version.name.clone(),
             limits: config.limits.clone(),
             started: Instant::now(),
             phase: watch::Sender::new(Phase::Loading),
-            load: Mutex::new((LoadState::Downloading, None)),
-            engine: OnceLock::new(),
+            versions: Versions::default(),
             broken,
             metrics: Arc::new(Metrics::new()),
             bodies: Arc::new(Semaphore::new(BODY_BUDGET_BYTES / BODY_UNIT_BYTES)),
@@ -84,33 +81,30 @@ impl App {
         (Arc::new(app), receiver)
     }
 
-    /// Starts a version's workers, warms them up and becomes ready.
-    ///
-    /// # Errors
-    /// Why the version cannot compute, or that there is one already.
-    pub async fn install(&self, version: LoadedVersion) -> Result<(), Failure> {
-        self.set_load(LoadState::Loading, None);
-        let engine = Engine::start(version, &self.limits, &self.metrics, &self.broken).await?;
-        self.engine.set(engine).map_err(|_| {
-            Failure::new(
-                FailureReason::InternalError,
-                "a version is loaded already; a pod loads one",
-            )
-        })?;
-        self.metrics.loaded(self.started.elapsed());
-        self.set_load(LoadState::Ready, None);
-        self.advance(Phase::Ready);
-        tracing::info!(
-            service = %format!("{}/{}", self.service.namespace, self.service.name),
-            version = self.version,
-            seconds = self.started.elapsed().as_secs_f64(),
-            "ready"
-        );
-        Ok(())
+    /// Follows an assignment as far as its versions are loaded. False for one that is older than the one followed.
+    pub fn follow(&self, assignment: &Assignment) -> bool {
+        self.versions.follow(assignment)
     }
 
-    pub(crate) fn set_load(&self, state: LoadState, failure: Option<Failure>) {
-        *self.load.lock().unwrap_or_else(PoisonError::into_inner) = (state, failure);
+    /// Starts a version's workers and warms them up; it answers from then on if it is to, and the pod is ready with the first
+    /// that does. `since`: when its loading began.
+    ///
+    /// # Errors
+    /// Why the version cannot compute.
+    pub async fn install(&self, served: ServedVersion, loaded: LoadedVersion, since: Instant) -> Result<(), Failure> {
+        let engine = Engine::start(loaded, &self.limits, &self.metrics, &self.broken).await?;
+        self.metrics.loaded(since.elapsed());
+        tracing::info!(
+            service = %format!("{}/{}", self.service.namespace, self.service.name),
+            version = served.name,
+            seconds = since.elapsed().as_secs_f64(),
+            "loaded"
+        );
+        self.versions.loaded(Version { served, engine });
+        if self.versions.answering().is_some() {
+            self.advance(Phase::Ready);
+        }
+        Ok(())
     }
 
     /// Goes on to a later phase; never back.
@@ -132,14 +126,6 @@ impl App {
         self.phase.subscribe()
     }
 
-    pub(crate) fn engine(&self) -> Option<&Engine> {
-        self.engine.get()
-    }
-
-    pub(crate) fn version(&self) -> &str {
-        &self.version
-    }
-
     /// A new request id: differs between pods, and between requests of a pod.
     pub(crate) fn next_id(&self) -> String {
         format!("{:016x}-{:x}", self.id_prefix, self.ids.fetch_add(1, Ordering::Relaxed))
@@ -147,35 +133,33 @@ impl App {
 
     /// Whether the workers get on.
     pub(crate) fn alive(&self) -> bool {
-        self.engine().is_none_or(|engine| engine.longest_batch() < STUCK)
+        let versions = self.versions.all();
+        versions.iter().all(|version| version.engine.longest_batch() < STUCK)
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let (state, failure) = self.load.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (generation, serving, versions) = self.versions.stats();
         Stats {
             schema_version: SCHEMA_VERSION,
             ready: self.phase() == Phase::Ready,
-            version: VersionStats {
-                name: self.version.clone(),
-                state,
-                failure,
-                precision: self.engine().map(Engine::precision),
-                agreement: self.engine().and_then(Engine::agreement),
-            },
+            generation,
+            serving,
+            versions,
             answered: self.metrics.answers(),
-            in_flight: self
-                .engine()
-                .map_or(0, |e| u32::try_from(e.in_flight()).unwrap_or(u32::MAX)),
+            in_flight: u32::try_from(self.sum(Engine::in_flight)).unwrap_or(u32::MAX),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
         }
     }
 
     pub(crate) fn metrics_text(&self) -> String {
-        let engine = self.engine();
-        self.metrics.text(
-            engine.map_or(0, Engine::queue_depth),
-            engine.map_or(0, Engine::in_flight),
-            engine.map_or(0, Engine::limit),
-        )
+        // What a version takes at once is for new requests, and those go to the one that answers.
+        let limit = self.versions.answering().map_or(0, |version| version.engine.limit());
+        self.metrics
+            .text(self.sum(Engine::queue_depth), self.sum(Engine::in_flight), limit)
+    }
+
+    /// Over all versions that compute.
+    fn sum(&self, figure: impl Fn(&Engine) -> usize) -> usize {
+        self.versions.all().iter().map(|version| figure(&version.engine)).sum()
     }
 }

@@ -1,14 +1,18 @@
-//! Configuration: the file of the pod's ConfigMap, or the YAML of an InferenceService and its ModelVersion.
+//! Configuration and assignment: the files of the pod's ConfigMaps, or the YAML of an InferenceService and its ModelVersion.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use flywheel_api::{InferenceService, ModelVersion, manifest};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::scalar::Device;
-use flywheel_contract::serving::{ServedVersion, ServiceIdentity, ServingConfig, ServingLimits};
+use flywheel_contract::serving::{
+    Assignment, MAX_VERSIONS, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits,
+};
 use flywheel_contract::storage::StorageSettings;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 /// Most bytes of a configuration or YAML file; the API server takes no larger object.
@@ -28,22 +32,36 @@ fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(unreadable)
 }
 
-/// Reads the file that the operator writes.
+/// Reads the configuration that the operator writes.
 ///
 /// # Errors
 /// `ConfigInvalid`, also for a schema version that is not understood.
 pub fn from_file(path: &Path) -> Result<ServingConfig, Failure> {
-    let config = parse(&read(path)?).map_err(|problem| {
-        invalid(format!(
-            "{}: {problem}; use operator and server image of one release. On your own machine use `flywheel-server run`",
-            path.display()
-        ))
-    })?;
+    let config = parse_file(path)?;
     check(&config)?;
     Ok(config)
 }
 
-fn parse(text: &str) -> Result<ServingConfig, String> {
+/// Reads the assignment that the operator writes.
+///
+/// # Errors
+/// `ConfigInvalid`, also for a schema version that is not understood, and for an assignment that contradicts itself.
+pub fn assignment_from_file(path: &Path) -> Result<Assignment, Failure> {
+    let assignment = parse_file(path)?;
+    check_assignment(&assignment)?;
+    Ok(assignment)
+}
+
+fn parse_file<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    parse(&read(path)?).map_err(|problem| {
+        invalid(format!(
+            "{}: {problem}; use operator and server image of one release. On your own machine use `flywheel-server run`",
+            path.display()
+        ))
+    })
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Version {
@@ -76,12 +94,35 @@ fn check(config: &ServingConfig) -> Result<(), Failure> {
             limits.timeout_milliseconds
         )));
     }
-    let hex = config.version.artifact.digest.hex();
-    if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+    Ok(())
+}
+
+fn check_assignment(assignment: &Assignment) -> Result<(), Failure> {
+    let versions = &assignment.versions;
+    if versions.len() > MAX_VERSIONS {
         return Err(invalid(format!(
-            "the artifact's digest is {:?}, not sha256: and 64 hexadecimal digits",
-            config.version.artifact.digest.0
+            "{} versions are to be held, and a pod holds at most {MAX_VERSIONS}",
+            versions.len()
         )));
+    }
+    let names: BTreeSet<&String> = versions.iter().map(|version| &version.name).collect();
+    if names.len() < versions.len() {
+        return Err(invalid("a version is to be held twice"));
+    }
+    if assignment.serving().is_none() {
+        return Err(invalid(format!(
+            "{} is to answer and is none of the versions to hold",
+            assignment.serve
+        )));
+    }
+    for version in versions {
+        let hex = version.artifact.digest.hex();
+        if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(invalid(format!(
+                "the artifact's digest is {:?}, not sha256: and 64 hexadecimal digits",
+                version.artifact.digest.0
+            )));
+        }
     }
     Ok(())
 }
@@ -97,11 +138,11 @@ pub struct LocalRun {
     pub ca_file: Option<PathBuf>,
 }
 
-/// The configuration that the operator would give to the pods of this InferenceService.
+/// The configuration and the assignment that the operator would give to the pods of this InferenceService.
 ///
 /// # Errors
 /// `ConfigInvalid` with file and field.
-pub fn from_manifests(run: &LocalRun) -> Result<ServingConfig, Failure> {
+pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Failure> {
     let mut services = Vec::new();
     let mut versions = Vec::new();
     for path in &run.files {
@@ -156,10 +197,6 @@ pub fn from_manifests(run: &LocalRun) -> Result<ServingConfig, Failure> {
             namespace: service.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
             name,
         },
-        version: ServedVersion {
-            name: spec.model_version,
-            artifact: version.artifact,
-        },
         device: run.device,
         precision: spec.server.precision,
         storage: StorageSettings {
@@ -173,7 +210,17 @@ pub fn from_manifests(run: &LocalRun) -> Result<ServingConfig, Failure> {
         },
     };
     check(&config)?;
-    Ok(config)
+    let assignment = Assignment {
+        schema_version: SCHEMA_VERSION,
+        generation: 1,
+        serve: spec.model_version.clone(),
+        versions: vec![ServedVersion {
+            name: spec.model_version,
+            artifact: version.artifact,
+        }],
+    };
+    check_assignment(&assignment)?;
+    Ok((config, assignment))
 }
 
 #[cfg(test)]
@@ -200,7 +247,7 @@ spec:
   artifact: {uri: file:///models/intent/2, digest: 'sha256:0000000000000000000000000000000000000000000000000000000000000000'}
 ";
 
-    fn run(files: &[&str]) -> Result<ServingConfig, Failure> {
+    fn run(files: &[&str]) -> Result<(ServingConfig, Assignment), Failure> {
         let dir = tempfile::tempdir().unwrap();
         let files = files
             .iter()
@@ -224,13 +271,15 @@ spec:
         let other = VERSION.replace("intent-v2", "intent-v1");
         let together = format!("kind: ConfigMap\n---{other}---{VERSION}---{SERVICE}");
         assert_eq!(apart, run(&[&together]).unwrap());
-        assert_eq!(apart.service.namespace, "team-a");
-        assert_eq!(apart.version.name, "intent-v2");
+        let (config, assignment) = apart;
+        assert_eq!(config.service.namespace, "team-a");
         assert_eq!(
-            (apart.limits.max_concurrency, apart.limits.timeout_milliseconds),
+            (config.limits.max_concurrency, config.limits.timeout_milliseconds),
             (64, 1000)
         );
-        assert_eq!(apart.version.artifact.uri.as_str(), "file:///models/intent/2");
+        assert_eq!((assignment.serve.as_str(), assignment.versions.len()), ("intent-v2", 1));
+        let version = assignment.serving().unwrap();
+        assert_eq!(version.artifact.uri.as_str(), "file:///models/intent/2");
     }
 
     #[test]
@@ -281,10 +330,14 @@ spec:
     fn a_file_of_another_release_is_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("serving.json");
-        let config = run(&[SERVICE, VERSION]).unwrap();
+        let (config, assignment) = run(&[SERVICE, VERSION]).unwrap();
         let mut json = serde_json::to_value(&config).unwrap();
         std::fs::write(&path, json.to_string()).unwrap();
         assert_eq!(from_file(&path).unwrap(), config);
+        assert!(
+            assignment_from_file(&path).is_err(),
+            "each file is its own kind: {assignment:?}"
+        );
         json["later"] = 1.into();
         std::fs::write(&path, json.to_string()).unwrap();
         assert_eq!(
@@ -304,5 +357,39 @@ spec:
                 .message
                 .contains("cannot be read")
         );
+    }
+
+    #[test]
+    fn an_assignment_that_contradicts_itself_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("assignment.json");
+        let (_, good) = run(&[SERVICE, VERSION]).unwrap();
+        let read = |assignment: &Assignment| {
+            std::fs::write(&path, serde_json::to_string(assignment).unwrap()).unwrap();
+            assignment_from_file(&path)
+        };
+        assert_eq!(read(&good).unwrap(), good);
+        type Change = fn(&mut Assignment);
+        let table: [(&str, Change); 6] = [
+            ("none of the versions", |a| a.serve = "other".to_owned()),
+            ("none of the versions", |a| a.versions.clear()),
+            ("twice", |a| a.versions.push(a.versions[0].clone())),
+            ("at most 8", |a| {
+                for n in 0..8 {
+                    let mut more = a.versions[0].clone();
+                    more.name = format!("v{n}");
+                    a.versions.push(more);
+                }
+            }),
+            ("digest", |a| a.versions[0].artifact.digest.0 = "sha256:x".to_owned()),
+            ("schemaVersion is 9", |a| a.schema_version = 9),
+        ];
+        for (word, change) in table {
+            let mut bad = good.clone();
+            change(&mut bad);
+            let failure = read(&bad).expect_err(word);
+            assert_eq!(failure.reason, FailureReason::ConfigInvalid);
+            assert!(failure.message.contains(word), "{word}: {failure}");
+        }
     }
 }

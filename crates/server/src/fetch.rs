@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flywheel_contract::artifact::Manifest;
 use flywheel_contract::failure::{Failure, FailureClass, FailureReason};
-use flywheel_contract::scalar::Uri;
+use flywheel_contract::scalar::{Digest, Uri};
 use flywheel_contract::storage::StorageSettings;
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_store::{Limits, Purpose, Store};
@@ -17,6 +17,9 @@ use flywheel_store::{Limits, Purpose, Store};
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 /// Longest wait between two tries.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Artifacts in the cache beside those that are held.
+const SPARE: usize = 2;
 
 /// Where and how to fetch.
 #[derive(Clone, Debug)]
@@ -99,6 +102,7 @@ impl Fetch<'_> {
         match checked {
             Ok(manifest) => {
                 tracing::info!(folder = %folder.display(), "the artifact is in the cache and right");
+                touch(folder).await;
                 Ok(Some(manifest))
             }
             Err(error) => {
@@ -107,6 +111,45 @@ impl Fetch<'_> {
                 Ok(None)
             }
         }
+    }
+}
+
+/// Removes artifacts that nobody holds, but for the [`SPARE`] that were used last: they are what a way back needs.
+pub(crate) async fn tidy(scratch: &Path, held: impl Iterator<Item = &Digest>) {
+    let held: Vec<&str> = held.map(Digest::hex).collect();
+    let Ok(mut entries) = tokio::fs::read_dir(scratch.join("artifacts")).await else {
+        return;
+    };
+    let mut spare = Vec::new();
+    while let Ok(Some(entry)) = entries.next_entry().await {
+        let name = entry.file_name();
+        // Parts are somebody's who fetches now.
+        let artifact = name
+            .to_str()
+            .is_some_and(|name| !name.contains('.') && !held.contains(&name));
+        if let (true, Ok(metadata)) = (artifact, entry.metadata().await) {
+            spare.push((metadata.modified().ok(), entry.path()));
+        }
+    }
+    spare.sort();
+    spare.reverse();
+    for (_, folder) in spare.iter().skip(SPARE) {
+        match remove(folder).await {
+            Ok(()) => {
+                tracing::info!(folder = %folder.display(), "an artifact that nobody holds is removed from the cache")
+            }
+            Err(failure) => tracing::warn!(message = failure.message, "the cache keeps more than it should"),
+        }
+    }
+}
+
+/// Notes that an artifact was used now; only the order of [`tidy`] depends on it.
+async fn touch(folder: &Path) {
+    let folder = folder.to_owned();
+    let touched =
+        tokio::task::spawn_blocking(move || std::fs::File::open(&folder)?.set_modified(std::time::SystemTime::now()));
+    if let Ok(Err(error)) = touched.await {
+        tracing::debug!(%error, "an artifact in the cache cannot be touched");
     }
 }
 

@@ -1,8 +1,9 @@
 //! The program of serving pods.
 //!
 //! ```text
-//! config ─ load (fetch, verify, build, warm up) ─────────────┐
-//! connection ─ http (limits, parsing) ─ engine (permit) ─ encode ─ queue ─ worker (owns a model) ─ reply
+//! assignment ─ follow ─ load (fetch, verify, build, warm up) ─ versions (those held, the one that answers)
+//!                                                                 │
+//! connection ─ http (limits, parsing) ─ engine of the version (permit) ─ encode ─ queue ─ worker (owns a model) ─ reply
 //! ```
 //! The async side never touches a tensor: each worker is a plain thread that owns one copy of the model over shared
 //! weights. Every queue, body, list and wait has a limit. Logs and metrics never hold request texts. There is no way to
@@ -13,14 +14,18 @@ pub mod config;
 mod connection;
 mod engine;
 mod fetch;
+mod follow;
 mod http;
 mod load;
+mod memory;
 mod metrics;
 pub mod model;
 mod pace;
 mod queue;
 pub mod run;
+mod versions;
 mod worker;
 
 pub use app::App;
+pub use follow::Source;
 pub use run::{Listeners, Options, Server};

@@ -1,27 +1,32 @@
 //! From a configuration to a version that can answer.
 
 use std::num::NonZero;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use flywheel_contract::artifact::{EVALUATION_SAMPLE_FILE, EvaluationSample, Manifest};
+use flywheel_contract::artifact::{EVALUATION_SAMPLE_FILE, EvaluationSample, Manifest, ManifestFile, WEIGHTS_FILE};
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::profile::most_probable;
 use flywheel_contract::scalar::{Device, Precision};
-use flywheel_contract::serving::{Agreement, LoadState, ServingConfig};
+use flywheel_contract::serving::{Agreement, ServedVersion, ServingConfig};
 use flywheel_data::TextTokenizer;
 use flywheel_learn::device::TensorDevice;
 use flywheel_learn::{Classifier, device, precision};
+use tokio::sync::oneshot;
 
-use crate::app::App;
 use crate::fetch::Fetch;
+use crate::memory;
 use crate::model::{Encode, LoadedVersion, Model};
 use crate::run::Options;
 
 /// Lengths of the rows that a worker computes before its first request, in tokens: libtorch prepares kernels by shape.
 const WARM_UP_LENGTHS: [usize; 3] = [8, 32, 128];
 
+/// Niceness of a thread that loads a version while another one answers: a third of a worker's share where both want a core.
+const YIELD: i32 = 5;
+/// Memory that loading takes at its peak, in lengths of the file of weights: as they are stored, and as they are computed with.
+const WEIGHTS_WHILE_LOADING: u64 = 2;
 /// Longest file of an evaluation sample, bytes: two hundred texts with the answers for thousands of labels.
 const MAX_SAMPLE_BYTES: u64 = 64 * 1024 * 1024;
 /// Texts of the evaluation sample in one batch.
@@ -29,21 +34,30 @@ const COMPARED_AT_ONCE: usize = 16;
 /// One text in so many of the evaluation sample may get another label than in single precision (and one of a smaller sample).
 const ONE_MAY_DIFFER_OF: usize = 200;
 
-/// Fetches, checks and builds the version of the configuration.
-pub(crate) async fn load(app: &App, config: &ServingConfig, options: &Options) -> Result<LoadedVersion, Failure> {
-    let (device, wanted) = (config.device, config.precision);
+/// A version whose artifact is in the cache and what its digest says.
+pub(crate) struct Fetched {
+    folder: PathBuf,
+    manifest: Manifest,
+}
+
+/// Fetches and checks the artifact of a version.
+pub(crate) async fn fetch(
+    config: &ServingConfig,
+    options: &Options,
+    version: &ServedVersion,
+) -> Result<Fetched, Failure> {
+    let device = config.device;
     // Before the download, which may be long and for nothing.
-    blocking(move || {
+    apart(false, move || {
         device::check_library()
             .and_then(|()| device::resolve(device, 0))
             .map(drop)
             .map_err(failure)
     })
     .await?;
-    app.set_load(LoadState::Downloading, None);
     let start = Instant::now();
     let (folder, manifest) = Fetch {
-        artifact: &config.version.artifact,
+        artifact: &version.artifact,
         storage: &config.storage,
         scratch: &options.scratch,
         limits: options.storage_limits,
@@ -52,21 +66,66 @@ pub(crate) async fn load(app: &App, config: &ServingConfig, options: &Options) -
     .run()
     .await?;
     tracing::info!(
-        version = config.version.name, uri = %config.version.artifact.uri, seconds = start.elapsed().as_secs_f64(),
+        version = version.name, uri = %version.artifact.uri, seconds = start.elapsed().as_secs_f64(),
         "the artifact is here and what its digest says"
     );
-    app.set_load(LoadState::Loading, None);
-    blocking(move || build(&folder, &manifest, device, wanted)).await
+    Ok(Fetched { folder, manifest })
 }
 
-/// Runs what blocks outside the async threads. A panic in there is a failure.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work)
+/// Builds it. `beside`: another one answers meanwhile, which must not suffer.
+pub(crate) async fn build(config: &ServingConfig, fetched: Fetched, beside: bool) -> Result<LoadedVersion, Failure> {
+    let (device, wanted) = (config.device, config.precision);
+    let Fetched { folder, manifest } = fetched;
+    if beside && device == Device::Cpu {
+        fits(&manifest.files, memory::left())?;
+    }
+    apart(beside, move || network(&folder, &manifest, device, wanted)).await
+}
+
+/// Runs what takes a processor for long on a thread of its own. A panic in there is a failure.
+async fn apart<T: Send + 'static>(
+    yielding: bool,
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let (reply, outcome) = oneshot::channel();
+    let run = move || {
+        if yielding && let Err(error) = rustix::process::nice(YIELD) {
+            tracing::debug!(%error, "loading competes with what answers");
+        }
+        // Nobody waits any more for a version that is not wanted any more.
+        let _ = reply.send(work());
+    };
+    std::thread::Builder::new()
+        .name("load".to_owned())
+        .spawn(run)
+        .map_err(|e| internal(&format!("cannot start a thread: {e}")))?;
+    outcome
         .await
         .unwrap_or_else(|_| Err(internal("loading panicked; the log says where")))
 }
 
-fn build(folder: &Path, manifest: &Manifest, device: Device, wanted: Precision) -> Result<LoadedVersion, Failure> {
+/// Whether a version can be loaded beside another one: an end for lack of memory would take that one along.
+fn fits(files: &[ManifestFile], left: Option<u64>) -> Result<(), Failure> {
+    let weights = files.iter().filter(|file| file.name == WEIGHTS_FILE);
+    let needed = WEIGHTS_WHILE_LOADING * weights.map(|file| file.length).sum::<u64>();
+    match left {
+        Some(left) if left < needed => {
+            let mebibytes = |bytes: u64| bytes.div_ceil(1024 * 1024);
+            Err(Failure::new(
+                FailureReason::OutOfMemory,
+                format!(
+                    "loading it beside the version that answers takes about {} MiB and {} MiB are left; raise \
+                     server.resources.limits.memory",
+                    mebibytes(needed),
+                    mebibytes(left)
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn network(folder: &Path, manifest: &Manifest, device: Device, wanted: Precision) -> Result<LoadedVersion, Failure> {
     let (workers, batch_tokens) = match device {
         // A core computes one batch at a time; more threads would only share it. Larger batches compute no faster per row
         // there, and make those behind them wait.
@@ -253,4 +312,30 @@ fn failure(error: flywheel_learn::Error) -> Failure {
 
 fn internal(message: &str) -> Failure {
     Failure::new(FailureReason::InternalError, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use flywheel_contract::scalar::Digest;
+
+    use super::*;
+
+    #[test]
+    fn a_version_that_does_not_fit_beside_another_is_refused_before_it_is_loaded() {
+        let file = |name: &str, length| ManifestFile {
+            name: name.to_owned(),
+            length,
+            digest: Digest::sha256(&"0".repeat(64)),
+        };
+        // What is no weights does not count.
+        let files = [file(WEIGHTS_FILE, 100), file("config.json", 1 << 40)];
+        for (left, fits) in [(None, true), (Some(200), true), (Some(199), false), (Some(0), false)] {
+            let outcome = super::fits(&files, left);
+            assert_eq!(outcome.is_ok(), fits, "{left:?}");
+            if let Err(failure) = outcome {
+                assert_eq!(failure.reason, FailureReason::OutOfMemory);
+                assert!(failure.message.contains("limits.memory"), "{failure}");
+            }
+        }
+    }
 }

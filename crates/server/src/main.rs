@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::names::{EXIT_FAILED, SCRATCH_DIR, SERVING_CONFIG_DIR, SERVING_CONFIG_FILE, TERMINATION_LOG};
+use flywheel_contract::names::{
+    ASSIGNMENT_DIR, ASSIGNMENT_FILE, EXIT_FAILED, SCRATCH_DIR, SERVING_CONFIG_DIR, SERVING_CONFIG_FILE, TERMINATION_LOG,
+};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::serving::ServingConfig;
 use flywheel_contract::termination::{Outcome, TerminationLog, TerminationMessage};
 use flywheel_server::config::{self, LocalRun};
-use flywheel_server::{Listeners, Options, run};
+use flywheel_server::{Listeners, Options, Source, run};
 use flywheel_store::Limits;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -66,6 +68,9 @@ enum Command {
         /// The configuration that the operator writes.
         #[arg(long, value_name = "FILE", default_value_os_t = PathBuf::from(SERVING_CONFIG_DIR).join(SERVING_CONFIG_FILE))]
         config: PathBuf,
+        /// The versions to hold and the one that answers. The file may change at any time, and is followed.
+        #[arg(long, value_name = "FILE", default_value_os_t = PathBuf::from(ASSIGNMENT_DIR).join(ASSIGNMENT_FILE))]
+        assignment: PathBuf,
     },
     /// Serves from the YAML of an InferenceService and of the ModelVersion that it names, without Kubernetes. Keys for
     /// s3:// come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
@@ -154,7 +159,7 @@ async fn execute(arguments: &Arguments) -> Result<(), Failure> {
     let common = &arguments.common;
     let stop = told_to_end()?;
     let listeners = Listeners::bind(common.data_addr, common.inside_addr).await?;
-    let (config, scratch) = configuration(&arguments.command)?;
+    let (config, source, scratch) = configuration(&arguments.command)?;
     let operation = Duration::from_secs(common.storage_timeout);
     let options = Options {
         scratch: common.scratch.clone().unwrap_or(scratch),
@@ -165,20 +170,24 @@ async fn execute(arguments: &Arguments) -> Result<(), Failure> {
         },
         load_tries: common.load_tries,
     };
-    run::serve(&config, listeners, &options, stop).await
+    run::serve(&config, &source, listeners, &options, stop).await
 }
 
-/// The configuration, and the usual folder of the artifact cache.
-fn configuration(command: &Command) -> Result<(ServingConfig, PathBuf), Failure> {
+/// The configuration, where the assignment is, and the usual folder of the artifact cache.
+fn configuration(command: &Command) -> Result<(ServingConfig, Source, PathBuf), Failure> {
     match command {
-        Command::Serve { config } => Ok((config::from_file(config)?, PathBuf::from(SCRATCH_DIR))),
+        Command::Serve { config, assignment } => Ok((
+            config::from_file(config)?,
+            Source::File(assignment.clone()),
+            PathBuf::from(SCRATCH_DIR),
+        )),
         Command::Run {
             file,
             model_version,
             device,
             ca_file,
         } => {
-            let config = config::from_manifests(&LocalRun {
+            let (config, assignment) = config::from_manifests(&LocalRun {
                 files: file.iter().chain(model_version).cloned().collect(),
                 device: match device {
                     DeviceArgument::Cpu => Device::Cpu,
@@ -191,7 +200,7 @@ fn configuration(command: &Command) -> Result<(ServingConfig, PathBuf), Failure>
                 .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
                 .filter(|path| path.is_absolute())
                 .unwrap_or_else(std::env::temp_dir);
-            Ok((config, cache.join("flywheel")))
+            Ok((config, Source::Fixed(assignment), cache.join("flywheel")))
         }
     }
 }

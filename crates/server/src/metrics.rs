@@ -67,7 +67,7 @@ impl Metrics {
         );
         registry.register(
             "flywheel_model_load_seconds",
-            "Time to fetch, verify, load and warm up the version",
+            "Time to fetch, verify, load and warm up the newest version",
             load_seconds.clone(),
         );
         Self {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::names::{DATA_PORT, INSIDE_PORT};
-use flywheel_contract::serving::{LoadState, ServingConfig};
+use flywheel_contract::serving::ServingConfig;
 use flywheel_store::Limits;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -17,7 +17,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::app::{App, Phase};
-use crate::{connection, http, load};
+use crate::follow::{Source, follow};
+use crate::{connection, http};
 
 /// Most connections of the data port at once.
 const DATA_CONNECTIONS: u32 = 1024;
@@ -147,12 +148,13 @@ impl Server {
     }
 }
 
-/// Serves until `stop` resolves, and drains then.
+/// Serves what the assignment says until `stop` resolves, and drains then.
 ///
 /// # Errors
-/// Why no version could be loaded, or that the device works no more: the process must end with it.
+/// Why nothing can answer, or that the device works no more: the process must end with it.
 pub async fn serve(
     config: &ServingConfig,
+    source: &Source,
     listeners: Listeners,
     options: &Options,
     stop: impl Future<Output = ()>,
@@ -160,27 +162,19 @@ pub async fn serve(
     let (app, mut broken) = App::new(config);
     let server = Server::start(&app, listeners);
     let mut stop = pin!(stop);
-    let loaded = tokio::select! {
-        loaded = Box::pin(load::load(&app, config, options)) => loaded,
-        () = &mut stop => return Ok(()),
-    };
-    let installed = match loaded {
-        Ok(version) => app.install(version).await,
-        Err(failure) => Err(failure),
-    };
-    if let Err(failure) = installed {
-        app.set_load(LoadState::Failed, Some(failure.clone()));
-        return Err(failure);
-    }
-    tokio::select! {
+    let failure = tokio::select! {
+        failed = Box::pin(follow(&app, config, options, source)) => match failed {
+            Err(failure) => failure,
+        },
+        Some(failure) = broken.recv() => failure,
         () = &mut stop => {
-            server.drain().await;
-            Ok(())
+            // Without a version there is nobody to answer and nothing to wait for.
+            if app.phase() >= Phase::Ready {
+                server.drain().await;
+            }
+            return Ok(());
         }
-        Some(failure) = broken.recv() => {
-            app.set_load(LoadState::Failed, Some(failure.clone()));
-            app.advance(Phase::Draining);
-            Err(failure)
-        }
-    }
+    };
+    app.advance(Phase::Draining);
+    Err(failure)
 }

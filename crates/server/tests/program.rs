@@ -4,147 +4,26 @@
 mod common;
 #[path = "common/artifact.rs"]
 mod fixture;
+#[path = "common/program.rs"]
+mod process;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Connection, PATIENCE, get, post, predict, until, with_headers};
-use fixture::{Artifact, Behaviour, LABELS, Storage};
+use fixture::{Artifact, Behaviour, LABELS, Setup, Storage};
 use flywheel_contract::artifact::{CONFIG_FILE, EVALUATION_SAMPLE_FILE, MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::scalar::{Device, Digest, Precision};
-use flywheel_contract::serving::{Agreement, LoadState, ServingConfig, Stats};
-use flywheel_contract::termination::{Outcome, TerminationMessage};
+use flywheel_contract::serving::{Agreement, LoadState};
+use process::{Program, assert_fails, text};
 use serde_json::{Value, json};
-
-/// A running program with a folder of its own.
-struct Program {
-    child: Child,
-    data: SocketAddr,
-    inside: SocketAddr,
-    log: Arc<Mutex<String>>,
-    /// Holds the termination log and, unless told otherwise, the scratch folder.
-    home: tempfile::TempDir,
-}
-
-impl Program {
-    fn start(arguments: impl FnOnce(&Path) -> Vec<String>) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_flywheel-server"))
-            .args([
-                "--data-addr",
-                "127.0.0.1:0",
-                "--inside-addr",
-                "127.0.0.1:0",
-                "--storage-timeout",
-                "1",
-            ])
-            .args(["--load-tries", "2", "--termination-log"])
-            .arg(path.join("termination"))
-            .arg("--scratch")
-            .arg(path.join("scratch"))
-            .args(arguments(path))
-            .env_remove("RUST_LOG")
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        thread::spawn({
-            let log = Arc::clone(&log);
-            move || {
-                for line in lines.map_while(Result::ok) {
-                    let mut log = log.lock().unwrap();
-                    log.push_str(&line);
-                    log.push('\n');
-                }
-            }
-        });
-        let (data, inside) = until("it listens", || {
-            let log = log.lock().unwrap();
-            let line = log.lines().find(|l| l.contains("\"listening\""))?;
-            let json: Value = serde_json::from_str(line).unwrap();
-            let address = |name: &str| json[name].as_str().unwrap().parse().unwrap();
-            Some((address("data"), address("inside")))
-        });
-        Self {
-            child,
-            data,
-            inside,
-            log,
-            home,
-        }
-    }
-
-    fn serve(config: &ServingConfig) -> Self {
-        Self::start(|home| {
-            let path = home.join("serving.json");
-            fs::write(&path, serde_json::to_vec(config).unwrap()).unwrap();
-            vec!["serve".to_owned(), "--config".to_owned(), text(&path)]
-        })
-    }
-
-    fn ready(config: &ServingConfig) -> Self {
-        let mut program = Self::serve(config);
-        program.wait_ready();
-        program
-    }
-
-    fn wait_ready(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        while get(self.data, "/readyz").status != 200 {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("ended with {status}: {}", self.log());
-            }
-            assert!(Instant::now() < deadline, "never ready: {}", self.log());
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
-    }
-
-    fn stats(&self) -> Stats {
-        serde_json::from_slice(&get(self.inside, "/stats").body).unwrap()
-    }
-
-    fn signal(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    }
-
-    fn ended(&mut self) -> ExitStatus {
-        let child = &mut self.child;
-        until("it ends", || child.try_wait().unwrap())
-    }
-
-    fn rss(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|l| l.starts_with("VmRSS")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn text(path: &Path) -> String {
-    path.to_str().unwrap().to_owned()
-}
 
 const TEXTS: [&str; 6] = [
     "where is my card?",
@@ -174,7 +53,7 @@ fn assert_predicts(answer: &Value, want: &[f32], version: &str) {
 #[test]
 fn answers_are_those_of_the_network() {
     let artifact = Artifact::new();
-    let program = Program::ready(&artifact.config(&artifact.uri()));
+    let program = Program::ready(&artifact.setup(&artifact.uri()));
     let want = artifact.direct(&TEXTS);
     let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(
@@ -205,7 +84,7 @@ fn answers_are_those_of_the_network() {
     }
     let stats = program.stats();
     assert_eq!(
-        (stats.ready, stats.version.state, stats.answered),
+        (stats.ready, stats.versions[0].state, stats.answered),
         (true, LoadState::Ready, [7, 0, 0])
     );
     let log = program.log();
@@ -474,7 +353,7 @@ fn bad_requests() -> Vec<Bad> {
 #[test]
 fn bad_requests_are_refused_one_by_one_and_harm_nobody() {
     let artifact = Artifact::new();
-    let program = Program::ready(&artifact.config(&artifact.uri()));
+    let program = Program::ready(&artifact.setup(&artifact.uri()));
     let rows = bad_requests();
     assert!(rows.len() >= 40, "{}", rows.len());
     assert_eq!(predict(program.data, &json!({"text": "a"})).status, 200);
@@ -540,7 +419,7 @@ fn bad_requests_are_refused_one_by_one_and_harm_nobody() {
 #[test]
 fn slow_clients_are_cut_off_and_others_do_not_notice() {
     let artifact = Artifact::new();
-    let program = Program::ready(&artifact.config(&artifact.uri()));
+    let program = Program::ready(&artifact.setup(&artifact.uri()));
     let head = "POST /predict HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n";
     let mut silent = Connection::open(program.data);
     let mut half_head = Connection::open(program.data);
@@ -577,7 +456,7 @@ fn slow_clients_are_cut_off_and_others_do_not_notice() {
 
 #[test]
 fn what_cannot_be_loaded_ends_the_pod_with_its_reason() {
-    type Change = fn(&mut Artifact, &mut ServingConfig);
+    type Change = fn(&mut Artifact, &mut Setup);
     let rows: Vec<(&str, FailureReason, &str, Change)> = vec![
         (
             "flipped byte in the weights",
@@ -611,7 +490,7 @@ fn what_cannot_be_loaded_ends_the_pod_with_its_reason() {
             FailureReason::ArtifactNotFound,
             "does not exist",
             |a, c| {
-                c.version.artifact.uri.0 = format!("{}/none", a.uri());
+                c.version().artifact.uri.0 = format!("{}/none", a.uri());
             },
         ),
         ("no weights", FailureReason::ArtifactNotFound, WEIGHTS_FILE, |a, _| {
@@ -624,7 +503,7 @@ fn what_cannot_be_loaded_ends_the_pod_with_its_reason() {
             |a, c| {
                 a.damage(WEIGHTS_FILE, fixture::lie);
                 a.describe(|_| ());
-                c.version.artifact.digest = a.digest.clone();
+                c.version().artifact.digest = a.digest.clone();
             },
         ),
         (
@@ -634,7 +513,7 @@ fn what_cannot_be_loaded_ends_the_pod_with_its_reason() {
             |a, c| {
                 a.damage(WEIGHTS_FILE, |b| b.truncate(b.len() / 2));
                 a.describe(|_| ());
-                c.version.artifact.digest = a.digest.clone();
+                c.version().artifact.digest = a.digest.clone();
             },
         ),
         (
@@ -644,12 +523,12 @@ fn what_cannot_be_loaded_ends_the_pod_with_its_reason() {
             |a, c| {
                 a.damage(WEIGHTS_FILE, |b| b.truncate(4));
                 a.describe(|_| ());
-                c.version.artifact.digest = a.digest.clone();
+                c.version().artifact.digest = a.digest.clone();
             },
         ),
         ("other labels", FailureReason::ManifestInvalid, "labels", |a, c| {
             a.describe(|m| m.labels.reverse());
-            c.version.artifact.digest = a.digest.clone();
+            c.version().artifact.digest = a.digest.clone();
         }),
         (
             "file outside the artifact",
@@ -657,7 +536,7 @@ fn what_cannot_be_loaded_ends_the_pod_with_its_reason() {
             "passwd",
             |a, c| {
                 a.describe(|m| m.files[0].name = "../../etc/passwd".to_owned());
-                c.version.artifact.digest = a.digest.clone();
+                c.version().artifact.digest = a.digest.clone();
             },
         ),
         (
@@ -666,7 +545,7 @@ fn what_cannot_be_loaded_ends_the_pod_with_its_reason() {
             "manifest",
             |a, c| {
                 fs::write(a.path(MANIFEST_FILE), "{").unwrap();
-                c.version.artifact.digest = sha_of_brace();
+                c.version().artifact.digest = sha_of_brace();
             },
         ),
         (
@@ -676,41 +555,41 @@ fn what_cannot_be_loaded_ends_the_pod_with_its_reason() {
             |a, c| {
                 fs::write(a.path(TOKENIZER_FILE), "{}").unwrap();
                 a.describe(|_| ());
-                c.version.artifact.digest = a.digest.clone();
+                c.version().artifact.digest = a.digest.clone();
             },
         ),
         ("unknown scheme", FailureReason::StorageInvalid, "gopher", |_, c| {
-            c.version.artifact.uri.0 = "gopher://x/y".to_owned();
+            c.version().artifact.uri.0 = "gopher://x/y".to_owned();
         }),
         ("no such CA file", FailureReason::StorageInvalid, "/none.pem", |_, c| {
-            c.storage.ca_file = Some("/none.pem".to_owned());
+            c.config.storage.ca_file = Some("/none.pem".to_owned());
         }),
         (
             "closed port",
             FailureReason::StorageUnavailable,
             "did not answer",
             |_, c| {
-                c.version.artifact.uri.0 = "http://127.0.0.1:1/x".to_owned();
+                c.version().artifact.uri.0 = "http://127.0.0.1:1/x".to_owned();
             },
         ),
         (
             "no time",
             FailureReason::ConfigInvalid,
             "timeoutMilliseconds",
-            |_, c| c.limits.timeout_milliseconds = 0,
+            |_, c| c.config.limits.timeout_milliseconds = 0,
         ),
         (
             "another release's configuration",
             FailureReason::ConfigInvalid,
             "schemaVersion",
-            |_, c| c.schema_version = 9,
+            |_, c| c.config.schema_version = 9,
         ),
         (
             "digest that is a path",
             FailureReason::ConfigInvalid,
             "digest",
             |_, c| {
-                c.version.artifact.digest = Digest("sha256:../../x".to_owned());
+                c.version().artifact.digest = Digest("sha256:../../x".to_owned());
             },
         ),
     ];
@@ -720,9 +599,9 @@ fn what_cannot_be_loaded_ends_the_pod_with_its_reason() {
             .iter()
             .map(|(name, reason, word, change)| {
                 let mut artifact = Artifact::new();
-                let mut config = artifact.config(&artifact.uri());
-                change(&mut artifact, &mut config);
-                (name, reason, word, Program::serve(&config), artifact)
+                let mut setup = artifact.setup(&artifact.uri());
+                change(&mut artifact, &mut setup);
+                (name, reason, word, Program::serve(&setup), artifact)
             })
             .collect();
         for (name, reason, word, mut program, _artifact) in started {
@@ -735,26 +614,6 @@ fn sha_of_brace() -> Digest {
     Digest::sha256("021fb596db81e6d02bf3d2586ee3981fe519f275c0ac9ca76bbcf2ebb4097d96")
 }
 
-fn assert_fails(name: &str, program: &mut Program, reason: FailureReason, word: &str) {
-    let status = program.ended();
-    assert_eq!(status.code(), Some(1), "{name}: {}", program.log());
-    let written = fs::read_to_string(program.home.path().join("termination")).unwrap();
-    let Some(TerminationMessage {
-        outcome: Outcome::Failed(failure),
-        ..
-    }) = TerminationMessage::parse(&written)
-    else {
-        panic!("{name}: {written}")
-    };
-    assert_eq!(failure.reason, reason, "{name}: {failure}");
-    assert!(failure.message.contains(word), "{name}: {failure}");
-    let left: Vec<PathBuf> = fs::read_dir(program.home.path().join("scratch/artifacts"))
-        .map(|entries| entries.map(|e| e.unwrap().path()).collect())
-        .unwrap_or_default();
-    let whole = left.iter().all(|path| path.join(MANIFEST_FILE).exists());
-    assert!(whole, "{name}: left behind in the cache: {left:?}");
-}
-
 #[test]
 fn a_storage_that_refuses_or_breaks_off_is_told_apart() {
     let artifact = Artifact::new();
@@ -765,7 +624,7 @@ fn a_storage_that_refuses_or_breaks_off_is_told_apart() {
         (Behaviour::Silent, FailureReason::StorageUnavailable, 10),
     ] {
         let storage = Storage::new(artifact.dir.path(), behaviour);
-        let mut program = Program::serve(&artifact.config(&storage.uri()));
+        let mut program = Program::serve(&artifact.setup(&storage.uri()));
         until("it has asked", || {
             (storage.requests.load(Ordering::Relaxed) > 0).then_some(())
         });
@@ -773,7 +632,7 @@ fn a_storage_that_refuses_or_breaks_off_is_told_apart() {
             let readyz = get(program.data, "/readyz");
             assert_eq!((readyz.status, readyz.reason().as_str()), (503, "NotReady"));
             assert_eq!(get(program.inside, "/livez").status, 200, "waiting is not death");
-            assert_eq!(program.stats().version.state, LoadState::Downloading);
+            assert_eq!(program.stats().versions[0].state, LoadState::Downloading);
         }
         assert_fails(&format!("{behaviour:?}"), &mut program, reason, "127.0.0.1");
         let requests = storage.requests.load(Ordering::Relaxed);
@@ -785,7 +644,7 @@ fn a_storage_that_refuses_or_breaks_off_is_told_apart() {
 fn a_storage_that_comes_back_is_enough() {
     let artifact = Artifact::new();
     let storage = Storage::new(artifact.dir.path(), Behaviour::Fail);
-    let mut program = Program::serve(&artifact.config(&storage.uri()));
+    let mut program = Program::serve(&artifact.setup(&storage.uri()));
     until("a try has failed", || {
         program.log().contains("trying again").then_some(())
     });
@@ -800,15 +659,9 @@ fn a_restart_finds_the_artifact_in_the_cache_and_checks_it() {
     let artifact = Artifact::new();
     let storage = Storage::new(artifact.dir.path(), Behaviour::Right);
     let scratch = tempfile::tempdir().unwrap();
-    let config = artifact.config(&storage.uri());
+    let setup = artifact.setup(&storage.uri());
     let start = || {
-        let mut program = Program::start(|home| {
-            let path = home.join("serving.json");
-            fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
-            let mut arguments = vec!["serve".to_owned(), "--config".to_owned(), text(&path)];
-            arguments.extend(["--scratch".to_owned(), text(scratch.path())]);
-            arguments
-        });
+        let mut program = Program::serve_from(&setup, Some(scratch.path()));
         program.wait_ready();
         program
     };
@@ -841,10 +694,10 @@ fn a_precision_serves_only_if_it_agrees() {
     let mut artifact = Artifact::new();
     let texts: Vec<&str> = TEXTS.iter().copied().cycle().take(60).collect();
     artifact.add_sample(&texts, 0);
-    let mut config = artifact.config(&artifact.uri());
-    config.precision = Precision::BFloat16;
-    let program = Program::ready(&config);
-    let version = program.stats().version;
+    let mut setup = artifact.setup(&artifact.uri());
+    setup.config.precision = Precision::BFloat16;
+    let program = Program::ready(&setup);
+    let version = &program.stats().versions[0];
     assert_eq!(
         (version.precision, version.agreement),
         (Some(Precision::BFloat16), Some(Agreement { texts: 60, same: 60 }))
@@ -863,9 +716,9 @@ fn a_precision_serves_only_if_it_agrees() {
 
     for (wrong, serves) in [(1, true), (2, false)] {
         artifact.add_sample(&texts, wrong);
-        let mut config = artifact.config(&artifact.uri());
-        config.precision = Precision::BFloat16;
-        let mut program = Program::serve(&config);
+        let mut setup = artifact.setup(&artifact.uri());
+        setup.config.precision = Precision::BFloat16;
+        let mut program = Program::serve(&setup);
         if serves {
             program.wait_ready();
         } else {
@@ -877,12 +730,12 @@ fn a_precision_serves_only_if_it_agrees() {
             );
             assert!(program.log().contains("2 of the 60 texts"), "{}", program.log());
         }
-        config.precision = Precision::Auto;
-        let stats = Program::ready(&config).stats().version;
+        setup.config.precision = Precision::Auto;
+        let stats = Program::ready(&setup).stats().versions.remove(0);
         // A processor without units for bfloat16 computes in single precision from the start.
         assert!(serves || stats.precision == Some(Precision::Float32), "{stats:?}");
-        config.precision = Precision::Float32;
-        let agreement = Program::ready(&config).stats().version.agreement;
+        setup.config.precision = Precision::Float32;
+        let agreement = Program::ready(&setup).stats().versions[0].agreement;
         assert_eq!(
             agreement,
             Some(Agreement {
@@ -895,7 +748,7 @@ fn a_precision_serves_only_if_it_agrees() {
 
     artifact.damage(EVALUATION_SAMPLE_FILE, |bytes| bytes.truncate(100));
     artifact.describe(|_| ());
-    let mut program = Program::serve(&artifact.config(&artifact.uri()));
+    let mut program = Program::serve(&artifact.setup(&artifact.uri()));
     assert_fails(
         "broken sample",
         &mut program,
@@ -907,9 +760,9 @@ fn a_precision_serves_only_if_it_agrees() {
 #[test]
 fn a_gpu_that_is_asked_for_and_not_there_ends_the_pod() {
     let artifact = Artifact::new();
-    let mut config = artifact.config(&artifact.uri());
-    config.device = Device::Cuda;
-    let mut program = Program::serve(&config);
+    let mut setup = artifact.setup(&artifact.uri());
+    setup.config.device = Device::Cuda;
+    let mut program = Program::serve(&setup);
     if Path::new("/dev/nvidiactl").exists() {
         program.wait_ready();
     } else {
@@ -920,7 +773,7 @@ fn a_gpu_that_is_asked_for_and_not_there_ends_the_pod() {
 #[test]
 fn sigterm_ends_it_in_time_with_every_request_answered() {
     let artifact = Artifact::new();
-    let mut program = Program::ready(&artifact.config(&artifact.uri()));
+    let mut program = Program::ready(&artifact.setup(&artifact.uri()));
     let signalled = Arc::new(Mutex::new(None::<Instant>));
     let clients: Vec<_> = (0..4)
         .map(|_| {
@@ -975,7 +828,7 @@ fn sigterm_ends_it_in_time_with_every_request_answered() {
 fn sigterm_while_loading_ends_it_at_once() {
     let artifact = Artifact::new();
     let storage = Storage::new(artifact.dir.path(), Behaviour::Silent);
-    let mut program = Program::serve(&artifact.config(&storage.uri()));
+    let mut program = Program::serve(&artifact.setup(&storage.uri()));
     until("it has asked", || {
         (storage.requests.load(Ordering::Relaxed) > 0).then_some(())
     });

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::{Connection, PATIENCE, get, post, predict, until};
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::scalar::{Device, Digest, Precision};
-use flywheel_contract::serving::{ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, Stats};
+use flywheel_contract::serving::{Assignment, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, Stats};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_server::model::{Encode, LoadedVersion, Model};
 use flywheel_server::{App, Listeners, Server};
@@ -92,6 +92,16 @@ struct Pod {
     broken: tokio::sync::mpsc::Receiver<Failure>,
 }
 
+fn version() -> ServedVersion {
+    ServedVersion {
+        name: "intent-v7".to_owned(),
+        artifact: ArtifactRef {
+            uri: "file:///none".into(),
+            digest: Digest::sha256(&"0".repeat(64)),
+        },
+    }
+}
+
 impl Pod {
     fn loading(max_concurrency: u32, timeout_milliseconds: u32) -> Self {
         let config = ServingConfig {
@@ -99,13 +109,6 @@ impl Pod {
             service: ServiceIdentity {
                 namespace: "team".to_owned(),
                 name: "intent".to_owned(),
-            },
-            version: ServedVersion {
-                name: "intent-v7".to_owned(),
-                artifact: ArtifactRef {
-                    uri: "file:///none".into(),
-                    digest: Digest::sha256(&"0".repeat(64)),
-                },
             },
             device: Device::Cpu,
             precision: Precision::Auto,
@@ -117,6 +120,13 @@ impl Pod {
         };
         let runtime = Runtime::new().unwrap();
         let (app, broken) = App::new(&config);
+        let version = version();
+        app.follow(&Assignment {
+            schema_version: flywheel_contract::SCHEMA_VERSION,
+            generation: 1,
+            serve: version.name.clone(),
+            versions: vec![version],
+        });
         let (data, inside, server) = runtime.block_on(async {
             let bind = || TcpListener::bind("127.0.0.1:0");
             let (data, inside) = (bind().await.unwrap(), bind().await.unwrap());
@@ -139,7 +149,7 @@ impl Pod {
     }
 
     fn install(&self, workers: usize) {
-        let version = LoadedVersion {
+        let loaded = LoadedVersion {
             labels: vec!["short".to_owned(), "long".to_owned()],
             encoder: Arc::new(Words),
             precision: Precision::Float32,
@@ -150,7 +160,8 @@ impl Pod {
                 .map(|_| Box::new(Obedient(Arc::clone(&self.seen))) as Box<dyn Model>)
                 .collect(),
         };
-        self.runtime.block_on(self.app.install(version)).unwrap();
+        let installed = self.app.install(version(), loaded, Instant::now());
+        self.runtime.block_on(installed).unwrap();
     }
 
     fn ready(max_concurrency: u32, timeout_milliseconds: u32, workers: usize) -> Self {
@@ -186,7 +197,7 @@ fn unready_until_a_version_is_there() {
     }
     assert_eq!(get(pod.inside, "/livez").status, 200);
     let stats = pod.stats();
-    assert!(!stats.ready && stats.version.name == "intent-v7");
+    assert!(!stats.ready && stats.serving.is_none() && stats.versions[0].name == "intent-v7");
     pod.install(1);
     assert_eq!(get(pod.data, "/readyz").json(), json!({"ready": true}));
     assert!(pod.stats().ready);

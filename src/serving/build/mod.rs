@@ -1,5 +1,6 @@
 //! The objects of an InferenceService, from the spec and what was decided. Nothing here reads the cluster.
 
+pub mod assignment;
 pub mod config_map;
 pub mod deployment;
 pub mod disruption_budget;

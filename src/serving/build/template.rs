@@ -2,7 +2,8 @@
 //!
 //! The hash depends on the user's words only, never on what this operator makes of them: as long as it stays, the template
 //! that was rendered first is applied again as it is (see [`super::revision`]), so that a newer operator, another default
-//! image or a changed accelerator class restarts no pod.
+//! image or a changed accelerator class restarts no pod. The version is no part of it: pods change over to another one while
+//! they run ([`super::assignment`]).
 
 use std::collections::BTreeMap;
 
@@ -11,10 +12,10 @@ use flywheel_api::pod::Storage;
 use flywheel_api::{InferenceService, names};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::names::{
-    DATA_PORT, DATA_PORT_NAME, INSIDE_PORT, INSIDE_PORT_NAME, LIVEZ_PATH, READYZ_PATH, SERVING_CONFIG_DIR,
+    ASSIGNMENT_DIR, DATA_PORT, DATA_PORT_NAME, INSIDE_PORT, INSIDE_PORT_NAME, LIVEZ_PATH, READYZ_PATH,
+    SERVING_CONFIG_DIR,
 };
-use flywheel_contract::serving::{ServedVersion, ServiceIdentity, ServingConfig, ServingLimits};
-use flywheel_contract::trainer::ArtifactRef;
+use flywheel_contract::serving::{ServiceIdentity, ServingConfig, ServingLimits};
 use k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, HTTPGetAction, Lifecycle, LifecycleHandler, PodTemplateSpec, Probe, SleepAction, Volume,
     VolumeMount,
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::config_map;
+use super::{assignment, config_map};
 use crate::error::Error;
 use crate::podspec::{self, PodInputs, Probes};
 use crate::settings::{AcceleratorClass, Settings};
@@ -51,6 +52,8 @@ const GRACE_SECONDS: i64 = 30;
 
 /// Name of the volume with the configuration.
 const CONFIG_VOLUME: &str = "flywheel-serving";
+/// Name of the volume with the assignment.
+const ASSIGNMENT_VOLUME: &str = "flywheel-assignment";
 
 /// The command of the server's image.
 const SERVE: &str = "serve";
@@ -65,25 +68,11 @@ pub struct Rendered {
     pub config: String,
 }
 
-impl Rendered {
-    /// The ModelVersion that its pods answer with.
-    #[must_use]
-    pub fn version(&self) -> Option<String> {
-        let labels = self.template.metadata.as_ref()?.labels.as_ref()?;
-        labels.get(names::LABEL_MODEL_VERSION).cloned()
-    }
-}
-
 /// Renders template and configuration.
 ///
 /// # Errors
 /// Pod settings that no pod can be made of; a configuration that cannot be written, which is a fault in Flywheel.
-pub fn render(
-    service: &InferenceService,
-    artifact: &ArtifactRef,
-    class: &AcceleratorClass,
-    settings: &Settings,
-) -> Result<Rendered, Error> {
+pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &Settings) -> Result<Rendered, Error> {
     let (name, spec) = (service.name_any(), &service.spec);
     let server = &spec.server;
     let config = ServingConfig {
@@ -91,10 +80,6 @@ pub fn render(
         service: ServiceIdentity {
             namespace: service.namespace().unwrap_or_default(),
             name: name.clone(),
-        },
-        version: ServedVersion {
-            name: spec.model_version.clone(),
-            artifact: artifact.clone(),
         },
         device: class.device,
         precision: server.precision,
@@ -106,12 +91,15 @@ pub fn render(
     };
     let config =
         serde_json::to_string_pretty(&config).map_err(|e| Error::Bug(format!("serving configuration: {e}")))?;
-    let mut labels = super::labels(service);
-    labels.insert(names::LABEL_MODEL_VERSION.to_owned(), spec.model_version.clone());
+    // Each in a volume of its own: a file mounted by subPath would never change.
+    let volumes = [
+        (CONFIG_VOLUME, config_map::name(&name, &config), SERVING_CONFIG_DIR),
+        (ASSIGNMENT_VOLUME, assignment::name(&name), ASSIGNMENT_DIR),
+    ];
     let annotations = BTreeMap::from([(names::ANNOTATION_CONFIG_DIGEST.to_owned(), config_map::digest(&config))]);
     let template = podspec::template(PodInputs {
         container: names::SERVER,
-        labels,
+        labels: super::labels(service),
         annotations,
         class: Some(class),
         gpus: super::GPUS,
@@ -131,20 +119,26 @@ pub fn render(
         storage: spec.storage.as_ref(),
         service_account: spec.service_account_name.as_deref(),
         image_pull_secrets: &settings.image_pull_secrets,
-        volumes: vec![Volume {
-            name: CONFIG_VOLUME.to_owned(),
-            config_map: Some(ConfigMapVolumeSource {
-                name: config_map::name(&name, &config),
-                ..ConfigMapVolumeSource::default()
-            }),
-            ..Volume::default()
-        }],
-        volume_mounts: vec![VolumeMount {
-            name: CONFIG_VOLUME.to_owned(),
-            mount_path: SERVING_CONFIG_DIR.to_owned(),
-            read_only: Some(true),
-            ..VolumeMount::default()
-        }],
+        volumes: volumes
+            .iter()
+            .map(|(volume, map, _)| Volume {
+                name: (*volume).to_owned(),
+                config_map: Some(ConfigMapVolumeSource {
+                    name: map.clone(),
+                    ..ConfigMapVolumeSource::default()
+                }),
+                ..Volume::default()
+            })
+            .collect(),
+        volume_mounts: volumes
+            .iter()
+            .map(|(volume, _, path)| VolumeMount {
+                name: (*volume).to_owned(),
+                mount_path: (*path).to_owned(),
+                read_only: Some(true),
+                ..VolumeMount::default()
+            })
+            .collect(),
         probes: probes(),
         lifecycle: Some(Lifecycle {
             pre_stop: Some(LifecycleHandler {
@@ -197,8 +191,6 @@ fn probes() -> Probes {
 #[serde(rename_all = "camelCase")]
 struct Inputs<'a> {
     model: &'a str,
-    model_version: &'a str,
-    artifact: &'a ArtifactRef,
     class: &'a str,
     server: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -214,15 +206,13 @@ struct Inputs<'a> {
 ///
 /// # Errors
 /// Inputs that cannot be written as JSON: a fault in Flywheel.
-pub fn inputs_hash(service: &InferenceService, artifact: &ArtifactRef) -> Result<String, Error> {
+pub fn inputs_hash(service: &InferenceService) -> Result<String, Error> {
     let bug = |e: serde_json::Error| Error::Bug(format!("inputs of the pod template: {e}"));
     let spec = &service.spec;
     let mut server = serde_json::to_value(&spec.server).map_err(bug)?;
     without_defaults(&mut server, &serde_json::to_value(Server::default()).map_err(bug)?);
     let inputs = Inputs {
         model: &spec.model,
-        model_version: &spec.model_version,
-        artifact,
         class: &spec.accelerator.class,
         server,
         storage: spec.storage.as_ref(),

@@ -1,5 +1,7 @@
 use flywheel_api::InferenceService;
+use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::scalar::Digest;
+use flywheel_contract::serving::{Assignment, ServedVersion};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::serving::Exchange;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -8,13 +10,6 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::settings::Settings;
-
-fn artifact() -> ArtifactRef {
-    ArtifactRef {
-        uri: "s3://models/intent/1".into(),
-        digest: Digest::sha256(&"ab".repeat(32)),
-    }
-}
 
 fn service(spec: Value) -> InferenceService {
     let mut whole = json!({
@@ -30,7 +25,7 @@ fn service(spec: Value) -> InferenceService {
 
 fn rendered(service: &InferenceService) -> template::Rendered {
     let settings = Settings::example();
-    template::render(service, &artifact(), settings.class("a100").unwrap(), &settings).unwrap()
+    template::render(service, settings.class("a100").unwrap(), &settings).unwrap()
 }
 
 #[test]
@@ -42,6 +37,21 @@ fn the_objects_of_a_service() {
     }));
     let rendered = rendered(&service);
     insta::assert_json_snapshot!("config_map", config_map::build(&service, &rendered.config));
+    let assigned = Assignment {
+        schema_version: SCHEMA_VERSION,
+        generation: 1_700_000_000_000,
+        serve: "intent-v1".to_owned(),
+        versions: vec![ServedVersion {
+            name: "intent-v1".to_owned(),
+            artifact: ArtifactRef {
+                uri: "s3://models/intent/1".into(),
+                digest: Digest::sha256(&"ab".repeat(32)),
+            },
+        }],
+    };
+    let map = assignment::build(&service, &assigned).unwrap();
+    assert_eq!(assignment::read(&map), Some(assigned));
+    insta::assert_json_snapshot!("assignment", map);
     insta::assert_json_snapshot!(
         "revision",
         revision::build(&service, &"0123456789abcdef".repeat(4), 3, &rendered).unwrap()
@@ -85,7 +95,7 @@ fn the_exchange_reads_back() {
 #[test]
 fn the_pod_reads_the_configuration_of_its_own_template() {
     let one = rendered(&service(json!({})));
-    let two = rendered(&service(json!({"modelVersion": "intent-v2"})));
+    let two = rendered(&service(json!({"server": {"maxConcurrency": 8}})));
     let volume = |r: &template::Rendered| {
         let volumes = r.template.spec.as_ref().unwrap().volumes.clone().unwrap();
         volumes.iter().find_map(|v| v.config_map.as_ref()).unwrap().name.clone()
@@ -99,7 +109,11 @@ fn the_pod_reads_the_configuration_of_its_own_template() {
 #[test]
 fn a_long_name_still_gives_names_of_objects() {
     let name = "x".repeat(63);
-    for child in [config_map::name(&name, "{}"), revision::name(&name, &"f".repeat(64))] {
+    for child in [
+        config_map::name(&name, "{}"),
+        assignment::name(&name),
+        revision::name(&name, &"f".repeat(64)),
+    ] {
         assert!(child.len() <= names::NAME_MAX, "{child}");
     }
 }
@@ -107,10 +121,10 @@ fn a_long_name_still_gives_names_of_objects() {
 /// A change here would restart every serving pod of every user at the next upgrade of the operator.
 #[test]
 fn the_hash_of_inputs_never_changes() {
-    let plain = template::inputs_hash(&service(json!({})), &artifact()).unwrap();
+    let plain = template::inputs_hash(&service(json!({}))).unwrap();
     assert_eq!(
         plain,
-        "00e6d07114e10c9cfd8a61ce651042bff5bbbf3134d605b9f71d96e9aec64347"
+        "0289ece41fb643790a914b333d22c6e09aa29fb5a32fcccaacd91f43e282b579"
     );
     let full = service(json!({
         "server": {
@@ -122,17 +136,18 @@ fn the_hash_of_inputs_never_changes() {
         "serviceAccountName": "reader"
     }));
     assert_eq!(
-        template::inputs_hash(&full, &artifact()).unwrap(),
-        "339c78c6245b70995950595b7adf2dcc40b002f6103ae1b3fd2976c7d8ee858b"
+        template::inputs_hash(&full).unwrap(),
+        "9bbfdcac6fcb1536d1ab30c6b4a90d8818f108658967eefb5500345fb7d8a3e2"
     );
 }
 
 #[test]
 fn the_hash_changes_with_what_pods_depend_on_only() {
-    let hash = |spec: Value| template::inputs_hash(&service(spec), &artifact()).unwrap();
+    let hash = |spec: Value| template::inputs_hash(&service(spec)).unwrap();
     let plain = hash(json!({}));
     for same in [
         json!({"replicas": 7}),
+        json!({"modelVersion": "intent-v2"}),
         json!({"server": {}}),
         json!({"server": {"maxConcurrency": 256}}),
         json!({"server": {"maxConcurrency": 256, "timeoutMilliseconds": 1000}}),
@@ -141,7 +156,6 @@ fn the_hash_changes_with_what_pods_depend_on_only() {
     }
     let mut hashes = vec![plain];
     for other in [
-        json!({"modelVersion": "intent-v2"}),
         json!({"accelerator": {"class": "t4"}}),
         json!({"server": {"maxConcurrency": 255}}),
         json!({"server": {"image": "example/server:2"}}),
@@ -151,9 +165,6 @@ fn the_hash_changes_with_what_pods_depend_on_only() {
     ] {
         hashes.push(hash(other));
     }
-    let mut artifact = artifact();
-    artifact.uri = "s3://models/intent/2".into();
-    hashes.push(template::inputs_hash(&service(json!({})), &artifact).unwrap());
     let count = hashes.len();
     hashes.sort();
     hashes.dedup();
@@ -205,7 +216,7 @@ proptest! {
         let (a, b) = (service(spec.clone()), service(spec));
         let (one, two) = (rendered(&a), rendered(&b));
         prop_assert_eq!(&one, &two);
-        prop_assert_eq!(template::inputs_hash(&a, &artifact()).unwrap(), template::inputs_hash(&b, &artifact()).unwrap());
+        prop_assert_eq!(template::inputs_hash(&a).unwrap(), template::inputs_hash(&b).unwrap());
         let grace = one.template.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap();
         prop_assert!(grace * 1000 >= i64::from(timeout) + 30_000, "a request may end before the pod does");
         let text = |exchange| serde_json::to_string(&deployment::build(&a, one.template.clone(), exchange)).unwrap();

@@ -1,5 +1,5 @@
-//! Decisions about an InferenceService: whether the version that it names can be served, how pods are exchanged, and
-//! which conditions hold.
+//! Decisions about an InferenceService: whether the version that it names can be served, which versions its pods hold, how
+//! pods are exchanged, and which conditions hold.
 //!
 //! Everything is judged anew from what is there (level-triggered): a version that appears, is verified or is replaced in
 //! the spec needs no memory of what was wrong before. Until then the pods that run go on; only those of a version that
@@ -7,9 +7,11 @@
 
 mod pods;
 mod standing;
+mod update;
 
 pub use pods::{PodView, Stage, Trouble};
 pub use standing::{DeploymentView, Judgement, Standing, View, judge};
+pub use update::{PodSays, Progress, Update, must_ask, update};
 
 use std::time::Duration;
 
@@ -42,7 +44,7 @@ pub enum VersionView {
 pub enum Intent {
     /// Run the version that the spec names.
     Serve,
-    /// Do not; [`held`] says what runs instead.
+    /// Do not; what answers goes on, if the pods stay at all ([`keeps_pods`]).
     Hold(Hold),
 }
 
@@ -109,15 +111,13 @@ pub fn decide(model: &str, version_name: &str, version: &VersionView) -> Intent 
     }
 }
 
-/// Which of the stored templates runs while the spec is not followed: the newest, but one of an unfit version only if a
-/// pod of it has answered. `None`: no pods.
+/// Whether there are pods while the spec is not followed: all stay but those of an unfit version that never answered.
 ///
-/// `stored` holds the version that each template names, the newest first.
+/// `version` is the one that the spec names, `serve` the one that the pods are to answer with.
 #[must_use]
-pub fn held(hold: &Hold, version: &str, stored: &[Option<String>], pods: &[PodView]) -> Option<usize> {
-    let named = |v: &Option<String>| v.as_deref() == Some(version);
-    let answered = pods.iter().any(|p| named(&p.version) && p.stage >= Stage::Unready);
-    stored.iter().position(|v| !hold.unfit || answered || !named(v))
+pub fn keeps_pods(hold: &Hold, version: &str, serve: Option<&str>, pods: &[PodView]) -> bool {
+    let answered = pods.iter().any(|p| p.stage >= Stage::Unready);
+    !hold.unfit || answered || serve != Some(version)
 }
 
 /// How pods are exchanged when the template changes.
@@ -209,9 +209,9 @@ mod tests {
             stalled: true,
             unfit,
         };
-        let pod = |version: &str, stage: Stage| PodView {
+        let pod = |stage: Stage| PodView {
             name: "p".to_owned(),
-            version: Some(version.to_owned()),
+            version: None,
             stage,
             scheduling: crate::placement::PodSchedulingView {
                 scheduled: true,
@@ -220,22 +220,18 @@ mod tests {
             waiting_since: None,
             trouble: None,
         };
-        let loading = [pod("v1", Stage::Ready), pod("v2", Stage::Loading)];
-        let fell_out = [pod("v2", Stage::Unready)];
-        type Row<'a> = (&'a str, bool, &'a [&'a str], &'a [PodView], Option<usize>);
-        let table: [Row<'_>; 8] = [
-            ("nothing stored", true, &[], &[], None),
-            ("never answered, nothing before", true, &["v2"], &loading[1..], None),
-            ("stored twice, nothing before", true, &["v2", "v2"], &[], None),
-            ("never answered, v1 before", true, &["v2", "v1"], &loading, Some(1)),
-            ("v1 came back", true, &["v2", "v1"], &loading[..1], Some(1)),
-            ("answered", true, &["v2", "v1"], &fell_out, Some(0)),
-            ("the spec names another one", true, &["v1"], &loading[..1], Some(0)),
-            ("not known to be unfit", false, &["v2", "v1"], &loading, Some(0)),
+        let (loading, fell_out) = ([pod(Stage::Loading)], [pod(Stage::Unready)]);
+        type Row<'a> = (&'a str, bool, Option<&'a str>, &'a [PodView], bool);
+        let table: [Row<'_>; 6] = [
+            ("nothing assigned", true, None, &[], true),
+            ("never answered", true, Some("v2"), &loading, false),
+            ("no pods any more", true, Some("v2"), &[], false),
+            ("another one answers", true, Some("v1"), &loading, true),
+            ("answered once", true, Some("v2"), &fell_out, true),
+            ("not known to be unfit", false, Some("v2"), &loading, true),
         ];
-        for (case, unfit, stored, pods, expected) in table {
-            let stored: Vec<_> = stored.iter().map(|v| Some((*v).to_owned())).collect();
-            assert_eq!(held(&hold(unfit), "v2", &stored, pods), expected, "{case}");
+        for (case, unfit, serve, pods, expected) in table {
+            assert_eq!(keeps_pods(&hold(unfit), "v2", serve, pods), expected, "{case}");
         }
     }
 

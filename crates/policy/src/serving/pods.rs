@@ -1,7 +1,6 @@
 //! What a serving pod is doing, read from its status.
 
 use flywheel_api::conditions::{cut_words, reasons};
-use flywheel_api::names::LABEL_MODEL_VERSION;
 use flywheel_contract::termination::{Outcome, TerminationMessage};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
@@ -39,7 +38,7 @@ pub struct Trouble {
 pub struct PodView {
     /// Its name.
     pub name: String,
-    /// The ModelVersion that its template names.
+    /// The ModelVersion that it answers with, where that is known: no pod's object says it.
     pub version: Option<String>,
     /// How far it is.
     pub stage: Stage,
@@ -91,12 +90,7 @@ impl PodView {
             }
         };
         Some(Self {
-            version: pod
-                .metadata
-                .labels
-                .as_ref()
-                .and_then(|l| l.get(LABEL_MODEL_VERSION))
-                .cloned(),
+            version: None,
             stage,
             scheduling,
             waiting_since: refused.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0),
@@ -189,9 +183,7 @@ mod tests {
     use flywheel_contract::failure::{Failure, FailureReason};
 
     fn pod(status: &str) -> Pod {
-        let json = format!(
-            r#"{{"metadata": {{"name": "p", "labels": {{"flywheel.dev/model-version": "v1"}}}}, "spec": {{"containers": []}}, "status": {status}}}"#
-        );
+        let json = format!(r#"{{"metadata": {{"name": "p"}}, "spec": {{"containers": []}}, "status": {status}}}"#);
         read(&json)
     }
 

@@ -1,9 +1,12 @@
 //! Which conditions of an InferenceService hold.
 
-use flywheel_api::conditions::{Desired, Status, cut_words, reasons, types};
+use std::collections::BTreeMap;
 
-use super::Hold;
+use flywheel_api::conditions::{Desired, Status, cut_words, reasons, types};
+use flywheel_contract::names::INSIDE_PORT;
+
 use super::pods::{PodView, Stage};
+use super::{Hold, Progress};
 use crate::placement::Problem;
 use crate::remedy::{PodsOf, of_refusal};
 
@@ -29,8 +32,10 @@ pub struct View<'a> {
     pub version: &'a str,
     /// Pods that the spec asks for.
     pub replicas: i32,
-    /// Why the template stays as it is; none while the version is served.
+    /// Why the spec is not followed; none while it is.
     pub hold: Option<&'a Hold>,
+    /// How far the pods are with the version, once they have one.
+    pub progress: Option<&'a Progress>,
     /// The Deployment, where there is one.
     pub deployment: Option<&'a DeploymentView>,
     /// Pods that count.
@@ -63,20 +68,26 @@ pub struct Judgement {
     pub conditions: Vec<Desired>,
     /// One word.
     pub state: &'static str,
-    /// The version that every ready pod serves.
+    /// The version that every ready pod answers with.
     pub serving: Option<String>,
+    /// Ready pods by the version that they answer with, where it is known.
+    pub traffic: BTreeMap<String, usize>,
     /// Pods that answer.
     pub ready: usize,
 }
 
-/// Most bytes of the API server's own words in a message.
+/// Most bytes of the API server's or a pod's own words in a message.
 const WORDS_MAX: usize = 500;
 
 /// Judges an InferenceService.
 #[must_use]
 pub fn judge(view: &View<'_>) -> Judgement {
     let ready = view.pods.iter().filter(|p| p.stage == Stage::Ready).count();
-    let serving = single_version(view.pods);
+    let traffic = traffic(view.pods);
+    let serving = match traffic.first_key_value() {
+        Some((version, pods)) if *pods == ready => Some(version.clone()),
+        _ => None,
+    };
     let (deployment_holds, deployment_reason, deployment_message) = deployment(view, ready);
     let scaled_to_zero = deployment_holds && view.replicas == 0;
     let (routes, routes_reason, routes_message) = match ready {
@@ -95,7 +106,7 @@ pub fn judge(view: &View<'_>) -> Judgement {
             reasons::AS_EXPECTED,
             match &serving {
                 Some(version) => format!("{n} pod(s) answer with {version}"),
-                None => format!("{n} pod(s) of two versions answer"),
+                None => format!("{n} pod(s) answer{}", several(&traffic)),
             },
         ),
     };
@@ -107,23 +118,31 @@ pub fn judge(view: &View<'_>) -> Judgement {
                 Standing::Working
             },
             hold.reason,
-            format!("{}{}", hold.message.trim_end_matches('.'), goes_on(&serving, ready)),
+            format!(
+                "{}{}",
+                hold.message.trim_end_matches('.'),
+                goes_on(&serving, &traffic, ready)
+            ),
         ),
-        None if deployment_holds => (Standing::Ready, deployment_reason, deployment_message.clone()),
-        None => (
-            Standing::Working,
-            deployment_reason,
-            match &serving {
-                Some(old) if old != view.version => {
-                    format!(
-                        "{}{}",
-                        deployment_message.trim_end_matches('.'),
-                        goes_on(&serving, ready)
-                    )
-                }
-                _ => deployment_message.clone(),
-            },
-        ),
+        None => match (version(view.progress), deployment_holds) {
+            // What a pod says against the version matters more than pods that come and go.
+            (Some(told), holds) if holds || told.0 == Standing::Stalled => told,
+            (_, true) => (Standing::Ready, deployment_reason, deployment_message.clone()),
+            (_, false) => (
+                Standing::Working,
+                deployment_reason,
+                match &serving {
+                    Some(old) if old != view.version => {
+                        format!(
+                            "{}{}",
+                            deployment_message.trim_end_matches('.'),
+                            goes_on(&serving, &traffic, ready)
+                        )
+                    }
+                    _ => deployment_message.clone(),
+                },
+            ),
+        },
     };
     let state = match standing {
         Standing::Stalled => "Stalled",
@@ -148,24 +167,84 @@ pub fn judge(view: &View<'_>) -> Judgement {
         ],
         state,
         serving,
+        traffic,
         ready,
     }
 }
 
+/// What is to be said of the version while not every pod answers with it.
+fn version(progress: Option<&Progress>) -> Option<(Standing, &'static str, String)> {
+    let unread = |silent: &Option<String>| match silent {
+        Some(pod) => format!(
+            "; pod {pod} does not say how far it is: see that the operator reaches its port {INSIDE_PORT} (a NetworkPolicy or a \
+             service mesh may stand between)"
+        ),
+        None => String::new(),
+    };
+    let progress = progress?;
+    Some(match progress {
+        Progress::Settled => return None,
+        Progress::Loading {
+            version,
+            serving,
+            silent,
+        } => (
+            Standing::Working,
+            reasons::VERSION_LOADING,
+            format!(
+                "the pods load {version}, and answer with {serving} until all have it{}",
+                unread(silent)
+            ),
+        ),
+        Progress::Switching { version, silent } => (
+            Standing::Working,
+            reasons::VERSION_SWITCHING,
+            format!("the pods have {version} and change over to it{}", unread(silent)),
+        ),
+        Progress::Failed {
+            version,
+            serving,
+            pod,
+            failure,
+        } => (
+            if progress.is_stalled() {
+                Standing::Stalled
+            } else {
+                Standing::Working
+            },
+            reasons::VERSION_LOAD_FAILED,
+            format!(
+                "pod {pod} cannot load {version} ({}: {}), so the pods go on to answer with {serving}. Set modelVersion to \
+                 another version, or back to {serving}",
+                failure.reason.as_str(),
+                cut_words(failure.message.trim_end_matches('.'), WORDS_MAX)
+            ),
+        ),
+    })
+}
+
 /// What clients get meanwhile.
-fn goes_on(serving: &Option<String>, ready: usize) -> String {
+fn goes_on(serving: &Option<String>, traffic: &BTreeMap<String, usize>, ready: usize) -> String {
     match (serving, ready) {
         (_, 0) => String::new(),
         (Some(version), n) => format!(". Meanwhile {n} pod(s) go on to answer with {version}"),
-        (None, n) => format!(". Meanwhile {n} pod(s) of two versions go on to answer"),
+        (None, n) => format!(". Meanwhile {n} pod(s) go on to answer{}", several(traffic)),
     }
 }
 
-/// The version of all pods that answer, where it is one.
-fn single_version(pods: &[PodView]) -> Option<String> {
-    let mut versions = pods.iter().filter(|p| p.stage == Stage::Ready).map(|p| &p.version);
-    let first = versions.next()?.clone()?;
-    versions.all(|v| v.as_ref() == Some(&first)).then_some(first)
+fn several(traffic: &BTreeMap<String, usize>) -> &'static str {
+    if traffic.len() > 1 { " with two versions" } else { "" }
+}
+
+/// How many pods answer with which version, as far as it is known.
+fn traffic(pods: &[PodView]) -> BTreeMap<String, usize> {
+    let mut traffic = BTreeMap::new();
+    for pod in pods.iter().filter(|p| p.stage == Stage::Ready) {
+        if let Some(version) = &pod.version {
+            *traffic.entry(version.clone()).or_default() += 1;
+        }
+    }
+    traffic
 }
 
 /// Whether the pods run and answer as the Deployment says, and why not.
@@ -194,18 +273,9 @@ fn deployment(view: &View<'_>, ready: usize) -> (bool, &'static str, String) {
     if let Some(problem) = view.placement {
         return (false, problem.reason, problem.message.clone());
     }
-    // Of several the one whose pod's name comes first, so that the message does not move while they last; pods of the
-    // version that the spec names count before others.
-    let trouble = view
-        .pods
-        .iter()
-        .filter_map(|p| {
-            p.trouble
-                .as_ref()
-                .map(|t| (p.version.as_deref() != Some(view.version), &p.name, t))
-        })
-        .min_by_key(|(other, name, _)| (*other, *name));
-    if let Some((_, _, trouble)) = trouble {
+    // Of several the one whose pod's name comes first, so that the message does not move while they last.
+    let troubles = view.pods.iter().filter_map(|p| Some((&p.name, p.trouble.as_ref()?)));
+    if let Some((_, trouble)) = troubles.min_by_key(|(name, _)| *name) {
         return (false, trouble.reason, format!("{of}; {}", trouble.message));
     }
     if !deployment.observed {
@@ -269,6 +339,7 @@ mod tests {
     use super::*;
     use crate::placement::PodSchedulingView;
     use crate::serving::Trouble;
+    use flywheel_contract::failure::{Failure, FailureReason};
 
     fn pod(name: &str, version: &str, stage: Stage) -> PodView {
         PodView {
@@ -307,10 +378,28 @@ mod tests {
         }
     }
 
+    fn loading(silent: Option<&str>) -> Progress {
+        Progress::Loading {
+            version: "v2".to_owned(),
+            serving: "v1".to_owned(),
+            silent: silent.map(str::to_owned),
+        }
+    }
+
+    fn failed(reason: FailureReason) -> Progress {
+        Progress::Failed {
+            version: "v2".to_owned(),
+            serving: "v1".to_owned(),
+            pod: "a".to_owned(),
+            failure: Failure::new(reason, "the file differs."),
+        }
+    }
+
     struct Case<'a> {
         name: &'a str,
         replicas: i32,
         hold: Option<Hold>,
+        progress: Option<Progress>,
         deployment: Option<DeploymentView>,
         pods: Vec<PodView>,
         placement: Option<Problem>,
@@ -328,6 +417,7 @@ mod tests {
             name,
             replicas: 2,
             hold: None,
+            progress: None,
             deployment,
             pods,
             placement: None,
@@ -400,23 +490,89 @@ mod tests {
                 (Working, "ReplicasUnavailable", False, True, "Updating", Some("v2")),
             ),
             case(
-                "rollout begins",
+                "a new template begins",
                 counts(3, 1, 2),
-                [two("v1"), vec![pod("c", "v2", Loading)]].concat(),
-                (Working, "Loading", False, True, "Updating", Some("v1")),
+                [two("v2"), vec![pod("c", "v2", Loading)]].concat(),
+                (Working, "Loading", False, True, "Updating", Some("v2")),
             ),
             case(
-                "rollout, two versions answer",
+                "pods of two templates answer",
                 counts(3, 1, 3),
-                [two("v1"), vec![pod("c", "v2", Ready)]].concat(),
-                (Working, "Progressing", False, True, "Updating", None),
+                [two("v2"), vec![pod("c", "v2", Ready)]].concat(),
+                (Working, "Progressing", False, True, "Updating", Some("v2")),
             ),
             case(
-                "rollout crashes",
+                "a new template crashes",
                 counts(3, 1, 2),
-                [two("v1"), vec![crash("v2")]].concat(),
-                (Working, "CrashLoop", False, True, "Updating", Some("v1")),
+                [two("v2"), vec![crash("v2")]].concat(),
+                (Working, "CrashLoop", False, True, "Updating", Some("v2")),
             ),
+            Case {
+                progress: Some(loading(None)),
+                ..case(
+                    "pods load another version",
+                    counts(2, 2, 2),
+                    two("v1"),
+                    (Working, "VersionLoading", True, True, "Updating", Some("v1")),
+                )
+            },
+            Case {
+                progress: Some(loading(None)),
+                ..case(
+                    "they do, and one falls out",
+                    counts(2, 2, 1),
+                    vec![pod("a", "v1", Ready), pod("b", "v1", Unready)],
+                    (Working, "ReplicasUnavailable", False, True, "Updating", Some("v1")),
+                )
+            },
+            Case {
+                progress: Some(Progress::Switching {
+                    version: "v2".to_owned(),
+                    silent: None,
+                }),
+                ..case(
+                    "two versions answer",
+                    counts(2, 2, 2),
+                    vec![pod("a", "v1", Ready), pod("b", "v2", Ready)],
+                    (Working, "VersionSwitching", True, True, "Updating", None),
+                )
+            },
+            Case {
+                progress: Some(failed(FailureReason::DigestMismatch)),
+                ..case(
+                    "one cannot load it",
+                    counts(2, 2, 2),
+                    two("v1"),
+                    (Stalled, "VersionLoadFailed", True, True, "Stalled", Some("v1")),
+                )
+            },
+            Case {
+                progress: Some(failed(FailureReason::DigestMismatch)),
+                ..case(
+                    "one cannot load it, another one falls out",
+                    counts(2, 2, 1),
+                    vec![pod("a", "v1", Ready), pod("b", "v1", Unready)],
+                    (Stalled, "VersionLoadFailed", False, True, "Stalled", Some("v1")),
+                )
+            },
+            Case {
+                progress: Some(failed(FailureReason::StorageUnavailable)),
+                ..case(
+                    "the storage does not answer",
+                    counts(2, 2, 2),
+                    two("v1"),
+                    (Working, "VersionLoadFailed", True, True, "Updating", Some("v1")),
+                )
+            },
+            Case {
+                progress: Some(Progress::Settled),
+                ..case(
+                    "all have changed over",
+                    counts(2, 2, 2),
+                    two("v2"),
+                    (Standing::Ready, "AsExpected", True, True, "Ready", Some("v2")),
+                )
+            },
             case(
                 "quota",
                 refused,
@@ -507,6 +663,7 @@ mod tests {
                 version: "v2",
                 replicas: c.replicas,
                 hold: c.hold.as_ref(),
+                progress: c.progress.as_ref(),
                 deployment: c.deployment.as_ref(),
                 pods: &c.pods,
                 placement: c.placement.as_ref(),
@@ -533,6 +690,7 @@ mod tests {
             version: "v2",
             replicas: 1,
             hold: Some(&stays),
+            progress: None,
             deployment: Some(&deployment),
             pods: &pods,
             placement: None,
@@ -541,6 +699,22 @@ mod tests {
             judgement.message,
             "no such version. Meanwhile 1 pod(s) go on to answer with v1"
         );
+    }
+
+    #[test]
+    fn a_version_that_is_on_its_way_is_told() {
+        let table = [
+            (loading(None), "the pods load v2, and answer with v1 until all have it"),
+            (loading(Some("a")), "pod a does not say how far it is"),
+            (
+                failed(FailureReason::DigestMismatch),
+                "pod a cannot load v2 (DigestMismatch: the file differs), so the pods go on to answer with v1",
+            ),
+        ];
+        for (progress, words) in table {
+            let (_, _, message) = version(Some(&progress)).unwrap();
+            assert!(message.contains(words), "{words} is not in: {message}");
+        }
     }
 
     #[test]
@@ -558,6 +732,7 @@ mod tests {
                 version: "v2",
                 replicas: 2,
                 hold: None,
+                progress: None,
                 deployment: Some(&deployment),
                 pods,
                 placement: None,

@@ -17,6 +17,7 @@ use flywheel_wire::request_id;
 
 use super::{body, json_response, method_not_allowed, not_found, refusal_response};
 use crate::app::{App, Phase};
+use crate::versions::Version;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static(request_id::REQUEST_ID_HEADER);
 
@@ -76,7 +77,9 @@ async fn predict(State(app): State<Arc<App>>, request: Request) -> Response<Body
     let id = sent
         .and_then(request_id::accepted)
         .map_or_else(|| app.next_id(), str::to_owned);
-    let mut response = match answer(&app, &head.headers, &mut body, &id).await {
+    // One version for the whole request, whatever is exchanged meanwhile.
+    let version = app.versions.answering();
+    let mut response = match answer(&app, version.as_deref(), &head.headers, &mut body, &id).await {
         Ok(json) => json_response(StatusCode::OK, json),
         Err(refusal) => {
             let whole = body::discard(&head.headers, &mut body).await;
@@ -93,16 +96,23 @@ async fn predict(State(app): State<Arc<App>>, request: Request) -> Response<Body
         response.headers_mut().insert(REQUEST_ID, value);
     }
     let (status, duration) = (response.status().as_u16(), start.elapsed());
-    app.metrics.answered(app.version(), status, duration);
+    let name = version.map_or_else(|| app.versions.serve(), |version| version.name().to_owned());
+    app.metrics.answered(&name, status, duration);
     tracing::debug!(request_id = id, status, seconds = duration.as_secs_f64(), "answered");
     response
 }
 
-async fn answer(app: &App, headers: &HeaderMap, body: &mut Body, id: &str) -> Result<Vec<u8>, Refusal> {
+async fn answer(
+    app: &App,
+    version: Option<&Version>,
+    headers: &HeaderMap,
+    body: &mut Body,
+    id: &str,
+) -> Result<Vec<u8>, Refusal> {
     let phase = app.phase();
     // While leaving, requests still come from clients that have not heard of it.
-    let engine = match app.engine() {
-        Some(engine) if matches!(phase, Phase::Ready | Phase::Leaving) => engine,
+    let version = match version {
+        Some(version) if matches!(phase, Phase::Ready | Phase::Leaving) => version,
         _ => return Err(unavailable(phase)),
     };
     body::check_headers(headers, body)?;
@@ -111,11 +121,16 @@ async fn answer(app: &App, headers: &HeaderMap, body: &mut Body, id: &str) -> Re
     drop(read);
     // As in training: what is not the same text to the tokenizer would not be the same text to the model.
     let texts = texts.iter().map(|text| flywheel_data::clean_text(text)).collect();
-    let answers = engine.predict(texts).await?;
+    let answers = version.engine.predict(texts).await?;
     let mut predictions = Vec::with_capacity(answers.len());
     for (index, probabilities) in answers.iter().enumerate() {
         let id = request_id::of_prediction(id, index, list);
-        predictions.push(Prediction::new(engine.labels(), probabilities, app.version(), id)?);
+        predictions.push(Prediction::new(
+            version.engine.labels(),
+            probabilities,
+            version.name(),
+            id,
+        )?);
     }
     let json = match predictions.first() {
         Some(one) if !list => serde_json::to_vec(one),

@@ -16,7 +16,7 @@ use flywheel_contract::artifact::{
     WEIGHTS_FILE,
 };
 use flywheel_contract::scalar::{Device, Digest, Precision, Task, Uri};
-use flywheel_contract::serving::{ServedVersion, ServiceIdentity, ServingConfig, ServingLimits};
+use flywheel_contract::serving::{Assignment, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_data::TextTokenizer;
 use flywheel_learn::config::EncoderConfig;
@@ -35,6 +35,11 @@ pub struct Artifact {
 
 impl Artifact {
     pub fn new() -> Self {
+        Self::of_seed(7)
+    }
+
+    /// Other seeds give other answers.
+    pub fn of_seed(seed: i64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let pretrained = tempfile::tempdir().unwrap();
         let vocabulary = vocabulary();
@@ -51,7 +56,7 @@ impl Artifact {
             panic!("no object")
         };
         let config = EncoderConfig::from_json(raw, Path::new("test")).unwrap();
-        let network = SequenceClassifier::random(&config, LABELS.len(), 0.0, 7, tch::Device::Cpu).unwrap();
+        let network = SequenceClassifier::random(&config, LABELS.len(), 0.0, seed, tch::Device::Cpu).unwrap();
         // As they are made, the weights hardly tell two texts apart; larger ones do.
         let _off = tch::no_grad_guard();
         for (name, tensor) in network.parameters() {
@@ -154,29 +159,55 @@ impl Artifact {
             .collect()
     }
 
-    /// The configuration of a pod that serves it from `uri`.
-    pub fn config(&self, uri: &str) -> ServingConfig {
-        ServingConfig {
-            schema_version: SCHEMA_VERSION,
-            service: ServiceIdentity {
-                namespace: "team".to_owned(),
-                name: "intent".to_owned(),
-            },
-            version: ServedVersion {
-                name: "intent-v3".to_owned(),
-                artifact: ArtifactRef {
-                    uri: Uri(uri.to_owned()),
-                    digest: self.digest.clone(),
+    /// What a pod is given that serves it from `uri` as `intent-v3`.
+    pub fn setup(&self, uri: &str) -> Setup {
+        Setup {
+            config: ServingConfig {
+                schema_version: SCHEMA_VERSION,
+                service: ServiceIdentity {
+                    namespace: "team".to_owned(),
+                    name: "intent".to_owned(),
+                },
+                device: Device::Cpu,
+                precision: Precision::Float32,
+                storage: Default::default(),
+                limits: ServingLimits {
+                    max_concurrency: 256,
+                    timeout_milliseconds: 20_000,
                 },
             },
-            device: Device::Cpu,
-            precision: Precision::Float32,
-            storage: Default::default(),
-            limits: ServingLimits {
-                max_concurrency: 256,
-                timeout_milliseconds: 20_000,
+            assignment: Assignment {
+                schema_version: SCHEMA_VERSION,
+                generation: 1,
+                serve: "intent-v3".to_owned(),
+                versions: vec![self.version("intent-v3", uri)],
             },
         }
+    }
+
+    /// It as a version of this name.
+    pub fn version(&self, name: &str, uri: &str) -> ServedVersion {
+        ServedVersion {
+            name: name.to_owned(),
+            artifact: ArtifactRef {
+                uri: Uri(uri.to_owned()),
+                digest: self.digest.clone(),
+            },
+        }
+    }
+}
+
+/// What a pod is given.
+#[derive(Clone)]
+pub struct Setup {
+    pub config: ServingConfig,
+    pub assignment: Assignment,
+}
+
+impl Setup {
+    /// The one version to hold.
+    pub fn version(&mut self) -> &mut ServedVersion {
+        &mut self.assignment.versions[0]
     }
 }
 

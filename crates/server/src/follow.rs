@@ -1,0 +1,224 @@
+//! Follows the assignment: loads what is to be held, one version at a time and beside what answers.
+//!
+//! What answers goes on until the next one can: a version that cannot be loaded changes nothing but what `/stats` says.
+
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::serving::{Assignment, LoadState, ServedVersion, ServingConfig};
+use tokio::sync::watch;
+
+use crate::app::App;
+use crate::run::Options;
+use crate::{config, fetch, load};
+
+/// Time between two looks at the file. The kubelet puts a new content there within a second of a change.
+const LOOK: Duration = Duration::from_millis(50);
+/// Time until a version is tried again whose storage did not answer, after all tries of the first time.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
+/// File in the scratch folder with the digest of the version that is being loaded beside another one.
+const MARK: &str = "loading";
+
+/// Where the assignment comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// It never changes.
+    Fixed(Assignment),
+    /// A file that is looked at again and again.
+    File(PathBuf),
+}
+
+impl Source {
+    /// The assignment of now, and where it will be told what it changes to.
+    fn open(&self) -> Result<watch::Sender<Assignment>, Failure> {
+        let path = match self {
+            Self::Fixed(assignment) => return Ok(watch::Sender::new(assignment.clone())),
+            Self::File(path) => path.clone(),
+        };
+        let sender = watch::Sender::new(config::assignment_from_file(&path)?);
+        let told = sender.clone();
+        std::thread::Builder::new()
+            .name("assignment".to_owned())
+            .spawn(move || look(&path, &told))
+            .map_err(|e| Failure::new(FailureReason::InternalError, format!("cannot start a thread: {e}")))?;
+        Ok(sender)
+    }
+}
+
+/// Sends what the file changes to, until nobody receives. A content that cannot be used is logged and passed over.
+fn look(path: &Path, sender: &watch::Sender<Assignment>) {
+    let mut refused = String::new();
+    while !sender.is_closed() {
+        std::thread::sleep(LOOK);
+        match config::assignment_from_file(path) {
+            Ok(assignment) => {
+                refused.clear();
+                sender.send_if_modified(|now| {
+                    let changed = *now != assignment;
+                    if changed {
+                        *now = assignment;
+                    }
+                    changed
+                });
+            }
+            Err(failure) => {
+                // Once for each content.
+                if refused != failure.message {
+                    tracing::warn!(
+                        message = failure.message,
+                        "the assignment cannot be used; the last one is followed"
+                    );
+                    refused = failure.message;
+                }
+            }
+        }
+    }
+}
+
+/// Follows until a failure that leaves nothing to answer with.
+///
+/// # Errors
+/// Why there is no assignment, or why the version that is to answer could not be loaded while none answers.
+pub(crate) async fn follow(
+    app: &App,
+    config: &ServingConfig,
+    options: &Options,
+    source: &Source,
+) -> Result<std::convert::Infallible, Failure> {
+    // Kept to the end: without a sender the receiver would see one.
+    let sender = source.open()?;
+    let mut assignments = sender.subscribe();
+    let mark = Mark(options.scratch.join(MARK));
+    let mut crashed = mark.read().await;
+    let follow = |assignments: &mut watch::Receiver<Assignment>| {
+        let assignment = assignments.borrow_and_update().clone();
+        if !app.follow(&assignment) {
+            return;
+        }
+        tracing::info!(
+            generation = assignment.generation,
+            serve = assignment.serve,
+            versions = assignment.versions.len(),
+            "follows the assignment"
+        );
+    };
+    follow(&mut assignments);
+    loop {
+        if let Some(digest) = &crashed
+            && !assignments
+                .borrow()
+                .versions
+                .iter()
+                .any(|v| v.artifact.digest.hex() == digest)
+        {
+            // Who wants it again has mended something.
+            crashed = None;
+            mark.clear().await;
+        }
+        let Some(version) = app.versions.next() else {
+            fetch::tidy(
+                &options.scratch,
+                assignments.borrow().versions.iter().map(|v| &v.artifact.digest),
+            )
+            .await;
+            let again = app.versions.may_recover();
+            tokio::select! {
+                _ = assignments.changed() => {}
+                () = tokio::time::sleep(TRY_AGAIN), if again => {
+                    app.versions.retry();
+                    continue;
+                }
+            }
+            follow(&mut assignments);
+            continue;
+        };
+        let beside = app.versions.answering().is_some();
+        if !app.versions.is_to_answer(&version) && crashed.as_deref() == Some(version.artifact.digest.hex()) {
+            app.versions.failed(&version, crash(&version));
+            continue;
+        }
+        let mut loading = pin!(load_one(app, config, options, &version, beside.then_some(&mark)));
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut loading => break outcome,
+                _ = assignments.changed() => {}
+            }
+            follow(&mut assignments);
+            if !app.versions.wants(&version) {
+                tracing::info!(version = version.name, "is not wanted any more; its loading ends");
+                break Ok(());
+            }
+        };
+        if let Err(failure) = outcome {
+            app.versions.failed(&version, failure.clone());
+            if app.versions.answering().is_none() && app.versions.is_to_answer(&version) {
+                return Err(failure);
+            }
+            tracing::error!(
+                version = version.name,
+                reason = failure.reason.as_str(),
+                message = failure.message,
+                "cannot be loaded; what answers goes on"
+            );
+        }
+    }
+}
+
+/// Loads a version, beside another one where there is a `mark`.
+async fn load_one(
+    app: &App,
+    config: &ServingConfig,
+    options: &Options,
+    version: &ServedVersion,
+    mark: Option<&Mark>,
+) -> Result<(), Failure> {
+    let since = Instant::now();
+    app.versions.set(version, LoadState::Downloading);
+    let fetched = load::fetch(config, options, version).await?;
+    app.versions.set(version, LoadState::Loading);
+    if let Some(mark) = mark {
+        mark.set(version).await;
+    }
+    let outcome = match load::build(config, fetched, mark.is_some()).await {
+        Ok(loaded) => app.install(version.clone(), loaded, since).await,
+        Err(failure) => Err(failure),
+    };
+    if let Some(mark) = mark {
+        mark.clear().await;
+    }
+    outcome
+}
+
+fn crash(version: &ServedVersion) -> Failure {
+    Failure::new(
+        FailureReason::LoadCrashed,
+        format!(
+            "the server ended while it loaded {} beside the version that answers, so this pod does not try again. `kubectl logs \
+             --previous` and the pod's last state say why; where it ran out of memory raise server.resources.limits.memory",
+            version.name
+        ),
+    )
+}
+
+/// Remembers over the end of the process which version was being built: one that ends it must not end it again and again.
+struct Mark(PathBuf);
+
+impl Mark {
+    async fn read(&self) -> Option<String> {
+        tokio::fs::read_to_string(&self.0).await.ok()
+    }
+
+    async fn set(&self, version: &ServedVersion) {
+        if let Err(error) = tokio::fs::write(&self.0, version.artifact.digest.hex()).await {
+            tracing::warn!(%error, path = %self.0.display(), "cannot be written; a version that ends the process would do so again");
+        }
+    }
+
+    async fn clear(&self) {
+        if let Err(error) = tokio::fs::remove_file(&self.0).await {
+            tracing::warn!(%error, path = %self.0.display(), "cannot be removed");
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The program, while the versions that it is to hold change: what answers, what it says, and what goes on.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+#[path = "common/artifact.rs"]
+mod fixture;
+#[path = "common/program.rs"]
+mod process;
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::{Connection, post, predict, until};
+use fixture::{Artifact, Behaviour, LABELS, Setup, Storage};
+use flywheel_contract::artifact::WEIGHTS_FILE;
+use flywheel_contract::failure::FailureReason;
+use flywheel_contract::serving::{Assignment, LoadState, ServedVersion, Stats};
+use process::Program;
+use serde_json::{Value, json};
+
+const TEXT: &str = "send my money back, please";
+
+/// An assignment of these versions, of which the first or the named one answers.
+fn assignment(generation: u64, serve: &str, versions: &[&ServedVersion]) -> Assignment {
+    Assignment {
+        schema_version: flywheel_contract::SCHEMA_VERSION,
+        generation,
+        serve: serve.to_owned(),
+        versions: versions.iter().map(|v| (*v).clone()).collect(),
+    }
+}
+
+/// Two versions that answer the same text differently.
+struct Two {
+    one: Artifact,
+    two: Artifact,
+}
+
+impl Two {
+    fn new() -> Self {
+        let two = Self {
+            one: Artifact::of_seed(7),
+            two: Artifact::of_seed(11),
+        };
+        let answers = [&two.one, &two.two].map(|artifact| artifact.direct(&[TEXT]).remove(0));
+        let apart = answers[0].iter().zip(&answers[1]).map(|(a, b)| (a - b).abs());
+        assert!(
+            apart.fold(0.0, f32::max) > 0.05,
+            "{answers:?}: too alike to be told apart"
+        );
+        two
+    }
+
+    fn versions(&self) -> (ServedVersion, ServedVersion) {
+        (
+            self.one.version("intent-v1", &self.one.uri()),
+            self.two.version("intent-v2", &self.two.uri()),
+        )
+    }
+
+    fn setup(&self) -> Setup {
+        let (one, _) = self.versions();
+        Setup {
+            assignment: assignment(1, "intent-v1", &[&one]),
+            ..self.one.setup(&self.one.uri())
+        }
+    }
+
+    /// That the probabilities are those of the version that the answer names; its name.
+    fn check(&self, answer: &Value, exact: &[Vec<f32>; 2]) -> String {
+        let version = answer["model_version"].as_str().unwrap().to_owned();
+        let want = match version.as_str() {
+            "intent-v1" => &exact[0],
+            "intent-v2" => &exact[1],
+            other => panic!("{other} answers"),
+        };
+        for (label, want) in LABELS.iter().zip(want) {
+            let got = answer["all_probs"][label].as_f64().unwrap();
+            assert!(
+                (got - f64::from(*want)).abs() < 1e-5,
+                "{version}: {label}: {got}, not {want}"
+            );
+        }
+        version
+    }
+
+    fn exact(&self) -> [Vec<f32>; 2] {
+        [&self.one, &self.two].map(|artifact| artifact.direct(&[TEXT]).remove(0))
+    }
+}
+
+fn state(stats: &Stats, version: &str) -> Option<LoadState> {
+    stats.versions.iter().find(|v| v.name == version).map(|v| v.state)
+}
+
+fn answers_with(program: &Program, version: &str) {
+    until("the version answers", || {
+        let stats = program.stats();
+        let whole = stats.versions.len() == 1 && state(&stats, version) == Some(LoadState::Ready);
+        (stats.serving.as_deref() == Some(version) && whole).then_some(())
+    });
+}
+
+#[test]
+fn versions_change_over_under_load_and_no_request_notices() {
+    let two = Arc::new(Two::new());
+    let (one, other) = two.versions();
+    let program = Program::ready(&two.setup());
+    let exact = two.exact();
+    let over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (two, over, exact, address) = (Arc::clone(&two), Arc::clone(&over), exact.clone(), program.data);
+            thread::spawn(move || {
+                let request = post("/predict", json!({ "text": TEXT }).to_string().as_bytes());
+                let mut connection = Connection::open(address);
+                let mut seen = [0; 2];
+                let mut changes = 0;
+                let mut last = String::new();
+                while !over.load(Ordering::Relaxed) {
+                    connection.send(&request);
+                    let answer = connection.answer().expect("the connection stays");
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    let version = two.check(&answer.json(), &exact);
+                    seen[usize::from(version == "intent-v2")] += 1;
+                    changes += usize::from(!last.is_empty() && last != version);
+                    last = version;
+                }
+                (seen, changes)
+            })
+        })
+        .collect();
+    let swaps = 10;
+    let mut generation = 1;
+    let mut most = 0;
+    for swap in 0..swaps {
+        let (from, to) = if swap % 2 == 0 { (&one, &other) } else { (&other, &one) };
+        program.assign(&assignment(generation + 1, &from.name, &[from, to]));
+        until("both are held", || {
+            let stats = program.stats();
+            assert_eq!(
+                stats.serving.as_deref(),
+                Some(from.name.as_str()),
+                "nothing changes over yet"
+            );
+            (stats.generation == generation + 1 && state(&stats, &to.name) == Some(LoadState::Ready)).then_some(())
+        });
+        generation += 2;
+        program.assign(&assignment(generation, &to.name, &[to]));
+        answers_with(&program, &to.name);
+        most = most.max(program.rss());
+    }
+    let rss = program.rss();
+    over.store(true, Ordering::Relaxed);
+    for client in clients {
+        let (seen, changes) = client.join().unwrap();
+        assert!(seen.iter().all(|n| *n > 0), "{seen:?}");
+        // On one connection the version changes over once per swap, and never flickers.
+        assert_eq!(changes, swaps, "{seen:?}");
+    }
+    println!(
+        "{swaps} swaps, resident {} MiB at most, {} MiB at the end",
+        most >> 20,
+        rss >> 20
+    );
+}
+
+#[test]
+fn a_version_that_cannot_be_loaded_changes_nothing_but_what_is_said() {
+    let two = Two::new();
+    let (one, mut bad) = two.versions();
+    let mut program = Program::ready(&two.setup());
+    two.two.damage(WEIGHTS_FILE, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    program.assign(&assignment(2, "intent-v1", &[&one, &bad]));
+    let failure = until("it has failed", || {
+        let stats = program.stats();
+        assert!(stats.ready && stats.serving.as_deref() == Some("intent-v1"));
+        stats.versions.into_iter().find(|v| v.name == "intent-v2")?.failure
+    });
+    assert_eq!(failure.reason, FailureReason::DigestMismatch);
+    // Even when it is to answer: what cannot be loaded does not take the place of what answers.
+    program.assign(&assignment(3, "intent-v2", &[&bad]));
+    until("the assignment is followed", || {
+        (program.stats().generation == 3).then_some(())
+    });
+    assert_eq!(
+        two.check(&predict(program.data, &json!({ "text": TEXT })).json(), &two.exact()),
+        "intent-v1"
+    );
+    // The artifact is mended, and the version made anew.
+    two.two.damage(WEIGHTS_FILE, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    bad.artifact.uri = two.two.uri().as_str().into();
+    program.assign(&assignment(4, "intent-v1", &[&one]));
+    until("the assignment is followed", || {
+        (program.stats().generation == 4).then_some(())
+    });
+    program.assign(&assignment(5, "intent-v2", &[&bad]));
+    answers_with(&program, "intent-v2");
+    assert_eq!(
+        two.check(&predict(program.data, &json!({ "text": TEXT })).json(), &two.exact()),
+        "intent-v2"
+    );
+    program.signal();
+    assert_eq!(program.ended().code(), Some(0), "{}", program.log());
+}
+
+#[test]
+fn a_storage_that_does_not_answer_is_no_reason_to_stop_answering() {
+    let two = Two::new();
+    let storage = Storage::new(two.two.dir.path(), Behaviour::Silent);
+    let (one, _) = two.versions();
+    let far = two.two.version("intent-v2", &storage.uri());
+    let program = Program::ready(&two.setup());
+    program.assign(&assignment(2, "intent-v1", &[&one, &far]));
+    until("it is fetched", || {
+        (state(&program.stats(), "intent-v2") == Some(LoadState::Downloading)).then_some(())
+    });
+    // A way back in the middle ends the fetching.
+    program.assign(&assignment(3, "intent-v1", &[&one]));
+    until("it is not wanted any more", || {
+        state(&program.stats(), "intent-v2").is_none().then_some(())
+    });
+    let answer = predict(program.data, &json!({ "text": TEXT }));
+    assert_eq!(answer.status, 200);
+    program.assign(&assignment(4, "intent-v1", &[&one, &far]));
+    let failure = until("all tries have failed", || {
+        program.stats().versions.into_iter().find_map(|v| v.failure)
+    });
+    assert_eq!(failure.reason, FailureReason::StorageUnavailable);
+    assert!(program.stats().ready);
+}
+
+#[test]
+fn a_version_that_ended_the_process_while_it_was_loaded_is_not_loaded_again() {
+    let two = Two::new();
+    let (one, other) = two.versions();
+    let scratch = tempfile::tempdir().unwrap();
+    // As a process leaves it that was killed at that moment.
+    fs::write(scratch.path().join("loading"), other.artifact.digest.hex()).unwrap();
+    let setup = Setup {
+        assignment: assignment(2, "intent-v1", &[&one, &other]),
+        ..two.setup()
+    };
+    let mut program = Program::serve_from(&setup, Some(scratch.path()));
+    program.wait_ready();
+    let failure = until("it says so", || {
+        program.stats().versions.into_iter().find_map(|v| v.failure)
+    });
+    assert_eq!(failure.reason, FailureReason::LoadCrashed);
+    // Wanted anew after it was let go, it gets another chance.
+    program.assign(&assignment(3, "intent-v1", &[&one]));
+    until("the assignment is followed", || {
+        (program.stats().generation == 3).then_some(())
+    });
+    program.assign(&assignment(4, "intent-v2", &[&other]));
+    answers_with(&program, "intent-v2");
+    until("nothing is marked any more", || {
+        (!scratch.path().join("loading").exists()).then_some(())
+    });
+}
+
+#[test]
+fn a_process_killed_while_it_builds_a_version_leaves_its_mark() {
+    let mut two = Two::new();
+    // Answering so many texts takes a while, so that there is time to kill it.
+    two.two.add_sample(&[TEXT; 3000], 0);
+    let (one, slow) = two.versions();
+    let scratch = tempfile::tempdir().unwrap();
+    let mark = scratch.path().join("loading");
+    let mut program = Program::serve_from(&two.setup(), Some(scratch.path()));
+    program.wait_ready();
+    assert!(!mark.exists(), "the first version is not loaded beside another one");
+    program.assign(&assignment(2, "intent-v1", &[&one, &slow]));
+    until("it is built", || mark.exists().then_some(()));
+    drop(program);
+    assert_eq!(fs::read_to_string(mark).unwrap(), slow.artifact.digest.hex());
+}
+
+#[test]
+fn what_cannot_be_followed_is_passed_over() {
+    let two = Two::new();
+    let (one, other) = two.versions();
+    let program = Program::ready(&two.setup());
+    program.assign(&assignment(5, "intent-v2", &[&other]));
+    answers_with(&program, "intent-v2");
+    // Older than what is followed; one that contradicts itself; one of another release; none at all.
+    program.assign(&assignment(4, "intent-v1", &[&one]));
+    program.assign(&assignment(6, "intent-v9", &[&one]));
+    until("it is refused", || {
+        program.log().contains("intent-v9 is to answer").then_some(())
+    });
+    let mut foreign = assignment(7, "intent-v1", &[&one]);
+    foreign.schema_version = 9;
+    program.assign(&foreign);
+    until("it is refused", || {
+        program.log().contains("schemaVersion is 9").then_some(())
+    });
+    fs::remove_file(program.home.path().join("assignment.json")).unwrap();
+    until("it is missed", || {
+        program.log().contains("cannot be read").then_some(())
+    });
+    let stats = program.stats();
+    assert_eq!((stats.generation, stats.serving.as_deref()), (5, Some("intent-v2")));
+    program.assign(&assignment(8, "intent-v1", &[&one]));
+    answers_with(&program, "intent-v1");
+}
+
+#[test]
+fn the_cache_keeps_what_is_held_and_what_was_used_last() {
+    let artifacts: Vec<Artifact> = (1..=5).map(Artifact::of_seed).collect();
+    let versions: Vec<ServedVersion> = artifacts
+        .iter()
+        .enumerate()
+        .map(|(i, artifact)| artifact.version(&format!("v{i}"), &artifact.uri()))
+        .collect();
+    let setup = Setup {
+        assignment: assignment(1, "v0", &[&versions[0]]),
+        ..artifacts[0].setup("")
+    };
+    let program = Program::ready(&setup);
+    let cached = |program: &Program| {
+        let entries = fs::read_dir(program.home.path().join("scratch/artifacts")).unwrap();
+        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    for (i, version) in versions.iter().enumerate().skip(1) {
+        program.assign(&assignment(i as u64 + 1, &version.name, &[version]));
+        answers_with(&program, &version.name);
+        // Folders are told apart by when they were used.
+        thread::sleep(Duration::from_millis(20));
+    }
+    let mut last: Vec<String> = versions[2..]
+        .iter()
+        .map(|v| v.artifact.digest.hex().to_owned())
+        .collect();
+    last.sort();
+    until("the oldest are gone", || (cached(&program) == last).then_some(()));
+}

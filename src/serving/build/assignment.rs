@@ -1,0 +1,100 @@
+//! The ConfigMap that says which versions a service's pods hold and which one answers. Unlike their configuration it changes
+//! while they run, and they follow.
+
+use std::collections::BTreeMap;
+
+use flywheel_api::{InferenceService, names};
+use flywheel_contract::SCHEMA_VERSION;
+use flywheel_contract::names::ASSIGNMENT_FILE;
+use flywheel_contract::serving::Assignment;
+use flywheel_policy::serving::Update;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt as _;
+
+use crate::error::Error;
+
+/// Its name.
+#[must_use]
+pub fn name(service: &str) -> String {
+    names::child(service, "-serving")
+}
+
+/// The assignment that an update asks for: the present one where it says the same, else one of a later generation.
+///
+/// Time makes generations grow, also where the present one is not known because somebody deleted it.
+#[must_use]
+pub fn next(update: &Update, present: Option<&Assignment>, now: Timestamp) -> Assignment {
+    if let Some(present) = present
+        && present.serve == update.serve
+        && present.versions == update.versions
+    {
+        return present.clone();
+    }
+    let milliseconds = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    Assignment {
+        schema_version: SCHEMA_VERSION,
+        generation: present.map_or(milliseconds, |a| milliseconds.max(a.generation.saturating_add(1))),
+        serve: update.serve.clone(),
+        versions: update.versions.clone(),
+    }
+}
+
+/// The ConfigMap.
+///
+/// # Errors
+/// An assignment that cannot be written as JSON: a fault in Flywheel.
+pub fn build(service: &InferenceService, assignment: &Assignment) -> Result<ConfigMap, Error> {
+    let text = serde_json::to_string_pretty(assignment).map_err(|e| Error::Bug(format!("assignment: {e}")))?;
+    Ok(ConfigMap {
+        metadata: super::metadata(service, &name(&service.name_any())),
+        data: Some(BTreeMap::from([(ASSIGNMENT_FILE.to_owned(), text)])),
+        ..ConfigMap::default()
+    })
+}
+
+/// What a ConfigMap says; `None` where it is none that this operator understands.
+#[must_use]
+pub fn read(map: &ConfigMap) -> Option<Assignment> {
+    let text = map.data.as_ref()?.get(ASSIGNMENT_FILE)?;
+    serde_json::from_str(text)
+        .ok()
+        .filter(|a: &Assignment| a.schema_version == SCHEMA_VERSION)
+}
+
+#[cfg(test)]
+mod tests {
+    use flywheel_contract::scalar::Digest;
+    use flywheel_contract::serving::ServedVersion;
+    use flywheel_contract::trainer::ArtifactRef;
+    use flywheel_policy::serving::Progress;
+
+    use super::*;
+
+    #[test]
+    fn generations_grow_with_every_change_and_only_then() {
+        let update = |name: &str| Update {
+            serve: name.to_owned(),
+            versions: vec![ServedVersion {
+                name: name.to_owned(),
+                artifact: ArtifactRef {
+                    uri: "s3://models/1".into(),
+                    digest: Digest::sha256(&"0".repeat(64)),
+                },
+            }],
+            progress: Progress::Settled,
+        };
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let first = next(&update("v1"), None, at(1));
+        assert_eq!(first.generation, 1000);
+        assert_eq!(next(&update("v1"), Some(&first), at(9)), first);
+        let second = next(&update("v2"), Some(&first), at(1));
+        assert_eq!(second.generation, 1001, "twice in a second");
+        assert_eq!(
+            next(&update("v1"), Some(&second), at(0)).generation,
+            1002,
+            "a clock that runs behind"
+        );
+        assert_eq!(next(&update("v1"), Some(&second), at(5)).generation, 5000);
+    }
+}

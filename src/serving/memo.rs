@@ -1,0 +1,111 @@
+//! What is kept of each service between two passes: the assignment that was written last, which the cache may not show yet,
+//! and whether all pods are known to follow it. Losing it costs a look at the pods.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use flywheel_contract::serving::Assignment;
+
+/// What is kept, per service by its uid.
+#[derive(Debug, Default)]
+pub struct AssignmentMemo {
+    services: Mutex<HashMap<String, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    written: Assignment,
+    settled: bool,
+    /// Passes since it was written in which pods did not follow yet.
+    looks: u32,
+}
+
+impl AssignmentMemo {
+    fn services(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest assignment: the cached one, or the one that was written since.
+    pub(crate) fn newest(&self, uid: &str, cached: Option<Assignment>) -> Option<Assignment> {
+        let services = self.services();
+        match (services.get(uid), cached) {
+            (Some(known), Some(cached)) if known.written.generation < cached.generation => Some(cached),
+            (Some(known), _) => Some(known.written.clone()),
+            (None, cached) => cached,
+        }
+    }
+
+    /// Whether all pods are known to follow this assignment.
+    pub(crate) fn settled(&self, uid: &str, assignment: &Assignment) -> bool {
+        let services = self.services();
+        let known = services.get(uid).filter(|known| known.written == *assignment);
+        known.is_some_and(|known| known.settled)
+    }
+
+    /// Notes what stands there now, and whether pods follow; passes so far in which they did not.
+    pub(crate) fn note(&self, uid: &str, assignment: &Assignment, settled: bool) -> u32 {
+        let mut services = self.services();
+        let known = services.entry(uid.to_owned()).or_insert_with(|| Known {
+            written: assignment.clone(),
+            settled,
+            looks: 0,
+        });
+        if known.written != *assignment {
+            known.written = assignment.clone();
+            known.looks = 0;
+        }
+        known.settled = settled;
+        known.looks = known.looks.saturating_add(u32::from(!settled));
+        known.looks
+    }
+
+    /// Forgets all other services.
+    pub fn retain(&self, alive: &HashSet<String>) {
+        self.services().retain(|uid, _| alive.contains(uid));
+    }
+
+    /// Forgets a service.
+    pub fn forget(&self, uid: &str) {
+        self.services().remove(uid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assignment(generation: u64) -> Assignment {
+        Assignment {
+            schema_version: 1,
+            generation,
+            serve: "v1".to_owned(),
+            versions: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_newest_counts_and_a_new_one_is_not_settled() {
+        let memo = AssignmentMemo::default();
+        assert_eq!(memo.newest("u", None), None);
+        assert_eq!(memo.newest("u", Some(assignment(3))), Some(assignment(3)));
+        assert_eq!(memo.note("u", &assignment(4), true), 0);
+        assert_eq!(
+            memo.newest("u", Some(assignment(3))),
+            Some(assignment(4)),
+            "the cache lags"
+        );
+        assert_eq!(memo.newest("u", None), Some(assignment(4)), "or somebody deleted it");
+        assert!(memo.settled("u", &assignment(4)) && !memo.settled("u", &assignment(3)));
+        let other = assignment(5);
+        assert_eq!(
+            memo.newest("u", Some(other.clone())),
+            Some(other.clone()),
+            "another leader wrote it"
+        );
+        assert!(!memo.settled("u", &other));
+        assert_eq!([memo.note("u", &other, false), memo.note("u", &other, false)], [1, 2]);
+        assert_eq!(memo.note("u", &assignment(6), false), 1);
+        memo.retain(&HashSet::new());
+        assert_eq!(memo.newest("u", None), None);
+    }
+}
