@@ -31,19 +31,20 @@ pub enum Source {
 }
 
 impl Source {
-    /// The assignment of now, and where it will be told what it changes to.
-    fn open(&self) -> Result<watch::Sender<Assignment>, Failure> {
+    /// The assignment of now, and what it changes to. Without the sender the receiver would see an end.
+    fn open(&self) -> Result<(watch::Sender<Assignment>, watch::Receiver<Assignment>), Failure> {
         let path = match self {
-            Self::Fixed(assignment) => return Ok(watch::Sender::new(assignment.clone())),
+            Self::Fixed(assignment) => return Ok(watch::channel(assignment.clone())),
             Self::File(path) => path.clone(),
         };
-        let sender = watch::Sender::new(config::assignment_from_file(&path)?);
+        // The receiver first: the thread ends when there is none.
+        let (sender, receiver) = watch::channel(config::assignment_from_file(&path)?);
         let told = sender.clone();
         std::thread::Builder::new()
             .name("assignment".to_owned())
             .spawn(move || look(&path, &told))
             .map_err(|e| Failure::new(FailureReason::InternalError, format!("cannot start a thread: {e}")))?;
-        Ok(sender)
+        Ok((sender, receiver))
     }
 }
 
@@ -87,9 +88,7 @@ pub(crate) async fn follow(
     options: &Options,
     source: &Source,
 ) -> Result<std::convert::Infallible, Failure> {
-    // Kept to the end: without a sender the receiver would see one.
-    let sender = source.open()?;
-    let mut assignments = sender.subscribe();
+    let (_sender, mut assignments) = source.open()?;
     let mark = Mark(options.scratch.join(MARK));
     let mut crashed = mark.read().await;
     let follow = |assignments: &mut watch::Receiver<Assignment>| {

@@ -8,8 +8,8 @@ mod fixture;
 mod process;
 
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -111,28 +111,38 @@ fn versions_change_over_under_load_and_no_request_notices() {
     let program = Program::ready(&two.setup());
     let exact = two.exact();
     let over = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = (0..4)
-        .map(|_| {
+    // What each client was answered with last.
+    let lasts: Vec<Arc<Mutex<String>>> = (0..4).map(|_| Arc::default()).collect();
+    let clients: Vec<_> = lasts
+        .iter()
+        .map(|last| {
             let (two, over, exact, address) = (Arc::clone(&two), Arc::clone(&over), exact.clone(), program.data);
+            let last = Arc::clone(last);
             thread::spawn(move || {
                 let request = post("/predict", json!({ "text": TEXT }).to_string().as_bytes());
                 let mut connection = Connection::open(address);
                 let mut seen = [0; 2];
                 let mut changes = 0;
-                let mut last = String::new();
                 while !over.load(Ordering::Relaxed) {
                     connection.send(&request);
                     let answer = connection.answer().expect("the connection stays");
                     assert_eq!(answer.status, 200, "{}", answer.text());
                     let version = two.check(&answer.json(), &exact);
                     seen[usize::from(version == "intent-v2")] += 1;
-                    changes += usize::from(!last.is_empty() && last != version);
-                    last = version;
+                    let mut last = last.lock().unwrap();
+                    changes += usize::from(!last.is_empty() && *last != version);
+                    *last = version;
                 }
                 (seen, changes)
             })
         })
         .collect();
+    let all_get = |version: &str| {
+        until("every client is answered with it", || {
+            lasts.iter().all(|last| *last.lock().unwrap() == version).then_some(())
+        });
+    };
+    all_get("intent-v1");
     let swaps = 10;
     let mut generation = 1;
     let mut most = 0;
@@ -151,6 +161,7 @@ fn versions_change_over_under_load_and_no_request_notices() {
         generation += 2;
         program.assign(&assignment(generation, &to.name, &[to]));
         answers_with(&program, &to.name);
+        all_get(&to.name);
         most = most.max(program.rss());
     }
     let rss = program.rss();
