@@ -13,6 +13,8 @@ use flywheel_contract::storage::StorageSettings;
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_store::{Limits, Purpose, Store};
 
+use crate::apart::apart;
+
 /// Wait before the second try; doubled for each further one.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 /// Longest wait between two tries.
@@ -30,6 +32,8 @@ pub(crate) struct Fetch<'a> {
     pub limits: Limits,
     /// Tries while the storage or the disk fails, at least 1. What is the user's to mend is tried once.
     pub tries: u32,
+    /// Requests are answered meanwhile, which come first.
+    pub beside: bool,
 }
 
 impl Fetch<'_> {
@@ -61,7 +65,7 @@ impl Fetch<'_> {
         let store = Store::with_limits(self.storage, self.limits).map_err(failure)?;
         let cache = self.scratch.join("artifacts");
         let folder = cache.join(self.artifact.digest.hex());
-        if let Some(manifest) = self.cached(&store, &folder).await? {
+        if let Some(manifest) = self.cached(&folder).await? {
             return Ok((folder, manifest));
         }
         // Another process may fetch the same into the same cache, on a developer's machine at least.
@@ -72,7 +76,7 @@ impl Fetch<'_> {
                 if let Err(e) = tokio::fs::rename(&part, &folder).await {
                     remove(&part).await?;
                     // Unless that other process has put it there first.
-                    return match self.cached(&store, &folder).await? {
+                    return match self.cached(&folder).await? {
                         Some(manifest) => Ok((folder, manifest)),
                         None => Err(disk("rename", &part, &e)),
                     };
@@ -87,7 +91,7 @@ impl Fetch<'_> {
     }
 
     /// The manifest of a folder that is whole and right; another one is removed.
-    async fn cached(&self, store: &Store, folder: &Path) -> Result<Option<Manifest>, Failure> {
+    async fn cached(&self, folder: &Path) -> Result<Option<Manifest>, Failure> {
         if !tokio::fs::try_exists(folder).await.unwrap_or(false) {
             return Ok(None);
         }
@@ -95,11 +99,20 @@ impl Fetch<'_> {
             uri: Uri(format!("file://{}", folder.display())),
             digest: self.artifact.digest.clone(),
         };
-        let checked = match store.verify_artifact(&local).await {
-            Ok(_) => store.manifest(&local).await,
-            Err(error) => Err(error),
+        let (storage, limits) = (self.storage.clone(), self.limits);
+        let check = move || {
+            // With threads of its own: hashing a hundred megabytes on those of the requests would hold them up.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| Failure::new(FailureReason::InternalError, format!("no runtime: {e}")))?;
+            let store = Store::with_limits(&storage, limits).map_err(|e| e.failure(Purpose::Artifact))?;
+            Ok(runtime.block_on(async {
+                store.verify_artifact(&local).await?;
+                store.manifest(&local).await
+            }))
         };
-        match checked {
+        match apart(self.beside, check).await? {
             Ok(manifest) => {
                 tracing::info!(folder = %folder.display(), "the artifact is in the cache and right");
                 touch(folder).await;

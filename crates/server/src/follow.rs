@@ -175,7 +175,7 @@ async fn load_one(
 ) -> Result<(), Failure> {
     let since = Instant::now();
     app.versions.set(version, LoadState::Downloading);
-    let fetched = load::fetch(config, options, version).await?;
+    let fetched = load::fetch(config, options, version, mark.is_some()).await?;
     app.versions.set(version, LoadState::Loading);
     if let Some(mark) = mark {
         mark.set(version).await;

@@ -13,8 +13,8 @@ use flywheel_contract::serving::{Agreement, ServedVersion, ServingConfig};
 use flywheel_data::TextTokenizer;
 use flywheel_learn::device::TensorDevice;
 use flywheel_learn::{Classifier, device, precision};
-use tokio::sync::oneshot;
 
+use crate::apart::apart;
 use crate::fetch::Fetch;
 use crate::memory;
 use crate::model::{Encode, LoadedVersion, Model};
@@ -23,8 +23,6 @@ use crate::run::Options;
 /// Lengths of the rows that a worker computes before its first request, in tokens: libtorch prepares kernels by shape.
 const WARM_UP_LENGTHS: [usize; 3] = [8, 32, 128];
 
-/// Niceness of a thread that loads a version while another one answers: a third of a worker's share where both want a core.
-const YIELD: i32 = 5;
 /// Memory that loading takes at its peak, in lengths of the file of weights: as they are stored, and as they are computed with.
 const WEIGHTS_WHILE_LOADING: u64 = 2;
 /// Longest file of an evaluation sample, bytes: two hundred texts with the answers for thousands of labels.
@@ -40,11 +38,12 @@ pub(crate) struct Fetched {
     manifest: Manifest,
 }
 
-/// Fetches and checks the artifact of a version.
+/// Fetches and checks the artifact of a version. `beside`: another one answers meanwhile, which must not suffer.
 pub(crate) async fn fetch(
     config: &ServingConfig,
     options: &Options,
     version: &ServedVersion,
+    beside: bool,
 ) -> Result<Fetched, Failure> {
     let device = config.device;
     // Before the download, which may be long and for nothing.
@@ -62,6 +61,7 @@ pub(crate) async fn fetch(
         scratch: &options.scratch,
         limits: options.storage_limits,
         tries: options.load_tries,
+        beside,
     }
     .run()
     .await?;
@@ -72,7 +72,7 @@ pub(crate) async fn fetch(
     Ok(Fetched { folder, manifest })
 }
 
-/// Builds it. `beside`: another one answers meanwhile, which must not suffer.
+/// Builds it. `beside`: as of [`fetch`].
 pub(crate) async fn build(config: &ServingConfig, fetched: Fetched, beside: bool) -> Result<LoadedVersion, Failure> {
     let (device, wanted) = (config.device, config.precision);
     let Fetched { folder, manifest } = fetched;
@@ -80,28 +80,6 @@ pub(crate) async fn build(config: &ServingConfig, fetched: Fetched, beside: bool
         fits(&manifest.files, memory::left())?;
     }
     apart(beside, move || network(&folder, &manifest, device, wanted)).await
-}
-
-/// Runs what takes a processor for long on a thread of its own. A panic in there is a failure.
-async fn apart<T: Send + 'static>(
-    yielding: bool,
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    let (reply, outcome) = oneshot::channel();
-    let run = move || {
-        if yielding && let Err(error) = rustix::process::nice(YIELD) {
-            tracing::debug!(%error, "loading competes with what answers");
-        }
-        // Nobody waits any more for a version that is not wanted any more.
-        let _ = reply.send(work());
-    };
-    std::thread::Builder::new()
-        .name("load".to_owned())
-        .spawn(run)
-        .map_err(|e| internal(&format!("cannot start a thread: {e}")))?;
-    outcome
-        .await
-        .unwrap_or_else(|_| Err(internal("loading panicked; the log says where")))
 }
 
 /// Whether a version can be loaded beside another one: an end for lack of memory would take that one along.
@@ -308,10 +286,6 @@ impl Model for TorchModel {
 
 fn failure(error: flywheel_learn::Error) -> Failure {
     Failure::new(error.reason(), error.to_string())
-}
-
-fn internal(message: &str) -> Failure {
-    Failure::new(FailureReason::InternalError, message)
 }
 
 #[cfg(test)]
