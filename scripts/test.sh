@@ -35,6 +35,27 @@ test_with() { # cargo test with all that tests look for in the environment
   env LIBTORCH="$torch" LD_LIBRARY_PATH="$torch/lib" FLYWHEEL_PYTHON="$FLYWHEEL_CACHE/python/bin/python" \
     cargo test --profile ci --locked --no-fail-fast "$@"
 }
+both() { # function, function: at once, since each waits for most of its time; the words of the second come after those of the first
+  local second code=0
+  "$2" >"$log/second" 2>&1 & second=$!
+  "$1" || code=$?
+  wait $second || code=$?
+  cat "$log/second"
+  return $code
+}
+# One selection of packages for all, so that dependencies are built with one set of features.
+learning() { # what computes
+  test_with --workspace --test training --test resume --test together --test bad_input --test requests --test exchange --test program \
+    --test commands --test store --test sets --test artifact --test parity
+}
+waiting() { # what waits: for limits to pass, for other programs
+  local code=0
+  test_with --workspace --test tracking --test several --test minio || code=$?
+  FENCE_TRIALS=${ALL:+1000} test_with --workspace --lib -- --ignored --nocapture minio || code=$?
+  return $code
+}
+schemas() { test_with --workspace --test crds; }
+planes() { test_with --workspace --test house --test chart --test control_plane --test arguments --test process; }
 bin=${CARGO_TARGET_DIR:?run it through make}/ci
 
 stage "setup: packages, libtorch, python, programs" make setup || exit 1
@@ -43,13 +64,10 @@ stage "build: programs and images" make images || exit 1
 stage "cluster: four nodes" make cluster A100=2 || exit 1
 variables=$("$bin/flywheel-localcluster" env) || exit 1
 eval "$variables"
-# One selection of packages for all, so that dependencies are built with one set of features.
+stage "build: tests" test_with --workspace --no-run || exit 1
 stage "unit, property, golden, fake server" test_with --workspace --lib --bins || true
-FENCE_TRIALS=${ALL:+1000} stage "writers on a real object store" test_with --workspace --lib -- --ignored --nocapture minio || true
-stage "trainer, server, store, data, learn, CLI" test_with --workspace --test training --test resume --test tracking --test several --test together --test bad_input --test requests \
-  --test exchange --test program --test commands --test store --test minio --test sets --test artifact --test parity || true
-stage "rules, CRDs, chart, operator on a real API server" test_with --workspace --test house --test crds --test chart \
-  --test control_plane --test arguments --test process || true
+stage "trainer, server, store, data, learn, CLI" both learning waiting || true
+stage "rules, CRDs, chart, operator on a real API server" both schemas planes || true
 stage "install: images, chart" make install || exit 1
 stage "example data" make example-data || exit 1
 # One after the other: they share two cores and the simulated GPUs.
