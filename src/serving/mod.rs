@@ -143,19 +143,21 @@ async fn versions(
     };
     let present = observed.assignment.as_ref();
     let settled = present.is_some_and(|present| context.assignments.settled(&uid, present));
-    if must_ask(wanted.as_ref(), present, settled) {
+    let must = must_ask(wanted.as_ref(), present, settled);
+    if must || present.is_some_and(|present| report::precision_is_unknown(service, &present.serve)) {
         observed.says = ask(observed, context).await;
-        for pod in &mut observed.pods {
-            let says = observed.says.iter().find(|says| says.name == pod.name);
-            pod.version = says.and_then(|says| says.stats.as_ref()?.serving.clone());
-        }
-    } else {
-        // All that answered when it was written follow it, and those that came later began with it.
-        for pod in observed.pods.iter_mut().filter(|pod| pod.stage == Stage::Ready) {
-            pod.version = observed.assignment.as_ref().map(|a| a.serve.clone());
-        }
     }
-    update(wanted.as_ref(), observed.assignment.as_ref(), &observed.says)
+    for pod in observed.pods.iter_mut().filter(|pod| pod.stage == Stage::Ready) {
+        pod.version = if must {
+            let says = observed.says.iter().find(|says| says.name == pod.name);
+            says.and_then(|says| says.stats.as_ref()?.serving.clone())
+        } else {
+            // All that answered when it was written follow it, and those that came later began with it.
+            observed.assignment.as_ref().map(|a| a.serve.clone())
+        };
+    }
+    let says = if must { observed.says.as_slice() } else { &[] };
+    update(wanted.as_ref(), observed.assignment.as_ref(), says)
 }
 
 /// The pods' template and how many there are: the stored one while the user's inputs are the same, a new one where they

@@ -4,7 +4,7 @@ use flywheel_api::InferenceService;
 use flywheel_api::conditions::{find, reasons, types};
 use flywheel_api::inference_service::{InferenceServiceStatus, Traffic};
 use flywheel_contract::scalar::Device;
-use flywheel_policy::serving::{Hold, Judgement, Progress, Standing, View, judge};
+use flywheel_policy::serving::{Hold, Judgement, PodSays, Progress, Standing, View, judge};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt as _;
 
@@ -82,10 +82,7 @@ pub async fn report(
         traffic: judgement
             .traffic
             .iter()
-            .map(|(version, pods)| Traffic {
-                model_version: version.clone(),
-                pods: i32::try_from(*pods).unwrap_or(i32::MAX),
-            })
+            .map(|(version, pods)| traffic(version, *pods, before, &observed.says))
             .collect(),
         replicas: Some(replicas),
         pods: Some(format!("{}/{}", judgement.ready, service.spec.replicas)),
@@ -104,4 +101,26 @@ pub async fn report(
         writes.event(service, &note).await;
     }
     Ok(judgement)
+}
+
+/// What the status says of a version that pods answer with. What they said of it before stays true as long as it is the same
+/// version.
+fn traffic(version: &str, pods: usize, before: Option<&InferenceServiceStatus>, says: &[PodSays]) -> Traffic {
+    let told = says.iter().filter_map(|says| says.stats.as_ref());
+    let now = told.flat_map(|stats| &stats.versions).find(|told| told.name == version);
+    let before = before.and_then(|status| status.traffic.iter().find(|traffic| traffic.model_version == version));
+    Traffic {
+        model_version: version.to_owned(),
+        pods: i32::try_from(pods).unwrap_or(i32::MAX),
+        precision: now.and_then(|told| told.precision).or_else(|| before?.precision),
+        agreement: now.and_then(|told| told.agreement).or_else(|| before?.agreement),
+    }
+}
+
+/// Whether pods answer with a version, and the status does not say how it computes.
+#[must_use]
+pub fn precision_is_unknown(service: &InferenceService, version: &str) -> bool {
+    let traffic = service.status.iter().flat_map(|status| &status.traffic);
+    let known = traffic.into_iter().find(|traffic| traffic.model_version == version);
+    known.is_none_or(|traffic| traffic.precision.is_none())
 }

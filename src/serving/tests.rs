@@ -208,7 +208,13 @@ fn stats(generation: u64, serving: &str, versions: &[(&str, &str)]) -> Value {
         .map(|(name, state)| {
             let failure = json!({"reason": "DigestMismatch", "message": "a file differs"});
             let failure = (*state == "Failed").then_some(failure);
-            json!({"name": name, "digest": format!("sha256:{}", "0".repeat(64)), "state": state, "failure": failure})
+            let ready = *state == "Ready";
+            let (precision, agreement) = (
+                ready.then_some("BFloat16"),
+                ready.then(|| json!({"texts": 200, "same": 199})),
+            );
+            json!({"name": name, "digest": format!("sha256:{}", "0".repeat(64)), "state": state, "failure": failure,
+                "precision": precision, "agreement": agreement})
         })
         .collect();
     json!({"schemaVersion": 1, "ready": true, "generation": generation, "serving": serving, "versions": versions,
@@ -523,6 +529,10 @@ async fn a_new_service_is_made_in_order_and_then_left_alone() {
     assert_eq!(status.model_version.as_deref(), Some("intent-v1"));
     assert_eq!((status.replicas, status.pods.as_deref()), (Some(2), Some("2/2")));
     assert_eq!(status.device, Some(flywheel_contract::scalar::Device::Cpu));
+    assert_eq!(
+        serde_json::to_value(&status.traffic).unwrap(),
+        json!([{"modelVersion": "intent-v1", "pods": 2, "precision": "BFloat16", "agreement": {"texts": 200, "same": 199}}])
+    );
     assert!(!world.is("Reconciling") && world.is("Ready") && world.is("RoutesReady") && world.is("DeploymentReady"));
     assert_eq!(world.writes().await, NOTHING);
 }

@@ -273,7 +273,9 @@ fn changes_over_while_it_answers(version: &Value) {
             || {
                 let service = get("infsvc", "intent", "intent")?;
                 condition(&service, "Ready").filter(|c| c.0 == "True")?;
-                (service["status"]["traffic"] == json!([{"modelVersion": name, "pods": 1}])).then_some(())
+                let traffic = service["status"]["traffic"].as_array()?;
+                (traffic.len() == 1 && traffic[0]["modelVersion"] == name && traffic[0]["agreement"]["texts"] == 200)
+                    .then_some(())
             },
         );
     }

@@ -1,6 +1,7 @@
 //! InferenceService: pods that answer with a ModelVersion.
 
 use flywheel_contract::scalar::{Device, Precision};
+use flywheel_contract::serving::Agreement;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -154,4 +155,10 @@ pub struct Traffic {
     pub model_version: String,
     /// Ready pods that answer with it.
     pub pods: i32,
+    /// Number format in which it computes, as the pods say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// How its answers in that format compare with those in single precision, on the artifact's evaluation sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
 }

@@ -131,12 +131,14 @@ pub struct VersionStats {
 }
 
 /// Answers of a version beside those that its artifact's evaluation sample holds, which were computed in single precision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Agreement {
     /// Texts compared.
+    #[schemars(with = "i32")]
     pub texts: u32,
     /// Those that got the same label.
+    #[schemars(with = "i32")]
     pub same: u32,
 }
 
