@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::CONNECTION;
-use axum::http::{HeaderValue, Request, Response};
+use axum::http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
+use axum::http::{HeaderValue, Request, Response, Version};
 use axum::response::IntoResponse;
 use flywheel_wire::error::{ErrorReason, Refusal};
 use hyper::body::Incoming;
@@ -105,6 +105,8 @@ async fn serve(stream: TcpStream, router: Router, mut phases: watch::Receiver<Ph
     let mut connection = pin!(
         http1::Builder::new()
             .max_buf_size(HEAD_BYTES)
+            // The buffer alone is no bound: what arrives at once may be more.
+            .max_header_size(HEAD_BYTES)
             .serve_connection(io, service)
     );
     let mut ticks = interval(TICK);
@@ -141,13 +143,32 @@ async fn answer(
     phases: &watch::Receiver<Phase>,
 ) -> Response<Body> {
     let _busy = activity.begin();
-    let mut response = caught(router.oneshot(request)).await;
-    if activity.age() >= RECYCLE || *phases.borrow() >= Phase::Leaving {
+    let ambiguous = ambiguous(&request);
+    let mut response = match &ambiguous {
+        Some(refusal) => refusal_response(refusal),
+        None => caught(router.oneshot(request)).await,
+    };
+    if ambiguous.is_some() || activity.age() >= RECYCLE || *phases.borrow() >= Phase::Leaving {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// Why a head could be read differently by a proxy in front, where hyper takes it (RFC 9112, 3.2 and 6.1). What the other
+/// side meant to follow is unknown then, so the connection must end.
+fn ambiguous(request: &Request<Body>) -> Option<Refusal> {
+    let refusal = |message| Some(Refusal::new(ErrorReason::MalformedRequest, message));
+    if request.version() == Version::HTTP_11 && request.headers().get_all(HOST).iter().count() != 1 {
+        return refusal("send the header Host once");
+    }
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    let chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if codings.next().is_some_and(|value| !chunked(value)) || codings.next().is_some() {
+        return refusal("send no Transfer-Encoding but chunked, once");
+    }
+    None
 }
 
 /// The answer of a future, or 500 when it panics (the panic hook logs the place).
@@ -306,6 +327,10 @@ mod tests {
         }
     }
 
+    fn request() -> Request<Body> {
+        Request::builder().header(HOST, "a").body(Body::empty()).unwrap()
+    }
+
     #[tokio::test]
     async fn old_connections_and_those_of_an_ending_pod_are_closed_with_the_next_answer() {
         let router = Router::new().route("/", get(|| async { "" }));
@@ -317,13 +342,7 @@ mod tests {
             (Duration::ZERO, Phase::Draining, true),
         ] {
             let phases = watch::Sender::new(phase);
-            let response = answer(
-                router.clone(),
-                Request::new(Body::empty()),
-                &aged(age),
-                &phases.subscribe(),
-            )
-            .await;
+            let response = answer(router.clone(), request(), &aged(age), &phases.subscribe()).await;
             let header = response.headers().get(CONNECTION).map(HeaderValue::as_bytes);
             assert_eq!(header == Some(b"close"), close, "{age:?} {phase:?}");
         }
@@ -337,7 +356,7 @@ mod tests {
         let router = Router::new().route("/", get(broken));
         let phases = watch::Sender::new(Phase::Ready);
         let activity = aged(Duration::ZERO);
-        let response = answer(router, Request::new(Body::empty()), &activity, &phases.subscribe()).await;
+        let response = answer(router, request(), &activity, &phases.subscribe()).await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(activity.busy.load(Ordering::Relaxed), 0);
     }

@@ -28,9 +28,9 @@ macro_rules! error_reasons {
 }
 
 error_reasons! {
-    /// The body is no JSON in UTF-8.
+    /// The body is no JSON in UTF-8, or has a number that no double holds.
     MalformedJson => 400,
-    /// Headers that contradict each other, or a body that breaks off.
+    /// A header that cannot be what it should, or contradicts another, or a body that breaks off.
     MalformedRequest => 400,
     /// Nothing is served under this path.
     NotFound => 404,

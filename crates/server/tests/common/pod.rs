@@ -1,0 +1,187 @@
+//! A pod on real sockets whose model does what the text says: slow, failing, panicking.
+#![allow(dead_code)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::scalar::{Device, Digest, Precision};
+use flywheel_contract::serving::{Assignment, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, Stats};
+use flywheel_contract::trainer::ArtifactRef;
+use flywheel_server::model::{Encode, LoadedVersion, Model};
+use flywheel_server::{App, Listeners, Server};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+use crate::common::{self, get, predict, until};
+
+/// First token: what the model does with the row.
+const WORK: i64 = 1;
+const SLEEP: i64 = 2;
+const PANIC: i64 = 3;
+const FAIL: i64 = 4;
+const NAN: i64 = 5;
+
+/// `sleep 50`, `panic`, `fail`, `nan`, or work; the number, or the text's length, is the second token.
+struct Words;
+
+impl Encode for Words {
+    fn encode(&self, text: &str) -> Result<Vec<i64>, String> {
+        let (word, number) = text.split_once(' ').unwrap_or((text, "0"));
+        let number = number.parse().unwrap_or(0);
+        Ok(match word {
+            "sleep" => vec![SLEEP, number],
+            "panic" => vec![PANIC, 0],
+            "fail" => vec![FAIL, 0],
+            "nan" => vec![NAN, 0],
+            "refused" => return Err("no such token".to_owned()),
+            "broken" => panic!("a fault in the tokenizer at {text:?}"),
+            _ => vec![WORK, text.chars().count() as i64],
+        })
+    }
+}
+
+#[derive(Default)]
+pub struct Seen {
+    pub rows: AtomicUsize,
+    pub largest: AtomicUsize,
+    pub dead: AtomicBool,
+}
+
+struct Obedient(Arc<Seen>);
+
+impl Model for Obedient {
+    fn warm_up(&mut self) -> Result<(), Failure> {
+        if self.0.dead.load(Ordering::Relaxed) {
+            return Err(Failure::new(FailureReason::InternalError, "no kernel runs"));
+        }
+        Ok(())
+    }
+
+    fn predict(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>, Failure> {
+        self.0.rows.fetch_add(rows.len(), Ordering::Relaxed);
+        self.0.largest.fetch_max(rows.len(), Ordering::Relaxed);
+        rows.iter()
+            .map(|row| match row[0] {
+                SLEEP => {
+                    thread::sleep(Duration::from_millis(row[1] as u64));
+                    Ok(vec![1.0, 0.0])
+                }
+                PANIC => panic!("as asked"),
+                FAIL => Err(Failure::new(FailureReason::InternalError, "as asked")),
+                NAN => Ok(vec![f32::NAN, 0.5]),
+                // The longer the text, the surer of the second label.
+                _ => Ok(vec![1.0 / (1.0 + row[1] as f32), row[1] as f32 / (1.0 + row[1] as f32)]),
+            })
+            .collect()
+    }
+}
+
+pub struct Pod {
+    pub runtime: Runtime,
+    pub server: Option<Server>,
+    pub data: SocketAddr,
+    pub inside: SocketAddr,
+    pub seen: Arc<Seen>,
+    pub app: Arc<App>,
+    pub broken: tokio::sync::mpsc::Receiver<Failure>,
+}
+
+fn version() -> ServedVersion {
+    ServedVersion {
+        name: "intent-v7".to_owned(),
+        artifact: ArtifactRef {
+            uri: "file:///none".into(),
+            digest: Digest::sha256(&"0".repeat(64)),
+        },
+    }
+}
+
+impl Pod {
+    pub fn loading(max_concurrency: u32, timeout_milliseconds: u32) -> Self {
+        let config = ServingConfig {
+            schema_version: flywheel_contract::SCHEMA_VERSION,
+            service: ServiceIdentity {
+                namespace: "team".to_owned(),
+                name: "intent".to_owned(),
+            },
+            device: Device::Cpu,
+            precision: Precision::Auto,
+            storage: Default::default(),
+            limits: ServingLimits {
+                max_concurrency,
+                timeout_milliseconds,
+            },
+        };
+        let runtime = Runtime::new().unwrap();
+        let (app, broken) = App::new(&config);
+        let version = version();
+        app.follow(&Assignment {
+            schema_version: flywheel_contract::SCHEMA_VERSION,
+            generation: 1,
+            serve: version.name.clone(),
+            versions: vec![version],
+        });
+        let (data, inside, server) = runtime.block_on(async {
+            let bind = || TcpListener::bind("127.0.0.1:0");
+            let (data, inside) = (bind().await.unwrap(), bind().await.unwrap());
+            let addresses = (data.local_addr().unwrap(), inside.local_addr().unwrap());
+            (
+                addresses.0,
+                addresses.1,
+                Server::start(&app, Listeners { data, inside }),
+            )
+        });
+        Self {
+            runtime,
+            server: Some(server),
+            data,
+            inside,
+            seen: Arc::new(Seen::default()),
+            app,
+            broken,
+        }
+    }
+
+    pub fn install(&self, workers: usize) {
+        let loaded = LoadedVersion {
+            labels: vec!["short".to_owned(), "long".to_owned()],
+            encoder: Arc::new(Words),
+            precision: Precision::Float32,
+            agreement: None,
+            // Thirty-two rows of `Words`.
+            batch_tokens: 64,
+            models: (0..workers)
+                .map(|_| Box::new(Obedient(Arc::clone(&self.seen))) as Box<dyn Model>)
+                .collect(),
+        };
+        let installed = self.app.install(version(), loaded, Instant::now());
+        self.runtime.block_on(installed).unwrap();
+    }
+
+    pub fn ready(max_concurrency: u32, timeout_milliseconds: u32, workers: usize) -> Self {
+        let pod = Self::loading(max_concurrency, timeout_milliseconds);
+        pod.install(workers);
+        pod
+    }
+
+    pub fn stats(&self) -> Stats {
+        serde_json::from_slice(&get(self.inside, "/stats").body).unwrap()
+    }
+
+    /// Sends a text from a thread of its own.
+    pub fn send(&self, text: &str) -> thread::JoinHandle<common::Answer> {
+        let (address, body) = (self.data, json!({"text": text}));
+        thread::spawn(move || predict(address, &body))
+    }
+
+    pub fn busy_with(&self, texts: u32) {
+        until("texts are in flight", || {
+            (self.stats().in_flight == texts).then_some(())
+        });
+    }
+}
