@@ -92,12 +92,13 @@ impl Engine {
         self.agreement
     }
 
-    /// Probabilities for each text, in order. Dropping the future drops the work that no worker has begun.
+    /// Probabilities for each text, in order. Dropping the future drops the work that no worker has begun. `deadline`: the
+    /// client's own, where it has one; the service's timeout counts from now.
     ///
     /// # Errors
     /// [`ErrorReason::TooManyTexts`], [`ErrorReason::TooManyRequests`] at once when full,
     /// [`ErrorReason::DeadlineExceeded`], [`ErrorReason::InternalError`].
-    pub async fn predict(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, Refusal> {
+    pub async fn predict(&self, texts: Vec<String>, deadline: Option<Instant>) -> Result<Vec<Vec<f32>>, Refusal> {
         let count = texts.len();
         let most = self.most.min(MAX_TEXTS);
         if count > most {
@@ -116,7 +117,8 @@ impl Engine {
                 );
                 Refusal::new(ErrorReason::TooManyRequests, message)
             })?;
-        let deadline = Instant::now() + self.timeout;
+        let latest = Instant::now() + self.timeout;
+        let deadline = deadline.map_or(latest, |own| own.min(latest));
         tokio::time::timeout_at(deadline.into(), self.compute(texts, permit, deadline))
             .await
             .unwrap_or_else(|_| Err(self.too_late()))
@@ -184,7 +186,7 @@ impl Engine {
         Refusal::new(
             ErrorReason::DeadlineExceeded,
             format!(
-                "no answer within {} ms, the service's timeoutMilliseconds",
+                "no answer within {} ms, the service's timeoutMilliseconds, or the request's own shorter time",
                 self.timeout.as_millis()
             ),
         )

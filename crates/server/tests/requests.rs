@@ -136,6 +136,35 @@ fn late_work_is_answered_504_and_never_computed() {
 }
 
 #[test]
+fn a_client_may_wait_for_a_shorter_time_never_for_a_longer_one() {
+    let pod = Pod::ready(8, 2000, 1);
+    let ask = |text: &str, time: &str| {
+        let headers = format!("content-type: application/json\r\nx-request-timeout: {time}\r\n");
+        let body = json!({"text": text}).to_string();
+        let start = Instant::now();
+        let answer = Connection::open(pod.data).exchange(&common::with_headers("/predict", &headers, body.as_bytes()));
+        (answer, start.elapsed())
+    };
+    let slow = pod.send("sleep 1500");
+    until("it is being computed", || {
+        (pod.seen.rows.load(Ordering::Relaxed) == 1).then_some(())
+    });
+    let (short, took) = ask("sleep 1", "0.2");
+    assert_eq!((short.status, short.reason().as_str()), (504, "DeadlineExceeded"));
+    assert!(took >= Duration::from_millis(200), "{took:?}");
+    assert_eq!(slow.join().unwrap().status, 200, "another one's time is its own");
+    pod.busy_with(0);
+    assert_eq!(
+        pod.seen.rows.load(Ordering::Relaxed),
+        1,
+        "computed although nobody waited"
+    );
+    let (long, took) = ask("sleep 4000", "3600");
+    assert_eq!(long.status, 504);
+    assert!(took >= Duration::from_secs(2), "{took:?}");
+}
+
+#[test]
 fn work_of_a_client_that_is_gone_is_never_computed() {
     let pod = Pod::ready(8, 30_000, 1);
     let slow = pod.send("sleep 3000");

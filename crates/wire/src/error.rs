@@ -60,7 +60,7 @@ error_reasons! {
     NotReady => 503,
     /// The pod is ending; another one answers.
     Draining => 503,
-    /// No answer within the service's `timeoutMilliseconds`.
+    /// No answer within the service's `timeoutMilliseconds`, or the request's own shorter time.
     DeadlineExceeded => 504,
 }
 

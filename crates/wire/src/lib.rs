@@ -7,6 +7,7 @@ pub mod error;
 pub mod openapi;
 pub mod predict;
 pub mod request_id;
+pub mod request_timeout;
 
 pub use error::{ErrorBody, ErrorReason, Refusal};
 pub use predict::{PredictRequest, PredictResponse, Prediction};

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::error::ErrorReason;
 use crate::predict::{MAX_BODY_BYTES, MAX_TEXT_BYTES, MAX_TEXTS, PREDICT_PATH};
 use crate::request_id::{MAX_REQUEST_ID_BYTES, REQUEST_ID_HEADER};
+use crate::request_timeout::REQUEST_TIMEOUT_HEADER;
 
 /// Path of the document.
 pub const OPENAPI_PATH: &str = "/openapi.json";
@@ -60,6 +61,21 @@ fn refusal(description: &str) -> Value {
     answer(description, json!({"$ref": "#/components/schemas/Error"}))
 }
 
+fn headers() -> Value {
+    json!([
+        {
+            "name": REQUEST_ID_HEADER, "in": "header", "required": false,
+            "description": "Comes back as request_id; visible ASCII. Without it one is made.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_REQUEST_ID_BYTES},
+        },
+        {
+            "name": REQUEST_TIMEOUT_HEADER, "in": "header", "required": false,
+            "description": "Seconds for which the client waits; only ever shortens the service's timeoutMilliseconds.",
+            "schema": {"type": "string", "pattern": "^[0-9]{1,6}(\\.[0-9]{1,9})?$", "examples": ["0.25"]},
+        },
+    ])
+}
+
 fn predict() -> Value {
     let text = json!({"type": "string", "minLength": 1, "description": format!("At most {MAX_TEXT_BYTES} bytes in UTF-8, not only white space.")});
     let mut responses = serde_json::Map::new();
@@ -91,11 +107,7 @@ fn predict() -> Value {
     json!({
         "operationId": "predict",
         "summary": "Classify one text or a list of texts",
-        "parameters": [{
-            "name": REQUEST_ID_HEADER, "in": "header", "required": false,
-            "description": "Comes back as request_id; visible ASCII. Without it one is made.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_REQUEST_ID_BYTES},
-        }],
+        "parameters": headers(),
         "requestBody": {
             "required": true,
             "description": format!("At most {MAX_BODY_BYTES} bytes, not compressed."),

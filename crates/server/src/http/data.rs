@@ -13,13 +13,15 @@ use flywheel_contract::names::READYZ_PATH;
 use flywheel_wire::error::{ErrorReason, Refusal};
 use flywheel_wire::openapi::OPENAPI_PATH;
 use flywheel_wire::predict::{PREDICT_PATH, PredictRequest, PredictResponse, Prediction};
-use flywheel_wire::request_id;
+use flywheel_wire::{request_id, request_timeout};
 
 use super::{body, json_response, method_not_allowed, not_found, refusal_response};
 use crate::app::{App, Phase};
 use crate::versions::Version;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static(request_id::REQUEST_ID_HEADER);
+
+const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static(request_timeout::REQUEST_TIMEOUT_HEADER);
 
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
@@ -79,7 +81,7 @@ async fn predict(State(app): State<Arc<App>>, request: Request) -> Response<Body
         .map_or_else(|| app.next_id(), str::to_owned);
     // One version for the whole request, whatever is exchanged meanwhile.
     let version = app.versions.answering();
-    let mut response = match answer(&app, version.as_deref(), &head.headers, &mut body, &id).await {
+    let mut response = match answer(&app, version.as_deref(), start, &head.headers, &mut body, &id).await {
         Ok(json) => json_response(StatusCode::OK, json),
         Err(refusal) => {
             let whole = body::discard(&head.headers, &mut body).await;
@@ -102,9 +104,26 @@ async fn predict(State(app): State<Arc<App>>, request: Request) -> Response<Body
     response
 }
 
+/// When a client that came at `start` stops waiting, if it says so.
+fn deadline(start: Instant, headers: &HeaderMap) -> Result<Option<Instant>, Refusal> {
+    let mut times = headers.get_all(REQUEST_TIMEOUT).iter();
+    let time = times
+        .next()
+        .map(|value| request_timeout::parse(value.as_bytes()))
+        .transpose()?;
+    if times.next().is_some() {
+        return Err(Refusal::new(
+            ErrorReason::MalformedRequest,
+            format!("send {REQUEST_TIMEOUT} once"),
+        ));
+    }
+    Ok(time.map(|time| start + time))
+}
+
 async fn answer(
     app: &App,
     version: Option<&Version>,
+    start: Instant,
     headers: &HeaderMap,
     body: &mut Body,
     id: &str,
@@ -115,13 +134,14 @@ async fn answer(
         Some(version) if matches!(phase, Phase::Ready | Phase::Leaving) => version,
         _ => return Err(unavailable(phase)),
     };
+    let deadline = deadline(start, headers)?;
     body::check_headers(headers, body)?;
     let read = body::read(body, &app.bodies).await?;
     let (texts, list) = PredictRequest::parse(&read.bytes)?.into_texts();
     drop(read);
     // As in training: what is not the same text to the tokenizer would not be the same text to the model.
     let texts = texts.iter().map(|text| flywheel_data::clean_text(text)).collect();
-    let answers = version.engine.predict(texts).await?;
+    let answers = version.engine.predict(texts, deadline).await?;
     let mut predictions = Vec::with_capacity(answers.len());
     for (index, probabilities) in answers.iter().enumerate() {
         let id = request_id::of_prediction(id, index, list);

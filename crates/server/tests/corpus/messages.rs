@@ -753,6 +753,47 @@ fn request_ids(d: &mut Dice) -> Case {
     case(post(&format!("{JSON}X-Request-Id: {id}\r\n"), d.good().as_bytes()), OK)
 }
 
+/// Longer than the service's is as good as none.
+fn request_timeouts(d: &mut Dice) -> Case {
+    let time = format!("{}.{}", d.between(30, 1_000_000), d.below(1_000_000_000));
+    case(
+        post(&format!("{JSON}X-Request-Timeout: {time}\r\n"), d.good().as_bytes()),
+        OK,
+    )
+}
+
+fn bad_timeouts(d: &mut Dice) -> Case {
+    let digits = "1".repeat(d.between(7, 400));
+    let twice = format!("{}\r\nX-Request-Timeout: 5", d.between(1, 9));
+    let time = d.pick(&[
+        "",
+        "0",
+        "0.0",
+        "-1",
+        "+1",
+        "1e3",
+        ".5",
+        "5.",
+        "1.2.3",
+        "1s",
+        "250ms",
+        "1,5",
+        "0x1",
+        "NaN",
+        "Infinity",
+        "soon",
+        "\u{e9}",
+        "１",
+        "1 2",
+        digits.as_str(),
+        twice.as_str(),
+    ]);
+    case(
+        post(&format!("{JSON}X-Request-Timeout: {time}\r\n"), d.good().as_bytes()),
+        MALFORMED_REQUEST,
+    )
+}
+
 fn upgrades(d: &mut Dice) -> Case {
     let headers = d.pick(&[
         "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
