@@ -45,7 +45,7 @@ both() { # function, function: at once, since each waits for most of its time; t
 }
 # One selection of packages for all, so that dependencies are built with one set of features.
 learning() { # what computes
-  test_with --workspace --test training --test resume --test together --test bad_input --test requests --test exchange --test hostile --test program \
+  test_with --workspace --test training --test resume --test together --test bad_input --test requests --test exchange --test hostile --test open_inference --test program \
     --test commands --test store --test sets --test artifact --test parity
 }
 waiting() { # what waits: for limits to pass, for other programs

@@ -41,7 +41,7 @@ pub(crate) const BODY_UNIT_BYTES: usize = 16 * 1024;
 
 /// State of a serving pod.
 pub struct App {
-    service: serving::ServiceIdentity,
+    pub(crate) service: serving::ServiceIdentity,
     limits: ServingLimits,
     started: Instant,
     phase: watch::Sender<Phase>,

@@ -18,11 +18,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Answer, Connection, PATIENCE, get, post};
+use common::{Answer, Connection, PATIENCE, get, post, with_headers};
 use corpus::dice::Dice;
 use corpus::messages::{Case, Expect};
-use corpus::{bodies, messages};
+use corpus::{bodies, messages, tensors};
 use flywheel_wire::error::ErrorReason;
+use flywheel_wire::infer::{self, InferRequest};
 use flywheel_wire::predict::PredictRequest;
 use pod::Pod;
 
@@ -48,26 +49,34 @@ fn cases_of(name: &str) -> usize {
     }
 }
 
-/// One class of either kind as whole requests.
+/// One class of any kind as whole requests.
 fn case(class: usize, index: usize) -> Option<(&'static str, Case)> {
     let mut dice = Dice::new(seed(), class, index);
-    if let Some(class) = bodies::CLASSES.get(class) {
-        let expect = match class.reason {
+    let of_body = |bytes, reason: &'static str| {
+        let expect = match reason {
             "" => Expect::Answer(200, ""),
-            word => Expect::Answer(status(word), class.reason),
+            word => Expect::Answer(status(word), reason),
         };
+        Case {
+            bytes,
+            shut: false,
+            expect: vec![expect],
+            ends: false,
+        }
+    };
+    if let Some(class) = bodies::CLASSES.get(class) {
         let bytes = post("/predict", &(class.make)(&mut dice));
-        return Some((
-            class.name,
-            Case {
-                bytes,
-                shut: false,
-                expect: vec![expect],
-                ends: false,
-            },
-        ));
+        return Some((class.name, of_body(bytes, class.reason)));
     }
-    let class = messages::CLASSES.get(class - bodies::CLASSES.len())?;
+    let class = class - bodies::CLASSES.len();
+    if let Some(class) = tensors::CLASSES.get(class) {
+        let body = (class.make)(&mut dice);
+        let header = body.header.map(|value| format!("{}: {value}\r\n", tensors::HEADER));
+        let path = dice.pick(&["/v2/models/intent/infer", "/v2/models/intent/versions/intent-v7/infer"]);
+        let bytes = with_headers(path, &header.unwrap_or_default(), &body.bytes);
+        return Some((class.name, of_body(bytes, class.reason)));
+    }
+    let class = messages::CLASSES.get(class - tensors::CLASSES.len())?;
     Some((class.name, (class.make)(&mut dice)))
 }
 
@@ -80,7 +89,7 @@ fn status(word: &str) -> u16 {
 }
 
 #[test]
-fn the_parser_gives_each_body_the_reason_of_its_class() {
+fn the_parsers_give_each_body_the_reason_of_its_class() {
     let mut wrong = Vec::new();
     for (number, class) in bodies::CLASSES.iter().enumerate() {
         for index in 0..cases_of(class.name) {
@@ -88,6 +97,21 @@ fn the_parser_gives_each_body_the_reason_of_its_class() {
             let got = PredictRequest::parse(&body).map_or_else(|refusal| refusal.reason.as_str(), |_| "");
             if got != class.reason {
                 wrong.push(format!("{} {index}: {got}: {}", class.name, shown(&body)));
+            }
+        }
+    }
+    for (number, class) in tensors::CLASSES.iter().enumerate() {
+        for index in 0..cases_of(class.name) {
+            let body = (class.make)(&mut Dice::new(seed(), bodies::CLASSES.len() + number, index));
+            let length = body
+                .header
+                .as_ref()
+                .map(|value| infer::header_length(value.as_bytes()))
+                .transpose();
+            let outcome = length.and_then(|length| InferRequest::parse(&body.bytes, length));
+            let got = outcome.map_or_else(|refusal| refusal.reason.as_str(), |_| "");
+            if got != class.reason {
+                wrong.push(format!("{} {index}: {got}: {}", class.name, shown(&body.bytes)));
             }
         }
     }
@@ -241,7 +265,7 @@ fn every_request_of_the_corpus_gets_what_its_class_says() {
         }
     });
     let slow = thread::spawn(move || slow_clients(address));
-    let classes = bodies::CLASSES.len() + messages::CLASSES.len();
+    let classes = bodies::CLASSES.len() + tensors::CLASSES.len() + messages::CLASSES.len();
     let next = Arc::new(AtomicUsize::new(0));
     let results = Arc::new(Mutex::new((BTreeMap::<&str, usize>::new(), Vec::<String>::new())));
     let clients: Vec<_> = (0..CLIENTS)

@@ -1,9 +1,11 @@
-//! What clients of a serving pod send and get: bodies of `/predict`, errors, request ids, the OpenAPI document.
+//! What clients of a serving pod send and get: bodies of `/predict`, the Open Inference Protocol, errors, request ids, the OpenAPI document.
 //!
 //! Bytes come in, values or an [`error::Refusal`] go out; nothing here panics, whatever the bytes. This crate must not
 //! use an async runtime, a Kubernetes client or tensors.
 
 pub mod error;
+pub mod infer;
+mod json;
 pub mod openapi;
 pub mod predict;
 pub mod request_id;

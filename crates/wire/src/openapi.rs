@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::error::ErrorReason;
+use crate::infer::{HEADER_LENGTH_HEADER, INPUT, Output, SERVER_PATH};
 use crate::predict::{MAX_BODY_BYTES, MAX_TEXT_BYTES, MAX_TEXTS, PREDICT_PATH};
 use crate::request_id::{MAX_REQUEST_ID_BYTES, REQUEST_ID_HEADER};
 use crate::request_timeout::REQUEST_TIMEOUT_HEADER;
@@ -13,7 +14,7 @@ pub const OPENAPI_PATH: &str = "/openapi.json";
 /// The document. `service` names the service, `readyz` is the path of the readiness probe, `version` the program's.
 #[must_use]
 pub fn document(service: &str, readyz: &str, version: &str) -> Value {
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {"title": service, "version": version},
         "paths": {
@@ -36,6 +37,12 @@ pub fn document(service: &str, readyz: &str, version: &str) -> Value {
         },
         "components": {"schemas": {
             "Prediction": prediction(),
+            "InferRequest": infer_request(),
+            "InferResponse": infer_response(),
+            "InferError": {
+                "type": "object", "required": ["error"],
+                "properties": {"error": {"type": "string", "description": "The word, a colon, and what to do."}},
+            },
             "Error": {
                 "type": "object", "required": ["error"],
                 "properties": {"error": {
@@ -50,7 +57,11 @@ pub fn document(service: &str, readyz: &str, version: &str) -> Value {
                 }},
             },
         }},
-    })
+    });
+    if let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) {
+        paths.extend(open_inference());
+    }
+    document
 }
 
 fn answer(description: &str, schema: Value) -> Value {
@@ -76,9 +87,162 @@ fn headers() -> Value {
     ])
 }
 
+/// Status codes of a question and what refuses it with each.
+fn refusals(shape: impl Fn(&str) -> Value) -> serde_json::Map<String, Value> {
+    let mut statuses: Vec<u16> = ErrorReason::ALL.iter().map(|r| r.status()).collect();
+    statuses.sort_unstable();
+    statuses.dedup();
+    let answers = statuses.into_iter().map(|status| {
+        let words: Vec<&str> = ErrorReason::ALL
+            .iter()
+            .filter(|r| r.status() == status)
+            .map(|r| r.as_str())
+            .collect();
+        (status.to_string(), shape(&words.join(", ")))
+    });
+    answers.collect()
+}
+
+/// Paths of the Open Inference Protocol.
+fn open_inference() -> serde_json::Map<String, Value> {
+    let error = |description: &str| answer(description, json!({"$ref": "#/components/schemas/InferError"}));
+    let object = |description: &str| answer(description, json!({"type": "object"}));
+    let path = |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
+    let get = |id: &str, summary: &str, parameters: Value, not_found: bool| {
+        let mut responses = json!({"200": object("It."), "503": error("It is loading its model, or ending.")});
+        if let (true, Some(responses)) = (not_found, responses.as_object_mut()) {
+            responses.insert("404".to_owned(), error("There is no such model or version."));
+        }
+        json!({"get": {"operationId": id, "summary": summary, "parameters": parameters, "responses": responses}})
+    };
+    let mut paths = serde_json::Map::new();
+    let mut add = |path: String, value: Value| paths.insert(path, value);
+    add(
+        SERVER_PATH.to_owned(),
+        get(
+            "serverMetadata",
+            "Name, version and extensions of the server",
+            json!([]),
+            false,
+        ),
+    );
+    add(
+        format!("{SERVER_PATH}/health/live"),
+        get("serverLive", "Whether it listens", json!([]), false),
+    );
+    add(
+        format!("{SERVER_PATH}/health/ready"),
+        get("serverReady", "Whether this pod answers", json!([]), false),
+    );
+    for (prefix, id, names) in [
+        ("/models/{model}", "", json!([path("model")])),
+        (
+            "/models/{model}/versions/{version}",
+            "OfVersion",
+            json!([path("model"), path("version")]),
+        ),
+    ] {
+        let at = |tail: &str| format!("{SERVER_PATH}{prefix}{tail}");
+        add(
+            at(""),
+            get(
+                &format!("modelMetadata{id}"),
+                "Inputs, outputs and labels",
+                names.clone(),
+                true,
+            ),
+        );
+        add(
+            at("/ready"),
+            get(&format!("modelReady{id}"), "Whether it answers", names.clone(), true),
+        );
+        let mut responses = refusals(error);
+        // 405 belongs to other methods.
+        responses.remove("405");
+        responses.insert(
+            "200".to_owned(),
+            answer("The outputs.", json!({"$ref": "#/components/schemas/InferResponse"})),
+        );
+        let mut parameters = headers();
+        if let (Some(parameters), Some(names)) = (parameters.as_array_mut(), names.as_array()) {
+            parameters.extend(names.iter().cloned());
+            parameters.push(json!({
+                "name": HEADER_LENGTH_HEADER, "in": "header", "required": false,
+                "description": "Bytes of the JSON where binary tensors follow it.",
+                "schema": {"type": "integer", "minimum": 0, "maximum": MAX_BODY_BYTES},
+            }));
+        }
+        add(
+            at("/infer"),
+            json!({"post": {
+                "operationId": format!("infer{id}"),
+                "summary": "Classify texts, with the Open Inference Protocol",
+                "parameters": parameters,
+                "requestBody": {
+                    "required": true,
+                    "description": format!("At most {MAX_BODY_BYTES} bytes, not compressed."),
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}},
+                },
+                "responses": responses,
+            }}),
+        );
+    }
+    paths
+}
+
+fn infer_request() -> Value {
+    let parameters = json!({"type": "object", "description": "binary_data_size, binary_data, binary_data_output; hints are passed over."});
+    json!({
+        "type": "object", "required": ["inputs"], "additionalProperties": false,
+        "properties": {
+            "id": {"type": "string", "maxLength": MAX_REQUEST_ID_BYTES},
+            "parameters": parameters,
+            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": {
+                "type": "object", "required": ["name", "shape", "datatype"], "additionalProperties": false,
+                "properties": {
+                    "name": {"const": INPUT},
+                    "datatype": {"const": "BYTES"},
+                    "shape": {"type": "array", "minItems": 1, "maxItems": 2, "items": {"type": "integer", "minimum": 1, "maximum": MAX_TEXTS},
+                              "description": "[n] or [n, 1]."},
+                    "parameters": parameters,
+                    "data": {"type": "array", "minItems": 1, "maxItems": MAX_TEXTS, "description": "n texts, flat or in lists of one."},
+                },
+            }},
+            "outputs": {"type": "array", "description": "All where none is named.", "items": {
+                "type": "object", "required": ["name"], "additionalProperties": false,
+                "properties": {"name": {"enum": Output::ALL.map(Output::name)}, "parameters": parameters},
+            }},
+        },
+    })
+}
+
+fn infer_response() -> Value {
+    json!({
+        "type": "object", "required": ["model_name", "model_version", "id", "outputs"],
+        "properties": {
+            "model_name": {"type": "string", "description": "The InferenceService."},
+            "model_version": {"type": "string", "description": "The ModelVersion that answered."},
+            "id": {"type": "string", "description": "That of the request, or one that was made."},
+            "outputs": {"type": "array", "items": {
+                "type": "object", "required": ["name", "datatype", "shape"],
+                "properties": {
+                    "name": {"enum": Output::ALL.map(Output::name)},
+                    "datatype": {"enum": ["BYTES", "FP32"]},
+                    "shape": {"type": "array", "items": {"type": "integer"}},
+                    "data": {"type": "array"},
+                    "parameters": {"type": "object"},
+                },
+            }},
+        },
+    })
+}
+
 fn predict() -> Value {
     let text = json!({"type": "string", "minLength": 1, "description": format!("At most {MAX_TEXT_BYTES} bytes in UTF-8, not only white space.")});
-    let mut responses = serde_json::Map::new();
+    let mut responses = refusals(refusal);
+    // 404 and 405 belong to other paths and methods.
+    responses.remove("404");
+    responses.remove("405");
     responses.insert(
         "200".to_owned(),
         answer(
@@ -92,18 +256,6 @@ fn predict() -> Value {
             ]}),
         ),
     );
-    let mut statuses: Vec<u16> = ErrorReason::ALL.iter().map(|r| r.status()).collect();
-    statuses.sort_unstable();
-    statuses.dedup();
-    // 404 and 405 belong to other paths and methods.
-    for status in statuses.into_iter().filter(|s| !matches!(s, 404 | 405)) {
-        let words: Vec<&str> = ErrorReason::ALL
-            .iter()
-            .filter(|r| r.status() == status)
-            .map(|r| r.as_str())
-            .collect();
-        responses.insert(status.to_string(), refusal(&words.join(", ")));
-    }
     json!({
         "operationId": "predict",
         "summary": "Classify one text or a list of texts",
@@ -142,6 +294,7 @@ fn prediction() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::infer::{Answers, InferResponse};
     use crate::predict::Prediction;
 
     #[test]
@@ -153,7 +306,20 @@ mod tests {
         let names = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&schema["properties"]), names(&sent));
         assert_eq!(schema["required"].as_array().unwrap().len(), names(&sent).len());
-        assert_eq!(names(&document["paths"]).len(), 3);
+        assert_eq!(names(&document["paths"]).len(), 12);
         assert!(document["paths"]["/predict"]["post"]["responses"]["429"].is_object());
+        let infer = &document["paths"]["/v2/models/{model}/infer"]["post"]["responses"];
+        assert_eq!(
+            names(infer).len(),
+            names(&document["paths"]["/predict"]["post"]["responses"]).len() + 1
+        );
+        let (labels, rows) = (["a".to_owned()], [vec![1.0]]);
+        let answers = Answers::new(&labels, &rows).unwrap();
+        let response = InferResponse::new(&[(Output::Label, false)], "m", "v", "r", &answers).unwrap();
+        let sent: Value = serde_json::from_slice(&response.body).unwrap();
+        assert_eq!(
+            names(&document["components"]["schemas"]["InferResponse"]["properties"]),
+            names(&sent)
+        );
     }
 }

@@ -9,9 +9,9 @@ use std::fmt;
 
 use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::error::Category;
 
 use crate::error::{ErrorReason, Refusal};
+use crate::json;
 
 /// Path of the endpoint.
 pub const PREDICT_PATH: &str = "/predict";
@@ -45,7 +45,7 @@ impl PredictRequest {
     /// [`ErrorReason::MalformedJson`] for what is no JSON; [`ErrorReason::InvalidRequest`], [`ErrorReason::EmptyText`],
     /// [`ErrorReason::TextTooLong`] and [`ErrorReason::TooManyTexts`] for JSON that asks for nothing that can be done.
     pub fn parse(body: &[u8]) -> Result<Self, Refusal> {
-        let raw: Raw = serde_json::from_slice(body).map_err(|e| refuse(&e))?;
+        let raw: Raw = serde_json::from_slice(body).map_err(|e| json::refuse(&e, EXPECTED))?;
         let request = match raw {
             Raw {
                 text: Some(text),
@@ -73,31 +73,8 @@ impl PredictRequest {
                 ));
             }
         };
-        request.check()?;
+        check_texts(request.texts())?;
         Ok(request)
-    }
-
-    fn check(&self) -> Result<(), Refusal> {
-        if self.texts().is_empty() {
-            return Err(Refusal::new(
-                ErrorReason::EmptyText,
-                "texts is empty; send at least one text",
-            ));
-        }
-        for (index, text) in self.texts().iter().enumerate() {
-            if text.len() > MAX_TEXT_BYTES {
-                let message = format!(
-                    "text {index} has {} bytes, more than {MAX_TEXT_BYTES}; shorten it",
-                    text.len()
-                );
-                return Err(Refusal::new(ErrorReason::TextTooLong, message));
-            }
-            if text.trim().is_empty() {
-                let message = format!("text {index} is empty or white space only; leave it out");
-                return Err(Refusal::new(ErrorReason::EmptyText, message));
-            }
-        }
-        Ok(())
     }
 
     /// The texts in order; one for [`PredictRequest::One`].
@@ -126,6 +103,30 @@ impl PredictRequest {
     }
 }
 
+/// Whether these texts can be computed.
+pub(crate) fn check_texts(texts: &[String]) -> Result<(), Refusal> {
+    if texts.is_empty() {
+        return Err(Refusal::new(
+            ErrorReason::EmptyText,
+            "there is no text; send at least one",
+        ));
+    }
+    for (index, text) in texts.iter().enumerate() {
+        if text.len() > MAX_TEXT_BYTES {
+            let message = format!(
+                "text {index} has {} bytes, more than {MAX_TEXT_BYTES}; shorten it",
+                text.len()
+            );
+            return Err(Refusal::new(ErrorReason::TextTooLong, message));
+        }
+        if text.trim().is_empty() {
+            let message = format!("text {index} is empty or white space only; leave it out");
+            return Err(Refusal::new(ErrorReason::EmptyText, message));
+        }
+    }
+    Ok(())
+}
+
 /// Refuses `count` texts where at most `most` can be taken at once.
 #[must_use]
 pub fn too_many_texts(count: usize, most: usize) -> Refusal {
@@ -136,41 +137,6 @@ pub fn too_many_texts(count: usize, most: usize) -> Refusal {
 }
 
 const EXPECTED: &str = "an object {\"text\": \"…\"} or {\"texts\": [\"…\"]}";
-
-fn refuse(error: &serde_json::Error) -> Refusal {
-    match error.classify() {
-        Category::Data => Refusal::new(
-            ErrorReason::InvalidRequest,
-            format!(
-                "send {EXPECTED}; what was sent is wrong at {}: {}",
-                place(error),
-                what(error)
-            ),
-        ),
-        Category::Syntax | Category::Eof | Category::Io => Refusal::new(
-            ErrorReason::MalformedJson,
-            format!("the body is no JSON in UTF-8 at {}: {}", place(error), what(error)),
-        ),
-    }
-}
-
-fn place(error: &serde_json::Error) -> String {
-    format!("line {} column {}", error.line(), error.column())
-}
-
-/// The parser's words without the place that it puts behind them and without the value that it found.
-fn what(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let text = text.rfind(" at line ").and_then(|end| text.get(..end)).unwrap_or(&text);
-    // "invalid type: string "…", expected a list of strings": the value is the client's, the end is ours.
-    match text
-        .strip_prefix("invalid type: ")
-        .and_then(|t| t.rfind(", expected ").and_then(|at| t.get(at + 2..)))
-    {
-        Some(expected) => format!("wrong type, {expected}"),
-        None => text.to_owned(),
-    }
-}
 
 /// An object with each field at most once.
 struct Raw {
@@ -275,6 +241,35 @@ impl<'de> Deserialize<'de> for Texts {
     }
 }
 
+/// The most probable label of a text.
+pub(crate) struct Best<'a> {
+    pub index: u32,
+    pub label: &'a str,
+    pub probability: f32,
+}
+
+impl<'a> Best<'a> {
+    /// From probabilities in the order of the labels; errors as [`Prediction::new`].
+    pub fn of(labels: &'a [String], probabilities: &[f32]) -> Result<Self, Refusal> {
+        let fault = || Refusal::new(ErrorReason::InternalError, "the model gave no usable probabilities");
+        if labels.len() != probabilities.len() || !probabilities.iter().all(|p| p.is_finite()) {
+            return Err(fault());
+        }
+        let mut best: Option<(usize, f32)> = None;
+        for (index, p) in probabilities.iter().enumerate() {
+            if best.is_none_or(|(_, highest)| *p > highest) {
+                best = Some((index, *p));
+            }
+        }
+        let (index, probability) = best.ok_or_else(fault)?;
+        Ok(Self {
+            index: u32::try_from(index).map_err(|_| fault())?,
+            label: labels.get(index).ok_or_else(fault)?,
+            probability,
+        })
+    }
+}
+
 /// The answer for one text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
@@ -304,21 +299,11 @@ impl Prediction {
         model_version: &str,
         request_id: String,
     ) -> Result<Self, Refusal> {
-        let fault = || Refusal::new(ErrorReason::InternalError, "the model gave no usable probabilities");
-        if labels.len() != probabilities.len() || !probabilities.iter().all(|p| p.is_finite()) {
-            return Err(fault());
-        }
-        let mut best: Option<(usize, f32)> = None;
-        for (index, p) in probabilities.iter().enumerate() {
-            if best.is_none_or(|(_, highest)| *p > highest) {
-                best = Some((index, *p));
-            }
-        }
-        let (index, probability) = best.ok_or_else(fault)?;
+        let best = Best::of(labels, probabilities)?;
         Ok(Self {
-            intent_id: u32::try_from(index).map_err(|_| fault())?,
-            label: labels.get(index).cloned().ok_or_else(fault)?,
-            probability,
+            intent_id: best.index,
+            label: best.label.to_owned(),
+            probability: best.probability,
             all_probs: labels.iter().cloned().zip(probabilities.iter().copied()).collect(),
             model_version: model_version.to_owned(),
             request_id,

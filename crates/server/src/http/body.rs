@@ -23,25 +23,44 @@ const DISCARD_BYTES: usize = 4 * MAX_BODY_BYTES;
 /// How long that may take.
 const DISCARD_TIME: Duration = Duration::from_secs(1);
 
+/// What a body may be.
+#[derive(Clone, Copy)]
+pub(super) enum Media {
+    /// JSON, and said to be.
+    Json,
+    /// JSON, with or without binary tensors behind it. Clients of the Open Inference Protocol often say nothing.
+    Tensors,
+}
+
+impl Media {
+    fn takes(self, kind: Option<&HeaderValue>) -> bool {
+        let Some(kind) = kind else {
+            return matches!(self, Self::Tensors);
+        };
+        let name = kind
+            .to_str()
+            .ok()
+            .and_then(|text| text.split(';').next())
+            .unwrap_or_default()
+            .trim();
+        name.eq_ignore_ascii_case("application/json")
+            || matches!(self, Self::Tensors) && name.eq_ignore_ascii_case("application/octet-stream")
+    }
+}
+
 /// What the headers say about a body that cannot be taken.
-pub(super) fn check_headers(headers: &HeaderMap, body: &Body) -> Result<(), Refusal> {
-    let media = |message: &str| Refusal::new(ErrorReason::UnsupportedMediaType, message);
+pub(super) fn check_headers(headers: &HeaderMap, body: &Body, media: Media) -> Result<(), Refusal> {
+    let unsupported = |message: &str| Refusal::new(ErrorReason::UnsupportedMediaType, message);
     let mut types = headers.get_all(CONTENT_TYPE).iter();
-    let is_json = |value: &HeaderValue| {
-        value.to_str().is_ok_and(|text| {
-            let name = text.split(';').next().unwrap_or_default();
-            name.trim().eq_ignore_ascii_case("application/json")
-        })
-    };
-    if !types.next().is_some_and(is_json) || types.next().is_some() {
-        return Err(media("send JSON with the header Content-Type: application/json"));
+    if !media.takes(types.next()) || types.next().is_some() {
+        return Err(unsupported("send JSON with the header Content-Type: application/json"));
     }
     if headers
         .get_all(CONTENT_ENCODING)
         .iter()
         .any(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity"))
     {
-        return Err(media(
+        return Err(unsupported(
             "send the body without Content-Encoding; compressed bodies are not read",
         ));
     }

@@ -2,11 +2,14 @@
 
 mod body;
 mod data;
+mod infer;
 mod inside;
+mod predict;
+mod request;
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderValue, Response, StatusCode};
+use axum::http::{HeaderValue, Response, StatusCode, Uri};
 use flywheel_wire::error::{ErrorReason, Refusal};
 
 pub(crate) use data::router as data_router;
@@ -32,16 +35,27 @@ pub(crate) fn refusal_response(refusal: &Refusal) -> Response<Body> {
     response
 }
 
-async fn not_found() -> Response<Body> {
-    refusal_response(&Refusal::new(
-        ErrorReason::NotFound,
-        "nothing is served under this path; the data port has /predict, /readyz and /openapi.json",
-    ))
+/// A refusal in the shape of the protocol to which a path belongs.
+fn refusal_at(uri: &Uri, refusal: &Refusal) -> Response<Body> {
+    if infer::is_below(uri.path()) {
+        infer::refusal(refusal)
+    } else {
+        refusal_response(refusal)
+    }
 }
 
-async fn method_not_allowed() -> Response<Body> {
-    refusal_response(&Refusal::new(
+async fn not_found(uri: Uri) -> Response<Body> {
+    let refusal = Refusal::new(
+        ErrorReason::NotFound,
+        "nothing is served under this path; the data port has /predict, /v2, /readyz and /openapi.json",
+    );
+    refusal_at(&uri, &refusal)
+}
+
+async fn method_not_allowed(uri: Uri) -> Response<Body> {
+    let refusal = Refusal::new(
         ErrorReason::MethodNotAllowed,
         "this path does not take this method; the header Allow says which it takes",
-    ))
+    );
+    refusal_at(&uri, &refusal)
 }

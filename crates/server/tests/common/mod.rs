@@ -37,7 +37,10 @@ impl Answer {
     }
 
     pub fn reason(&self) -> String {
-        self.json()["error"]["reason"].as_str().unwrap_or_default().to_owned()
+        let error = &self.json()["error"];
+        // The Open Inference Protocol has one text for word and sentence.
+        let word = error["reason"].as_str().or_else(|| error.as_str()?.split(':').next());
+        word.unwrap_or_default().to_owned()
     }
 }
 

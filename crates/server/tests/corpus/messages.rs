@@ -114,6 +114,10 @@ pub const CLASSES: &[Class] = &[
         make: paths,
     },
     Class {
+        name: "models and versions that are none",
+        make: models,
+    },
+    Class {
         name: "long paths",
         make: long_paths,
     },
@@ -140,6 +144,14 @@ pub const CLASSES: &[Class] = &[
     Class {
         name: "request ids",
         make: request_ids,
+    },
+    Class {
+        name: "request timeouts",
+        make: request_timeouts,
+    },
+    Class {
+        name: "request timeouts that are none",
+        make: bad_timeouts,
     },
     Class {
         name: "upgrades and expectations",
@@ -593,6 +605,8 @@ fn paths(d: &mut Dice) -> Case {
         "/livez",
         "/admin",
         "/models",
+        "/v2x",
+        "/V2",
         "/.git/config",
         "/actuator/env",
         "/cgi-bin/",
@@ -619,6 +633,41 @@ fn paths(d: &mut Dice) -> Case {
     } else {
         case(bytes, Expect::OneOf(&[400, 404]))
     }
+}
+
+/// Names are those of the objects, and nothing else leads to them.
+fn models(d: &mut Dice) -> Case {
+    let (word, long) = (d.token(), "m".repeat(d.between(1000, 20_000)));
+    let other = format!("intent-{word}");
+    let name = d.pick(&[
+        "../intent",
+        "..%2fintent",
+        "%2e%2e",
+        ".",
+        "..",
+        "Intent",
+        "intent%00",
+        "intent%20",
+        "intent%ff",
+        "intent;v=1",
+        "%",
+        "team%2fintent",
+        "team.intent",
+        other.as_str(),
+        long.as_str(),
+    ]);
+    let target = match d.below(4) {
+        0 => format!("/v2/models/{name}/infer"),
+        1 => format!("/v2/models/{name}/versions/intent-v7/infer"),
+        2 => format!("/v2/models/intent/versions/{name}/infer"),
+        _ => format!("/v2/models/intent/{name}/infer"),
+    };
+    let body = "{\"inputs\": []}";
+    let bytes = format!(
+        "POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    case(bytes, Expect::Answer(404, "NotFound"))
 }
 
 fn long_paths(d: &mut Dice) -> Case {

@@ -3,3 +3,4 @@
 pub mod bodies;
 pub mod dice;
 pub mod messages;
+pub mod tensors;

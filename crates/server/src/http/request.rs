@@ -1,0 +1,195 @@
+//! What every question to the model has in common, whatever its protocol: it is counted, has an id and a deadline, and
+//! takes the version that answers once, at its beginning.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response};
+use flywheel_wire::error::{ErrorReason, Refusal};
+use flywheel_wire::{request_id, request_timeout};
+
+use super::body;
+use crate::app::{App, Phase};
+use crate::versions::Version;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static(request_id::REQUEST_ID_HEADER);
+const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static(request_timeout::REQUEST_TIMEOUT_HEADER);
+
+/// Why this pod does not answer now.
+fn unavailable(phase: Phase) -> Refusal {
+    if phase >= Phase::Leaving {
+        Refusal::new(
+            ErrorReason::Draining,
+            "this pod is ending; try again, another one answers",
+        )
+    } else {
+        Refusal::new(ErrorReason::NotReady, "the model is being loaded; try again later")
+    }
+}
+
+/// Whether this pod is ready.
+///
+/// # Errors
+/// [`unavailable`].
+pub(super) fn ready(app: &App) -> Result<(), Refusal> {
+    match app.phase() {
+        Phase::Ready => Ok(()),
+        phase => Err(unavailable(phase)),
+    }
+}
+
+/// The version that answers a question, the same from its beginning to its end, whatever is exchanged meanwhile.
+pub(super) struct Served(Arc<Version>);
+
+impl Served {
+    /// The version of the moment.
+    ///
+    /// # Errors
+    /// [`unavailable`].
+    pub fn now(app: &App) -> Result<Self, Refusal> {
+        let phase = app.phase();
+        match app.versions.answering() {
+            // While leaving, requests still come from clients that have not heard of it.
+            Some(version) if matches!(phase, Phase::Ready | Phase::Leaving) => Ok(Self(version)),
+            _ => Err(unavailable(phase)),
+        }
+    }
+
+    /// Name of its ModelVersion.
+    pub fn version(&self) -> &str {
+        self.0.name()
+    }
+
+    /// Whether it is the one that a client names; an empty version is any.
+    ///
+    /// # Errors
+    /// [`ErrorReason::NotFound`].
+    pub fn check(&self, app: &App, model: &str, version: &str) -> Result<(), Refusal> {
+        if model == app.service.name && (version.is_empty() || version == self.version()) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            ErrorReason::NotFound,
+            "there is no such model or version here; the model has the name of the InferenceService, the version that of \
+             the ModelVersion",
+        ))
+    }
+
+    /// Labels by class index.
+    pub fn labels(&self) -> &[String] {
+        self.0.engine.labels()
+    }
+
+    /// Probabilities for each text.
+    ///
+    /// # Errors
+    /// As [`crate::engine::Engine::predict`].
+    pub async fn classify(&self, texts: &[String], deadline: Option<Instant>) -> Result<Vec<Vec<f32>>, Refusal> {
+        // As in training: what is not the same text to the tokenizer would not be the same text to the model.
+        let texts = texts.iter().map(|text| flywheel_data::clean_text(text)).collect();
+        self.0.engine.predict(texts, deadline).await
+    }
+}
+
+/// One question, from its head to its answer. Counts as being answered for as long as it lives, also when its client goes.
+pub(super) struct Question<'a> {
+    app: &'a App,
+    /// The client's id, or one that was made.
+    pub id: String,
+    start: Instant,
+    /// What answers it, or why nothing does.
+    pub served: Result<Served, Refusal>,
+}
+
+impl<'a> Question<'a> {
+    /// Begins with its head.
+    pub fn new(app: &'a App, headers: &HeaderMap) -> Self {
+        app.requests.send_modify(|n| *n += 1);
+        let sent = headers.get(REQUEST_ID).map(HeaderValue::as_bytes);
+        Self {
+            app,
+            id: sent
+                .and_then(request_id::accepted)
+                .map_or_else(|| app.next_id(), str::to_owned),
+            start: Instant::now(),
+            served: Served::now(app),
+        }
+    }
+
+    /// What answers it.
+    ///
+    /// # Errors
+    /// [`unavailable`].
+    pub fn served(&self) -> Result<&Served, Refusal> {
+        self.served.as_ref().map_err(Clone::clone)
+    }
+
+    /// When its client stops waiting, if it says so.
+    ///
+    /// # Errors
+    /// [`ErrorReason::MalformedRequest`].
+    pub fn deadline(&self, headers: &HeaderMap) -> Result<Option<Instant>, Refusal> {
+        let mut times = headers.get_all(REQUEST_TIMEOUT).iter();
+        let time = times
+            .next()
+            .map(|value| request_timeout::parse(value.as_bytes()))
+            .transpose()?;
+        if times.next().is_some() {
+            let message = format!("send {REQUEST_TIMEOUT} once");
+            return Err(Refusal::new(ErrorReason::MalformedRequest, message));
+        }
+        Ok(time.map(|time| self.start + time))
+    }
+
+    /// The answer, or the refusal once what is left of the body is read.
+    pub async fn answer(
+        self,
+        headers: &HeaderMap,
+        body: &mut Body,
+        outcome: Result<Response<Body>, Refusal>,
+        refuse: fn(&Refusal) -> Response<Body>,
+    ) -> Response<Body> {
+        let mut response = match outcome {
+            Ok(response) => response,
+            Err(refusal) => {
+                let whole = body::discard(headers, body).await;
+                let mut response = refuse(&refusal);
+                if !whole || refusal.reason == ErrorReason::Draining {
+                    response
+                        .headers_mut()
+                        .insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                response
+            }
+        };
+        if let Ok(value) = HeaderValue::from_str(&self.id) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+        self.answered(response.status().as_u16());
+        response
+    }
+
+    /// Counts and logs an answer by its status of HTTP.
+    pub fn answered(self, status: u16) {
+        let duration: Duration = self.start.elapsed();
+        let version = match &self.served {
+            Ok(served) => served.version().to_owned(),
+            Err(_) => self.app.versions.serve(),
+        };
+        self.app.metrics.answered(&version, status, duration);
+        tracing::debug!(
+            request_id = self.id,
+            status,
+            seconds = duration.as_secs_f64(),
+            "answered"
+        );
+    }
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        self.app.requests.send_modify(|n| *n = n.saturating_sub(1));
+    }
+}

@@ -1,0 +1,81 @@
+"""The Open Inference Protocol as NVIDIA's own client speaks it: `open_inference.py http|grpc HOST:PORT`.
+
+The server is one of crates/server/tests: model `intent`, version `intent-v7`, labels `short` and `long`; the longer a text,
+the surer of the second.
+"""
+
+import importlib
+import sys
+
+import numpy as np
+from tritonclient.utils import InferenceServerException
+
+protocol, address = sys.argv[1:]
+triton = importlib.import_module(f"tritonclient.{protocol}")
+client = triton.InferenceServerClient(address)
+texts = ["é", "abcd", "ab"]
+longs = np.array([1 / 2, 4 / 5, 2 / 3], dtype=np.float32)
+
+
+def get(value, *names):
+    """A field of a JSON object or of a message."""
+    for name in names:
+        value = value[name] if isinstance(value, (dict, list)) or isinstance(name, int) else getattr(value, name)
+    return value
+
+
+def labels(result):
+    """The client gives bytes for binary tensors and strings for those in JSON."""
+    return [label if isinstance(label, str) else label.decode() for label in result.as_numpy("label")]
+
+
+def ask(texts, shape, outputs=None, model="intent", version="", **how):
+    tensor = triton.InferInput("text", shape, "BYTES")
+    tensor.set_data_from_numpy(np.array(texts, dtype=np.object_).reshape(shape), **how)
+    return client.infer(model, [tensor], model_version=version, request_id="my id", outputs=outputs)
+
+
+def refused(what, call):
+    try:
+        call()
+    except InferenceServerException as error:
+        assert what in str(error), error
+    else:
+        raise AssertionError(f"not refused: {what}")
+
+
+assert client.is_server_live() and client.is_server_ready()
+assert client.is_model_ready("intent") and client.is_model_ready("intent", "intent-v7")
+assert not client.is_model_ready("other") if protocol == "http" else True
+server = client.get_server_metadata()
+assert get(server, "name") == "flywheel" and "binary_tensor_data" in get(server, "extensions")
+model = client.get_model_metadata("intent", "intent-v7")
+assert get(model, "name") == "intent" and list(get(model, "versions")) == ["intent-v7"]
+assert [get(model, "inputs", 0, f) for f in ("name", "datatype")] == ["text", "BYTES"]
+assert [get(o, "name") for o in get(model, "outputs")] == ["label", "probability", "all_probs"]
+assert [int(n) for n in get(model, "outputs", 2, "shape")] == [-1, 2]
+
+# Binary is the default of the HTTP client, and the only way of the other.
+ways = [{}] if protocol == "grpc" else [{}, {"binary_data": False}]
+for way in ways:
+    for shape in ([3], [3, 1]):
+        result = ask(texts, shape, **way)
+        assert get(result.get_response(), "id") == "my id"
+        assert get(result.get_response(), "model_version") == "intent-v7"
+        assert labels(result) == ["short", "long", "long"]
+        np.testing.assert_allclose(result.as_numpy("probability"), np.maximum(longs, 1 - longs), rtol=1e-6)
+        np.testing.assert_allclose(result.as_numpy("all_probs"), np.stack([1 - longs, longs], axis=1), rtol=1e-6)
+    for as_binary in [{}] if protocol == "grpc" else [{"binary_data": True}, {"binary_data": False}]:
+        wanted = [triton.InferRequestedOutput(name, **as_binary) for name in ("all_probs", "label")]
+        result = ask(texts, [3], wanted, version="intent-v7", **way)
+        assert [get(o, "name") for o in get(result.get_response(), "outputs")] == ["all_probs", "label"]
+        assert result.as_numpy("probability") is None
+        assert labels(result) == ["short", "long", "long"]
+
+refused("NotFound", lambda: ask(["a"], [1], model="other"))
+refused("NotFound", lambda: ask(["a"], [1], version="intent-v8"))
+refused("EmptyText", lambda: ask([" "], [1]))
+refused("TooManyTexts", lambda: ask(["a"] * 129, [129]))
+refused("no such output", lambda: ask(["a"], [1], [triton.InferRequestedOutput("logits")]))
+refused("shape", lambda: ask(["a", "b"], [1, 2]))
+print("ok")
