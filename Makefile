@@ -143,6 +143,10 @@ test: ## What CI runs
 test-all: ## And what takes longer: the whole life of local clusters, the oldest API server
 	@ALL=1 scripts/test.sh
 
+.PHONY: fuzz
+fuzz: ## The parsers of what clients send (FUZZ_SECONDS=10 for each of TARGETS=)
+	@scripts/fuzz.sh
+
 .PHONY: test-faults
 test-faults: ## Trainers killed, stopped, cut off on the running cluster; their times (TRIALS=20; needs A100=2, install, example-data)
 	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && export TRIALS=$${TRIALS:-20} FAULT_ROWS=$$(mktemp) && \

@@ -67,6 +67,7 @@ eval "$variables"
 stage "build: tests" test_with --workspace --no-run || exit 1
 stage "unit, property, golden, fake server" test_with --workspace --lib --bins || true
 stage "trainer, server, store, data, learn, CLI" both learning waiting || true
+FUZZ_SECONDS=${ALL:+60} stage "fuzzing what clients send" scripts/fuzz.sh || true
 stage "rules, CRDs, chart, operator on a real API server" both schemas planes || true
 stage "install: images, chart" make install || exit 1
 stage "example data" make example-data || exit 1

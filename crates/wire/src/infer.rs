@@ -125,8 +125,11 @@ impl InferRequest {
                     format!("the body is shorter than {HEADER_LENGTH_HEADER} says"),
                 )
             })?;
+        // The parser looks at the strings only that it keeps.
+        let text = std::str::from_utf8(text)
+            .map_err(|_| Refusal::new(ErrorReason::MalformedJson, "the JSON is not in UTF-8"))?;
         let Object(request): Object<Body> =
-            serde_json::from_slice(text).map_err(|error| json::refuse(&error, EXPECTED))?;
+            serde_json::from_str(text).map_err(|error| json::refuse(&error, EXPECTED))?;
         let Ok([Object(input)]) = <[Object<Input>; 1]>::try_from(request.inputs) else {
             return Err(invalid("send exactly one input, text"));
         };
@@ -747,6 +750,13 @@ mod tests {
             ErrorReason::EmptyText
         );
         assert_eq!(reason("{\"inputs\": ["), ErrorReason::MalformedJson);
+        // Also where nothing is kept of it.
+        let hint = input("\"shape\": [1], \"data\": [\"a\"], \"parameters\": {\"hint\": \"?\"}").into_bytes();
+        let hint: Vec<u8> = hint.into_iter().map(|b| if b == b'?' { 0xff } else { b }).collect();
+        assert_eq!(
+            InferRequest::parse(&hint, None).unwrap_err().reason,
+            ErrorReason::MalformedJson
+        );
         let many = format!("\"shape\": [200], \"data\": {}", json!(vec!["a"; 200]));
         assert_eq!(reason(&input(&many)), ErrorReason::TooManyTexts);
     }
