@@ -11,8 +11,8 @@ flags="-Cpasses=sancov-module --cfg fuzzing"
 for option in "${llvm[@]}"; do flags+=" -Cllvm-args=-sanitizer-coverage-$option"; done
 # With --target the flags stay away from build scripts.
 RUSTFLAGS=$flags CARGO_TARGET_DIR=$target_dir cargo build -q --locked --release --target "$host"
-for target in ${TARGETS:-predict infer headers}; do
-  corpus=$target_dir/corpus/$target
+fuzz() {
+  local target=$1 corpus=$target_dir/corpus/$1 log
   mkdir -p "$corpus"
   log=$(mktemp)
   # Bodies are at most 1 MiB; most faults of parsers are in short ones.
@@ -20,8 +20,13 @@ for target in ${TARGETS:-predict infer headers}; do
     -timeout=5 -rss_limit_mb=1024 -verbosity=1 -print_final_stats=1 -artifact_prefix="$target_dir/$target-" >"$log" 2>&1; then
     tail -30 "$log"
     echo "fuzz: $target failed; keep the input as crates/wire/fuzz/seeds/$target/<what it shows> with the fix" >&2
-    exit 1
+    rm -f "$log"
+    return 1
   fi
   printf 'fuzz: %-8s %s inputs in %s s\n' "$target" "$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")" "$seconds"
   rm -f "$log"
-done
+}
+export -f fuzz
+export target_dir host seconds
+# Two at a time.
+printf '%s\n' ${TARGETS:-predict infer headers} | xargs -P 2 -I{} bash -c 'fuzz {}'

@@ -35,12 +35,15 @@ test_with() { # cargo test with all that tests look for in the environment
   env LIBTORCH="$torch" LD_LIBRARY_PATH="$torch/lib" FLYWHEEL_PYTHON="$FLYWHEEL_CACHE/python/bin/python" \
     cargo test --profile ci --locked --no-fail-fast "$@"
 }
-both() { # function, function: at once, since each waits for most of its time; the words of the second come after those of the first
-  local second code=0
-  "$2" >"$log/second" 2>&1 & second=$!
-  "$1" || code=$?
-  wait $second || code=$?
-  cat "$log/second"
+beside() { # functions: at once, since each waits for most of its time; the words of the first as they come, then those of the others
+  local code=0 first=$1 name; shift
+  declare -A running
+  for name in "$@"; do "$name" >"$log/$name" 2>&1 & running[$name]=$!; done
+  "$first" || code=$?
+  for name in "$@"; do
+    wait "${running[$name]}" || code=$?
+    cat "$log/$name"
+  done
   return $code
 }
 # One selection of packages for all, so that dependencies are built with one set of features.
@@ -54,6 +57,8 @@ waiting() { # what waits: for limits to pass, for other programs
   FENCE_TRIALS=${ALL:+1000} test_with --workspace --lib -- --ignored --nocapture minio || code=$?
   return $code
 }
+# With what the others leave of the processors.
+fuzzing() { FUZZ_SECONDS=60 nice -n 19 scripts/fuzz.sh; }
 schemas() { test_with --workspace --test crds; }
 planes() { test_with --workspace --test house --test chart --test control_plane --test arguments --test process; }
 bin=${CARGO_TARGET_DIR:?run it through make}/ci
@@ -66,9 +71,8 @@ variables=$("$bin/flywheel-localcluster" env) || exit 1
 eval "$variables"
 stage "build: tests" test_with --workspace --no-run || exit 1
 stage "unit, property, golden, fake server" test_with --workspace --lib --bins || true
-stage "trainer, server, store, data, learn, CLI" both learning waiting || true
-FUZZ_SECONDS=${ALL:+60} stage "fuzzing what clients send" scripts/fuzz.sh || true
-stage "rules, CRDs, chart, operator on a real API server" both schemas planes || true
+stage "trainer, server, store, data, learn, CLI" beside learning waiting fuzzing || true
+stage "rules, CRDs, chart, operator on a real API server" beside schemas planes || true
 stage "install: images, chart" make install || exit 1
 stage "example data" make example-data || exit 1
 # One after the other: they share two cores and the simulated GPUs.
