@@ -409,7 +409,7 @@ fn start_watches(
             for service in context
                 .caches
                 .inference_services
-                .list(&namespace, |s| s.spec.model_version == name)
+                .list(&namespace, |s| s.spec.versions().contains(&name.as_str()))
             {
                 triggers.serving.send(&namespace, &service.name_any());
             }
@@ -423,7 +423,9 @@ fn start_watches(
         move |service: &InferenceService| {
             let namespace = service.namespace().unwrap_or_default();
             triggers.serving.send(&namespace, &service.name_any());
-            triggers.models.send(&namespace, &service.spec.model_version);
+            for version in service.spec.versions() {
+                triggers.models.send(&namespace, version);
+            }
             for served in service.status.iter().flat_map(|s| &s.traffic) {
                 triggers.models.send(&namespace, &served.model_version);
             }

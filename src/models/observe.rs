@@ -44,7 +44,7 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
         traffic.into_iter().any(|traffic| traffic.model_version == name)
     };
     let is_to = |s: &InferenceService| {
-        s.spec.model_version == name && s.spec.model == version.spec.model && keeps(&service_view(s))
+        s.spec.versions().contains(&name.as_str()) && s.spec.model == version.spec.model && keeps(&service_view(s))
     };
     let services = context
         .caches

@@ -80,6 +80,8 @@ mod tests {
             generation,
             serve: "v1".to_owned(),
             versions: Vec::new(),
+            split: None,
+            mirror: None,
         }
     }
 

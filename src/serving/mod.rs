@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use flywheel_api::InferenceService;
 use flywheel_api::conditions::reasons;
-use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig};
+use flywheel_contract::serving::{Assignment, Mirror, ServedVersion, ServingConfig};
 use flywheel_policy::serving::{
-    Exchange, Hold, Intent, Progress, Stage, Update, decide, exchange, keeps_pods, must_ask, update,
+    Exchange, Hold, Intent, Progress, Stage, Update, Wanted, decide, exchange, keeps_pods, must_ask, update,
 };
 use kube::ResourceExt as _;
 
@@ -62,14 +62,17 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         return Ok(RESYNC);
     }
     let mut observed = observe(&service, &context);
-    let intent = decide(&service.spec.model, &service.spec.model_version, &observed.version);
+    let spec = &service.spec;
+    let intent = decide(&spec.model, "modelVersion", &spec.model_version, &observed.version);
+    let (wanted, beside) = wanted(&service, &observed, &intent);
     let (exchange, again) = exchange(observed.exchange_view(), context.now());
-    let update = versions(&service, &mut observed, &intent, &context).await;
+    let update = versions(&service, &mut observed, wanted.as_ref(), &context).await;
     let assignment = update
         .as_ref()
         .map(|update| assignment::next(update, observed.assignment.as_ref(), context.now()));
     let serve = assignment.as_ref().map(|a| a.serve.as_str());
-    let (workload, mut hold) = workload(&service, &observed, intent, serve, &context)?;
+    let (workload, hold) = workload(&service, &observed, intent, serve, &context)?;
+    let mut hold = hold.or(beside);
 
     let device = workload.as_ref().and_then(|w| device(&w.rendered));
     let mut has_service = observed.has_service;
@@ -105,7 +108,7 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         has_service,
         deployment: present.as_ref(),
         hold,
-        progress: update.as_ref().map(|update| &update.progress),
+        update: update.as_ref(),
         device,
     };
     let judgement = report::report(&service, &observed, &outcome, &context).await?;
@@ -126,24 +129,69 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     Ok(again)
 }
 
+/// What the spec wants of its versions, as far as they can be served; and what speaks against those beside that of
+/// `modelVersion`. While something does, what runs goes on as it is.
+fn wanted(service: &InferenceService, observed: &Observed, intent: &Intent) -> (Option<Wanted>, Option<Hold>) {
+    let (Intent::Serve, Some(artifact)) = (intent, &observed.artifact) else {
+        return (None, None);
+    };
+    let spec = &service.spec;
+    let only = Wanted::only(ServedVersion {
+        name: spec.model_version.clone(),
+        artifact: artifact.clone(),
+    });
+    let mut others = Vec::new();
+    for other in &observed.others {
+        let mirrored = spec
+            .mirror
+            .as_ref()
+            .is_some_and(|mirror| mirror.model_version == other.name);
+        let field = if mirrored {
+            "mirror.modelVersion"
+        } else {
+            "experiment.variants"
+        };
+        match (decide(&spec.model, field, &other.name, &other.version), &other.artifact) {
+            (Intent::Serve, Some(artifact)) => others.push(ServedVersion {
+                name: other.name.clone(),
+                artifact: artifact.clone(),
+            }),
+            (Intent::Serve, None) => return (None, None),
+            (Intent::Hold(hold), _) => {
+                // It says nothing against the pods, which answer with another one.
+                let hold = Hold { unfit: false, ..hold };
+                return (observed.assignment.is_none().then_some(only), Some(hold));
+            }
+        }
+    }
+    let percent = |percent: i32| u8::try_from(percent).unwrap_or(0);
+    let variants = spec.experiment.iter().flat_map(|experiment| &experiment.variants);
+    let wanted = Wanted {
+        others,
+        shares: variants
+            .map(|v| (v.model_version.clone(), percent(v.percent)))
+            .collect(),
+        mirror: spec.mirror.as_ref().map(|mirror| Mirror {
+            version: mirror.model_version.clone(),
+            percent: percent(mirror.percent),
+        }),
+        salt: service.uid().unwrap_or_default(),
+        ..only
+    };
+    (Some(wanted), None)
+}
+
 /// Which versions the pods are to hold, from what they say where that matters; and notes what each answers with.
 async fn versions(
     service: &InferenceService,
     observed: &mut Observed,
-    intent: &Intent,
+    wanted: Option<&Wanted>,
     context: &Context,
 ) -> Option<Update> {
     let uid = service.uid().unwrap_or_default();
-    let wanted = match (intent, &observed.artifact) {
-        (Intent::Serve, Some(artifact)) => Some(ServedVersion {
-            name: service.spec.model_version.clone(),
-            artifact: artifact.clone(),
-        }),
-        _ => None,
-    };
     let present = observed.assignment.as_ref();
     let settled = present.is_some_and(|present| context.assignments.settled(&uid, present));
-    let must = must_ask(wanted.as_ref(), present, settled);
+    let must = must_ask(wanted, present, settled);
     if must || present.is_some_and(|present| report::precision_is_unknown(service, &present.serve)) {
         observed.says = ask(observed, context).await;
     }
@@ -157,7 +205,7 @@ async fn versions(
         };
     }
     let says = if must { observed.says.as_slice() } else { &[] };
-    update(wanted.as_ref(), observed.assignment.as_ref(), says)
+    update(wanted, observed.assignment.as_ref(), says)
 }
 
 /// The pods' template and how many there are: the stored one while the user's inputs are the same, a new one where they

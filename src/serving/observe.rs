@@ -25,6 +25,17 @@ use crate::scrape::ScrapeError;
 /// Pods that are asked at once.
 const ASKED_AT_ONCE: usize = 32;
 
+/// A version beside that of `modelVersion`.
+#[derive(Debug)]
+pub struct Other {
+    /// Its name.
+    pub name: String,
+    /// What there is of it.
+    pub version: VersionView,
+    /// Its artifact, where it is there.
+    pub artifact: Option<ArtifactRef>,
+}
+
 /// What is there.
 #[derive(Debug)]
 pub struct Observed {
@@ -32,6 +43,8 @@ pub struct Observed {
     pub version: VersionView,
     /// Its artifact, where it is there.
     pub artifact: Option<ArtifactRef>,
+    /// The others that the spec names.
+    pub others: Vec<Other>,
     /// The Service of the name is ours.
     pub has_service: bool,
     /// Our Deployment.
@@ -61,6 +74,10 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
     let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
     let uid = service.uid().unwrap_or_default();
     let version = caches.model_versions.get(&namespace, &service.spec.model_version);
+    let names = service.spec.versions().into_iter().skip(1);
+    let others: Vec<_> = names
+        .map(|name| (name, caches.model_versions.get(&namespace, name)))
+        .collect();
     let deployment = caches
         .deployments
         .get(&namespace, &name)
@@ -97,6 +114,14 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
     Observed {
         version: version_view(version.as_deref()),
         artifact: version.map(|v| v.spec.artifact.clone()),
+        others: others
+            .iter()
+            .map(|(name, version)| Other {
+                name: (*name).to_owned(),
+                version: version_view(version.as_deref()),
+                artifact: version.as_ref().map(|v| v.spec.artifact.clone()),
+            })
+            .collect(),
         has_service: caches
             .services
             .get(&namespace, &name)

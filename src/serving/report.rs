@@ -4,7 +4,8 @@ use flywheel_api::InferenceService;
 use flywheel_api::conditions::{find, reasons, types};
 use flywheel_api::inference_service::{InferenceServiceStatus, Traffic};
 use flywheel_contract::scalar::Device;
-use flywheel_policy::serving::{Hold, Judgement, PodSays, Progress, Standing, View, judge};
+use flywheel_contract::split::{BUCKETS_PER_PERCENT, Split};
+use flywheel_policy::serving::{Hold, Judgement, PodSays, Progress, Standing, Update, View, judge};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt as _;
 
@@ -36,8 +37,8 @@ pub struct Outcome<'a> {
     pub deployment: Option<&'a Deployment>,
     /// Why the spec is not followed.
     pub hold: Option<Hold>,
-    /// How far the pods are with the version.
-    pub progress: Option<&'a Progress>,
+    /// What the pods are to hold and how far they are with it.
+    pub update: Option<&'a Update>,
     /// What the pods compute on.
     pub device: Option<Device>,
 }
@@ -57,7 +58,7 @@ pub async fn report(
         version: &service.spec.model_version,
         replicas: service.spec.replicas,
         hold: outcome.hold.as_ref(),
-        progress: outcome.progress,
+        progress: outcome.update.map(|update| &update.progress),
         deployment: deployment.as_ref(),
         pods: &observed.pods,
         placement: observed.placement.as_ref(),
@@ -79,11 +80,20 @@ pub async fn report(
         // Where it is not ours, others answer.
         url: outcome.has_service.then(|| build::service::url(service)),
         model_version: judgement.serving.clone(),
-        traffic: judgement
-            .traffic
-            .iter()
-            .map(|(version, pods)| traffic(version, *pods, before, &observed.says))
-            .collect(),
+        traffic: match divided(outcome.update) {
+            Some(split) => service
+                .spec
+                .versions()
+                .into_iter()
+                .filter(|version| split.buckets(version) > 0)
+                .map(|version| traffic(version, judgement.ready, Some(split), before, &observed.says))
+                .collect(),
+            None => judgement
+                .traffic
+                .iter()
+                .map(|(version, pods)| traffic(version, *pods, None, before, &observed.says))
+                .collect(),
+        },
         replicas: Some(replicas),
         pods: Some(format!("{}/{}", judgement.ready, service.spec.replicas)),
         selector: Some(build::selector_text(&service.name_any())),
@@ -103,15 +113,28 @@ pub async fn report(
     Ok(judgement)
 }
 
+/// How requests are divided, once every pod that answers does it so.
+fn divided(update: Option<&Update>) -> Option<&Split> {
+    let update = update.filter(|update| update.progress == Progress::Settled)?;
+    update.content.split.as_ref()
+}
+
 /// What the status says of a version that pods answer with. What they said of it before stays true as long as it is the same
 /// version.
-fn traffic(version: &str, pods: usize, before: Option<&InferenceServiceStatus>, says: &[PodSays]) -> Traffic {
+fn traffic(
+    version: &str,
+    pods: usize,
+    split: Option<&Split>,
+    before: Option<&InferenceServiceStatus>,
+    says: &[PodSays],
+) -> Traffic {
     let told = says.iter().filter_map(|says| says.stats.as_ref());
     let now = told.flat_map(|stats| &stats.versions).find(|told| told.name == version);
     let before = before.and_then(|status| status.traffic.iter().find(|traffic| traffic.model_version == version));
     Traffic {
         model_version: version.to_owned(),
         pods: i32::try_from(pods).unwrap_or(i32::MAX),
+        percent: split.map(|split| i32::from(split.buckets(version) / BUCKETS_PER_PERCENT)),
         precision: now.and_then(|told| told.precision).or_else(|| before?.precision),
         agreement: now.and_then(|told| told.agreement).or_else(|| before?.agreement),
     }

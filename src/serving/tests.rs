@@ -750,6 +750,55 @@ async fn a_version_that_a_pod_cannot_load_reaches_no_client() {
 }
 
 #[tokio::test]
+async fn an_experiment_runs_in_the_pods_as_they_are() {
+    let world = World::serving().await;
+    let experiment = |v1: i32, v2: i32| json!({"experiment": {"variants": [{"modelVersion": "intent-v1", "percent": v1}, {"modelVersion": "intent-v2", "percent": v2}]}});
+    world.spec(experiment(75, 25));
+    assert_eq!(world.writes().await, ["apply status"]);
+    let (_, reason, message) = world.ready();
+    assert_eq!(reason, "ModelVersionNotFound");
+    assert!(message.contains("set experiment.variants to one of"), "{message}");
+    assert_eq!(world.assigned(), ["intent-v1"], "what runs goes on");
+
+    world.version("intent-v2", "intent", Some("True"));
+    assert_eq!(world.writes().await, ["apply configmaps", "apply status"]);
+    assert_eq!(world.ready().1, "VersionLoading");
+    let both = stats(u64::MAX, "intent-v1", &[("intent-v1", "Ready"), ("intent-v2", "Ready")]);
+    world.say("a", both.clone());
+    world.say("b", both);
+    assert_eq!(world.writes().await, ["apply configmaps", "apply status"]);
+    let buckets = |version: &str| world.assignment().split.unwrap().buckets(version);
+    assert_eq!((buckets("intent-v1"), buckets("intent-v2")), (7500, 2500));
+    world.reconcile().await;
+    assert_eq!(world.ready().0, "True");
+    let status = world.service().status.unwrap();
+    let traffic: Vec<(&str, i32, Option<i32>)> = status
+        .traffic
+        .iter()
+        .map(|t| (t.model_version.as_str(), t.pods, t.percent))
+        .collect();
+    assert_eq!(traffic, [("intent-v1", 2, Some(75)), ("intent-v2", 2, Some(25))]);
+    assert_eq!(world.writes().await, NOTHING);
+
+    // Its version is deleted in the middle (by force): the experiment runs on, and the condition says so.
+    world.remove(&format!("{VERSIONS}intent-v2"));
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(world.ready().1, "ModelVersionNotFound");
+    assert_eq!(buckets("intent-v2"), 2500);
+
+    world.version("intent-v2", "intent", Some("True"));
+    world.spec(json!({"experiment": null, "mirror": {"modelVersion": "intent-v2", "percent": 10}}));
+    world.reconcile().await;
+    world.reconcile().await;
+    let assignment = world.assignment();
+    assert_eq!(
+        (assignment.split, assignment.mirror.map(|m| m.percent)),
+        (None, Some(10))
+    );
+    assert_eq!(world.ready().0, "True");
+}
+
+#[tokio::test]
 async fn a_pod_that_says_nothing_holds_an_update_and_is_named() {
     let world = World::serving().await;
     world

@@ -83,7 +83,7 @@ pub fn of_site(crd: &Crd, site: &Site, bases: &[Value]) -> Vec<Case> {
             json!(longer(good.as_str().unwrap_or("1"), number("maxLength"))),
             "Too long",
         ),
-        Keyword::Plain("minItems") => one(json!([]), "at least 1 items"),
+        Keyword::Plain("minItems") => one(json!([]), &format!("at least {} items", number("minItems"))),
         Keyword::Plain("maxItems") => one(json!(more(good, node, number("maxItems"))), "must have at most"),
         Keyword::Plain("maxProperties") => {
             let many: serde_json::Map<_, _> = (0..=number("maxProperties"))
@@ -180,6 +180,20 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
             without(good, "/spec/metrics"),
         ],
         "model cannot be changed; make a new InferenceService" => vec![set("/model", json!("other"))],
+        "the percents of the variants must add up to 100" => {
+            vec![
+                set("/variants/1/percent", json!(31)),
+                set("/variants/0/percent", json!(0)),
+            ]
+        }
+        "one of the variants must be the version of modelVersion, which answers before and after the experiment" => {
+            vec![set("/modelVersion", json!("intent-v9"))]
+        }
+        "the version of mirror must be one that does not answer" => vec![
+            set("/mirror/modelVersion", json!("intent-v1")),
+            set("/mirror/modelVersion", json!("intent-v3")),
+            without(&set("/mirror/modelVersion", json!("intent-v1")), "/experiment"),
+        ],
         "labels under flywheel.dev/ and app.kubernetes.io/ are Flywheel's own" => vec![
             set("/labels/flywheel.dev~1attempt", json!("1")),
             set("/labels/app.kubernetes.io~1name", json!("x")),

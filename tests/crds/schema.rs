@@ -97,7 +97,8 @@ fn full_status(kind: &str) -> Value {
             "metric": "test/accuracy 0.93", "served": "True", "services": ["intent"]}),
         _ => {
             json!({"observedGeneration": 1, "state": "Ready", "conditions": condition, "url": "http://i", "modelVersion": "v",
-            "replicas": 1, "pods": "1/1", "selector": "a=b", "device": "Cuda"})
+            "replicas": 1, "pods": "1/1", "selector": "a=b", "device": "Cuda",
+            "traffic": [{"modelVersion": "v", "pods": 1, "percent": 100, "precision": "Float16", "agreement": {"texts": 200, "same": 199}}]})
         }
     }
 }

@@ -32,6 +32,8 @@ use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
 #[serde(rename_all = "camelCase")]
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; make a new InferenceService").field_path(".model"))]
+#[x_kube(validation = Rule::new("!has(self.experiment) || self.experiment.variants.exists(v, v.modelVersion == self.modelVersion)").message("one of the variants must be the version of modelVersion, which answers before and after the experiment").field_path(".experiment.variants"))]
+#[x_kube(validation = Rule::new("!has(self.mirror) || (self.mirror.modelVersion != self.modelVersion && (!has(self.experiment) || !self.experiment.variants.exists(v, v.modelVersion == self.mirror.modelVersion)))").message("the version of mirror must be one that does not answer").field_path(".mirror.modelVersion"))]
 pub struct InferenceServiceSpec {
     /// Name of the model.
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
@@ -48,6 +50,12 @@ pub struct InferenceServiceSpec {
     /// The pods.
     #[serde(default)]
     pub server: Server,
+    /// Divides the requests among versions, in the pods as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experiment: Option<Experiment>,
+    /// Another version that gets a copy of some requests. Its answers are compared and thrown away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Mirror>,
     /// How the pods reach the bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
@@ -58,8 +66,65 @@ pub struct InferenceServiceSpec {
     pub service_account_name: Option<String>,
 }
 
+impl InferenceServiceSpec {
+    /// Names of the versions that the pods hold, that of `modelVersion` first, each once.
+    #[must_use]
+    pub fn versions(&self) -> Vec<&str> {
+        let variants = self
+            .experiment
+            .iter()
+            .flat_map(|e| &e.variants)
+            .map(|v| &v.model_version);
+        let mirror = self.mirror.iter().map(|m| &m.model_version);
+        let mut names: Vec<&str> = vec![&self.model_version];
+        for name in variants.chain(mirror) {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        names
+    }
+}
+
 fn default_accelerator() -> Accelerator {
     Accelerator { class: "t4".to_owned() }
+}
+
+/// An A/B test.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[x_kube(validation = Rule::new("(self.variants.size() > 0 ? self.variants[0].percent : 0) + (self.variants.size() > 1 ? self.variants[1].percent : 0) + (self.variants.size() > 2 ? self.variants[2].percent : 0) + (self.variants.size() > 3 ? self.variants[3].percent : 0) + (self.variants.size() > 4 ? self.variants[4].percent : 0) == 100").message("the percents of the variants must add up to 100").field_path(".variants"))]
+pub struct Experiment {
+    /// Versions of the service's model, one of them that of `modelVersion`. Whose requests carry the header
+    /// `X-Experiment-Key` (of a user, say) always gets the same one, in every pod; when percents change, only as many keys move
+    /// as must.
+    #[schemars(length(min = 2, max = 5), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["modelVersion"]))]
+    pub variants: Vec<Variant>,
+}
+
+/// A version and its share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Variant {
+    /// Name of the ModelVersion.
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub model_version: String,
+    /// Requests of a hundred.
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: i32,
+}
+
+/// A version that answers beside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Mirror {
+    /// Name of the ModelVersion.
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub model_version: String,
+    /// Requests of a hundred that it gets a copy of. A pod that is busy copies fewer.
+    #[schemars(range(min = 1, max = 100))]
+    pub percent: i32,
 }
 
 /// The serving pods.
@@ -155,6 +220,9 @@ pub struct Traffic {
     pub model_version: String,
     /// Ready pods that answer with it.
     pub pods: i32,
+    /// Requests of a hundred that it gets there, where an experiment divides them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<i32>,
     /// Number format in which it computes, as the pods say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,

@@ -16,6 +16,7 @@ pub mod profile;
 pub mod progress;
 pub mod scalar;
 pub mod serving;
+pub mod split;
 pub mod storage;
 pub mod termination;
 pub mod tracking;

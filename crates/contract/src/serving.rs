@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::scalar::{Device, Digest, Precision};
+use crate::split::Split;
 use crate::storage::StorageSettings;
 use crate::trainer::ArtifactRef;
 
@@ -52,6 +53,12 @@ pub struct Assignment {
     pub serve: String,
     /// Versions to hold, at most [`MAX_VERSIONS`].
     pub versions: Vec<ServedVersion>,
+    /// How requests are divided among several versions; without it `serve` gets all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<Split>,
+    /// The version that gets a copy of some requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Mirror>,
 }
 
 impl Assignment {
@@ -62,8 +69,18 @@ impl Assignment {
     }
 }
 
-/// Most versions that a pod holds at once.
-pub const MAX_VERSIONS: usize = 8;
+/// A version that answers beside and is not heard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mirror {
+    /// Name of the version.
+    pub version: String,
+    /// Requests of a hundred that it gets a copy of, where the pod has time for that.
+    pub percent: u8,
+}
+
+/// Most versions that a pod holds at once: those of one experiment beside those of the next.
+pub const MAX_VERSIONS: usize = 12;
 
 /// A version that a pod serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::engine::Engine;
 use crate::metrics::Metrics;
+use crate::mirror::Copies;
 use crate::model::LoadedVersion;
 use crate::versions::{Version, Versions};
 
@@ -52,6 +53,8 @@ pub struct App {
     pub(crate) openapi: Bytes,
     /// Requests to `/predict` that have begun and are not answered.
     pub(crate) requests: watch::Sender<usize>,
+    pub(crate) copies: Copies,
+    places: AtomicU64,
     ids: AtomicU64,
     id_prefix: u64,
 }
@@ -63,6 +66,9 @@ impl App {
     pub fn new(config: &ServingConfig) -> (Arc<Self>, mpsc::Receiver<Failure>) {
         let (broken, receiver) = mpsc::channel(1);
         let document = flywheel_wire::openapi::document(&config.service.name, READYZ_PATH, env!("CARGO_PKG_VERSION"));
+        let metrics = Arc::new(Metrics::new());
+        // The standard library's only source of randomness; ids must differ between pods, not be secret.
+        let id_prefix = RandomState::new().hash_one(std::process::id());
         let app = Self {
             service: config.service.clone(),
             limits: config.limits.clone(),
@@ -70,13 +76,15 @@ impl App {
             phase: watch::Sender::new(Phase::Loading),
             versions: Versions::default(),
             broken,
-            metrics: Arc::new(Metrics::new()),
+            copies: Copies::new(&metrics),
+            metrics,
             bodies: Arc::new(Semaphore::new(BODY_BUDGET_BYTES / BODY_UNIT_BYTES)),
             openapi: Bytes::from(document.to_string()),
             requests: watch::Sender::new(0),
+            // Pods begin at different places, so that they do not all give their first requests to one version.
+            places: AtomicU64::new(id_prefix),
             ids: AtomicU64::new(0),
-            // The standard library's only source of randomness; ids must differ between pods, not be secret.
-            id_prefix: RandomState::new().hash_one(std::process::id()),
+            id_prefix,
         };
         (Arc::new(app), receiver)
     }
@@ -101,10 +109,20 @@ impl App {
             "loaded"
         );
         self.versions.loaded(Version { served, engine });
+        self.ready_if_answering();
+        Ok(())
+    }
+
+    /// It could not be loaded; the pod may be ready without it.
+    pub(crate) fn failed(&self, served: &ServedVersion, failure: Failure) {
+        self.versions.failed(served, failure);
+        self.ready_if_answering();
+    }
+
+    fn ready_if_answering(&self) {
         if self.versions.answering().is_some() {
             self.advance(Phase::Ready);
         }
-        Ok(())
     }
 
     /// Goes on to a later phase; never back.
@@ -124,6 +142,11 @@ impl App {
 
     pub(crate) fn phases(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
+    }
+
+    /// The place of a request among all.
+    pub(crate) fn next_place(&self) -> u64 {
+        self.places.fetch_add(1, Ordering::Relaxed)
     }
 
     /// A new request id: differs between pods, and between requests of a pod.
@@ -153,7 +176,10 @@ impl App {
 
     pub(crate) fn metrics_text(&self) -> String {
         // What a version takes at once is for new requests, and those go to the one that answers.
-        let limit = self.versions.answering().map_or(0, |version| version.engine.limit());
+        let limit = self
+            .versions
+            .answering()
+            .map_or(0, |answering| answering.stable.engine.limit());
         self.metrics
             .text(self.sum(Engine::queue_depth), self.sum(Engine::in_flight), limit)
     }

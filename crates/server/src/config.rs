@@ -8,8 +8,9 @@ use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::serving::{
-    Assignment, MAX_VERSIONS, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits,
+    Assignment, MAX_VERSIONS, Mirror, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits,
 };
+use flywheel_contract::split::Split;
 use flywheel_contract::storage::StorageSettings;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -115,6 +116,21 @@ fn check_assignment(assignment: &Assignment) -> Result<(), Failure> {
             assignment.serve
         )));
     }
+    let held = |name: &String| names.contains(name);
+    if let Some(split) = &assignment.split
+        && !(split.is_whole() && split.ranges.iter().all(|range| held(&range.version)))
+    {
+        return Err(invalid(
+            "the split is not all requests, each once, for versions to hold",
+        ));
+    }
+    if let Some(mirror) = &assignment.mirror
+        && !(held(&mirror.version) && (1..=100).contains(&mirror.percent))
+    {
+        return Err(invalid(
+            "the mirror is none of the versions to hold, or its share is not 1 to 100 percent",
+        ));
+    }
     for version in versions {
         let hex = version.artifact.digest.hex();
         if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
@@ -158,30 +174,45 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
         _ => return Err(invalid("the files hold more than one InferenceService; give one")),
     };
     let (name, spec) = (service.metadata.name.unwrap_or_else(|| "run".to_owned()), service.spec);
-    let mut named = versions
-        .into_iter()
-        .filter(|v| v.metadata.name.as_deref() == Some(&spec.model_version));
-    let version = match (named.next(), named.next()) {
-        (Some(version), None) => version.spec,
-        (None, _) => {
+    let mut held = Vec::new();
+    for wanted in spec.versions() {
+        let mut named = versions.iter().filter(|v| v.metadata.name.as_deref() == Some(wanted));
+        let version = match (named.next(), named.next()) {
+            (Some(version), None) => &version.spec,
+            (None, _) => {
+                return Err(invalid(format!(
+                    "the files hold no ModelVersion {wanted}, which {name} serves; give it with --model-version"
+                )));
+            }
+            _ => {
+                return Err(invalid(format!(
+                    "the files hold more than one ModelVersion {wanted}; give one"
+                )));
+            }
+        };
+        if version.model != spec.model {
             return Err(invalid(format!(
-                "the files hold no ModelVersion {}, which {name} serves; give it with --model-version",
-                spec.model_version
+                "ModelVersion {wanted} is of model {}, not of {}",
+                version.model, spec.model
             )));
         }
-        _ => {
-            return Err(invalid(format!(
-                "the files hold more than one ModelVersion {}; give one",
-                spec.model_version
-            )));
-        }
-    };
-    if version.model != spec.model {
-        return Err(invalid(format!(
-            "ModelVersion {} is of model {}, not of {}",
-            spec.model_version, version.model, spec.model
-        )));
+        held.push(ServedVersion {
+            name: wanted.to_owned(),
+            artifact: version.artifact.clone(),
+        });
     }
+    let percent = |percent: i32| u8::try_from(percent).unwrap_or(0);
+    let split = spec.experiment.as_ref().map(|experiment| {
+        let variants = experiment.variants.iter();
+        let shares: Vec<(&str, u8)> = variants
+            .map(|v| (v.model_version.as_str(), percent(v.percent)))
+            .collect();
+        Split::divide(&name, None, &shares)
+    });
+    let mirror = spec.mirror.as_ref().map(|mirror| Mirror {
+        version: mirror.model_version.clone(),
+        percent: percent(mirror.percent),
+    });
     let storage = spec.storage.unwrap_or_default();
     if storage.ca_bundle.is_some() && run.ca_file.is_none() {
         return Err(invalid(
@@ -213,11 +244,10 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
     let assignment = Assignment {
         schema_version: SCHEMA_VERSION,
         generation: 1,
-        serve: spec.model_version.clone(),
-        versions: vec![ServedVersion {
-            name: spec.model_version,
-            artifact: version.artifact,
-        }],
+        serve: spec.model_version,
+        versions: held,
+        split,
+        mirror,
     };
     check_assignment(&assignment)?;
     Ok((config, assignment))
@@ -370,16 +400,30 @@ spec:
         };
         assert_eq!(read(&good).unwrap(), good);
         type Change = fn(&mut Assignment);
-        let table: [(&str, Change); 6] = [
+        let table: [(&str, Change); 9] = [
             ("none of the versions", |a| a.serve = "other".to_owned()),
             ("none of the versions", |a| a.versions.clear()),
             ("twice", |a| a.versions.push(a.versions[0].clone())),
-            ("at most 8", |a| {
-                for n in 0..8 {
+            ("at most 12", |a| {
+                for n in 0..12 {
                     let mut more = a.versions[0].clone();
                     more.name = format!("v{n}");
                     a.versions.push(more);
                 }
+            }),
+            ("split is not all", |a| {
+                let mut split = Split::divide("s", None, &[("intent-v2", 100)]);
+                split.ranges[0].to -= 1;
+                a.split = Some(split);
+            }),
+            ("for versions to hold", |a| {
+                a.split = Some(Split::divide("s", None, &[("intent-v2", 50), ("intent-v3", 50)]));
+            }),
+            ("the mirror is none", |a| {
+                a.mirror = Some(Mirror {
+                    version: "intent-v3".to_owned(),
+                    percent: 10,
+                });
             }),
             ("digest", |a| a.versions[0].artifact.digest.0 = "sha256:x".to_owned()),
             ("schemaVersion is 9", |a| a.schema_version = 9),

@@ -134,8 +134,8 @@ pub(crate) async fn follow(
             continue;
         };
         let beside = app.versions.answering().is_some();
-        if !app.versions.is_to_answer(&version) && crashed.as_deref() == Some(version.artifact.digest.hex()) {
-            app.versions.failed(&version, crash(&version));
+        if !app.versions.is_stable(&version) && crashed.as_deref() == Some(version.artifact.digest.hex()) {
+            app.failed(&version, crash(&version));
             continue;
         }
         let mut loading = pin!(load_one(app, config, options, &version, beside.then_some(&mark)));
@@ -151,8 +151,8 @@ pub(crate) async fn follow(
             }
         };
         if let Err(failure) = outcome {
-            app.versions.failed(&version, failure.clone());
-            if app.versions.answering().is_none() && app.versions.is_to_answer(&version) {
+            app.failed(&version, failure.clone());
+            if app.versions.answering().is_none() && app.versions.is_stable(&version) {
                 return Err(failure);
             }
             tracing::error!(

@@ -1,7 +1,7 @@
 //! The program of serving pods.
 //!
 //! ```text
-//! assignment ─ follow ─ load (fetch, verify, build, warm up) ─ versions (those held, the one that answers)
+//! assignment ─ follow ─ load (fetch, verify, build, warm up) ─ versions (those held, those that answer)
 //!                                                                 │
 //! connection ─ http (limits, parsing) ─ engine of the version (permit) ─ encode ─ queue ─ worker (owns a model) ─ reply
 //! ```
@@ -20,6 +20,7 @@ mod http;
 mod load;
 mod memory;
 mod metrics;
+mod mirror;
 pub mod model;
 mod pace;
 mod queue;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -23,6 +24,17 @@ struct RequestLabels {
     status: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MirrorLabels {
+    version: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabels {
+    version: String,
+}
+
 /// The figures.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -33,6 +45,8 @@ pub(crate) struct Metrics {
     in_flight: Gauge,
     concurrency_limit: Gauge,
     load_seconds: Gauge<f64, AtomicU64>,
+    mirrored: Family<MirrorLabels, Counter>,
+    mirror_seconds: Family<VersionLabels, Histogram, fn() -> Histogram>,
     answered: [AtomicU64; 3],
 }
 
@@ -70,8 +84,24 @@ impl Metrics {
             "Time to fetch, verify, load and warm up the newest version",
             load_seconds.clone(),
         );
+        let mirrored = Family::<MirrorLabels, Counter>::default();
+        registry.register(
+            "flywheel_mirror_texts",
+            "Texts copied to the version of spec.mirror, by what came of it: the same label as was answered, a different one, \
+             shed since the pod was busy, failed",
+            mirrored.clone(),
+        );
+        let mirror_seconds =
+            Family::<VersionLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| Histogram::new(SECONDS));
+        registry.register(
+            "flywheel_mirror_duration_seconds",
+            "Time from the copy of a request to its answer",
+            mirror_seconds.clone(),
+        );
         Self {
             registry,
+            mirrored,
+            mirror_seconds,
             requests,
             batch_size,
             queue_depth,
@@ -102,6 +132,25 @@ impl Metrics {
     /// Answers by class of status: 2xx, 4xx, 5xx.
     pub fn answers(&self) -> [u64; 3] {
         self.answered.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// Counts texts that were copied to a version.
+    pub fn mirrored(&self, version: &str, outcome: &'static str, texts: usize) {
+        let labels = MirrorLabels {
+            version: version.to_owned(),
+            outcome,
+        };
+        self.mirrored.get_or_create(&labels).inc_by(texts as u64);
+    }
+
+    /// Notes how long a copy took.
+    pub fn mirror_seconds(&self, version: &str, duration: Duration) {
+        let labels = VersionLabels {
+            version: version.to_owned(),
+        };
+        self.mirror_seconds
+            .get_or_create(&labels)
+            .observe(duration.as_secs_f64());
     }
 
     pub fn loaded(&self, duration: Duration) {

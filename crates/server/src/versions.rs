@@ -1,12 +1,15 @@
-//! The versions that a pod holds, and the one that answers.
+//! The versions that a pod holds, and those that answer.
 //!
-//! A request takes the answering version once, at its beginning, and is computed and answered with it however the
-//! assignment changes meanwhile. A version that is held no more goes with the last request that took it.
+//! A request takes its version once, at its beginning, and is computed and answered with it however the assignment changes
+//! meanwhile. A version that is held no more goes with the last request that took it.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use flywheel_contract::failure::{Failure, FailureClass};
-use flywheel_contract::serving::{Assignment, LoadState, ServedVersion, VersionStats};
+use flywheel_contract::serving::{Assignment, LoadState, Mirror, ServedVersion, VersionStats};
+use flywheel_contract::split::{BUCKETS, BUCKETS_PER_PERCENT, Split};
+use sha2::{Digest as _, Sha256};
 
 use crate::engine::Engine;
 
@@ -33,10 +36,74 @@ struct Held {
     loaded: Option<Arc<Version>>,
 }
 
+/// Who answers what.
+pub(crate) struct Answering {
+    /// Answers what nobody else does.
+    pub stable: Arc<Version>,
+    split: Option<(Split, Vec<Arc<Version>>)>,
+    mirror: Option<(Arc<Version>, u8)>,
+}
+
+impl Answering {
+    /// The version of a request with this key, or of the one that has this place among those without.
+    pub fn pick(&self, key: Option<&[u8]>, place: u64) -> &Arc<Version> {
+        let Some((split, versions)) = &self.split else {
+            return &self.stable;
+        };
+        let bucket = match key {
+            Some(key) => bucket_of_key(&split.salt, key),
+            None => bucket_of_place(place),
+        };
+        let name = split.version(bucket);
+        let version = versions.iter().find(|version| Some(version.name()) == name);
+        version.unwrap_or(&self.stable)
+    }
+
+    /// The version of this name, if it answers.
+    pub fn named(&self, name: &str) -> Option<&Arc<Version>> {
+        let others = self.split.iter().flat_map(|(_, versions)| versions);
+        std::iter::once(&self.stable)
+            .chain(others)
+            .find(|version| version.name() == name)
+    }
+
+    /// The version that gets a copy of the request that has this place among all.
+    pub fn mirrors(&self, place: u64) -> Option<&Arc<Version>> {
+        let (version, percent) = self.mirror.as_ref()?;
+        let share = u16::from(*percent) * BUCKETS_PER_PERCENT;
+        (bucket_of_place(place) < share).then_some(version)
+    }
+}
+
+/// The same in every pod: the first eight bytes of a SHA-256, so that who knows some keys' versions learns nothing of others.
+fn bucket_of_key(salt: &str, key: &[u8]) -> u16 {
+    let digest = Sha256::new()
+        .chain_update(salt)
+        .chain_update([0])
+        .chain_update(key)
+        .finalize();
+    let mut first = [0; 8];
+    first.copy_from_slice(digest.get(..8).unwrap_or(&[0; 8]));
+    scaled(u64::from_be_bytes(first))
+}
+
+/// Places one after another are spread as evenly over the buckets as can be (the additive recurrence with the golden ratio).
+fn bucket_of_place(place: u64) -> u16 {
+    scaled(place.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
+/// A number of 64 bits as a bucket.
+fn scaled(number: u64) -> u16 {
+    let bucket = (u128::from(number) * u128::from(BUCKETS)) >> 64;
+    u16::try_from(bucket).unwrap_or(0)
+}
+
 #[derive(Default)]
 struct State {
     generation: u64,
     serve: String,
+    split: Option<Split>,
+    mirror: Option<Mirror>,
     held: Vec<Held>,
 }
 
@@ -45,10 +112,32 @@ impl State {
         self.held.iter_mut().find(|held| held.version == *version)
     }
 
-    /// The version that is to answer, once it can.
-    fn to_answer(&self) -> Option<&Arc<Version>> {
-        let held = self.held.iter().find(|held| held.version.name == self.serve)?;
-        held.loaded.as_ref()
+    fn named(&self, name: &str) -> Option<&Held> {
+        self.held.iter().find(|held| held.version.name == name)
+    }
+
+    /// Who is to answer what, once all of them can. A variant that cannot be loaded leaves its requests to the stable version:
+    /// to answer counts for more than to keep who gets what.
+    fn to_answer(&self) -> Option<Answering> {
+        let stable = Arc::clone(self.named(&self.serve)?.loaded.as_ref()?);
+        let split = match &self.split {
+            None => None,
+            Some(split) => {
+                let variants: BTreeSet<&str> = split.ranges.iter().map(|range| range.version.as_str()).collect();
+                let variants: Vec<&Held> = variants.into_iter().filter_map(|name| self.named(name)).collect();
+                let pending = |held: &&Held| held.loaded.is_none() && held.state != LoadState::Failed;
+                if variants.iter().any(pending) {
+                    return None;
+                }
+                let loaded = variants.iter().filter_map(|held| held.loaded.clone()).collect();
+                Some((split.clone(), loaded))
+            }
+        };
+        let mirror = self.mirror.as_ref().and_then(|mirror| {
+            let version = self.named(&mirror.version)?.loaded.clone()?;
+            Some((version, mirror.percent))
+        });
+        Some(Answering { stable, split, mirror })
     }
 }
 
@@ -56,7 +145,7 @@ impl State {
 #[derive(Default)]
 pub(crate) struct Versions {
     state: Mutex<State>,
-    answering: RwLock<Option<Arc<Version>>>,
+    answering: RwLock<Option<Arc<Answering>>>,
 }
 
 impl Versions {
@@ -65,8 +154,8 @@ impl Versions {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The version that answers, for the whole of a request.
-    pub fn answering(&self) -> Option<Arc<Version>> {
+    /// Who answers what, for the whole of a request.
+    pub fn answering(&self) -> Option<Arc<Answering>> {
         self.answering.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -85,13 +174,16 @@ impl Versions {
         let mut before = std::mem::take(&mut state.held);
         state.generation = assignment.generation;
         state.serve.clone_from(&assignment.serve);
+        state.split.clone_from(&assignment.split);
+        state.mirror.clone_from(&assignment.mirror);
         let answering = self.answering();
         for version in &assignment.versions {
             let present = before.iter().position(|held| held.version == *version);
             state.held.push(present.map_or_else(
                 || {
                     // It may still answer though it was not listed for a while.
-                    let loaded = answering.as_ref().filter(|now| now.served == *version).cloned();
+                    let loaded = answering.as_ref().and_then(|now| now.named(&version.name));
+                    let loaded = loaded.filter(|now| now.served == *version).cloned();
                     Held {
                         version: version.clone(),
                         state: loaded.as_ref().map_or(LoadState::Waiting, |_| LoadState::Ready),
@@ -106,7 +198,7 @@ impl Versions {
         true
     }
 
-    /// The next version to load: the one that is to answer before others.
+    /// The next version to load: the stable one before others.
     pub fn next(&self) -> Option<ServedVersion> {
         let state = self.state();
         let mut waiting = state.held.iter().filter(|held| held.state == LoadState::Waiting);
@@ -119,8 +211,8 @@ impl Versions {
         self.state().find(version).is_some()
     }
 
-    /// Whether this is the version that is to answer.
-    pub fn is_to_answer(&self, version: &ServedVersion) -> bool {
+    /// Whether this is the stable version.
+    pub fn is_stable(&self, version: &ServedVersion) -> bool {
         self.state().serve == version.name
     }
 
@@ -132,12 +224,14 @@ impl Versions {
         }
     }
 
-    /// It could not be loaded.
+    /// It could not be loaded; what waited for it answers without it.
     pub fn failed(&self, version: &ServedVersion, failure: Failure) {
-        if let Some(held) = self.state().find(version) {
+        let mut state = self.state();
+        if let Some(held) = state.find(version) {
             held.state = LoadState::Failed;
             held.failure = Some(failure);
         }
+        self.let_answer(&state);
     }
 
     /// Lets versions be tried again that failed for what time may mend. Whether there is one.
@@ -170,36 +264,45 @@ impl Versions {
 
     fn let_answer(&self, state: &State) {
         let Some(next) = state.to_answer() else { return };
-        let mut answering = self.answering.write().unwrap_or_else(PoisonError::into_inner);
-        if answering.as_ref().is_some_and(|now| Arc::ptr_eq(now, next)) {
-            return;
+        let stable = Arc::clone(&next.stable);
+        let before = {
+            let mut answering = self.answering.write().unwrap_or_else(PoisonError::into_inner);
+            answering.replace(Arc::new(next))
+        };
+        if before
+            .as_ref()
+            .is_none_or(|before| !Arc::ptr_eq(&before.stable, &stable))
+        {
+            tracing::info!(
+                version = stable.name(),
+                before = before.as_ref().map(|before| before.stable.name()),
+                generation = state.generation,
+                "answers from now on"
+            );
         }
-        let before = answering.replace(Arc::clone(next));
-        drop(answering);
-        tracing::info!(
-            version = next.name(),
-            before = before.as_ref().map(|version| version.name()),
-            generation = state.generation,
-            "answers from now on"
-        );
     }
 
-    /// Every version that can compute, the answering one first.
+    /// Every version that can compute, the stable one first.
     pub fn all(&self) -> Vec<Arc<Version>> {
-        let mut all: Vec<Arc<Version>> = self.answering().into_iter().collect();
-        for held in &self.state().held {
-            if let Some(loaded) = &held.loaded
-                && !all.iter().any(|known| Arc::ptr_eq(known, loaded))
-            {
-                all.push(Arc::clone(loaded));
+        let answering = self.answering();
+        let answering = answering.iter().flat_map(|a| {
+            let variants = a.split.iter().flat_map(|(_, versions)| versions);
+            std::iter::once(&a.stable).chain(variants)
+        });
+        let state = self.state();
+        let held = state.held.iter().filter_map(|held| held.loaded.as_ref());
+        let mut all: Vec<Arc<Version>> = Vec::new();
+        for version in answering.chain(held) {
+            if !all.iter().any(|known| Arc::ptr_eq(known, version)) {
+                all.push(Arc::clone(version));
             }
         }
         all
     }
 
-    /// Generation that is followed, name of the version that answers, and how far each is.
+    /// Generation that is followed, name of the stable version once it answers, and how far each is.
     pub fn stats(&self) -> (u64, Option<String>, Vec<VersionStats>) {
-        let answering = self.answering().map(|version| version.name().to_owned());
+        let answering = self.answering().map(|answering| answering.stable.name().to_owned());
         let state = self.state();
         let versions = state.held.iter().map(|held| {
             let engine = held.loaded.as_ref().map(|version| &version.engine);
@@ -223,5 +326,42 @@ impl Held {
                 .failure
                 .as_ref()
                 .is_some_and(|failure| failure.reason.class() == FailureClass::Infrastructure)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_without_a_key_are_divided_evenly_from_any_place_on() {
+        for start in [0, 12_345, u64::MAX - 500] {
+            for (share, of) in [(500_u16, 1000_u64), (500, 10_000), (5000, 10_000), (100, 10_000)] {
+                let mine = (0..of)
+                    .filter(|n| bucket_of_place(start.wrapping_add(*n)) < share)
+                    .count();
+                let (got, want) = (mine as f64 / of as f64, f64::from(share) / 10_000.0);
+                assert!(
+                    (got - want).abs() <= 0.001_f64.max(3.0 / of as f64),
+                    "{start}: {got} of {of}, not {want}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_keeps_its_bucket_and_keys_are_spread() {
+        // Held against another implementation: sha256(b"s\0user-1")[:8] as a number, times 10000, over 2^64.
+        assert_eq!(bucket_of_key("s", b"user-1"), 4442);
+        assert_ne!(bucket_of_key("s", b"user-1"), bucket_of_key("t", b"user-1"));
+        let keys = 100_000;
+        let mine = (0..keys)
+            .filter(|n| bucket_of_key("s", n.to_string().as_bytes()) < 500)
+            .count();
+        // Binomial: five percent within four deviations.
+        assert!(
+            (mine as f64 - 5000.0).abs() < 4.0 * (keys as f64 * 0.05 * 0.95).sqrt(),
+            "{mine}"
+        );
     }
 }

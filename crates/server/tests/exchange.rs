@@ -13,11 +13,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{Connection, post, predict, until};
+use common::{Connection, get, post, predict, until, with_headers};
 use fixture::{Artifact, Behaviour, LABELS, Setup, Storage};
 use flywheel_contract::artifact::WEIGHTS_FILE;
 use flywheel_contract::failure::FailureReason;
-use flywheel_contract::serving::{Assignment, LoadState, ServedVersion, Stats};
+use flywheel_contract::serving::{Assignment, LoadState, Mirror, ServedVersion, Stats};
+use flywheel_contract::split::Split;
 use process::Program;
 use serde_json::{Value, json};
 
@@ -30,6 +31,8 @@ fn assignment(generation: u64, serve: &str, versions: &[&ServedVersion]) -> Assi
         generation,
         serve: serve.to_owned(),
         versions: versions.iter().map(|v| (*v).clone()).collect(),
+        split: None,
+        mirror: None,
     }
 }
 
@@ -350,4 +353,141 @@ fn the_cache_keeps_what_is_held_and_what_was_used_last() {
         .collect();
     last.sort();
     until("the oldest are gone", || (cached(&program) == last).then_some(()));
+}
+
+/// Asks with a key, or without; the version that answered.
+fn asked(program: &Program, two: &Two, exact: &[Vec<f32>; 2], key: Option<&str>) -> String {
+    let key = key.map_or_else(String::new, |key| format!("X-Experiment-Key: {key}\r\n"));
+    let headers = format!("Content-Type: application/json\r\n{key}");
+    let body = json!({ "text": TEXT }).to_string();
+    let mut connection = Connection::open(program.data);
+    connection.send(&with_headers("/predict", &headers, body.as_bytes()));
+    let answer = connection.answer().unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    two.check(&answer.json(), exact)
+}
+
+#[test]
+fn an_experiment_divides_requests_and_keys_keep_their_version() {
+    let two = Two::new();
+    let (one, other) = two.versions();
+    let exact = two.exact();
+    let divided = |generation: u64, before: Option<&Split>, percent: u8| Assignment {
+        split: Some(Split::divide(
+            "salt",
+            before,
+            &[("intent-v1", 100 - percent), ("intent-v2", percent)],
+        )),
+        ..assignment(generation, "intent-v1", &[&one, &other])
+    };
+    // Two pods, one of them new in the middle of the experiment.
+    let first = divided(1, None, 30);
+    let setup = Setup {
+        assignment: first.clone(),
+        ..two.setup()
+    };
+    let pods = [Program::ready(&setup), Program::ready(&setup)];
+    let keys: Vec<String> = (0..200).map(|n| format!("user-{n}")).collect();
+    let all = |pod: &Program| -> Vec<String> { keys.iter().map(|key| asked(pod, &two, &exact, Some(key))).collect() };
+    let before = all(&pods[0]);
+    assert_eq!(before, all(&pods[1]), "the same in every pod");
+    assert_eq!(before, all(&pods[0]), "and every time");
+    let share = |versions: &[String]| versions.iter().filter(|v| *v == "intent-v2").count();
+    assert!(
+        (35..=85).contains(&share(&before)),
+        "30 of 100, within four deviations: {}",
+        share(&before)
+    );
+    let without: Vec<String> = (0..200).map(|_| asked(&pods[0], &two, &exact, None)).collect();
+    assert!((58..=62).contains(&share(&without)), "evenly: {}", share(&without));
+
+    // More of them: who had the variant keeps it.
+    pods[0].assign(&divided(2, first.split.as_ref(), 60));
+    until("the assignment is followed", || {
+        (pods[0].stats().generation == 2).then_some(())
+    });
+    let after = all(&pods[0]);
+    assert!(
+        before
+            .iter()
+            .zip(&after)
+            .all(|(before, after)| before == "intent-v1" || after == "intent-v2")
+    );
+    assert!(share(&after) > share(&before));
+
+    // Its end.
+    pods[0].assign(&assignment(3, "intent-v1", &[&one]));
+    answers_with(&pods[0], "intent-v1");
+    assert_eq!(share(&all(&pods[0])), 0);
+    // A client that names a version gets it, where it answers.
+    let infer = |version: &str| {
+        let body = json!({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]});
+        let path = format!("/v2/models/intent/versions/{version}/infer");
+        let mut connection = Connection::open(pods[1].data);
+        connection.send(&post(&path, body.to_string().as_bytes()));
+        connection.answer().unwrap()
+    };
+    for version in ["intent-v1", "intent-v2"] {
+        let answer = infer(version);
+        assert_eq!((answer.status, &answer.json()["model_version"]), (200, &json!(version)));
+    }
+    assert_eq!(infer("intent-v9").status, 404);
+}
+
+#[test]
+fn a_variant_that_cannot_be_loaded_leaves_its_requests_to_the_stable_version() {
+    let two = Two::new();
+    let (one, bad) = two.versions();
+    two.two.damage(WEIGHTS_FILE, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let setup = Setup {
+        assignment: Assignment {
+            split: Some(Split::divide("salt", None, &[("intent-v1", 50), ("intent-v2", 50)])),
+            ..assignment(1, "intent-v1", &[&one, &bad])
+        },
+        ..two.setup()
+    };
+    let program = Program::ready(&setup);
+    let exact = two.exact();
+    let versions: Vec<String> = (0..20).map(|_| asked(&program, &two, &exact, None)).collect();
+    assert!(versions.iter().all(|version| version == "intent-v1"), "{versions:?}");
+    let failure = program.stats().versions.into_iter().find_map(|v| v.failure).unwrap();
+    assert_eq!(failure.reason, FailureReason::DigestMismatch);
+}
+
+#[test]
+fn a_mirror_gets_copies_and_no_client_hears_of_it() {
+    let two = Two::new();
+    let (one, other) = two.versions();
+    let exact = two.exact();
+    let setup = Setup {
+        assignment: Assignment {
+            mirror: Some(Mirror {
+                version: "intent-v2".to_owned(),
+                percent: 50,
+            }),
+            ..assignment(1, "intent-v1", &[&one, &other])
+        },
+        ..two.setup()
+    };
+    let program = Program::ready(&setup);
+    until("the mirror is loaded", || {
+        (state(&program.stats(), "intent-v2") == Some(LoadState::Ready)).then_some(())
+    });
+    for _ in 0..100 {
+        assert_eq!(asked(&program, &two, &exact, None), "intent-v1");
+    }
+    let count = |outcome: &str| -> usize {
+        let text = get(program.inside, "/metrics").text();
+        let line = format!("flywheel_mirror_texts_total{{version=\"intent-v2\",outcome=\"{outcome}\"}} ");
+        let value = text.lines().find_map(|l| l.strip_prefix(&line));
+        value.map_or(0, |value| value.parse().unwrap())
+    };
+    let compared = until("the copies are compared", || {
+        let compared = count("same") + count("different");
+        (compared + count("shed") >= 49).then_some(compared)
+    });
+    assert!(compared > 0 && compared <= 51, "{compared} of 100 at 50 percent");
+    // Both tiny models answer one text: with the same label every time, or never.
+    assert!(count("same") == 0 || count("different") == 0);
+    assert_eq!(count("failed"), 0);
 }

@@ -7,7 +7,7 @@ use flywheel_api::{InferenceService, names};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::names::ASSIGNMENT_FILE;
 use flywheel_contract::serving::Assignment;
-use flywheel_policy::serving::Update;
+use flywheel_policy::serving::{Content, Update};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
@@ -26,17 +26,24 @@ pub fn name(service: &str) -> String {
 #[must_use]
 pub fn next(update: &Update, present: Option<&Assignment>, now: Timestamp) -> Assignment {
     if let Some(present) = present
-        && present.serve == update.serve
-        && present.versions == update.versions
+        && Content::of(present) == update.content
     {
         return present.clone();
     }
     let milliseconds = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    let Content {
+        serve,
+        versions,
+        split,
+        mirror,
+    } = update.content.clone();
     Assignment {
         schema_version: SCHEMA_VERSION,
         generation: present.map_or(milliseconds, |a| milliseconds.max(a.generation.saturating_add(1))),
-        serve: update.serve.clone(),
-        versions: update.versions.clone(),
+        serve,
+        versions,
+        split,
+        mirror,
     }
 }
 
@@ -67,22 +74,21 @@ mod tests {
     use flywheel_contract::scalar::Digest;
     use flywheel_contract::serving::ServedVersion;
     use flywheel_contract::trainer::ArtifactRef;
-    use flywheel_policy::serving::Progress;
+    use flywheel_policy::serving::{Wanted, update};
 
     use super::*;
 
     #[test]
     fn generations_grow_with_every_change_and_only_then() {
-        let update = |name: &str| Update {
-            serve: name.to_owned(),
-            versions: vec![ServedVersion {
+        let update = |name: &str| {
+            let version = ServedVersion {
                 name: name.to_owned(),
                 artifact: ArtifactRef {
                     uri: "s3://models/1".into(),
                     digest: Digest::sha256(&"0".repeat(64)),
                 },
-            }],
-            progress: Progress::Settled,
+            };
+            update(Some(&Wanted::only(version)), None, &[]).unwrap()
         };
         let at = |second: i64| Timestamp::from_second(second).unwrap();
         let first = next(&update("v1"), None, at(1));

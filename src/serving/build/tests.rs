@@ -48,6 +48,8 @@ fn the_objects_of_a_service() {
                 digest: Digest::sha256(&"ab".repeat(32)),
             },
         }],
+        split: None,
+        mirror: None,
     };
     let map = assignment::build(&service, &assigned).unwrap();
     assert_eq!(assignment::read(&map), Some(assigned));

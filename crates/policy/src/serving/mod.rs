@@ -11,7 +11,7 @@ mod update;
 
 pub use pods::{PodView, Stage, Trouble};
 pub use standing::{DeploymentView, Judgement, Standing, View, judge};
-pub use update::{PodSays, Progress, Update, must_ask, update};
+pub use update::{Content, PodSays, Progress, Update, Wanted, must_ask, update};
 
 use std::time::Duration;
 
@@ -74,15 +74,15 @@ impl Hold {
     }
 }
 
-/// Whether the version can be served.
+/// Whether a version can be served that this field of the spec names.
 #[must_use]
-pub fn decide(model: &str, version_name: &str, version: &VersionView) -> Intent {
+pub fn decide(model: &str, field: &str, version_name: &str, version: &VersionView) -> Intent {
     match version {
         VersionView::Missing => Intent::Hold(Hold {
             reason: reasons::MODEL_VERSION_NOT_FOUND,
             message: format!(
                 "there is no ModelVersion {version_name} in this namespace. It is served as soon as it is there; or set \
-                 modelVersion to one of `kubectl get modelversions`"
+                 {field} to one of `kubectl get modelversions`"
             ),
             stalled: false,
             unfit: false,
@@ -90,8 +90,8 @@ pub fn decide(model: &str, version_name: &str, version: &VersionView) -> Intent 
         VersionView::Found { model: theirs, .. } if theirs != model => Intent::Hold(Hold::refused(
             reasons::MODEL_MISMATCH,
             format!(
-                "the ModelVersion {version_name} is of the model {theirs}, and this service is for {model}. Set modelVersion \
-                 to a version of {model}"
+                "the ModelVersion {version_name} is of the model {theirs}, and this service is for {model}. Set {field} to a \
+                 version of {model}"
             ),
         )),
         VersionView::Found {
@@ -100,8 +100,8 @@ pub fn decide(model: &str, version_name: &str, version: &VersionView) -> Intent 
         } => Intent::Hold(Hold {
             reason: reasons::MODEL_VERSION_NOT_VERIFIED,
             message: format!(
-                "the ModelVersion {version_name} failed its verification ({}). Set modelVersion to another one, or delete it \
-                 and make it anew from a sound artifact",
+                "the ModelVersion {version_name} failed its verification ({}). Set {field} to another one, or delete it and make \
+                 it anew from a sound artifact",
                 cut_words(why.trim_end_matches('.'), WORDS_MAX)
             ),
             stalled: true,
@@ -186,7 +186,7 @@ mod tests {
             ),
         ];
         for (version, expected) in table {
-            let got = match decide("intent", "v2", &version) {
+            let got = match decide("intent", "modelVersion", "v2", &version) {
                 Intent::Serve => None,
                 Intent::Hold(hold) => {
                     assert!(

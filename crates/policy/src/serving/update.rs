@@ -1,12 +1,120 @@
-//! Hot update: which versions the pods of a service hold, and which one answers.
+//! Hot update: which versions the pods of a service hold, and which of them answer.
 //!
-//! Two phases. First every pod that answers loads the new version beside the one that answers; only when all have it, it is
-//! the one that answers, on all of them. A version that one pod cannot load thus reaches no client. Everything is judged anew
-//! from the assignment that is there and from what pods say, so that a spec that changes in the middle, or an operator that
-//! restarts, needs no memory of how far things were.
+//! Two phases. First every pod that answers loads what is new beside what answers; only when all have it, it answers, on all
+//! of them. A version that one pod cannot load thus reaches no client. Everything is judged anew from the assignment that is
+//! there and from what pods say, so that a spec that changes in the middle, or an operator that restarts, needs no memory of
+//! how far things were.
 
 use flywheel_contract::failure::{Failure, FailureClass};
-use flywheel_contract::serving::{Assignment, LoadState, ServedVersion, Stats, VersionStats};
+use flywheel_contract::serving::{Assignment, LoadState, Mirror, ServedVersion, Stats, VersionStats};
+use flywheel_contract::split::Split;
+
+/// What a service is to answer with, as far as its versions can be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The version of `modelVersion`.
+    pub serve: ServedVersion,
+    /// The other versions to hold.
+    pub others: Vec<ServedVersion>,
+    /// Names and percents of an experiment's variants; empty without one.
+    pub shares: Vec<(String, u8)>,
+    /// The version that gets copies.
+    pub mirror: Option<Mirror>,
+    /// Makes the salt of an experiment that begins differ from those of other services.
+    pub salt: String,
+}
+
+impl Wanted {
+    /// One version and nothing else.
+    #[must_use]
+    pub fn only(serve: ServedVersion) -> Self {
+        Self {
+            serve,
+            others: Vec::new(),
+            shares: Vec::new(),
+            mirror: None,
+            salt: String::new(),
+        }
+    }
+
+    /// What the assignment is to be once all pods have the versions.
+    fn content(&self, present: Option<&Assignment>) -> Content {
+        let before = present.and_then(|a| a.split.as_ref());
+        let split = (!self.shares.is_empty()).then(|| {
+            let shares: Vec<(&str, u8)> = self
+                .shares
+                .iter()
+                .map(|(name, percent)| (name.as_str(), *percent))
+                .collect();
+            let salt = match before {
+                Some(before) => before.salt.clone(),
+                // The next experiment divides its requests anew.
+                None => format!("{}-{}", self.salt, present.map_or(0, |a| a.generation)),
+            };
+            Split::divide(&salt, before, &shares)
+        });
+        Content {
+            serve: self.serve.name.clone(),
+            versions: std::iter::once(&self.serve).chain(&self.others).cloned().collect(),
+            split,
+            mirror: self.mirror.clone(),
+        }
+    }
+}
+
+/// What an assignment says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Name of the version that answers what nobody else does.
+    pub serve: String,
+    /// Versions to hold, that one first.
+    pub versions: Vec<ServedVersion>,
+    /// How requests are divided.
+    pub split: Option<Split>,
+    /// The version that gets copies.
+    pub mirror: Option<Mirror>,
+}
+
+impl Content {
+    /// What an assignment says.
+    #[must_use]
+    pub fn of(assignment: &Assignment) -> Self {
+        Self {
+            serve: assignment.serve.clone(),
+            versions: assignment.versions.clone(),
+            split: assignment.split.clone(),
+            mirror: assignment.mirror.clone(),
+        }
+    }
+
+    /// The same without versions that nobody is answered by.
+    fn in_use(mut self) -> Self {
+        let Self {
+            serve, split, mirror, ..
+        } = &self;
+        let used = |name: &str| {
+            let divided = split
+                .iter()
+                .flat_map(|split| &split.ranges)
+                .any(|range| range.version == name);
+            name == serve || divided || mirror.as_ref().is_some_and(|mirror| mirror.version == name)
+        };
+        let (mut first, rest): (Vec<_>, Vec<_>) = self
+            .versions
+            .iter()
+            .filter(|version| used(&version.name))
+            .cloned()
+            .partition(|version| version.name == *serve);
+        first.extend(rest);
+        self.versions = first;
+        self
+    }
+
+    /// Whether clients get the same answers from both.
+    fn answers_as(&self, other: &Self) -> bool {
+        self.versions.first() == other.versions.first() && self.split == other.split && self.mirror == other.mirror
+    }
+}
 
 /// A pod that answers, and what it says of itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,8 +137,14 @@ impl PodSays {
         self.version(version).is_some_and(|v| v.state == LoadState::Ready)
     }
 
-    fn answers_with(&self, version: &ServedVersion) -> bool {
-        self.holds(version) && self.stats.as_ref().and_then(|s| s.serving.as_ref()) == Some(&version.name)
+    fn holds_all(&self, content: &Content) -> bool {
+        content.versions.iter().all(|version| self.holds(version))
+    }
+
+    /// Whether it answers so, and follows an assignment at least as new as this generation.
+    fn answers_as(&self, content: &Content, generation: u64) -> bool {
+        let follows = |stats: &Stats| stats.generation >= generation && stats.serving.as_ref() == Some(&content.serve);
+        self.stats.as_ref().is_some_and(follows) && self.holds_all(content)
     }
 
     /// Why it cannot load the version, as long as it follows the newest assignment.
@@ -88,84 +202,97 @@ impl Progress {
 /// What the assignment is to be, and how far the pods are with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Update {
-    /// Name of the version that answers.
-    pub serve: String,
-    /// Versions to hold.
-    pub versions: Vec<ServedVersion>,
+    /// What it says.
+    pub content: Content,
     /// How far it is.
     pub progress: Progress,
-}
-
-impl Update {
-    fn only(version: &ServedVersion, progress: Progress) -> Self {
-        Self {
-            serve: version.name.clone(),
-            versions: vec![version.clone()],
-            progress,
-        }
-    }
 }
 
 /// Whether pods must be asked: not while all of them are known to follow (`settled`) an assignment that is as wanted. A pod
 /// that starts later begins with the assignment as it is.
 #[must_use]
-pub fn must_ask(wanted: Option<&ServedVersion>, present: Option<&Assignment>, settled: bool) -> bool {
-    let serving = present.and_then(Assignment::serving);
-    !settled || serving.is_none() || wanted.is_some_and(|wanted| serving != Some(wanted))
+pub fn must_ask(wanted: Option<&Wanted>, present: Option<&Assignment>, settled: bool) -> bool {
+    let Some(assignment) = present.filter(|a| a.serving().is_some()) else {
+        return true;
+    };
+    !settled || wanted.is_some_and(|wanted| wanted.content(present) != Content::of(assignment))
 }
 
-/// The next assignment. `wanted`: the version to serve, where it can be served. `pods`: those that answer. `None` where there
-/// is nothing to serve yet.
+/// The next assignment. `wanted`: what is to be served, where it can be. `pods`: those that answer. `None` where there is
+/// nothing to serve yet.
 #[must_use]
-pub fn update(wanted: Option<&ServedVersion>, present: Option<&Assignment>, pods: &[PodSays]) -> Option<Update> {
-    let Some((assignment, serving)) = present.and_then(|a| Some((a, a.serving()?))) else {
-        return wanted.map(|wanted| Update::only(wanted, switching(wanted, pods)));
+pub fn update(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[PodSays]) -> Option<Update> {
+    let Some(assignment) = present.filter(|a| a.serving().is_some()) else {
+        let content = wanted?.content(None);
+        let progress = changing(&content, pods, u64::MAX);
+        return Some(Update { content, progress });
     };
-    let Some(wanted) = wanted.filter(|wanted| *wanted != serving) else {
-        // Also where nothing is wanted that can be served: what answers goes on, and nothing is loaded beside it.
-        return Some(Update::only(serving, switching(serving, pods)));
+    let now = Content::of(assignment);
+    let Some(wanted) = wanted else {
+        // Nothing is wanted that can be served: what answers goes on, and nothing is loaded beside it.
+        let content = now.in_use();
+        let progress = changing(&content, pods, 0);
+        return Some(Update { content, progress });
     };
-    if pods.is_empty() {
-        // Nobody answers, so there is nothing to keep.
-        return Some(Update::only(wanted, Progress::Settled));
+    let next = wanted.content(present);
+    // Where nobody answers there is nothing to keep.
+    if next == now || pods.iter().all(|pod| pod.holds_all(&next)) {
+        let generation = if next == now {
+            assignment.generation
+        } else if next.answers_as(&now) {
+            // Only what nobody is answered by is let go.
+            0
+        } else {
+            u64::MAX
+        };
+        let progress = changing(&next, pods, generation);
+        return Some(Update {
+            content: next,
+            progress,
+        });
     }
-    if assignment.versions.contains(wanted) {
-        if pods.iter().all(|pod| pod.holds(wanted)) {
-            return Some(Update::only(wanted, switching(wanted, pods)));
-        }
-        let failed = pods
-            .iter()
-            .find_map(|pod| Some((pod, pod.failure(wanted, assignment.generation)?)));
-        if let Some((pod, failure)) = failed {
-            return Some(Update {
-                serve: serving.name.clone(),
-                versions: vec![serving.clone(), wanted.clone()],
-                progress: Progress::Failed {
-                    version: wanted.name.clone(),
-                    serving: serving.name.clone(),
-                    pod: pod.name.clone(),
-                    failure: failure.clone(),
-                },
-            });
-        }
-    }
-    Some(Update {
-        serve: serving.name.clone(),
-        versions: vec![serving.clone(), wanted.clone()],
-        progress: Progress::Loading {
-            version: wanted.name.clone(),
-            serving: serving.name.clone(),
+    let failed = next.versions.iter().find_map(|version| {
+        let listed = now.versions.contains(version);
+        let failure = |pod: &PodSays| Some((pod.name.clone(), pod.failure(version, assignment.generation)?.clone()));
+        pods.iter()
+            .filter(|_| listed)
+            .find_map(failure)
+            .map(|found| (version, found))
+    });
+    let missing = next
+        .versions
+        .iter()
+        .find(|version| !pods.iter().all(|pod| pod.holds(version)));
+    let progress = match failed {
+        Some((version, (pod, failure))) => Progress::Failed {
+            version: version.name.clone(),
+            serving: now.serve.clone(),
+            pod,
+            failure,
+        },
+        None => Progress::Loading {
+            version: missing.map_or_else(String::new, |version| version.name.clone()),
+            serving: now.serve.clone(),
             silent: silent(pods),
         },
-    })
+    };
+    // Copies wait: their version would need room as well.
+    let mut content = Content { mirror: None, ..now }.in_use();
+    for version in next.versions {
+        if !content.versions.contains(&version) {
+            content.versions.push(version);
+        }
+    }
+    Some(Update { content, progress })
 }
 
-fn switching(version: &ServedVersion, pods: &[PodSays]) -> Progress {
-    if pods.iter().all(|pod| pod.answers_with(version)) {
+/// How far pods are that are to answer so, and do once they follow this generation.
+fn changing(content: &Content, pods: &[PodSays], generation: u64) -> Progress {
+    if pods.iter().all(|pod| pod.answers_as(content, generation)) {
         Progress::Settled
     } else {
         Progress::Switching {
-            version: version.name.clone(),
+            version: content.serve.clone(),
             silent: silent(pods),
         }
     }
@@ -202,6 +329,8 @@ mod tests {
             generation,
             serve: versions[0].to_owned(),
             versions: versions.iter().map(|name| version(name)).collect(),
+            split: None,
+            mirror: None,
         }
     }
 
@@ -382,11 +511,11 @@ mod tests {
             ),
         ];
         for (case, wanted, present, pods, expected) in table {
-            let wanted = wanted.map(version);
+            let wanted = wanted.map(|name| Wanted::only(version(name)));
             let got = update(wanted.as_ref(), present.as_ref(), &pods);
             let seen = got.as_ref().map(|update| {
-                let names: Vec<&str> = update.versions.iter().map(|v| v.name.as_str()).collect();
-                assert_eq!(names[0], update.serve, "{case}: what answers is held");
+                let names: Vec<&str> = update.content.versions.iter().map(|v| v.name.as_str()).collect();
+                assert_eq!(names[0], update.content.serve, "{case}: what answers is held");
                 (word(&update.progress), names)
             });
             let expected = expected.map(|(word, names)| (word, names.to_vec()));
@@ -400,6 +529,7 @@ mod tests {
         again.artifact.digest = Digest::sha256(&"f".repeat(64));
         let present = assigned(1, &["v1"]);
         let pods = [pod("a", 1, "v1", &[("v1", LoadState::Ready)])];
+        let again = Wanted::only(again);
         let update = update(Some(&again), Some(&present), &pods).unwrap();
         assert_eq!(word(&update.progress), "loading");
         assert!(must_ask(Some(&again), Some(&present), true));
@@ -408,7 +538,7 @@ mod tests {
     #[test]
     fn pods_are_asked_only_while_something_changes() {
         let present = assigned(1, &["v1"]);
-        let (one, two) = (version("v1"), version("v2"));
+        let (one, two) = (Wanted::only(version("v1")), Wanted::only(version("v2")));
         for (wanted, present, settled, expected) in [
             (Some(&one), Some(&present), true, false),
             (Some(&one), Some(&present), false, true),
@@ -438,6 +568,117 @@ mod tests {
         }
     }
 
+    /// An experiment of these shares beside `v1`, with a mirror or not.
+    fn experiment(shares: &[(&str, u8)], mirror: Option<&str>) -> Wanted {
+        let names = shares.iter().map(|(name, _)| *name).chain(mirror);
+        Wanted {
+            others: names.filter(|name| *name != "v1").map(version).collect(),
+            shares: shares
+                .iter()
+                .map(|(name, percent)| ((*name).to_owned(), *percent))
+                .collect(),
+            mirror: mirror.map(|version| Mirror {
+                version: version.to_owned(),
+                percent: 10,
+            }),
+            salt: "uid".to_owned(),
+            ..Wanted::only(version("v1"))
+        }
+    }
+
+    fn assigned_as(generation: u64, update: &Update) -> Assignment {
+        let Content {
+            serve,
+            versions,
+            split,
+            mirror,
+        } = update.content.clone();
+        Assignment {
+            schema_version: SCHEMA_VERSION,
+            generation,
+            serve,
+            versions,
+            split,
+            mirror,
+        }
+    }
+
+    #[test]
+    fn an_experiment_begins_once_all_pods_have_its_versions() {
+        use LoadState::{Loading, Ready};
+        let wanted = experiment(&[("v1", 50), ("v2", 50)], Some("v3"));
+        let present = assigned(1, &["v1"]);
+        let loading = update(Some(&wanted), Some(&present), &[pod("a", 1, "v1", &[("v1", Ready)])]).unwrap();
+        assert_eq!(word(&loading.progress), "loading");
+        assert_eq!((&loading.content.split, &loading.content.mirror), (&None, &None));
+        assert_eq!(loading.content.versions.len(), 3);
+
+        let present = assigned_as(2, &loading);
+        let partly = pod("a", 2, "v1", &[("v1", Ready), ("v2", Ready), ("v3", Loading)]);
+        let still = update(Some(&wanted), Some(&present), &[partly]).unwrap();
+        assert_eq!((&still.content, word(&still.progress)), (&loading.content, "loading"));
+        let all = [pod("a", 2, "v1", &[("v1", Ready), ("v2", Ready), ("v3", Ready)])];
+        let begun = update(Some(&wanted), Some(&present), &all).unwrap();
+        assert_eq!(word(&begun.progress), "switching");
+        let split = begun.content.split.clone().unwrap();
+        assert_eq!([split.buckets("v1"), split.buckets("v2")], [5000, 5000]);
+        assert_eq!(begun.content.mirror, wanted.mirror);
+
+        let running = assigned_as(3, &begun);
+        assert!(!must_ask(Some(&wanted), Some(&running), true));
+        let behind = update(Some(&wanted), Some(&running), &all).unwrap();
+        assert_eq!(word(&behind.progress), "switching", "it has not heard of it");
+        let all = [pod("a", 3, "v1", &[("v1", Ready), ("v2", Ready), ("v3", Ready)])];
+        let settled = update(Some(&wanted), Some(&running), &all).unwrap();
+        assert_eq!(
+            (&settled.content, settled.progress),
+            (&begun.content, Progress::Settled)
+        );
+
+        // Other percents: at once, and only as many move as must.
+        let more = experiment(&[("v1", 40), ("v2", 60)], Some("v3"));
+        let moved = update(Some(&more), Some(&running), &all)
+            .unwrap()
+            .content
+            .split
+            .unwrap();
+        assert_eq!((moved.buckets("v2"), &moved.salt), (6000, &split.salt));
+        assert!(
+            (5000..10_000).all(|bucket| moved.version(bucket) == Some("v2")),
+            "who had it keeps it"
+        );
+
+        // Its end: the others are let go. The next one divides anew.
+        let over = update(Some(&Wanted::only(version("v1"))), Some(&running), &all).unwrap();
+        assert_eq!((over.content.split.is_none(), over.content.versions.len()), (true, 1));
+        let ended = assigned_as(9, &over);
+        let next = update(Some(&wanted), Some(&ended), &all)
+            .unwrap()
+            .content
+            .split
+            .unwrap();
+        assert_ne!(next.salt, split.salt);
+    }
+
+    #[test]
+    fn what_cannot_be_served_any_more_stops_nothing_that_runs() {
+        use LoadState::Ready;
+        let wanted = experiment(&[("v1", 50), ("v2", 50)], None);
+        let all = [pod("a", 9, "v1", &[("v1", Ready), ("v2", Ready)])];
+        let running = assigned_as(3, &update(Some(&wanted), Some(&assigned(1, &["v1"])), &all).unwrap());
+        let held = update(None, Some(&running), &all).unwrap();
+        assert_eq!(
+            (&held.content, held.progress),
+            (&Content::of(&running), Progress::Settled)
+        );
+        // Another experiment in the middle of this one: this one runs on until all pods have the other's versions.
+        let other = experiment(&[("v1", 90), ("v3", 10)], None);
+        let loading = update(Some(&other), Some(&running), &all).unwrap();
+        assert_eq!(loading.content.split, running.split);
+        let names: Vec<&str> = loading.content.versions.iter().map(|v| v.name.as_str()).collect();
+        assert_eq!(names, ["v1", "v2", "v3"]);
+    }
+
     fn states() -> impl Strategy<Value = LoadState> {
         use LoadState::{Downloading, Failed, Loading, Ready, Waiting};
         prop::sample::select(vec![Waiting, Downloading, Loading, Ready, Failed])
@@ -452,7 +693,7 @@ mod tests {
             second in prop::option::of(prop::sample::select(vec!["v2", "v3"])),
             says in prop::collection::vec(prop::option::of((0_u64..5, states(), states(), states())), 1..5),
         ) {
-            let wanted = wanted.map(version);
+            let wanted = wanted.map(|name| Wanted::only(version(name)));
             let listed: Vec<&str> = std::iter::once("v1").chain(second).collect();
             let present = assigned(3, &listed);
             let pods: Vec<PodSays> = says.iter().enumerate().map(|(i, says)| match says {
@@ -461,14 +702,15 @@ mod tests {
                 None => silent(&i.to_string()),
             }).collect();
             let update = update(wanted.as_ref(), Some(&present), &pods).unwrap();
-            let serving = update.versions.iter().find(|v| v.name == update.serve).unwrap();
-            if update.serve != "v1" {
+            let content = &update.content;
+            let serving = content.versions.iter().find(|v| v.name == content.serve).unwrap();
+            if content.serve != "v1" {
                 prop_assert!(pods.iter().all(|pod| pod.holds(serving)));
-                prop_assert_eq!(Some(serving), wanted.as_ref());
+                prop_assert_eq!(Some(serving), wanted.as_ref().map(|wanted| &wanted.serve));
             }
-            prop_assert!(update.versions.len() <= 2);
+            prop_assert!(content.versions.len() <= 2);
             if update.progress == Progress::Settled {
-                prop_assert!(pods.iter().all(|pod| pod.answers_with(serving)));
+                prop_assert!(pods.iter().all(|pod| pod.answers_as(content, 0)));
             }
         }
     }

@@ -79,18 +79,19 @@ struct Target {
 type TargetPath = Result<Path<Target>, PathRejection>;
 
 impl Target {
-    /// Whether a version that answers is the one that is named.
-    fn check(path: &TargetPath, app: &App, served: &Served) -> Result<(), Refusal> {
+    /// Model and version; what is none names no model.
+    fn of(path: &TargetPath) -> (&str, &str) {
         let named = path.as_ref().ok();
         let version = named.and_then(|target| target.version.as_deref()).unwrap_or_default();
-        served.check(app, named.map_or("", |target| &target.model), version)
+        (named.map_or("", |target| &target.model), version)
     }
 }
 
 async fn metadata(State(app): State<Arc<App>>, path: TargetPath) -> Response<Body> {
-    let served = Served::now(&app);
+    let served = Served::now(&app, &HeaderMap::new());
     answer(served.and_then(|served| {
-        Target::check(&path, &app, &served)?;
+        let (model, version) = Target::of(&path);
+        let served = served.named(model, version)?;
         Ok(infer::model_metadata(
             &app.service.name,
             served.version(),
@@ -100,9 +101,10 @@ async fn metadata(State(app): State<Arc<App>>, path: TargetPath) -> Response<Bod
 }
 
 async fn model_ready(State(app): State<Arc<App>>, path: TargetPath) -> Response<Body> {
-    let served = Served::now(&app);
+    let served = Served::now(&app, &HeaderMap::new());
     answer(served.and_then(|served| {
-        Target::check(&path, &app, &served)?;
+        let (model, version) = Target::of(&path);
+        served.named(model, version)?;
         request::ready(&app)?;
         Ok(json!({"name": app.service.name, "ready": true}))
     }))
@@ -110,20 +112,21 @@ async fn model_ready(State(app): State<Arc<App>>, path: TargetPath) -> Response<
 
 async fn infer(State(app): State<Arc<App>>, path: TargetPath, request: Request) -> Response<Body> {
     let (head, mut body) = request.into_parts();
-    let question = Question::new(&app, &head.headers);
-    let outcome = respond(&app, &path, &question, &head.headers, &mut body).await;
+    let mut question = Question::new(&app, &head.headers);
+    let outcome = respond(&app, &path, &mut question, &head.headers, &mut body).await;
     question.answer(&head.headers, &mut body, outcome, refusal).await
 }
 
 async fn respond(
     app: &App,
     path: &TargetPath,
-    question: &Question<'_>,
+    question: &mut Question<'_>,
     headers: &HeaderMap,
     body: &mut Body,
 ) -> Result<Response<Body>, Refusal> {
+    let (model, version) = Target::of(path);
+    question.name(model, version)?;
     let served = question.served()?;
-    Target::check(path, app, served)?;
     let deadline = question.deadline(headers)?;
     body::check_headers(headers, body, Media::Tensors)?;
     let mut lengths = headers.get_all(HEADER_LENGTH).iter();

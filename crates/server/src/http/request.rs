@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response};
+use flywheel_contract::profile::most_probable;
 use flywheel_wire::error::{ErrorReason, Refusal};
 use flywheel_wire::{request_id, request_timeout};
 
 use super::body;
 use crate::app::{App, Phase};
-use crate::versions::Version;
+use crate::versions::{Answering, Version};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static(request_id::REQUEST_ID_HEADER);
+const EXPERIMENT_KEY: HeaderName = HeaderName::from_static("x-experiment-key");
 const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static(request_timeout::REQUEST_TIMEOUT_HEADER);
 
 /// Why this pod does not answer now.
@@ -41,45 +43,75 @@ pub(super) fn ready(app: &App) -> Result<(), Refusal> {
 }
 
 /// The version that answers a question, the same from its beginning to its end, whatever is exchanged meanwhile.
-pub(super) struct Served(Arc<Version>);
+pub(super) struct Served<'a> {
+    app: &'a App,
+    answering: Arc<Answering>,
+    version: Arc<Version>,
+    /// The question's place among all.
+    place: u64,
+}
 
-impl Served {
-    /// The version of the moment.
+impl<'a> Served<'a> {
+    /// The version of the moment for a question with this head.
     ///
     /// # Errors
-    /// [`unavailable`].
-    pub fn now(app: &App) -> Result<Self, Refusal> {
+    /// [`unavailable`]; [`ErrorReason::MalformedRequest`] for two keys.
+    pub fn now(app: &'a App, headers: &HeaderMap) -> Result<Self, Refusal> {
         let phase = app.phase();
-        match app.versions.answering() {
+        let answering = match app.versions.answering() {
             // While leaving, requests still come from clients that have not heard of it.
-            Some(version) if matches!(phase, Phase::Ready | Phase::Leaving) => Ok(Self(version)),
-            _ => Err(unavailable(phase)),
+            Some(answering) if matches!(phase, Phase::Ready | Phase::Leaving) => answering,
+            _ => return Err(unavailable(phase)),
+        };
+        let mut keys = headers.get_all(EXPERIMENT_KEY).iter();
+        let key = keys.next().map(HeaderValue::as_bytes).filter(|key| !key.is_empty());
+        if keys.next().is_some() {
+            let message = format!("send {EXPERIMENT_KEY} once");
+            return Err(Refusal::new(ErrorReason::MalformedRequest, message));
         }
+        let place = app.next_place();
+        let version = Arc::clone(answering.pick(key, place));
+        Ok(Self {
+            app,
+            answering,
+            version,
+            place,
+        })
     }
 
     /// Name of its ModelVersion.
     pub fn version(&self) -> &str {
-        self.0.name()
+        self.version.name()
     }
 
-    /// Whether it is the one that a client names; an empty version is any.
+    /// The one that a client names, where that answers as well; an empty version is any.
     ///
     /// # Errors
     /// [`ErrorReason::NotFound`].
-    pub fn check(&self, app: &App, model: &str, version: &str) -> Result<(), Refusal> {
-        if model == app.service.name && (version.is_empty() || version == self.version()) {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            ErrorReason::NotFound,
-            "there is no such model or version here; the model has the name of the InferenceService, the version that of \
-             the ModelVersion",
-        ))
+    pub fn named(&self, model: &str, version: &str) -> Result<Self, Refusal> {
+        let named = match version {
+            _ if model != self.app.service.name => None,
+            "" => Some(&self.version),
+            name => self.answering.named(name),
+        };
+        let version = named.ok_or_else(|| {
+            Refusal::new(
+                ErrorReason::NotFound,
+                "there is no such model or version here; the model has the name of the InferenceService, the version that of \
+                 the ModelVersion",
+            )
+        })?;
+        Ok(Self {
+            app: self.app,
+            answering: Arc::clone(&self.answering),
+            version: Arc::clone(version),
+            place: self.place,
+        })
     }
 
     /// Labels by class index.
     pub fn labels(&self) -> &[String] {
-        self.0.engine.labels()
+        self.version.engine.labels()
     }
 
     /// Probabilities for each text.
@@ -88,8 +120,23 @@ impl Served {
     /// As [`crate::engine::Engine::predict`].
     pub async fn classify(&self, texts: &[String], deadline: Option<Instant>) -> Result<Vec<Vec<f32>>, Refusal> {
         // As in training: what is not the same text to the tokenizer would not be the same text to the model.
-        let texts = texts.iter().map(|text| flywheel_data::clean_text(text)).collect();
-        self.0.engine.predict(texts, deadline).await
+        let texts: Vec<String> = texts.iter().map(|text| flywheel_data::clean_text(text)).collect();
+        let Some(mirror) = self.answering.mirrors(self.place) else {
+            return self.version.engine.predict(texts, deadline).await;
+        };
+        let answers = self.version.engine.predict(texts.clone(), deadline).await?;
+        let label = |answer: &Vec<f32>| {
+            let class = most_probable(answer).map(|(class, _)| class);
+            class
+                .and_then(|class| self.labels().get(class))
+                .cloned()
+                .unwrap_or_default()
+        };
+        let labels = answers.iter().map(label).collect();
+        self.app
+            .copies
+            .send(mirror, &self.version, texts, labels, Instant::now());
+        Ok(answers)
     }
 }
 
@@ -100,7 +147,7 @@ pub(super) struct Question<'a> {
     pub id: String,
     start: Instant,
     /// What answers it, or why nothing does.
-    pub served: Result<Served, Refusal>,
+    served: Result<Served<'a>, Refusal>,
 }
 
 impl<'a> Question<'a> {
@@ -114,7 +161,7 @@ impl<'a> Question<'a> {
                 .and_then(request_id::accepted)
                 .map_or_else(|| app.next_id(), str::to_owned),
             start: Instant::now(),
-            served: Served::now(app),
+            served: Served::now(app, headers),
         }
     }
 
@@ -122,8 +169,18 @@ impl<'a> Question<'a> {
     ///
     /// # Errors
     /// [`unavailable`].
-    pub fn served(&self) -> Result<&Served, Refusal> {
+    pub fn served(&self) -> Result<&Served<'a>, Refusal> {
         self.served.as_ref().map_err(Clone::clone)
+    }
+
+    /// Is answered by the version that the client names from now on.
+    ///
+    /// # Errors
+    /// [`unavailable`], [`ErrorReason::NotFound`].
+    pub fn name(&mut self, model: &str, version: &str) -> Result<(), Refusal> {
+        let named = self.served()?.named(model, version)?;
+        self.served = Ok(named);
+        Ok(())
     }
 
     /// When its client stops waiting, if it says so.

@@ -181,6 +181,8 @@ impl Artifact {
                 generation: 1,
                 serve: "intent-v3".to_owned(),
                 versions: vec![self.version("intent-v3", uri)],
+                split: None,
+                mirror: None,
             },
         }
     }

@@ -125,6 +125,8 @@ impl Pod {
             generation: 1,
             serve: version.name.clone(),
             versions: vec![version],
+            split: None,
+            mirror: None,
         });
         let (data, inside, server) = runtime.block_on(async {
             let bind = || TcpListener::bind("127.0.0.1:0");
