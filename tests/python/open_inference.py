@@ -29,10 +29,11 @@ def labels(result):
     return [label if isinstance(label, str) else label.decode() for label in result.as_numpy("label")]
 
 
-def ask(texts, shape, outputs=None, model="intent", version="", **how):
+def ask(texts, shape, outputs=None, model="intent", version="", client_timeout=None, **how):
     tensor = triton.InferInput("text", shape, "BYTES")
     tensor.set_data_from_numpy(np.array(texts, dtype=np.object_).reshape(shape), **how)
-    return client.infer(model, [tensor], model_version=version, request_id="my id", outputs=outputs)
+    waits = {} if client_timeout is None else {"client_timeout": client_timeout}
+    return client.infer(model, [tensor], model_version=version, request_id="my id", outputs=outputs, **waits)
 
 
 def refused(what, call):
@@ -46,7 +47,6 @@ def refused(what, call):
 
 assert client.is_server_live() and client.is_server_ready()
 assert client.is_model_ready("intent") and client.is_model_ready("intent", "intent-v7")
-assert not client.is_model_ready("other") if protocol == "http" else True
 server = client.get_server_metadata()
 assert get(server, "name") == "flywheel" and "binary_tensor_data" in get(server, "extensions")
 model = client.get_model_metadata("intent", "intent-v7")
@@ -78,4 +78,41 @@ refused("EmptyText", lambda: ask([" "], [1]))
 refused("TooManyTexts", lambda: ask(["a"] * 129, [129]))
 refused("no such output", lambda: ask(["a"], [1], [triton.InferRequestedOutput("logits")]))
 refused("shape", lambda: ask(["a", "b"], [1, 2]))
+
+if protocol == "http":
+    assert not client.is_model_ready("other")
+else:
+    import grpc
+    from tritonclient.grpc import service_pb2 as messages
+    from tritonclient.grpc import service_pb2_grpc
+
+    refused("NotFound", lambda: client.is_model_ready("other"))
+    refused("DEADLINE_EXCEEDED", lambda: ask(["sleep 3000"], [1], client_timeout=0.2))
+    channel = grpc.insecure_channel(address)
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    # Elements as they are come back as they are.
+    request = messages.ModelInferRequest(model_name="intent")
+    tensor = request.inputs.add(name="text", datatype="BYTES", shape=[3])
+    tensor.contents.bytes_contents.extend(text.encode() for text in texts)
+    response, call = stub.ModelInfer.with_call(request, metadata=[("x-request-id", "mine")])
+    assert response.outputs[0].contents.bytes_contents == [b"short", b"long", b"long"]
+    np.testing.assert_allclose(response.outputs[2].contents.fp32_contents, np.stack([1 - longs, longs], axis=1).ravel(), rtol=1e-6)
+    assert response.id == "mine" and ("x-request-id", "mine") in call.initial_metadata()
+    # gRPC's own health service, whose messages are one field each: a string, and the number 1 for serving.
+    check = channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert check(b"") == check(b"\n\x1e" + b"inference.GRPCInferenceService") == b"\x08\x01"
+    for method, body, code in [
+        ("/grpc.health.v1.Health/Check", b"\n\x05other", grpc.StatusCode.NOT_FOUND),
+        ("/grpc.health.v1.Health/Watch", b"", grpc.StatusCode.UNIMPLEMENTED),
+        ("/inference.GRPCInferenceService/RepositoryIndex", b"", grpc.StatusCode.UNIMPLEMENTED),
+        ("/inference.GRPCInferenceService/ModelInfer", b"\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
+        ("/inference.GRPCInferenceService/ModelInfer", b"*\x00" * 1000, grpc.StatusCode.INVALID_ARGUMENT),
+        ("/inference.GRPCInferenceService/ModelInfer", b"\x00" * 2_000_000, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ]:
+        try:
+            channel.unary_unary(method)(body)
+        except grpc.RpcError as error:
+            assert error.code() == code, (method, error)
+        else:
+            raise AssertionError(method)
 print("ok")

@@ -1,8 +1,9 @@
 //! Connections: how many, how long, how slow.
 //!
-//! hyper parses; this module bounds. A connection ends when its client takes more than [`SLOW`] for a request's head or
-//! to read an answer, when it is idle for [`IDLE`], or when places are short and it is idle at all. After [`RECYCLE`] the
-//! next answer says `Connection: close`, so that clients which keep connections find pods that were added since.
+//! hyper parses; this module bounds. A connection ends when its client takes more than [`Times::slow`] for a request's head
+//! or to read an answer, when it is idle for [`Times::idle`], or when places are short and it is idle at all. After
+//! [`Times::recycle`] it is told to end, with `Connection: close` on the next answer or with GOAWAY, so that clients which
+//! keep connections find pods that were added since. HTTP/2 is known by its preface, as there is no TLS to agree in.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -14,20 +15,21 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Body;
 use axum::http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use axum::http::{HeaderValue, Request, Response, Version};
 use axum::response::IntoResponse;
+use axum::{BoxError, Router};
 use flywheel_wire::error::{ErrorReason, Refusal};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper::rt::bounds::Http2ServerConnExec;
+use hyper::server::conn::{http1, http2};
+use hyper::service::{HttpService, service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 use tower::ServiceExt;
 
 use crate::app::Phase;
@@ -35,18 +37,41 @@ use crate::http::refusal_response;
 
 /// Longest time for a request's head, for a body, and for the client to read an answer.
 pub(crate) const SLOW: Duration = Duration::from_secs(10);
-/// Longest time without a request.
-const IDLE: Duration = Duration::from_secs(75);
-/// Age from which the next answer closes the connection.
-const RECYCLE: Duration = Duration::from_secs(60);
 /// Idle time after which a connection gives its place to a new one.
 const YIELD: Duration = Duration::from_secs(1);
-/// How often the times above are looked at.
+/// How often times are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// Most bytes of a request's head; more is answered 431.
 const HEAD_BYTES: usize = 64 * 1024;
+/// Streams of HTTP/2 that may be open at once; HTTP/1.1 has one.
+const STREAMS: u32 = 100;
+/// Bytes of bodies that a client of HTTP/2 may send ahead, for a stream and for its connection: as many as HTTP/1.1 buffers.
+const WINDOW_BYTES: u32 = 64 * 1024;
+/// Streams that a client may have reset before they were looked at; more ends the connection (CVE-2023-44487).
+const RESET_STREAMS: usize = 20;
+/// How HTTP/2 begins (RFC 9113, 3.4). No method of HTTP/1.1 begins with its first four bytes.
+const HTTP2_PREFACE: &[u8; 4] = b"PRI ";
+/// Pause between looks at a preface that comes byte by byte.
+const PREFACE_PAUSE: Duration = Duration::from_millis(10);
 /// Pause after an accept that failed (no file descriptors, say), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection may take for what.
+#[derive(Clone, Copy)]
+struct Times {
+    /// For a request's head, and for the client to read an answer.
+    slow: Duration,
+    /// Without a request.
+    idle: Duration,
+    /// Age from which the client is told to make a new one.
+    recycle: Duration,
+}
+
+const TIMES: Times = Times {
+    slow: SLOW,
+    idle: Duration::from_secs(75),
+    recycle: Duration::from_secs(60),
+};
 
 /// Accepts connections and serves `router` on them until it is dropped. `places` bounds the connections.
 pub(crate) async fn accept(
@@ -75,7 +100,7 @@ pub(crate) async fn accept(
             Ok((stream, _)) => {
                 let (router, phases, pressure) = (router.clone(), phases.clone(), Arc::clone(&pressure));
                 tokio::spawn(async move {
-                    serve(stream, router, phases, &pressure).await;
+                    serve(stream, router, phases, &pressure, TIMES).await;
                     drop(place);
                 });
             }
@@ -87,10 +112,15 @@ pub(crate) async fn accept(
     }
 }
 
-async fn serve(stream: TcpStream, router: Router, mut phases: watch::Receiver<Phase>, pressure: &Notify) {
+async fn serve(stream: TcpStream, router: Router, phases: watch::Receiver<Phase>, pressure: &Notify, times: Times) {
     // Answers are single small writes; waiting to fill a packet would only delay them.
     let _ = stream.set_nodelay(true);
-    let activity = Arc::new(Activity::new());
+    let mut activity = Activity::new(times);
+    let Some(http2) = begins_with_http2(&stream, &activity, phases.clone(), pressure).await else {
+        return;
+    };
+    activity.http2 = http2;
+    let activity = Arc::new(activity);
     let io = TokioIo::new(Watched {
         stream,
         activity: Arc::clone(&activity),
@@ -102,36 +132,133 @@ async fn serve(stream: TcpStream, router: Router, mut phases: watch::Receiver<Ph
             async move { Ok::<_, Infallible>(answer(router, request.map(Body::new), &activity, &phases).await) }
         }
     });
-    let mut connection = pin!(
-        http1::Builder::new()
+    if http2 {
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .max_concurrent_streams(STREAMS)
+            .max_header_list_size(HEAD_BYTES as u32)
+            .max_pending_accept_reset_streams(RESET_STREAMS)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .serve_connection(io, service);
+        // It says GOAWAY, so a pod that leaves can say so at once: clients go elsewhere with their next request.
+        watch(connection, &activity, phases, Phase::Leaving, pressure).await;
+    } else {
+        let connection = http1::Builder::new()
             .max_buf_size(HEAD_BYTES)
             // The buffer alone is no bound: what arrives at once may be more.
             .max_header_size(HEAD_BYTES)
-            .serve_connection(io, service)
-    );
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut closing = false;
+            .serve_connection(io, service);
+        // Until then each answer says `Connection: close`.
+        watch(connection, &activity, phases, Phase::Closing, pressure).await;
+    }
+}
+
+/// Whether a connection speaks HTTP/2; `None` where it should end before it says anything.
+async fn begins_with_http2(
+    stream: &TcpStream,
+    activity: &Activity,
+    mut phases: watch::Receiver<Phase>,
+    pressure: &Notify,
+) -> Option<bool> {
+    let preface = async {
+        let mut bytes = [0; HTTP2_PREFACE.len()];
+        loop {
+            let seen = stream.peek(&mut bytes).await.ok()?;
+            let seen = bytes.get(..seen)?;
+            if seen.is_empty() || !HTTP2_PREFACE.starts_with(seen) {
+                return Some(false);
+            }
+            if seen.len() == HTTP2_PREFACE.len() {
+                return Some(true);
+            }
+            // Peeking again gives the same bytes at once.
+            sleep(PREFACE_PAUSE).await;
+        }
+    };
+    let mut preface = pin!(preface);
+    let mut ticks = ticks();
     loop {
         tokio::select! {
+            http2 = preface.as_mut() => return http2,
+            _ = ticks.tick() => if activity.too_slow() {
+                return None;
+            },
+            () = pressure.notified() => if activity.idle_for(YIELD) {
+                return None;
+            },
+            _ = phases.wait_for(|phase| *phase == Phase::Closing) => return None,
+        }
+    }
+}
+
+fn ticks() -> Interval {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// A connection that can be told to end.
+trait Closing: Future {
+    /// Takes no new requests, answers those that have begun.
+    fn close(self: Pin<&mut Self>);
+}
+
+type Io = TokioIo<Watched>;
+
+impl<S, B> Closing for http1::Connection<Io, S>
+where
+    S: HttpService<Incoming, ResBody = B>,
+    S::Error: Into<BoxError>,
+    B: hyper::body::Body + 'static,
+    B::Error: Into<BoxError>,
+{
+    fn close(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<S, B> Closing for http2::Connection<Io, S, TokioExecutor>
+where
+    S: HttpService<Incoming, ResBody = B>,
+    S::Error: Into<BoxError>,
+    B: hyper::body::Body + 'static,
+    B::Error: Into<BoxError>,
+    TokioExecutor: Http2ServerConnExec<S::Future, B>,
+{
+    fn close(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Drives a connection to its end. `until`: the phase from which it takes no new requests.
+async fn watch(
+    connection: impl Closing,
+    activity: &Activity,
+    mut phases: watch::Receiver<Phase>,
+    until: Phase,
+    pressure: &Notify,
+) {
+    let mut connection = pin!(connection);
+    let mut ticks = ticks();
+    let mut closing: Option<Instant> = None;
+    loop {
+        let close = tokio::select! {
             // An error is the client's: broken syntax (hyper has answered 400) or a connection that was cut.
             _ = connection.as_mut() => return,
             _ = ticks.tick() => {
-                if activity.overdue() || (closing && activity.idle_for(YIELD)) {
+                // One that was told to end may not be kept by a client that never does.
+                let kept = closing.is_some_and(|since| since.elapsed() >= activity.times.idle);
+                if kept || activity.too_slow() || (closing.is_some() && activity.idle_for(YIELD)) {
                     return;
                 }
+                activity.idle_for(activity.times.idle) || (activity.http2 && activity.age() >= activity.times.recycle)
             }
-            () = pressure.notified() => {
-                if activity.idle_for(YIELD) {
-                    return;
-                }
-            }
-            changed = phases.wait_for(|phase| *phase == Phase::Closing), if !closing => {
-                closing = true;
-                if changed.is_ok() {
-                    connection.as_mut().graceful_shutdown();
-                }
-            }
+            () = pressure.notified() => activity.idle_for(YIELD),
+            changed = phases.wait_for(|phase| *phase >= until), if closing.is_none() => changed.is_ok(),
+        };
+        if close && closing.is_none() {
+            closing = Some(Instant::now());
+            connection.as_mut().close();
         }
     }
 }
@@ -148,7 +275,8 @@ async fn answer(
         Some(refusal) => refusal_response(refusal),
         None => caught(router.oneshot(request)).await,
     };
-    if ambiguous.is_some() || activity.age() >= RECYCLE || *phases.borrow() >= Phase::Leaving {
+    let closes = ambiguous.is_some() || activity.age() >= activity.times.recycle || *phases.borrow() >= Phase::Leaving;
+    if closes && !activity.http2 {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -187,10 +315,13 @@ async fn caught(future: impl Future<Output = Result<Response<Body>, Infallible>>
 
 /// What a connection is doing. Times are milliseconds after `start`, plus one; 0 is never.
 struct Activity {
+    times: Times,
+    http2: bool,
     start: Instant,
-    /// Requests being answered; at most one, as HTTP/1.1 answers in order.
+    /// Requests being answered; at most one with HTTP/1.1, which answers in order.
     busy: AtomicUsize,
-    /// When a request's head began, while it is not whole. A new connection begins one.
+    /// When a request's head began, while it is not whole. A new connection begins one; with HTTP/2 what comes later need
+    /// be none.
     head: AtomicU64,
     /// Since when the client has not taken what is written.
     stalled: AtomicU64,
@@ -199,8 +330,10 @@ struct Activity {
 }
 
 impl Activity {
-    fn new() -> Self {
+    fn new(times: Times) -> Self {
         Self {
+            times,
+            http2: false,
             start: Instant::now(),
             busy: AtomicUsize::new(0),
             head: AtomicU64::new(1),
@@ -225,7 +358,7 @@ impl Activity {
     fn read(&self) {
         let now = self.now();
         self.last.store(now, Ordering::Relaxed);
-        if self.busy.load(Ordering::Relaxed) == 0 && self.head.load(Ordering::Relaxed) == 0 {
+        if !self.http2 && self.busy.load(Ordering::Relaxed) == 0 && self.head.load(Ordering::Relaxed) == 0 {
             self.head.store(now, Ordering::Relaxed);
         }
     }
@@ -244,9 +377,9 @@ impl Activity {
         Busy(self)
     }
 
-    /// Whether the client is too slow or has been idle for too long.
-    fn overdue(&self) -> bool {
-        self.passed(&self.head, SLOW) || self.passed(&self.stalled, SLOW) || self.idle_for(IDLE)
+    /// Whether the client takes too long for a head or for reading an answer.
+    fn too_slow(&self) -> bool {
+        self.passed(&self.head, self.times.slow) || self.passed(&self.stalled, self.times.slow)
     }
 
     /// Whether nothing is being answered or written and the last byte is that long ago.
@@ -323,7 +456,7 @@ mod tests {
     fn aged(age: Duration) -> Activity {
         Activity {
             start: Instant::now().checked_sub(age).unwrap(),
-            ..Activity::new()
+            ..Activity::new(TIMES)
         }
     }
 
@@ -336,8 +469,8 @@ mod tests {
         let router = Router::new().route("/", get(|| async { "" }));
         for (age, phase, close) in [
             (Duration::ZERO, Phase::Ready, false),
-            (RECYCLE - TICK, Phase::Ready, false),
-            (RECYCLE, Phase::Ready, true),
+            (TIMES.recycle - TICK, Phase::Ready, false),
+            (TIMES.recycle, Phase::Ready, true),
             (Duration::ZERO, Phase::Leaving, true),
             (Duration::ZERO, Phase::Draining, true),
         ] {
@@ -361,29 +494,108 @@ mod tests {
         assert_eq!(activity.busy.load(Ordering::Relaxed), 0);
     }
 
+    const SHORT: Times = Times {
+        slow: SLOW,
+        idle: Duration::from_secs(5),
+        recycle: Duration::from_millis(1200),
+    };
+
+    /// Serves connections for short times; `/slow` takes longer than they last.
+    async fn short_lived() -> (std::net::SocketAddr, watch::Sender<Phase>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let phases = watch::Sender::new(Phase::Ready);
+        let receiver = phases.subscribe();
+        let router = Router::new().route("/", get(|| async { "" })).route(
+            "/slow",
+            get(|| async {
+                sleep(SHORT.recycle * 2).await;
+                "slow"
+            }),
+        );
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (router, phases) = (router.clone(), receiver.clone());
+                tokio::spawn(async move { serve(stream, router, phases, &Notify::new(), SHORT).await });
+            }
+        });
+        (address, phases)
+    }
+
+    #[tokio::test]
+    async fn http_1_is_told_to_connect_anew_with_the_first_answer_after_its_time() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (address, _phases) = short_lived().await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let start = Instant::now();
+        let mut kept = 0;
+        let last = loop {
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            let mut bytes = [0; 1024];
+            let read = stream.read(&mut bytes).await.unwrap();
+            let answer = String::from_utf8_lossy(&bytes[..read]).into_owned();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            if answer.contains("connection: close") {
+                break answer;
+            }
+            kept += 1;
+            assert!(start.elapsed() < SLOW, "never told");
+            sleep(Duration::from_millis(50)).await;
+        };
+        assert!(kept > 0 && start.elapsed() >= SHORT.recycle, "{last}");
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0, "and it is closed");
+    }
+
+    #[tokio::test]
+    async fn http_2_is_told_to_connect_anew_and_what_has_begun_is_answered() {
+        let (address, _phases) = short_lived().await;
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let start = Instant::now();
+        let mut ask = |path: &str| {
+            let request = Request::get(format!("http://a{path}")).body(()).unwrap();
+            client.send_request(request, true).unwrap().0
+        };
+        let slow = ask("/slow");
+        assert_eq!(ask("/").await.unwrap().status(), StatusCode::OK);
+        // Nothing is asked any more: GOAWAY lets the client end it by itself once the slow one is answered.
+        let answer = slow.await.unwrap();
+        assert!(start.elapsed() >= SHORT.recycle * 2);
+        assert_eq!(answer.status(), StatusCode::OK);
+        let ended = tokio::time::timeout(SHORT.idle / 2, connection).await;
+        ended.expect("no GOAWAY").unwrap().unwrap();
+    }
+
     #[test]
     fn slow_and_idle_clients_are_told_from_those_that_wait_for_us() {
         let silent = aged(SLOW);
-        assert!(silent.overdue(), "no head within its time");
+        assert!(silent.too_slow(), "no head within its time");
         silent.head.store(0, Ordering::Relaxed);
-        assert!(!silent.overdue(), "idle between two requests");
+        assert!(!silent.too_slow(), "idle between two requests");
         assert!(silent.idle_for(YIELD), "but gives its place away");
-        let waiting = aged(IDLE * 2);
+        let waiting = aged(TIMES.idle * 2);
         let busy = waiting.begin();
         assert!(
-            !waiting.overdue() && !waiting.idle_for(YIELD),
+            !waiting.too_slow() && !waiting.idle_for(YIELD),
             "it waits for our answer"
         );
         waiting.wrote(true);
         waiting.stalled.store(1, Ordering::Relaxed);
-        assert!(waiting.overdue(), "it does not read our answer");
+        assert!(waiting.too_slow(), "it does not read our answer");
         waiting.wrote(false);
-        assert!(!waiting.overdue());
+        assert!(!waiting.too_slow());
         drop(busy);
         assert!(!waiting.idle_for(YIELD), "the answer was just now");
         waiting.last.store(1, Ordering::Relaxed);
-        assert!(waiting.overdue(), "idle for too long");
+        assert!(waiting.idle_for(TIMES.idle), "idle for too long");
         waiting.read();
-        assert!(!waiting.overdue(), "the next head begins");
+        assert!(!waiting.idle_for(TIMES.idle), "the next head begins");
+        assert_ne!(waiting.head.load(Ordering::Relaxed), 0);
+        let mut http2 = aged(TIMES.idle);
+        http2.http2 = true;
+        drop(http2.begin());
+        http2.read();
+        assert_eq!(http2.head.load(Ordering::Relaxed), 0, "a ping is no head");
     }
 }

@@ -34,6 +34,12 @@ fn tritons_own_client_over_http() {
     assert_eq!(pod.stats().answered[2], 0);
 }
 
+#[test]
+fn tritons_own_client_over_grpc() {
+    let pod = Pod::ready(256, 30_000, 2);
+    triton_client("grpc", &pod);
+}
+
 fn infer(pod: &Pod, body: &Value) -> common::Answer {
     // Such clients often name no type.
     Connection::open(pod.data).exchange(&with_headers(

@@ -22,11 +22,11 @@ pub const HEADER_LENGTH_HEADER: &str = "inference-header-content-length";
 /// Name of the input.
 pub const INPUT: &str = "text";
 /// Data type of texts and labels.
-const BYTES: &str = "BYTES";
+pub(crate) const BYTES: &str = "BYTES";
 /// Data type of probabilities.
 const FP32: &str = "FP32";
 /// What computes.
-const PLATFORM: &str = "flywheel_text_classification";
+pub(crate) const PLATFORM: &str = "flywheel_text_classification";
 /// Most bytes of a request's own id.
 const MAX_ID_BYTES: usize = 128;
 /// Bytes of the length in front of each element of a binary BYTES tensor.
@@ -247,6 +247,15 @@ impl Texts {
         }
         self.count += 1;
         Ok(())
+    }
+
+    /// From elements as they are.
+    pub fn of<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Result<Self, Refusal> {
+        let mut texts = Self::default();
+        for element in elements {
+            texts.push(element)?;
+        }
+        Ok(texts)
     }
 }
 

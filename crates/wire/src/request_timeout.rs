@@ -27,6 +27,34 @@ pub fn parse(value: &[u8]) -> Result<Duration, Refusal> {
     })
 }
 
+/// Reads the value of gRPC's own header, such as `250m` for 250 ms: at most 8 digits and one of H, M, S, m, u, n.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_grpc(value: &[u8]) -> Result<Duration, Refusal> {
+    let read = || {
+        let (unit, digits) = value.split_last()?;
+        let digits = std::str::from_utf8(digits).ok()?;
+        let fits = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+        let count: u64 = digits.parse().ok().filter(|_| fits)?;
+        Some(match unit {
+            b'H' => Duration::from_secs(count * 3600),
+            b'M' => Duration::from_secs(count * 60),
+            b'S' => Duration::from_secs(count),
+            b'm' => Duration::from_millis(count),
+            b'u' => Duration::from_micros(count),
+            b'n' => Duration::from_nanos(count),
+            _ => return None,
+        })
+    };
+    read().ok_or_else(|| {
+        Refusal::new(
+            ErrorReason::MalformedRequest,
+            "grpc-timeout must be at most 8 digits and one of H, M, S, m, u, n",
+        )
+    })
+}
+
 fn read(value: &[u8]) -> Option<Duration> {
     let text = std::str::from_utf8(value).ok()?;
     let (whole, fraction) = match text.split_once('.') {
@@ -94,5 +122,39 @@ mod tests {
             assert_eq!(refusal.reason, ErrorReason::MalformedRequest, "{text:?}");
         }
         assert!(parse(&[0xff]).is_err());
+    }
+
+    #[test]
+    fn the_units_of_grpc() {
+        for (text, nanoseconds) in [
+            ("1H", 3_600_000_000_000),
+            ("2M", 120_000_000_000),
+            ("3S", 3_000_000_000),
+            ("4m", 4_000_000),
+            ("5u", 5000),
+            ("00000006n", 6),
+        ] {
+            assert_eq!(
+                parse_grpc(text.as_bytes()).unwrap(),
+                Duration::from_nanos(nanoseconds),
+                "{text}"
+            );
+        }
+        assert_eq!(parse_grpc(b"99999999H").unwrap().as_secs(), 359_999_996_400);
+        for bad in [
+            "",
+            "S",
+            "1",
+            "1s",
+            "-1S",
+            "+1S",
+            "1.5S",
+            "123456789m",
+            "1 S",
+            "1SS",
+            "١S",
+        ] {
+            assert!(parse_grpc(bad.as_bytes()).is_err(), "{bad}");
+        }
     }
 }

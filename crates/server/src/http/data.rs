@@ -1,4 +1,4 @@
-//! The data port: `/predict`, the Open Inference Protocol, `/readyz`, `/openapi.json`.
+//! The data port: `/predict`, the Open Inference Protocol over HTTP and gRPC, `/readyz`, `/openapi.json`.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use flywheel_contract::names::READYZ_PATH;
 use flywheel_wire::openapi::OPENAPI_PATH;
 use flywheel_wire::predict::PREDICT_PATH;
 
-use super::{infer, json_response, method_not_allowed, not_found, predict, refusal_response, request};
+use super::{grpc, infer, json_response, method_not_allowed, not_found, predict, refusal_response, request};
 use crate::app::App;
 
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -20,6 +20,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(READYZ_PATH, get(readyz))
         .route(OPENAPI_PATH, get(openapi))
         .merge(infer::router())
+        .merge(grpc::router())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(app)

@@ -112,21 +112,20 @@ async fn model_ready(State(app): State<Arc<App>>, path: TargetPath) -> Response<
 
 async fn infer(State(app): State<Arc<App>>, path: TargetPath, request: Request) -> Response<Body> {
     let (head, mut body) = request.into_parts();
-    let mut question = Question::new(&app, &head.headers);
-    let outcome = respond(&app, &path, &mut question, &head.headers, &mut body).await;
+    let question = Question::new(&app, &head.headers);
+    let outcome = respond(&app, &path, &question, &head.headers, &mut body).await;
     question.answer(&head.headers, &mut body, outcome, refusal).await
 }
 
 async fn respond(
     app: &App,
     path: &TargetPath,
-    question: &mut Question<'_>,
+    question: &Question<'_>,
     headers: &HeaderMap,
     body: &mut Body,
 ) -> Result<Response<Body>, Refusal> {
     let (model, version) = Target::of(path);
-    question.name(model, version)?;
-    let served = question.served()?;
+    let served = question.name(model, version)?;
     let deadline = question.deadline(headers)?;
     body::check_headers(headers, body, Media::Tensors)?;
     let mut lengths = headers.get_all(HEADER_LENGTH).iter();

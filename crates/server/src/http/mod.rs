@@ -2,6 +2,7 @@
 
 mod body;
 mod data;
+mod grpc;
 mod infer;
 mod inside;
 mod predict;

@@ -1,8 +1,8 @@
 //! What every question to the model has in common, whatever its protocol: it is counted, has an id and a deadline, and
 //! takes the version that answers once, at its beginning.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::header::CONNECTION;
@@ -145,9 +145,12 @@ pub(super) struct Question<'a> {
     app: &'a App,
     /// The client's id, or one that was made.
     pub id: String,
-    start: Instant,
+    /// When its head was there.
+    pub start: Instant,
     /// What answers it, or why nothing does.
     served: Result<Served<'a>, Refusal>,
+    /// The one of these that the client names.
+    named: OnceLock<Served<'a>>,
 }
 
 impl<'a> Question<'a> {
@@ -162,6 +165,7 @@ impl<'a> Question<'a> {
                 .map_or_else(|| app.next_id(), str::to_owned),
             start: Instant::now(),
             served: Served::now(app, headers),
+            named: OnceLock::new(),
         }
     }
 
@@ -170,17 +174,19 @@ impl<'a> Question<'a> {
     /// # Errors
     /// [`unavailable`].
     pub fn served(&self) -> Result<&Served<'a>, Refusal> {
-        self.served.as_ref().map_err(Clone::clone)
+        match self.named.get() {
+            Some(named) => Ok(named),
+            None => self.served.as_ref().map_err(Clone::clone),
+        }
     }
 
     /// Is answered by the version that the client names from now on.
     ///
     /// # Errors
     /// [`unavailable`], [`ErrorReason::NotFound`].
-    pub fn name(&mut self, model: &str, version: &str) -> Result<(), Refusal> {
+    pub fn name(&self, model: &str, version: &str) -> Result<&Served<'a>, Refusal> {
         let named = self.served()?.named(model, version)?;
-        self.served = Ok(named);
-        Ok(())
+        Ok(self.named.get_or_init(|| named))
     }
 
     /// When its client stops waiting, if it says so.
@@ -221,17 +227,18 @@ impl<'a> Question<'a> {
                 response
             }
         };
-        if let Ok(value) = HeaderValue::from_str(&self.id) {
-            response.headers_mut().insert(REQUEST_ID, value);
-        }
-        self.answered(response.status().as_u16());
+        let status = response.status().as_u16();
+        self.end(&mut response, status);
         response
     }
 
-    /// Counts and logs an answer by its status of HTTP.
-    pub fn answered(self, status: u16) {
-        let duration: Duration = self.start.elapsed();
-        let version = match &self.served {
+    /// Puts the id on an answer, counts and logs it by its status of HTTP.
+    pub fn end(self, response: &mut Response<Body>, status: u16) {
+        if let Ok(value) = HeaderValue::from_str(&self.id) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+        let duration = self.start.elapsed();
+        let version = match self.served() {
             Ok(served) => served.version().to_owned(),
             Err(_) => self.app.versions.serve(),
         };
