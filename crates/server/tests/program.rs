@@ -73,6 +73,26 @@ fn answers_are_those_of_the_network() {
     for (prediction, want) in predictions.iter().zip(want.iter().cycle()) {
         assert_predicts(prediction, want, "intent-v3");
     }
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    for (id, version) in [("traced", "00"), ("untraced", "0")] {
+        let headers = format!(
+            "content-type: application/json\r\nx-request-id: {id}\r\ntraceparent: {version}-{trace}-00f067aa0ba902b7-01\r\n"
+        );
+        let body = json!({"text": TEXTS[0]}).to_string();
+        let answer = Connection::open(program.data).exchange(&with_headers("/predict", &headers, body.as_bytes()));
+        assert_eq!(answer.status, 200);
+        let line = until("the request is logged", || {
+            let log = program.log();
+            let line = log.lines().find(|line| line.contains(&format!("\"{id}\"")))?;
+            Some(serde_json::from_str::<Value>(line).unwrap())
+        });
+        let seen = line.get("trace_id").or(line["fields"].get("trace_id"));
+        assert_eq!(
+            seen.and_then(Value::as_str),
+            (version == "00").then_some(trace),
+            "{line}"
+        );
+    }
     let document = get(program.data, "/openapi.json").json();
     assert_eq!(document["info"]["title"], "intent");
     for path in document["paths"].as_object().unwrap().keys() {
@@ -86,7 +106,7 @@ fn answers_are_those_of_the_network() {
     let stats = program.stats();
     assert_eq!(
         (stats.ready, stats.versions[0].state, stats.answered),
-        (true, LoadState::Ready, [7, 0, 0])
+        (true, LoadState::Ready, [9, 0, 0])
     );
     let log = program.log();
     assert!(

@@ -11,6 +11,7 @@ pub mod openapi;
 pub mod predict;
 pub mod request_id;
 pub mod request_timeout;
+pub mod trace_context;
 
 pub use error::{ErrorBody, ErrorReason, Refusal};
 pub use predict::{PredictRequest, PredictResponse, Prediction};

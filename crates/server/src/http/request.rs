@@ -9,7 +9,7 @@ use axum::http::header::CONNECTION;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response};
 use flywheel_contract::profile::most_probable;
 use flywheel_wire::error::{ErrorReason, Refusal};
-use flywheel_wire::{request_id, request_timeout};
+use flywheel_wire::{request_id, request_timeout, trace_context};
 
 use super::body;
 use crate::app::{App, Phase};
@@ -18,6 +18,7 @@ use crate::versions::{Answering, Version};
 const REQUEST_ID: HeaderName = HeaderName::from_static(request_id::REQUEST_ID_HEADER);
 const EXPERIMENT_KEY: HeaderName = HeaderName::from_static("x-experiment-key");
 const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static(request_timeout::REQUEST_TIMEOUT_HEADER);
+const TRACEPARENT: HeaderName = HeaderName::from_static(trace_context::TRACEPARENT_HEADER);
 
 /// Why this pod does not answer now.
 fn unavailable(phase: Phase) -> Refusal {
@@ -147,6 +148,8 @@ pub(super) struct Question<'a> {
     pub id: String,
     /// When its head was there.
     pub start: Instant,
+    /// The trace that it belongs to, for the log.
+    trace: Option<String>,
     /// What answers it, or why nothing does.
     served: Result<Served<'a>, Refusal>,
     /// The one of these that the client names.
@@ -158,12 +161,18 @@ impl<'a> Question<'a> {
     pub fn new(app: &'a App, headers: &HeaderMap) -> Self {
         app.requests.send_modify(|n| *n += 1);
         let sent = headers.get(REQUEST_ID).map(HeaderValue::as_bytes);
+        let mut traces = headers.get_all(TRACEPARENT).iter();
+        let trace = traces
+            .next()
+            .and_then(|value| trace_context::trace_id(value.as_bytes()));
         Self {
             app,
             id: sent
                 .and_then(request_id::accepted)
                 .map_or_else(|| app.next_id(), str::to_owned),
             start: Instant::now(),
+            // Two of them are as good as none.
+            trace: trace.filter(|_| traces.next().is_none()).map(str::to_owned),
             served: Served::now(app, headers),
             named: OnceLock::new(),
         }
@@ -245,6 +254,7 @@ impl<'a> Question<'a> {
         self.app.metrics.answered(&version, status, duration);
         tracing::debug!(
             request_id = self.id,
+            trace_id = self.trace,
             status,
             seconds = duration.as_secs_f64(),
             "answered"

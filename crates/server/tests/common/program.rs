@@ -48,7 +48,8 @@ impl Program {
             .arg("--scratch")
             .arg(path.join("scratch"))
             .args(arguments(path))
-            .env_remove("RUST_LOG")
+            // The line of each request, too, so that what no log may hold is looked for there as well.
+            .env("RUST_LOG", "info,flywheel_server=debug")
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
