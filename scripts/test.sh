@@ -48,7 +48,7 @@ beside() { # functions: at once, since each waits for most of its time; the word
 }
 # One selection of packages for all, so that dependencies are built with one set of features.
 learning() { # what computes
-  test_with --workspace --test training --test resume --test together --test bad_input --test requests --test exchange --test hostile --test open_inference --test http2 --test program \
+  test_with --workspace --test training --test resume --test together --test bad_input --test requests --test exchange --test hostile --test open_inference --test http2 --test clients --test program \
     --test commands --test store --test sets --test artifact --test parity
 }
 waiting() { # what waits: for limits to pass, for other programs

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Asks a service with curl: curl.sh [http://localhost:8080] [model]
+set -euo pipefail
+url=${1:-http://localhost:8080} model=${2:-intent}
+
+# One text. It waits for two seconds at most, and is tried again where the pod is full or ending (429, 503).
+curl -fsS --retry 3 "$url/predict" -H 'Content-Type: application/json' -H 'X-Request-Timeout: 2' \
+  -d '{"text": "how much longer on the egg timer"}'
+echo
+
+# A list, answered in its order.
+curl -fsS --retry 3 "$url/predict" -H 'Content-Type: application/json' -d '{"texts": ["turn off the lights", "what time is it"]}'
+echo
+
+# The Open Inference Protocol: the model is the InferenceService.
+curl -fsS --retry 3 "$url/v2/models/$model/infer" -H 'Content-Type: application/json' -d '{
+  "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["how much longer on the egg timer"]}],
+  "outputs": [{"name": "label"}, {"name": "probability"}]}'
+echo
