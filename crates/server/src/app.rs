@@ -51,7 +51,7 @@ pub struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) bodies: Arc<Semaphore>,
     pub(crate) openapi: Bytes,
-    /// Requests to `/predict` that have begun and are not answered.
+    /// Questions to the model, of any protocol, that have begun and are not answered.
     pub(crate) requests: watch::Sender<usize>,
     pub(crate) copies: Copies,
     places: AtomicU64,

@@ -119,7 +119,11 @@ async fn serve(stream: TcpStream, router: Router, phases: watch::Receiver<Phase>
     let Some(http2) = begins_with_http2(&stream, &activity, phases.clone(), pressure).await else {
         return;
     };
-    activity.http2 = http2;
+    if http2 {
+        // A client may connect before it has anything to ask: it is idle then.
+        activity.http2 = true;
+        activity.head = AtomicU64::new(0);
+    }
     let activity = Arc::new(activity);
     let io = TokioIo::new(Watched {
         stream,

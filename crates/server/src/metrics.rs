@@ -112,7 +112,7 @@ impl Metrics {
         }
     }
 
-    /// Counts an answer of `/predict`.
+    /// Counts an answer to a question to the model, of any protocol.
     pub fn answered(&self, version: &str, status: u16, duration: Duration) {
         let (class, name) = match status {
             0..400 => (0, "2xx"),

@@ -192,6 +192,17 @@ fn grpcs_own_deadline_counts_and_is_told_in_its_words() {
 }
 
 #[test]
+fn a_client_may_connect_before_it_asks() {
+    let pod = Pod::ready(8, 30_000, 1);
+    pod.runtime.block_on(async {
+        let (client, _connection) = connect(pod.data).await;
+        // Longer than a head of HTTP/1.1 may take.
+        tokio::time::sleep(Duration::from_millis(11_500)).await;
+        assert_eq!(ask(&client, "/predict", &[JSON], &text("a")).await.unwrap().status, 200);
+    });
+}
+
+#[test]
 fn a_pod_that_leaves_says_goaway_and_answers_what_has_begun() {
     let mut pod = Pod::ready(8, 30_000, 1);
     let server = pod.server.take().unwrap();
@@ -213,6 +224,10 @@ fn a_pod_that_leaves_says_goaway_and_answers_what_has_begun() {
         })
         .await
         .expect("no GOAWAY");
+        // One that has not heard of it yet and connects is still answered, or refused in words.
+        let (late, _connection) = connect(pod.data).await;
+        let answer = ask(&late, "/predict", &[JSON], &text("sleep 0")).await.unwrap();
+        assert!(matches!(answer.status, 200 | 503), "{}", answer.status);
         assert_eq!(slow.await.unwrap().unwrap().status, 200);
         tokio::time::timeout(PATIENCE, connection)
             .await
