@@ -33,9 +33,25 @@ fn main() -> Result<(), String> {
             "cpp/shim.cpp",
             "cpp/checkpoint.cpp",
             "cpp/collective.cpp",
+            "cpp/int8.cpp",
             "cpp/onednn.cpp",
         ])
         .compile("flywheel_torch_shim");
+    // Sums in any order, so that the compiler can make vectors of them; nothing of libtorch is compiled that way. Never without
+    // optimisation: these loops are a part of what a request costs, also in a build for tests.
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(3)
+        .warnings(false)
+        .flags([
+            "-fassociative-math",
+            "-fno-signed-zeros",
+            "-fno-trapping-math",
+            "-fno-math-errno",
+        ])
+        .file("cpp/kernels.cpp")
+        .compile("flywheel_kernels");
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=dylib=torch_cpu");
     println!("cargo:rustc-link-lib=dylib=c10");

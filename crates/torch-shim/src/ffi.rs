@@ -72,6 +72,48 @@ unsafe extern "C" {
     pub(crate) fn fw_onednn_linear(x: Raw, packed: Raw, bias: Raw, activation: c_int, out: *mut *mut C_tensor)
     -> c_int;
     pub(crate) fn fw_onednn_linear_add(x: Raw, addend: Raw, packed: Raw, bias: Raw, out: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn fw_onednn_pack_int8(weight: Raw, rows: i64, out: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn fw_onednn_linear_int8(
+        x: Raw,
+        step: f64,
+        zero: i64,
+        packed: Raw,
+        steps: Raw,
+        zeros: Raw,
+        bias: Raw,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn fw_activate_quantise(
+        x: Raw,
+        activation: c_int,
+        multipliers: Raw,
+        zero: i64,
+        copied: *const i64,
+        copies: usize,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn fw_add_norm_quantise(
+        x: Raw,
+        addend: Raw,
+        weight: Raw,
+        bias: Raw,
+        eps: f64,
+        multipliers: Raw,
+        zero: i64,
+        out: *mut *mut C_tensor,
+        quantised: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn fw_attend_quantise(
+        projected: Raw,
+        queries: Raw,
+        groups: *const i64,
+        count: usize,
+        heads: i64,
+        hidden: i64,
+        multipliers: Raw,
+        zero: i64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     pub(crate) fn fw_inference_enter(out: *mut *mut RawInference) -> c_int;
     pub(crate) fn fw_inference_exit(guard: *mut RawInference);
     pub(crate) fn fw_exit(code: c_int) -> !;

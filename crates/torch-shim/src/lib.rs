@@ -9,6 +9,7 @@
 pub mod collective;
 pub mod crash;
 mod ffi;
+pub mod int8;
 pub mod onednn;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -59,6 +60,14 @@ fn check(code: c_int) -> Result<(), Error> {
     // SAFETY: fw_error returns a NUL-terminated string of this thread that lives until its next failing call.
     let text = unsafe { CStr::from_ptr(ffi::fw_error()) };
     Err(Error::Torch(text.to_string_lossy().into_owned()))
+}
+
+/// The tensor that a call makes, which is given a place for it.
+fn made(call: impl FnOnce(*mut *mut torch_sys::C_tensor) -> c_int) -> Result<Tensor, Error> {
+    let mut out = ptr::null_mut();
+    check(call(&mut out))?;
+    // SAFETY: on success `out` owns a new tensor, which passes to the returned value.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// Pointers for one call; the slice outlives them because every caller keeps it borrowed until the call returns.

@@ -2,11 +2,10 @@
 //! factor of more than two, the more the newer the processor. For inference only.
 
 use std::ffi::c_int;
-use std::ptr;
 
 use tch::Tensor;
 
-use crate::{Error, check, ffi};
+use crate::{Error, ffi, made};
 
 /// What a linear map's outputs go through, in the same kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +18,18 @@ pub enum Activation {
     GeluTanh,
     /// What is above zero.
     Relu,
+}
+
+impl Activation {
+    /// Its number on the other side.
+    pub(crate) fn number(self) -> c_int {
+        match self {
+            Self::None => 0,
+            Self::Gelu => 1,
+            Self::GeluTanh => 2,
+            Self::Relu => 3,
+        }
+    }
 }
 
 /// A linear map whose weight oneDNN has reordered. In single precision or bfloat16, whichever the weight has.
@@ -34,12 +45,9 @@ impl PackedLinear {
     /// # Errors
     /// [`Error::Torch`] where this processor lacks what the type needs.
     pub fn new(weight: &Tensor, bias: &Tensor, rows: i64) -> Result<Self, Error> {
-        let mut out = ptr::null_mut();
-        // SAFETY: a live tensor; `out` is valid for a write.
-        check(unsafe { ffi::fw_onednn_pack(weight.as_ptr(), rows, &mut out) })?;
         Ok(Self {
-            // SAFETY: on success `out` owns a new tensor, which passes to the returned value.
-            weight: unsafe { Tensor::from_ptr(out) },
+            // SAFETY: a live tensor.
+            weight: made(|out| unsafe { ffi::fw_onednn_pack(weight.as_ptr(), rows, out) })?,
             bias: bias.shallow_clone(),
         })
     }
@@ -58,19 +66,16 @@ impl PackedLinear {
     /// # Errors
     /// [`Error::Torch`] for another shape or type.
     pub fn forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor, Error> {
-        let number: c_int = match activation {
-            Activation::None => 0,
-            Activation::Gelu => 1,
-            Activation::GeluTanh => 2,
-            Activation::Relu => 3,
-        };
-        let mut out = ptr::null_mut();
-        // SAFETY: three live tensors, a number in range; `out` is valid for a write.
-        check(unsafe {
-            ffi::fw_onednn_linear(x.as_ptr(), self.weight.as_ptr(), self.bias.as_ptr(), number, &mut out)
-        })?;
-        // SAFETY: on success `out` owns a new tensor, which passes to the returned value.
-        Ok(unsafe { Tensor::from_ptr(out) })
+        // SAFETY: three live tensors, a number in range.
+        made(|out| unsafe {
+            ffi::fw_onednn_linear(
+                x.as_ptr(),
+                self.weight.as_ptr(),
+                self.bias.as_ptr(),
+                activation.number(),
+                out,
+            )
+        })
     }
 
     /// Outputs [rows, to] of inputs [rows, from] plus `addend` [rows, to], all of the weight's type.
@@ -78,18 +83,15 @@ impl PackedLinear {
     /// # Errors
     /// [`Error::Torch`] for another shape or type.
     pub fn forward_and_add(&self, x: &Tensor, addend: &Tensor) -> Result<Tensor, Error> {
-        let mut out = ptr::null_mut();
-        // SAFETY: four live tensors; `out` is valid for a write.
-        check(unsafe {
+        // SAFETY: four live tensors.
+        made(|out| unsafe {
             ffi::fw_onednn_linear_add(
                 x.as_ptr(),
                 addend.as_ptr(),
                 self.weight.as_ptr(),
                 self.bias.as_ptr(),
-                &mut out,
+                out,
             )
-        })?;
-        // SAFETY: on success `out` owns a new tensor, which passes to the returned value.
-        Ok(unsafe { Tensor::from_ptr(out) })
+        })
     }
 }
