@@ -321,6 +321,7 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
             vec![set("/trainPercent", json!(69)), set("/testPercent", json!(11))]
         }
         "learningRate must be above 0 and at most 1" => ["0", "1.000001", "2e0", "-1e-4"].map(|v| json!(v)).into(),
+        "Int8 is for serving; train in Auto, Float32, BFloat16 or Float16" => vec![json!("Int8")],
         "weightDecay must lie between 0 and 1" => ["-0.1", "1.1"].map(|v| json!(v)).into(),
         "warmupRatio must lie between 0 and 0.9" | "dropout must lie between 0 and 0.9" => {
             ["-0.1", "0.91", "1"].map(|v| json!(v)).into()

@@ -138,7 +138,8 @@ pub struct Server {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Image>,
     /// Number format of the model. A version whose labels on its own evaluation sample differ in this format from those in
-    /// single precision in more than one text of two hundred is not served in it.
+    /// single precision in more than one text of two hundred is not served in it. `Int8` is for processors, is never chosen by
+    /// `Auto`, and wants an artifact that this release trained or `flywheel-trainer calibrate` readied.
     #[serde(default)]
     pub precision: Precision,
     /// Texts waiting or computed at once in one pod; more are answered 429.

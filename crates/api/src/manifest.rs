@@ -336,7 +336,7 @@ spec:
             (
                 "  output:",
                 "  hyperparameters: {precision: fp8}\n  output:",
-                "spec.hyperparameters.precision: \"fp8\" is none of Auto, Float32, BFloat16, Float16",
+                "spec.hyperparameters.precision: \"fp8\" is none of Auto, Float32, BFloat16, Float16, Int8",
             ),
             (
                 "  output:",

@@ -20,6 +20,8 @@ pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 pub const EVALUATION_SAMPLE_FILE: &str = "evaluation_sample.json";
 /// Histograms of the training data ([`crate::profile::DataProfile`]).
 pub const DATA_PROFILE_FILE: &str = "data_profile.json";
+/// Ranges of the encoder's inner numbers, for [`crate::scalar::Precision::Int8`].
+pub const CALIBRATION_FILE: &str = "int8.safetensors";
 
 /// Most bytes of a manifest; a larger one is refused unread.
 pub const MANIFEST_MAX_BYTES: u64 = 1024 * 1024;

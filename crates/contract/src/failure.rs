@@ -86,7 +86,8 @@ failure_reasons! {
     DigestMismatch => User,
     /// The manifest cannot be read, names a file twice, or names a file outside the artifact.
     ManifestInvalid => User,
-    /// In the precision asked for, the model gives too many texts another label than in single precision.
+    /// In the precision asked for, the model gives too many texts another label than in single precision; or artifact or device
+    /// are not made for it.
     PrecisionUnfit => User,
     /// The server's process ended while it loaded this version beside the one that answers; that pod does not try again.
     LoadCrashed => User,

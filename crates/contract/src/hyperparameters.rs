@@ -93,6 +93,11 @@ pub struct Hyperparameters {
     }]))]
     pub dropout: Decimal,
     /// Number format of the forward and backward pass; `status.precision` says what was chosen.
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "self != 'Int8'",
+        "message": "Int8 is for serving; train in Auto, Float32, BFloat16 or Float16",
+        "reason": "FieldValueInvalid"
+    }]))]
     pub precision: Precision,
     /// Tokens per text; longer texts are cut (and counted).
     #[schemars(range(min = 8, max = 8192))]

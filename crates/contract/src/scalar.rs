@@ -215,6 +215,9 @@ pub enum Precision {
     BFloat16,
     /// Half precision; in training with a loss scale that follows the gradients. For GPUs: processors are slow at it.
     Float16,
+    /// Matrix products of 8 bits, for serving on processors; the rest in single precision. The artifact must hold the ranges
+    /// of the model's inner numbers, as those that this release trains do.
+    Int8,
 }
 
 /// What a model is made to do; fixes inputs, outputs, loss and metrics.

@@ -4,6 +4,9 @@
 //! `answers <artifact> <batches.json> <precision> <seconds>`: the file holds batches of rows of token ids. Prints one JSON
 //! object: rows, cpuSeconds, peakKiB, loadSeconds, labels (of every row of the file, in order).
 //!
+//! `answers compare <artifact> <batches.json> <precision>`: how near the answers are to those in `Float32`. Prints {"rows", "sameLabels",
+//! "cosine": {"least", "median"}}, the cosines being those of the hidden states that the head looks at.
+//!
 //! `answers products <hidden> <inner> <tokens> <precision> <seconds>`: the matrix products of an encoder's layer alone, in
 //! oneDNN's layout. Prints {"flops", "cpuSeconds"}: the limit that this processor sets.
 #![allow(clippy::print_stdout, reason = "the result is the output of this program")]
@@ -16,6 +19,7 @@ use flywheel_contract::profile::most_probable;
 use flywheel_contract::scalar::Precision;
 use flywheel_learn::device::{self, TensorDevice};
 use flywheel_learn::{Classifier, precision};
+use flywheel_torch_shim::int8::ByteLinear;
 use flywheel_torch_shim::onednn::{Activation, PackedLinear};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
@@ -56,6 +60,7 @@ fn main() -> Result<(), Fault> {
             precision,
             seconds.parse()?,
         )?,
+        ["compare", artifact, batches, precision] => compare(artifact, batches, precision)?,
         [artifact, batches, precision, seconds] => answers(artifact, batches, precision, seconds.parse()?)?,
         _ => return Err("give artifact, batches, precision and seconds; see the head of this program".into()),
     };
@@ -97,23 +102,57 @@ fn answers(artifact: &str, batches: &str, precision: &str, seconds: u64) -> Resu
     )
 }
 
+fn compare(artifact: &str, batches: &str, precision: &str) -> Result<Value, Fault> {
+    let batches: Vec<Vec<Vec<i64>>> = serde_json::from_slice(&fs::read(batches)?)?;
+    let load = |precision| Classifier::load(Path::new(artifact), TensorDevice::Cpu, precision);
+    let (exact, other) = (load(Precision::Float32)?, load(precision_of(precision)?)?);
+    let label = |answer: &Vec<f32>| most_probable(answer).map(|(label, _)| label);
+    let (mut same, mut cosines) = (0, Vec::new());
+    for batch in &batches {
+        let answers = exact.predict(batch)?.into_iter().zip(other.predict(batch)?);
+        same += answers.filter(|(a, b)| label(a) == label(b)).count();
+        let states = exact.first_states(batch)?.into_iter().zip(other.first_states(batch)?);
+        cosines.extend(states.map(|(a, b)| {
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
+        }));
+    }
+    cosines.sort_by(f64::total_cmp);
+    Ok(json!({"rows": cosines.len(), "sameLabels": same,
+              "cosine": {"least": cosines.first(), "median": cosines.get(cosines.len() / 2)}}))
+}
+
+/// One product, computed anew at every call.
+type Product = Box<dyn Fn() -> Result<Tensor, flywheel_torch_shim::Error>>;
+
 fn products([hidden, inner, tokens]: [i64; 3], precision: &str, seconds: u64) -> Result<Value, Fault> {
-    let kind = match precision_of(precision)? {
+    let precision = precision_of(precision)?;
+    let kind = match precision {
         Precision::BFloat16 => Kind::BFloat16,
         _ => Kind::Float,
     };
     let options = (Kind::Float, TensorDevice::Cpu);
-    let mut maps = Vec::new();
+    let mut maps: Vec<(Product, i64)> = Vec::new();
     for (from, to) in [(hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden)] {
         let [weight, bias, x] =
             [vec![to, from], vec![to], vec![tokens, from]].map(|shape| Tensor::randn(shape, options).to_kind(kind));
-        maps.push((PackedLinear::new(&weight, &bias, tokens)?, x, 2 * tokens * from * to));
+        let work = 2 * tokens * from * to;
+        if precision == Precision::Int8 {
+            let whole = |x: &Tensor, kind| x.multiply_scalar(20.0).clamp(-127.0, 127.0).round().to_kind(kind);
+            let steps = Tensor::ones([to], options);
+            let map = ByteLinear::new(&whole(&weight, Kind::Int8), &steps, &bias, 1.0, 128, tokens)?;
+            let x = (whole(&x, Kind::Int) + 128).to_kind(Kind::Uint8);
+            maps.push((Box::new(move || map.forward(&x)), work));
+        } else {
+            let map = PackedLinear::new(&weight, &bias, tokens)?;
+            maps.push((Box::new(move || map.forward(&x, Activation::None)), work));
+        }
     }
     let (limit, begun, before) = (Duration::from_secs(seconds), Instant::now(), ticks()?);
     let mut flops = 0;
     while begun.elapsed() < limit {
-        for (map, x, work) in &maps {
-            drop(map.forward(x, Activation::None)?);
+        for (map, work) in &maps {
+            drop(map()?);
             flops += work;
         }
     }

@@ -4,15 +4,17 @@
 //! Manifest, evaluation sample and data profile lie beside these files and are the trainer's.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
-use flywheel_contract::artifact::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
+use flywheel_contract::artifact::{CALIBRATION_FILE, CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use flywheel_contract::scalar::Precision;
 use flywheel_data::VOCABULARY_FILE;
 use tch::Device;
 
 use crate::config::EncoderConfig;
 use crate::error::{Error, Result};
+use crate::network::int8::Calibration;
 use crate::network::packed::PackedClassifier;
 use crate::network::{SequenceClassifier, Taking};
 use crate::weights::{self, WeightFile};
@@ -108,6 +110,58 @@ pub fn write(dir: &Path, network: &SequenceClassifier, labels: &[String], pretra
     Ok(written)
 }
 
+/// Labels of an artifact by class index.
+fn labels(dir: &Path, config: &EncoderConfig) -> Result<Vec<String>> {
+    config
+        .labels()?
+        .filter(|labels| !labels.is_empty())
+        .ok_or_else(|| Error::Config {
+            path: dir.join(CONFIG_FILE),
+            why: "id2label is missing or empty, so it is no classifier".into(),
+        })
+}
+
+/// The network of an artifact, every tensor of it from the file.
+fn exact(dir: &Path, config: &EncoderConfig, classes: usize, device: Device) -> Result<SequenceClassifier> {
+    let file = WeightFile::open(&dir.join(WEIGHTS_FILE))?;
+    // Nothing is made anew and nothing drops out, so seed and dropout mean nothing here.
+    let (network, _) = SequenceClassifier::load(config, &file, classes, Taking::Exact, 0.0, 0, device)?;
+    Ok(network)
+}
+
+/// Tokens over which an artifact is calibrated, where its texts are of like lengths.
+const CALIBRATED_TOKENS: usize = 8192;
+/// Most texts over which it is calibrated; with twice as many, no more labels stay.
+const CALIBRATED_TEXTS: usize = 300;
+
+/// Adds the file with which an artifact's network computes in 8 bits ([`Calibration`]) and returns its name. `rows`: token ids
+/// of texts that it was trained on, of which some hundred from everywhere are taken. `watch` is called after every batch and
+/// may end it.
+///
+/// # Errors
+/// [`Error::File`], and the errors of [`Classifier::load`] and [`Calibration::of`].
+pub fn calibrate(
+    dir: &Path,
+    rows: &[Vec<i64>],
+    device: Device,
+    watch: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<&'static str> {
+    let config = EncoderConfig::read(dir)?;
+    let network = exact(dir, &config, labels(dir, &config)?.len(), device)?;
+    let length = rows
+        .iter()
+        .map(Vec::len)
+        .sum::<usize>()
+        .div_ceil(rows.len().max(1))
+        .max(1);
+    let wanted = (CALIBRATED_TOKENS / length).clamp(1, CALIBRATED_TEXTS).min(rows.len());
+    // Spread, since a set may be sorted.
+    let chosen = (0..wanted).filter_map(|i| rows.get(i * rows.len() / wanted));
+    let chosen: Vec<&[i64]> = chosen.map(Vec::as_slice).collect();
+    Calibration::of(&network, &chosen, watch)?.write(&dir.join(CALIBRATION_FILE))?;
+    Ok(CALIBRATION_FILE)
+}
+
 /// A loaded artifact, ready to answer. `Send`, not `Sync`: each worker thread takes its own [`Classifier::worker`],
 /// which shares the weights.
 pub struct Classifier {
@@ -120,21 +174,19 @@ impl Classifier {
     /// precision that was chosen ([`crate::precision::choose`]).
     ///
     /// # Errors
-    /// [`Error::Config`], also when it names no labels; the errors of [`WeightFile::open`], [`SequenceClassifier::load`]
-    /// and [`PackedClassifier::new`].
+    /// [`Error::Config`], also when it names no labels; the errors of [`WeightFile::open`], [`SequenceClassifier::load`],
+    /// [`Calibration::read`] and [`PackedClassifier::new`].
     pub fn load(dir: &Path, device: Device, precision: Precision) -> Result<Self> {
         let config = EncoderConfig::read(dir)?;
-        let labels = config
-            .labels()?
-            .filter(|l| !l.is_empty())
-            .ok_or_else(|| Error::Config {
-                path: dir.join(CONFIG_FILE),
-                why: "id2label is missing or empty, so it is no classifier".into(),
-            })?;
-        let file = WeightFile::open(&dir.join(WEIGHTS_FILE))?;
-        // Nothing is made anew and nothing drops out, so seed and dropout mean nothing here.
-        let (network, _) = SequenceClassifier::load(&config, &file, labels.len(), Taking::Exact, 0.0, 0, device)?;
-        let network = PackedClassifier::new(&network, precision)?;
+        let labels = labels(dir, &config)?;
+        let network = exact(dir, &config, labels.len(), device)?;
+        let network = match precision {
+            Precision::Int8 => {
+                let calibration = Calibration::read(&dir.join(CALIBRATION_FILE), &config)?;
+                PackedClassifier::int8(&network, &calibration)?
+            }
+            _ => PackedClassifier::new(&network, precision)?,
+        };
         Ok(Self { network, labels })
     }
 
@@ -174,5 +226,14 @@ impl Classifier {
     pub fn predict(&self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>> {
         let rows: Vec<&[i64]> = rows.iter().map(Vec::as_slice).collect();
         self.network.predict(&rows)
+    }
+
+    /// Hidden state of each row's first token, which the head looks at: for comparing number formats.
+    ///
+    /// # Errors
+    /// Those of [`Classifier::predict`].
+    pub fn first_states(&self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>> {
+        let rows: Vec<&[i64]> = rows.iter().map(Vec::as_slice).collect();
+        self.network.first_states(&rows)
     }
 }

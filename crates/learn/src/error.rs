@@ -77,6 +77,16 @@ pub enum Error {
     /// The pretrained folder has no tokenizer.
     #[error("{} holds neither tokenizer.json nor vocab.txt; add the tokenizer files of the model", .0.display())]
     TokenizerMissing(PathBuf),
+    /// An artifact without the ranges that numbers of 8 bits need.
+    #[error(
+        "{} is missing, so the model cannot compute in Int8; train it again with this release, or add the file with \
+         flywheel-trainer calibrate",
+        .0.display()
+    )]
+    NotCalibrated(PathBuf),
+    /// A number format that the device does not compute in.
+    #[error("{0}")]
+    PrecisionUnfit(&'static str),
     /// The tokenizer makes ids that the embedding does not have.
     #[error(
         "the tokenizer has {tokenizer} tokens, vocab_size of config.json is {config}; take both from the same model"
@@ -147,6 +157,7 @@ impl Error {
             }
             Self::TokenizerMissing(_) => FailureReason::TokenizerMissing,
             Self::TokenizerMismatch { .. } => FailureReason::TokenizerInvalid,
+            Self::NotCalibrated(_) | Self::PrecisionUnfit(_) => FailureReason::PrecisionUnfit,
             Self::Setting(_) => FailureReason::ConfigInvalid,
             Self::EmptySet(_) => FailureReason::DatasetEmpty,
             Self::LossNotFinite { .. } => FailureReason::LossNotFinite,

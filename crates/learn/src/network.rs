@@ -3,6 +3,7 @@
 //! A network is first a plan (name, shape and initial values of every tensor), checked against the file, and only
 //! then tensors: a damaged file never makes half a network. Shapes: B rows, L tokens, H hidden, C classes.
 
+pub mod int8;
 pub mod packed;
 
 use std::collections::BTreeMap;
@@ -599,6 +600,14 @@ impl SequenceClassifier {
     #[must_use]
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
+    }
+
+    /// The positions' table with the type of a single text added, [P, H].
+    fn typed_positions(&self) -> Result<Tensor> {
+        Ok(match &self.types {
+            Some(types) => self.positions.f_add(&types.f_select(0, 0)?)?,
+            None => self.positions.shallow_clone(),
+        })
     }
 
     /// Logits, [B, C], f32. With `train`, dropout is on and what backward needs is recorded (if the weights ask for

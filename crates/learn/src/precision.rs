@@ -5,13 +5,13 @@ use flywheel_torch_shim::{AutocastGuard, Half};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::task::Task;
 
-/// The format in which a training on this device computes; never [`Precision::Auto`].
+/// The format in which this device computes; never [`Precision::Auto`], which takes no 8 bits.
 ///
 /// # Errors
-/// [`crate::Error::Torch`] where the GPU cannot be asked.
+/// [`Error::PrecisionUnfit`] for 8 bits on a GPU; [`Error::Torch`] where the GPU cannot be asked.
 pub fn choose(wanted: Precision, device: Device) -> Result<Precision> {
     Ok(match (wanted, device) {
         (Precision::Auto, Device::Cuda(_)) => {
@@ -27,6 +27,11 @@ pub fn choose(wanted: Precision, device: Device) -> Result<Precision> {
             } else {
                 Precision::Float32
             }
+        }
+        (Precision::Int8, Device::Cuda(_)) => {
+            return Err(Error::PrecisionUnfit(
+                "Int8 is for processors, and this pod computes on a GPU; set spec.server.precision to Auto, BFloat16 or Float16",
+            ));
         }
         (asked, _) => asked,
     })
@@ -68,7 +73,8 @@ impl Forward {
     /// Mean loss of a batch in training, a scalar.
     pub(crate) fn loss<T: Task>(self, task: &T, batch: &T::Batch) -> Result<Tensor> {
         let half = match self.format {
-            Precision::Auto | Precision::Float32 => None,
+            // Settings take no 8 bits: they are for answers.
+            Precision::Auto | Precision::Float32 | Precision::Int8 => None,
             Precision::BFloat16 => Some(Half::BFloat16),
             Precision::Float16 => Some(Half::Float16),
         };
@@ -153,9 +159,16 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_taken_and_auto_is_what_the_processor_has() {
-        for asked in [Precision::Float32, Precision::BFloat16, Precision::Float16] {
+        for asked in [
+            Precision::Float32,
+            Precision::BFloat16,
+            Precision::Float16,
+            Precision::Int8,
+        ] {
             assert_eq!(choose(asked, Device::Cpu).unwrap(), asked);
         }
+        let refused = choose(Precision::Int8, Device::Cuda(0)).unwrap_err();
+        assert!(refused.to_string().contains("Int8 is for processors"), "{refused}");
         let auto = choose(Precision::Auto, Device::Cpu).unwrap();
         let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap();
         let has = flags.contains("avx512_bf16") || flags.contains(" bf16");

@@ -43,6 +43,11 @@ impl Settings {
                 stopping.patience
             )));
         }
+        if h.precision == Precision::Int8 {
+            return Err(Error::Setting(
+                "precision is Int8, which is for serving; train in Auto, Float32, BFloat16 or Float16".into(),
+            ));
+        }
         let batch_size = count("batchSize", h.batch_size)?;
         let micro_batch_size = match h.micro_batch_size {
             Some(size) => count("microBatchSize", size)?,
@@ -104,8 +109,9 @@ mod tests {
     fn settings_name_the_field_that_is_out_of_bounds() {
         Settings::new(&Hyperparameters::default()).unwrap();
         type Change = fn(&mut Hyperparameters);
-        let bad: [(&str, Change); 7] = [
+        let bad: [(&str, Change); 8] = [
             ("epochs is 0", |h| h.epochs = 0),
+            ("precision is Int8", |h| h.precision = Precision::Int8),
             ("batchSize is -1", |h| h.batch_size = -1),
             ("microBatchSize is 0", |h| h.micro_batch_size = Some(0)),
             ("learningRate is 0", |h| h.learning_rate = "0".into()),

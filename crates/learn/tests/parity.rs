@@ -4,6 +4,7 @@
 //! Needs `FLYWHEEL_PYTHON`, a Python with `tests/python/requirements.txt`. Without it these tests fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -12,6 +13,7 @@ use flywheel_contract::scalar::Precision;
 use flywheel_data::EncodedSet;
 use flywheel_learn::config::{Activation, EncoderConfig};
 use flywheel_learn::evaluate::Evaluation;
+use flywheel_learn::network::int8::Calibration;
 use flywheel_learn::network::packed::PackedClassifier;
 use flywheel_learn::network::{SequenceClassifier, Taking, TokenBatch};
 use flywheel_learn::settings::Settings;
@@ -152,6 +154,78 @@ fn sixteen_bits_are_near_and_company_does_not_count() {
                 "{name}, {precision:?}: {off}, {by_company}"
             );
         }
+    }
+}
+
+/// In 8 bits answers are near those in single precision, and a row's answer is the same to the bit whatever rows are beside it.
+#[test]
+fn eight_bits_are_near_and_company_does_not_count_at_all() {
+    let file = tempfile::tempdir().unwrap();
+    for name in ARCHITECTURES {
+        let dir = made().join(name);
+        let ids = cases(&dir).ids;
+        let config = EncoderConfig::read(&dir).unwrap();
+        let network = load(&dir, &config);
+        let exact = packed(&network, &ids, Precision::Float32);
+        let rows: Vec<&[i64]> = ids.iter().map(Vec::as_slice).collect();
+        let calibration = Calibration::of(&network, &rows, &mut || ControlFlow::Continue(())).unwrap();
+        let path = file.path().join(name);
+        calibration.write(&path).unwrap();
+        let answers = PackedClassifier::int8(&network, &Calibration::read(&path, &config).unwrap()).unwrap();
+        let numbers = |rows: &[&[i64]]| -> Vec<Vec<f64>> {
+            let logits = answers.logits(rows).unwrap().into_iter();
+            logits.map(|row| row.into_iter().map(f64::from).collect()).collect()
+        };
+        let (together, alone) = (
+            numbers(&rows),
+            rows.iter().flat_map(|row| numbers(&[row])).collect::<Vec<_>>(),
+        );
+        assert_eq!(together, alone, "{name}");
+        let reach = exact.iter().flatten().fold(0.0, |most: f64, x| most.max(x.abs()));
+        let off = difference(&together, &exact);
+        println!("{name}: off by {off:.2e} where logits reach {reach:.2}");
+        assert!(off > 0.0 && off < 0.05 * reach, "{name}: {off} of {reach}");
+
+        // Ranges of other inputs are worth nothing: it is the calibration that keeps the answers.
+        let other: Vec<&[i64]> = rows.iter().take(1).map(|row| &row[..1]).collect();
+        let poor = Calibration::of(&network, &other, &mut || ControlFlow::Continue(())).unwrap();
+        let poor = PackedClassifier::int8(&network, &poor).unwrap().logits(&rows).unwrap();
+        let poor: Vec<Vec<f64>> = poor
+            .into_iter()
+            .map(|row| row.into_iter().map(f64::from).collect())
+            .collect();
+        let worse = difference(&poor, &exact);
+        assert!(worse > 2.0 * off, "{name}: {worse}, {off}");
+    }
+}
+
+#[test]
+fn a_calibration_of_another_network_is_refused() {
+    let dir = made().join("bert");
+    let config = EncoderConfig::read(&dir).unwrap();
+    let network = load(&dir, &config);
+    let ids = cases(&dir).ids;
+    let rows: Vec<&[i64]> = ids.iter().map(Vec::as_slice).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("int8.safetensors");
+    let missing = Calibration::read(&path, &config).map(drop).unwrap_err();
+    assert!(missing.to_string().contains("train it again"), "{missing}");
+    let stopped = Calibration::of(&network, &rows, &mut || ControlFlow::Break(())).map(drop);
+    assert!(matches!(stopped, Err(flywheel_learn::Error::Interrupted)));
+    Calibration::of(&network, &rows, &mut || ControlFlow::Continue(()))
+        .unwrap()
+        .write(&path)
+        .unwrap();
+    let mut wider = config.clone();
+    wider.intermediate += 1;
+    let mut deeper = config.clone();
+    deeper.layers += 1;
+    for (other, word) in [(wider, "its shape is"), (deeper, "not in the file")] {
+        let refused = Calibration::read(&path, &other).map(drop).unwrap_err().to_string();
+        assert!(
+            refused.contains(word) && refused.contains("calibrate the artifact again"),
+            "{refused}"
+        );
     }
 }
 

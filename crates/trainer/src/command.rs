@@ -19,6 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
+use crate::calibrate::Calibrate;
 use crate::configuration::{self, LocalRun};
 use crate::ending::{self, Ending};
 use crate::peers::Peers;
@@ -47,7 +48,7 @@ pub struct Arguments {
     #[command(subcommand)]
     command: Command,
     /// File for the message that Kubernetes puts into the container's status. Without it, /dev/termination-log where
-    /// there is one (not for `run`).
+    /// there is one (not for `run` and `calibrate`).
     #[arg(long, global = true, env = "FLYWHEEL_TERMINATION_LOG", value_name = "FILE")]
     termination_log: Option<PathBuf>,
     /// Folder for downloads. Without it, the pod's scratch volume or the system's temporary folder.
@@ -92,6 +93,23 @@ enum Command {
     },
     /// Reads an artifact and checks every digest; reads FLYWHEEL_CONFIG.
     Verify,
+    /// Readies an artifact on the local disk for `precision: Int8`, which it is not if it was written by an earlier release or by
+    /// other means: measures the ranges of the model's inner numbers over some hundred texts, and writes them and a manifest
+    /// that lists them into its folder. Prints the artifact with its new digest.
+    Calibrate {
+        /// Folder of the artifact, with its manifest.json.
+        #[arg(long, value_name = "DIR")]
+        artifact: PathBuf,
+        /// File with texts that it was trained on, or of that kind: .csv, .jsonl or .parquet.
+        #[arg(long, value_name = "FILE")]
+        texts: PathBuf,
+        /// Column or key of the texts.
+        #[arg(long, value_name = "NAME", default_value = "text")]
+        text_column: String,
+        /// Column or key of the labels, which are not looked at.
+        #[arg(long, value_name = "NAME", default_value = "label")]
+        label_column: String,
+    },
     /// Trains from the YAML of a TrainingJob, without Kubernetes. Keys for s3:// come from AWS_ACCESS_KEY_ID and
     /// AWS_SECRET_ACCESS_KEY. With `metadata.uid` in the file a run goes on from the checkpoints of the last one that was
     /// stopped, and is refused where hyperparameters or data are others by then; without it each begins anew, in a folder of
@@ -138,7 +156,7 @@ impl From<DeviceArgument> for Device {
 /// Runs a command to its end: exit code 0, or 1 with the reason in the termination message and on stderr.
 #[must_use]
 pub fn run(arguments: &Arguments) -> ExitCode {
-    let local = matches!(arguments.command, Command::Run { .. });
+    let local = matches!(arguments.command, Command::Run { .. } | Command::Calibrate { .. });
     let terminal = std::io::stderr().is_terminal();
     log(terminal);
     let ending = Ending::new(
@@ -236,6 +254,21 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
                 arguments,
             };
             trained(&config, &start, &tracker, listener).await
+        }
+        Command::Calibrate {
+            artifact,
+            texts,
+            text_column,
+            label_column,
+        } => {
+            let calibrate = Calibrate {
+                artifact: artifact.clone(),
+                texts: texts.clone(),
+                columns: (text_column.clone(), label_column.clone()),
+            };
+            let (artifact, verified) = calibrate.run().await?;
+            ending::print_artifact(&artifact);
+            Ok(Outcome::Verified(verified))
         }
         Command::Run {
             file,

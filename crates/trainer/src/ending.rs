@@ -8,6 +8,7 @@ use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::gate::Gate;
 use flywheel_contract::names::EXIT_FAILED;
 use flywheel_contract::termination::{Outcome, TerminationLog, TerminationMessage};
+use flywheel_contract::trainer::ArtifactRef;
 
 use crate::tracker::Tracker;
 
@@ -69,6 +70,18 @@ impl Ending {
     }
 }
 
+fn write_artifact(out: &mut impl Write, artifact: &ArtifactRef) -> std::io::Result<()> {
+    writeln!(out, "{:<24} {}", "artifact", artifact.uri)?;
+    writeln!(out, "{:<24} {}", "digest", artifact.digest)
+}
+
+/// What `calibrate` says at its end, on stdout.
+pub(crate) fn print_artifact(artifact: &ArtifactRef) {
+    if let Err(e) = write_artifact(&mut std::io::stdout().lock(), artifact) {
+        tracing::warn!(error = %e, "stdout is closed");
+    }
+}
+
 /// What `run` says at its end, on stdout: the metrics, and for each gate whether it passes.
 pub(crate) fn print(outcome: &Outcome, gates: &[Gate]) {
     let mut out = std::io::stdout().lock();
@@ -87,8 +100,7 @@ pub(crate) fn print(outcome: &Outcome, gates: &[Gate]) {
                 })
             })
             .and_then(|()| writeln!(out, "{:<24} {}", "steps", trained.steps))
-            .and_then(|()| writeln!(out, "{:<24} {}", "artifact", trained.artifact.uri))
-            .and_then(|()| writeln!(out, "{:<24} {}", "digest", trained.artifact.digest)),
+            .and_then(|()| write_artifact(&mut out, &trained.artifact)),
         Outcome::Assisted => writeln!(out, "process 0 has the result"),
         Outcome::Verified(verified) => writeln!(out, "{} files, {} bytes", verified.files, verified.bytes),
         Outcome::Failed(failure) => writeln!(out, "{failure}"),

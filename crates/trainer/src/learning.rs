@@ -463,6 +463,9 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
             "the artifact, loaded again, does not answer as the trained network does; please report it",
         ));
     }
+    // What it takes to answer in 8 bits.
+    let calibrated = artifact::calibrate(&work.folder, &part.train.ids, device, &mut seen).map_err(failure)?;
+    files.push(calibrated.to_owned());
     if !work.sample_texts.is_empty() {
         let items = work.sample_texts.iter().zip(sample_of(&work.test.labels)).zip(again);
         let sample = EvaluationSample {

@@ -12,6 +12,7 @@
 //! fails ends as a [`flywheel_contract::failure::Failure`] with what to do.
 
 mod assist;
+mod calibrate;
 mod checkpoints;
 pub mod command;
 pub mod configuration;

@@ -11,12 +11,14 @@
 mod common;
 
 use common::{Running, World, get, rows, says};
-use flywheel_contract::artifact::{EvaluationSample, Manifest};
+use flywheel_contract::artifact::{CALIBRATION_FILE, EvaluationSample, MANIFEST_FILE, Manifest};
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::profile::DataProfile;
-use flywheel_contract::scalar::metric_value;
+use flywheel_contract::scalar::{Precision, metric_value};
 use flywheel_contract::termination::Outcome;
 use flywheel_contract::trainer::TrainingResult;
+use flywheel_learn::Classifier;
+use flywheel_learn::device::TensorDevice;
 use serde_json::{Value, json};
 
 #[test]
@@ -42,6 +44,7 @@ fn a_training_leaves_an_artifact_a_result_and_a_message() {
             "uid-1/attempt-1/config.json",
             "uid-1/attempt-1/data_profile.json",
             "uid-1/attempt-1/evaluation_sample.json",
+            "uid-1/attempt-1/int8.safetensors",
             "uid-1/attempt-1/manifest.json",
             "uid-1/attempt-1/model.safetensors",
             "uid-1/attempt-1/tokenizer.json",
@@ -94,6 +97,49 @@ fn a_training_leaves_an_artifact_a_result_and_a_message() {
         !ended.stderr.contains("turn on the light"),
         "no text of the data set is logged"
     );
+
+    // One that came without the ranges for 8 bits is readied: the same files otherwise, and a manifest that lists the new one.
+    let folder = world.path("imported");
+    std::fs::create_dir(&folder).unwrap();
+    let mut old = manifest.clone();
+    old.files.retain(|file| file.name != CALIBRATION_FILE);
+    assert_eq!(old.files.len() + 1, manifest.files.len());
+    for file in &old.files {
+        std::fs::copy(
+            world.path("out/uid-1/attempt-1").join(&file.name),
+            folder.join(&file.name),
+        )
+        .unwrap();
+    }
+    let path = folder.join(MANIFEST_FILE);
+    std::fs::write(&path, serde_json::to_vec_pretty(&old).unwrap()).unwrap();
+    let load = |precision| Classifier::load(&folder, TensorDevice::Cpu, precision);
+    assert!(load(Precision::Int8).is_err());
+    let texts = world.path("data.csv");
+    let arguments = [
+        "calibrate",
+        "--artifact",
+        folder.to_str().unwrap(),
+        "--texts",
+        texts.to_str().unwrap(),
+    ];
+    let output = world.command(&arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let listed: Manifest = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let names = |manifest: &Manifest| manifest.files.iter().map(|file| file.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&listed), names(&manifest));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("digest                   sha256:"));
+    let row = vec![vec![1, 2, 3]];
+    let (exact, near) = (load(Precision::Float32).unwrap(), load(Precision::Int8).unwrap());
+    let pairs = exact
+        .predict(&row)
+        .unwrap()
+        .concat()
+        .into_iter()
+        .zip(near.predict(&row).unwrap().concat());
+    for (exact, near) in pairs {
+        assert!((exact - near).abs() < 0.1, "{exact}, {near}");
+    }
 
     // A second attempt ends with the result of the first, without data or model.
     std::fs::remove_file(world.path("data.csv")).unwrap();

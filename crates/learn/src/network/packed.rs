@@ -6,15 +6,17 @@
 
 use flywheel_contract::scalar::Precision;
 use flywheel_torch_shim::InferenceGuard;
+use flywheel_torch_shim::int8::Group;
 use flywheel_torch_shim::onednn::{self, PackedLinear};
 use tch::{Device, Kind, Tensor};
 
+use super::int8::{ByteEncoder, Calibration, Map};
 use super::{Linear, Norm, SequenceClassifier, check_row, rows_of};
 use crate::config::{Activation, Architecture, EncoderConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Rows of the matrices for which oneDNN lays weights out.
-const USUAL_TOKENS: i64 = 256;
+pub(super) const USUAL_TOKENS: i64 = 256;
 
 /// A linear map in the form that its device is fastest with.
 enum Dense {
@@ -50,14 +52,7 @@ impl Dense {
 
     fn activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         match self {
-            Self::OneDnn(linear) => {
-                let activation = match activation {
-                    Activation::Gelu => onednn::Activation::Gelu,
-                    Activation::GeluTanh => onednn::Activation::GeluTanh,
-                    Activation::Relu => onednn::Activation::Relu,
-                };
-                Ok(linear.forward(x, activation)?)
-            }
+            Self::OneDnn(linear) => Ok(linear.forward(x, kernel_of(activation))?),
             Self::Plain(linear) => activation.apply(&linear.forward(x)?),
         }
     }
@@ -68,6 +63,25 @@ impl Dense {
             Self::Plain(linear) => Ok(linear.forward(x)?.f_add(addend)?),
         }
     }
+}
+
+/// The same in the words of the kernels.
+pub(super) fn kernel_of(activation: Activation) -> onednn::Activation {
+    match activation {
+        Activation::Gelu => onednn::Activation::Gelu,
+        Activation::GeluTanh => onednn::Activation::GeluTanh,
+        Activation::Relu => onednn::Activation::Relu,
+    }
+}
+
+/// Linear maps of the same inputs as one, their outputs side by side.
+pub(super) fn joined(linears: &[&Linear]) -> Result<Linear> {
+    let weights: Vec<&Tensor> = linears.iter().map(|l| &l.weight).collect();
+    let biases: Vec<&Tensor> = linears.iter().map(|l| &l.bias).collect();
+    Ok(Linear {
+        weight: Tensor::f_cat(&weights, 0)?,
+        bias: Tensor::f_cat(&biases, 0)?,
+    })
 }
 
 struct Layer {
@@ -85,19 +99,12 @@ struct Layer {
 impl Layer {
     fn new(layer: &super::Layer, last: bool, kind: Kind, device: Device) -> Result<Self> {
         let dense = |linear: &Linear| Dense::new(linear, kind, device);
-        let joined = |linears: &[&Linear]| -> Result<Dense> {
-            let weights: Vec<&Tensor> = linears.iter().map(|l| &l.weight).collect();
-            let biases: Vec<&Tensor> = linears.iter().map(|l| &l.bias).collect();
-            dense(&Linear {
-                weight: Tensor::f_cat(&weights, 0)?,
-                bias: Tensor::f_cat(&biases, 0)?,
-            })
-        };
         let (query, projection) = if last {
             (Some(dense(&layer.query)?), joined(&[&layer.key, &layer.value])?)
         } else {
             (None, joined(&[&layer.query, &layer.key, &layer.value])?)
         };
+        let projection = dense(&projection)?;
         Ok(Self {
             projection,
             query,
@@ -122,8 +129,15 @@ impl Layer {
     }
 
     /// Hidden states after this layer of `x` [T, H]: of all tokens, or in the last layer of the rows' first tokens, in the
-    /// packed order of the rows.
-    fn forward(&self, x: &Tensor, packing: &Packing, config: &EncoderConfig) -> Result<Tensor> {
+    /// packed order of the rows. `see` is shown the inputs of each map and how many of them are not padding.
+    fn forward(
+        &self,
+        x: &Tensor,
+        packing: &Packing,
+        config: &EncoderConfig,
+        see: &mut dyn FnMut(Map, &Tensor, i64) -> Result<()>,
+    ) -> Result<Tensor> {
+        see(Map::Projection, x, packing.tokens)?;
         let projected = self.projection.forward(x)?;
         let (asking, queries) = match &self.query {
             Some(query) => {
@@ -133,9 +147,16 @@ impl Layer {
             }
             None => (x.shallow_clone(), None),
         };
+        let asked = match queries {
+            Some(_) => packing.order.len() as i64,
+            None => packing.tokens,
+        };
         let attended = attend(&projected, queries.as_ref(), packing, config)?;
+        see(Map::Out, &attended, asked)?;
         let x = self.attention_norm.forward(&self.out.plus(&attended, &asking)?)?;
+        see(Map::Up, &x, asked)?;
         let up = self.up.activated(&x, config.activation)?;
+        see(Map::Down, &up, asked)?;
         self.output_norm.forward(&self.down.plus(&up, &x)?)
     }
 }
@@ -190,33 +211,23 @@ fn attend(projected: &Tensor, queries: Option<&Tensor>, packing: &Packing, confi
     }
 }
 
-/// Rows of one length that stand one after another.
-struct Group {
-    /// Place of its first token.
-    start: i64,
-    /// Place of its first row.
-    first_row: i64,
-    rows: i64,
-    length: i64,
-}
-
 /// Rows, packed.
-struct Packing {
+pub(super) struct Packing {
     /// Token ids, [T'], T rounded up.
-    ids: Tensor,
+    pub(super) ids: Tensor,
     /// Position of each token in its row, counted as the architecture does, [T'].
-    positions: Tensor,
+    pub(super) positions: Tensor,
     /// Where each row's first token stands, [B'], B rounded up.
-    firsts: Tensor,
+    pub(super) firsts: Tensor,
     /// Index of each packed row in the rows that were given.
     order: Vec<usize>,
-    groups: Vec<Group>,
+    pub(super) groups: Vec<Group>,
     /// T.
     tokens: i64,
 }
 
 impl Packing {
-    fn new(rows: &[&[i64]], config: &EncoderConfig, device: Device) -> Result<Self> {
+    pub(super) fn new(rows: &[&[i64]], config: &EncoderConfig, device: Device) -> Result<Self> {
         for (index, row) in rows.iter().enumerate() {
             check_row(index, row, config)?;
         }
@@ -279,11 +290,46 @@ fn extend_positions(positions: &mut Vec<i64>, row: &[i64], config: &EncoderConfi
     }
 }
 
+/// Most tokens of several rows that a processor computes at once: what lies between two maps stays in its cache and in memory
+/// that is had already, and more at once is no faster.
+const MOST_TOKENS: usize = 384;
+
+/// Rows, by index, that are computed together: on a GPU all, on a processor parts of about as many tokens each, of like lengths.
+pub(super) fn parts(rows: &[&[i64]], device: Device) -> Vec<Vec<usize>> {
+    let length_of = |index: &usize| rows.get(*index).map_or(0, |row| row.len());
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(length_of);
+    let total: usize = rows.iter().map(|row| row.len()).sum();
+    let most = match device {
+        Device::Cpu => MOST_TOKENS,
+        _ => total.max(1),
+    };
+    let each = total.div_ceil(total.div_ceil(most).max(1)).max(1);
+    let mut parts: Vec<Vec<usize>> = Vec::new();
+    let (mut before, mut tokens, mut number) = (0, 0, 0);
+    for index in order {
+        let length = length_of(&index);
+        // A row belongs where its middle lies.
+        let its = (before + length / 2) / each;
+        before += length;
+        match parts.last_mut() {
+            Some(part) if its == number && tokens + length <= most => part.push(index),
+            _ => {
+                parts.push(vec![index]);
+                (tokens, number) = (0, its);
+            }
+        }
+        tokens += length;
+    }
+    parts
+}
+
 /// Tokens that are computed for so many. oneDNN makes and keeps a kernel for every number that it meets, so few may occur.
 fn round_tokens(tokens: usize) -> usize {
     tokens.next_multiple_of(match tokens {
         0..=64 => 8,
-        65..=256 => 32,
+        65..=256 => 16,
+        257..=MOST_TOKENS => 32,
         _ => 64,
     })
 }
@@ -293,53 +339,113 @@ fn round_rows(rows: usize) -> usize {
     if rows <= 4 { rows } else { rows.next_multiple_of(8) }
 }
 
-/// An encoder with its head, to answer with. `Send`, not `Sync`: each thread takes its own
-/// [`PackedClassifier::shallow_clone`], which shares the weights.
-pub struct PackedClassifier {
-    config: EncoderConfig,
-    device: Device,
+/// An encoder in a floating-point format.
+pub(super) struct FloatEncoder {
     kind: Kind,
     words: Tensor,
     /// With the type of a single text added, [P, H].
     positions: Tensor,
     embedding_norm: Norm,
     layers: Vec<Layer>,
+}
+
+impl FloatEncoder {
+    pub(super) fn new(network: &SequenceClassifier, kind: Kind) -> Result<Self> {
+        let count = network.layers.len();
+        let layers = network.layers.iter().enumerate();
+        Ok(Self {
+            kind,
+            words: network.words.f_to_kind(kind)?,
+            positions: network.typed_positions()?,
+            embedding_norm: network.embedding_norm.shallow_clone(),
+            layers: layers
+                .map(|(index, layer)| Layer::new(layer, index + 1 == count, kind, network.device))
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    fn shallow_clone(&self) -> Self {
+        Self {
+            kind: self.kind,
+            words: self.words.shallow_clone(),
+            positions: self.positions.shallow_clone(),
+            embedding_norm: self.embedding_norm.shallow_clone(),
+            layers: self.layers.iter().map(Layer::shallow_clone).collect(),
+        }
+    }
+
+    /// Hidden states of the rows' first tokens, [B', H]. `see` is shown the inputs of each layer's maps and how many of them
+    /// are not padding.
+    pub(super) fn forward(
+        &self,
+        packing: &Packing,
+        config: &EncoderConfig,
+        see: &mut dyn FnMut(usize, Map, &Tensor, i64) -> Result<()>,
+    ) -> Result<Tensor> {
+        // The sum is computed in single precision; tables of half its size are enough for the words.
+        let words = self.words.f_index_select(0, &packing.ids)?.f_to_kind(Kind::Float)?;
+        let x = words.f_add(&self.positions.f_index_select(0, &packing.positions)?)?;
+        let mut x = self.embedding_norm.forward(&x)?.f_to_kind(self.kind)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, packing, config, &mut |map, x, count| see(index, map, x, count))?;
+        }
+        Ok(x)
+    }
+}
+
+enum Encoder {
+    Float(FloatEncoder),
+    Int8(ByteEncoder),
+}
+
+/// An encoder with its head, to answer with. `Send`, not `Sync`: each thread takes its own
+/// [`PackedClassifier::shallow_clone`], which shares the weights.
+pub struct PackedClassifier {
+    config: EncoderConfig,
+    device: Device,
+    encoder: Encoder,
     head_dense: Dense,
     head_logits: Dense,
 }
 
 impl PackedClassifier {
     /// From a network, whose own weights are not needed any more afterwards, in a precision that was chosen
-    /// ([`crate::precision::choose`]).
+    /// ([`crate::precision::choose`]); for [`Precision::Int8`] there is [`PackedClassifier::int8`].
     ///
     /// # Errors
     /// [`crate::Error::Torch`] where the device lacks the precision, [`crate::Error::OutOfMemory`].
     pub fn new(network: &SequenceClassifier, precision: Precision) -> Result<Self> {
         let _inference = InferenceGuard::enter()?;
-        let device = network.device;
         let kind = match precision {
             Precision::Auto | Precision::Float32 => Kind::Float,
             Precision::BFloat16 => Kind::BFloat16,
             Precision::Float16 => Kind::Half,
+            Precision::Int8 => return Err(Error::Setting("numbers of 8 bits need a calibration".into())),
         };
-        let positions = match &network.types {
-            Some(types) => network.positions.f_add(&types.f_select(0, 0)?)?,
-            None => network.positions.shallow_clone(),
-        };
-        let count = network.layers.len();
-        let layers = network.layers.iter().enumerate();
+        Self::over(network, Encoder::Float(FloatEncoder::new(network, kind)?), kind)
+    }
+
+    /// From a network on a processor and what is known of its inner numbers: its encoder in 8 bits, its head in single
+    /// precision.
+    ///
+    /// # Errors
+    /// [`crate::Error::Torch`], also for a calibration of another network.
+    pub fn int8(network: &SequenceClassifier, calibration: &Calibration) -> Result<Self> {
+        let _inference = InferenceGuard::enter()?;
+        Self::over(
+            network,
+            Encoder::Int8(ByteEncoder::new(network, calibration)?),
+            Kind::Float,
+        )
+    }
+
+    fn over(network: &SequenceClassifier, encoder: Encoder, head: Kind) -> Result<Self> {
         Ok(Self {
             config: network.config.clone(),
-            device,
-            kind,
-            words: network.words.f_to_kind(kind)?,
-            positions,
-            embedding_norm: network.embedding_norm.shallow_clone(),
-            layers: layers
-                .map(|(index, layer)| Layer::new(layer, index + 1 == count, kind, device))
-                .collect::<Result<_>>()?,
-            head_dense: Dense::new(&network.head_dense, kind, device)?,
-            head_logits: Dense::new(&network.head_logits, kind, device)?,
+            device: network.device,
+            encoder,
+            head_dense: Dense::new(&network.head_dense, head, network.device)?,
+            head_logits: Dense::new(&network.head_logits, head, network.device)?,
         })
     }
 
@@ -349,11 +455,10 @@ impl PackedClassifier {
         Self {
             config: self.config.clone(),
             device: self.device,
-            kind: self.kind,
-            words: self.words.shallow_clone(),
-            positions: self.positions.shallow_clone(),
-            embedding_norm: self.embedding_norm.shallow_clone(),
-            layers: self.layers.iter().map(Layer::shallow_clone).collect(),
+            encoder: match &self.encoder {
+                Encoder::Float(encoder) => Encoder::Float(encoder.shallow_clone()),
+                Encoder::Int8(encoder) => Encoder::Int8(encoder.shallow_clone()),
+            },
             head_dense: self.head_dense.shallow_clone(),
             head_logits: self.head_logits.shallow_clone(),
         }
@@ -370,7 +475,9 @@ impl PackedClassifier {
     /// # Errors
     /// [`crate::Error::Row`], [`crate::Error::Torch`], [`crate::Error::OutOfMemory`].
     pub fn predict(&self, rows: &[&[i64]]) -> Result<Vec<Vec<f32>>> {
-        self.answers(rows, |logits| Ok(logits.f_softmax(-1, Kind::Float)?))
+        self.answers(rows, |packing| {
+            Ok(self.logits_of(packing)?.f_softmax(-1, Kind::Float)?)
+        })
     }
 
     /// Logits of each row's classes, in the order of the rows.
@@ -378,38 +485,46 @@ impl PackedClassifier {
     /// # Errors
     /// Those of [`PackedClassifier::predict`].
     pub fn logits(&self, rows: &[&[i64]]) -> Result<Vec<Vec<f32>>> {
-        self.answers(rows, Ok)
+        self.answers(rows, |packing| self.logits_of(packing))
     }
 
-    /// What `of` makes of the rows' logits [B, C], in the order of the rows.
-    fn answers(&self, rows: &[&[i64]], of: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<Vec<Vec<f32>>> {
-        if rows.is_empty() {
-            return Ok(Vec::new());
-        }
+    /// Hidden state of each row's first token, which the head looks at, in the order of the rows.
+    ///
+    /// # Errors
+    /// Those of [`PackedClassifier::predict`].
+    pub fn first_states(&self, rows: &[&[i64]]) -> Result<Vec<Vec<f32>>> {
+        self.answers(rows, |packing| self.encode(packing))
+    }
+
+    /// What `of` makes of packed rows, a row for each, in the order of the rows.
+    fn answers(&self, rows: &[&[i64]], of: impl Fn(&Packing) -> Result<Tensor>) -> Result<Vec<Vec<f32>>> {
         let _inference = InferenceGuard::enter()?;
-        let packing = Packing::new(rows, &self.config, self.device)?;
-        let packed = rows_of(&of(self.forward(&packing)?.f_narrow(0, 0, rows.len() as i64)?)?)?;
         let mut answers = vec![Vec::new(); rows.len()];
-        for (index, answer) in packing.order.iter().zip(packed) {
-            if let Some(place) = answers.get_mut(*index) {
-                *place = answer;
+        for part in parts(rows, self.device) {
+            let chosen: Vec<&[i64]> = part.iter().filter_map(|index| rows.get(*index).copied()).collect();
+            let packing = Packing::new(&chosen, &self.config, self.device)?;
+            let packed = rows_of(&of(&packing)?.f_narrow(0, 0, chosen.len() as i64)?)?;
+            for (index, answer) in packing.order.iter().zip(packed) {
+                if let Some(place) = part.get(*index).and_then(|index| answers.get_mut(*index)) {
+                    *place = answer;
+                }
             }
         }
         Ok(answers)
     }
 
-    /// Logits of the packed rows, [B', C].
-    fn forward(&self, packing: &Packing) -> Result<Tensor> {
-        let config = &self.config;
-        // The sum is computed in single precision; tables of half its size are enough for the words.
-        let words = self.words.f_index_select(0, &packing.ids)?.f_to_kind(Kind::Float)?;
-        let x = words.f_add(&self.positions.f_index_select(0, &packing.positions)?)?;
-        let mut x = self.embedding_norm.forward(&x)?.f_to_kind(self.kind)?;
-        for layer in &self.layers {
-            x = layer.forward(&x, packing, config)?;
+    /// Hidden states of the packed rows' first tokens, [B', H].
+    fn encode(&self, packing: &Packing) -> Result<Tensor> {
+        match &self.encoder {
+            Encoder::Float(encoder) => encoder.forward(packing, &self.config, &mut |_, _, _, _| Ok(())),
+            Encoder::Int8(encoder) => encoder.forward(packing, &self.config),
         }
-        let features = self.head_dense.forward(&x)?;
-        let features = match config.architecture {
+    }
+
+    /// Logits of the packed rows, [B', C].
+    fn logits_of(&self, packing: &Packing) -> Result<Tensor> {
+        let features = self.head_dense.forward(&self.encode(packing)?)?;
+        let features = match self.config.architecture {
             Architecture::DistilBert => features.f_relu()?,
             Architecture::Bert | Architecture::Roberta | Architecture::XlmRoberta => features.f_tanh()?,
         };
@@ -422,8 +537,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn many_rows_are_computed_in_parts_of_like_size() {
+        let row = vec![7_i64; 512];
+        let cases: [(&[usize], &[usize]); 6] = [
+            (&[], &[]),
+            (&[512], &[512]),
+            (&[16; 16], &[256]),
+            (&[64; 16], &[320, 384, 320]),
+            (&[200, 200, 3], &[203, 200]),
+            (&[512, 5, 512, 5], &[10, 512, 512]),
+        ];
+        for (lengths, want) in cases {
+            let rows: Vec<&[i64]> = lengths.iter().map(|length| &row[..*length]).collect();
+            let made = parts(&rows, Device::Cpu);
+            let tokens: Vec<usize> = made.iter().map(|part| part.iter().map(|i| lengths[*i]).sum()).collect();
+            assert_eq!(tokens, want, "{lengths:?}");
+            let mut all: Vec<usize> = made.concat();
+            all.sort_unstable();
+            assert!(all.into_iter().eq(0..lengths.len()), "{made:?}");
+            assert!(parts(&rows, Device::Cuda(0)).len() <= 1);
+        }
+    }
+
+    #[test]
     fn few_sizes_occur_and_little_is_computed_for_nothing() {
-        let sizes: std::collections::BTreeSet<usize> = (1..=1024).map(round_tokens).collect();
+        // More than a processor computes at once occurs where a single row is that long.
+        let sizes: std::collections::BTreeSet<usize> = (1..=512).map(round_tokens).collect();
         assert!(sizes.len() <= 26, "{}", sizes.len());
         for tokens in 1..=1024 {
             let rounded = round_tokens(tokens);

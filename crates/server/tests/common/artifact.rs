@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,8 +13,8 @@ use std::time::Duration;
 
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::artifact::{
-    CONFIG_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample, MANIFEST_FILE, Manifest, TOKENIZER_FILE,
-    WEIGHTS_FILE,
+    CALIBRATION_FILE, CONFIG_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample, MANIFEST_FILE, Manifest,
+    TOKENIZER_FILE, WEIGHTS_FILE,
 };
 use flywheel_contract::scalar::{Device, Digest, Precision, Task, Uri};
 use flywheel_contract::serving::{Assignment, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits};
@@ -138,6 +139,16 @@ impl Artifact {
         self.describe(|_| ());
     }
 
+    /// Readies it for numbers of 8 bits, over these texts.
+    pub fn calibrate(&mut self, texts: &[&str]) {
+        let rows: Vec<Vec<i64>> = texts.iter().map(|text| self.ids(text)).collect();
+        let name = artifact::calibrate(self.dir.path(), &rows, tch::Device::Cpu, &mut || {
+            ControlFlow::Continue(())
+        });
+        assert_eq!(name.unwrap(), CALIBRATION_FILE);
+        self.describe(|_| ());
+    }
+
     /// Changes a file behind the manifest's back.
     pub fn damage(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut bytes = fs::read(self.path(name)).unwrap();
@@ -148,15 +159,16 @@ impl Artifact {
     /// Probabilities as the network itself gives them, each text alone.
     pub fn direct(&self, texts: &[&str]) -> Vec<Vec<f32>> {
         let classifier = Classifier::load(self.dir.path(), tch::Device::Cpu, Precision::Float32).unwrap();
-        let vocabulary = classifier.config().vocab_size as usize;
-        let tokenizer = TextTokenizer::load(self.dir.path(), MAX_LENGTH, vocabulary).unwrap();
         texts
             .iter()
-            .map(|text| {
-                let ids = tokenizer.encode(&flywheel_data::clean_text(text)).unwrap().ids;
-                classifier.predict(&[ids]).unwrap().remove(0)
-            })
+            .map(|text| classifier.predict(&[self.ids(text)]).unwrap().remove(0))
             .collect()
+    }
+
+    fn ids(&self, text: &str) -> Vec<i64> {
+        let vocabulary = EncoderConfig::read(self.dir.path()).unwrap().vocab_size as usize;
+        let tokenizer = TextTokenizer::load(self.dir.path(), MAX_LENGTH, vocabulary).unwrap();
+        tokenizer.encode(&flywheel_data::clean_text(text)).unwrap().ids
     }
 
     /// What a pod is given that serves it from `uri` as `intent-v3`.
