@@ -778,6 +778,94 @@ fn a_precision_serves_only_if_it_agrees() {
     );
 }
 
+/// Eight bits need what the trainer measures; with it a pod answers in them, and tells so.
+#[test]
+fn eight_bits_serve_from_a_calibrated_artifact() {
+    let mut artifact = Artifact::new();
+    let texts: Vec<&str> = TEXTS.iter().copied().cycle().take(60).collect();
+    artifact.add_sample(&texts, 0);
+    let mut setup = artifact.setup(&artifact.uri());
+    setup.config.precision = Precision::Int8;
+    assert_fails(
+        "no calibration",
+        &mut Program::serve(&setup),
+        FailureReason::PrecisionUnfit,
+        "flywheel-trainer calibrate",
+    );
+
+    artifact.calibrate(&TEXTS);
+    let mut setup = artifact.setup(&artifact.uri());
+    setup.config.precision = Precision::Int8;
+    let program = Program::ready(&setup);
+    let version = &program.stats().versions[0];
+    assert_eq!(
+        (version.precision, version.agreement),
+        (Some(Precision::Int8), Some(Agreement { texts: 60, same: 60 }))
+    );
+    let answer = predict(program.data, &json!({"text": TEXTS[0]})).json();
+    let exact = artifact.direct(&TEXTS[..1]);
+    let off = LABELS
+        .iter()
+        .zip(&exact[0])
+        .map(|(label, want)| (answer["all_probs"][label].as_f64().unwrap() - f64::from(*want)).abs());
+    let off = off.fold(0.0, f64::max);
+    assert!((1e-6..0.1).contains(&off), "{off}");
+
+    setup.config.precision = Precision::Auto;
+    let chosen = Program::ready(&setup).stats().versions[0].precision;
+    assert_ne!(
+        chosen,
+        Some(Precision::Int8),
+        "nobody gets 8 bits who did not ask for them"
+    );
+}
+
+/// A second load of the same version does not answer the sample again; another format does, and a damaged note is no note.
+#[test]
+fn the_agreement_of_a_version_is_measured_once() {
+    let mut artifact = Artifact::new();
+    let texts: Vec<&str> = TEXTS.iter().copied().cycle().take(60).collect();
+    artifact.add_sample(&texts, 0);
+    let scratch = tempfile::tempdir().unwrap();
+    let start = |precision: Precision| {
+        let mut setup = artifact.setup(&artifact.uri());
+        setup.config.precision = precision;
+        let mut program = Program::serve_from(&setup, Some(scratch.path()));
+        program.wait_ready();
+        program.stats().versions[0].agreement.unwrap()
+    };
+    let notes = || {
+        let folder = fs::read_dir(scratch.path().join("agreements")).unwrap();
+        folder.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let measured = Agreement { texts: 60, same: 60 };
+    assert_eq!(start(Precision::Float32), measured);
+    let [note] = notes().try_into().unwrap();
+    let name = note.file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(
+        name.starts_with(&format!("{}.Float32.", artifact.digest.hex())),
+        "{name}"
+    );
+
+    // Only who reads it can know this.
+    let told = Agreement { texts: 60, same: 59 };
+    fs::write(&note, serde_json::to_vec(&told).unwrap()).unwrap();
+    assert_eq!(start(Precision::Float32), told);
+    assert_eq!(start(Precision::BFloat16), measured, "another format");
+    assert_eq!(notes().len(), 2);
+    for damage in [
+        &b"{\"texts\": 60"[..],
+        b"",
+        b"{\"texts\": 0, \"same\": 0}",
+        b"{\"texts\": 1, \"same\": 60}",
+    ] {
+        fs::write(&note, damage).unwrap();
+        assert_eq!(start(Precision::Float32), measured, "damaged");
+        let again: Agreement = serde_json::from_slice(&fs::read(&note).unwrap()).unwrap();
+        assert_eq!(again, measured);
+    }
+}
+
 #[test]
 fn a_gpu_that_is_asked_for_and_not_there_ends_the_pod() {
     let artifact = Artifact::new();
