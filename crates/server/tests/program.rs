@@ -335,7 +335,7 @@ fn bad_requests() -> Vec<Bad> {
         ),
         (
             "compressed",
-            "content-type: application/json\r\ncontent-encoding: gzip\r\n",
+            "content-type: application/json\r\ncontent-encoding: br\r\n",
         ),
     ] {
         add(

@@ -42,7 +42,7 @@ error_reasons! {
     LengthRequired => 411,
     /// The body is larger than [`crate::predict::MAX_BODY_BYTES`].
     BodyTooLarge => 413,
-    /// `Content-Type` is not `application/json`, or the body is compressed.
+    /// `Content-Type` is not what the path takes, or `Content-Encoding` not `gzip`.
     UnsupportedMediaType => 415,
     /// JSON of another shape: wrong type, unknown or repeated or missing field.
     InvalidRequest => 422,

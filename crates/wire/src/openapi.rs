@@ -180,7 +180,7 @@ fn open_inference() -> serde_json::Map<String, Value> {
                 "parameters": parameters,
                 "requestBody": {
                     "required": true,
-                    "description": format!("At most {MAX_BODY_BYTES} bytes, not compressed."),
+                    "description": format!("At most {MAX_BODY_BYTES} bytes, also of what gzip holds."),
                     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}},
                 },
                 "responses": responses,
@@ -262,7 +262,7 @@ fn predict() -> Value {
         "parameters": headers(),
         "requestBody": {
             "required": true,
-            "description": format!("At most {MAX_BODY_BYTES} bytes, not compressed."),
+            "description": format!("At most {MAX_BODY_BYTES} bytes, also of what gzip holds."),
             "content": {"application/json": {"schema": {"oneOf": [
                 {"type": "object", "required": ["text"], "additionalProperties": false, "properties": {"text": text}},
                 {

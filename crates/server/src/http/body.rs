@@ -1,5 +1,6 @@
 //! Reading a request's body within bounds of size, time and memory of all bodies together.
 
+use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, HeaderValue};
 use bytes::{Bytes, BytesMut};
+use flate2::read::MultiGzDecoder;
 use flywheel_wire::error::{ErrorReason, Refusal};
 use flywheel_wire::predict::MAX_BODY_BYTES;
 use http_body_util::BodyExt;
@@ -48,21 +50,31 @@ impl Media {
     }
 }
 
-/// What the headers say about a body that cannot be taken.
-pub(super) fn check_headers(headers: &HeaderMap, body: &Body, media: Media) -> Result<(), Refusal> {
+/// How a body is coded.
+#[derive(Clone, Copy)]
+pub(super) enum Coding {
+    /// As it is.
+    Plain,
+    /// By gzip.
+    Gzip,
+}
+
+/// How a body is coded, by its headers, or why it cannot be taken.
+pub(super) fn check_headers(headers: &HeaderMap, body: &Body, media: Media) -> Result<Coding, Refusal> {
     let unsupported = |message: &str| Refusal::new(ErrorReason::UnsupportedMediaType, message);
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     if !media.takes(types.next()) || types.next().is_some() {
         return Err(unsupported("send JSON with the header Content-Type: application/json"));
     }
-    if headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .any(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity"))
-    {
-        return Err(unsupported(
-            "send the body without Content-Encoding; compressed bodies are not read",
-        ));
+    let mut codings = headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+    let coding = match codings.next() {
+        None => Coding::Plain,
+        Some(name) if name.eq_ignore_ascii_case(b"identity") => Coding::Plain,
+        Some(name) if name.eq_ignore_ascii_case(b"gzip") => Coding::Gzip,
+        Some(_) => return Err(unsupported("send the body with Content-Encoding: gzip or without")),
+    };
+    if codings.next().is_some() {
+        return Err(unsupported("send one Content-Encoding or none"));
     }
     if !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING) && body.is_end_stream() {
         return Err(Refusal::new(
@@ -73,7 +85,7 @@ pub(super) fn check_headers(headers: &HeaderMap, body: &Body, media: Media) -> R
     if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
         return Err(too_large());
     }
-    Ok(())
+    Ok(coding)
 }
 
 fn too_large() -> Refusal {
@@ -86,23 +98,66 @@ fn too_large() -> Refusal {
 /// A body in memory. Its share of the budget is given back when it is dropped.
 pub(super) struct Read {
     pub bytes: Bytes,
-    _budget: Option<OwnedSemaphorePermit>,
+    _share: Share,
+}
+
+/// A body's share of the memory for all of them.
+struct Share {
+    budget: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Share {
+    fn new(budget: &Arc<Semaphore>) -> Self {
+        Self {
+            budget: Arc::clone(budget),
+            held: None,
+        }
+    }
+
+    /// Takes what a body of this length needs, or refuses.
+    fn grow(&mut self, length: usize) -> Result<(), Refusal> {
+        if length > MAX_BODY_BYTES {
+            return Err(too_large());
+        }
+        let units = length.saturating_sub(BODY_UNIT_BYTES).div_ceil(BODY_UNIT_BYTES);
+        let more = units.saturating_sub(self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+        if more == 0 {
+            return Ok(());
+        }
+        let permit = u32::try_from(more)
+            .ok()
+            .and_then(|n| Arc::clone(&self.budget).try_acquire_many_owned(n).ok())
+            .ok_or_else(|| {
+                Refusal::new(
+                    ErrorReason::TooManyRequests,
+                    "too many large bodies at once; try again later or send smaller requests",
+                )
+            })?;
+        match &mut self.held {
+            Some(held) => held.merge(permit),
+            None => self.held = Some(permit),
+        }
+        Ok(())
+    }
 }
 
 /// Reads a body to its end.
-pub(super) async fn read(body: &mut Body, budget: &Arc<Semaphore>) -> Result<Read, Refusal> {
-    match timeout(SLOW, collect(body, budget)).await {
-        Ok(result) => result,
-        Err(_) => Err(Refusal::new(
+pub(super) async fn read(body: &mut Body, coding: Coding, budget: &Arc<Semaphore>) -> Result<Read, Refusal> {
+    let whole = timeout(SLOW, collect(body, budget)).await.unwrap_or_else(|_| {
+        Err(Refusal::new(
             ErrorReason::BodyTimeout,
             format!("the body did not arrive within {} s", SLOW.as_secs()),
-        )),
+        ))
+    })?;
+    match coding {
+        Coding::Plain => Ok(whole),
+        Coding::Gzip => inflate(&whole.bytes, budget),
     }
 }
 
 async fn collect(body: &mut Body, budget: &Arc<Semaphore>) -> Result<Read, Refusal> {
-    let mut bytes = BytesMut::new();
-    let mut held: Option<OwnedSemaphorePermit> = None;
+    let (mut bytes, mut share) = (BytesMut::new(), Share::new(budget));
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| {
             Refusal::new(
@@ -112,32 +167,36 @@ async fn collect(body: &mut Body, budget: &Arc<Semaphore>) -> Result<Read, Refus
         })?;
         // Trailers mean nothing here.
         let Ok(data) = frame.into_data() else { continue };
-        let length = bytes.len() + data.len();
-        if length > MAX_BODY_BYTES {
-            return Err(too_large());
-        }
-        let units = length.saturating_sub(BODY_UNIT_BYTES).div_ceil(BODY_UNIT_BYTES);
-        let more = units.saturating_sub(held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
-        if more > 0 {
-            let permit = u32::try_from(more)
-                .ok()
-                .and_then(|n| Arc::clone(budget).try_acquire_many_owned(n).ok())
-                .ok_or_else(|| {
-                    Refusal::new(
-                        ErrorReason::TooManyRequests,
-                        "too many large bodies at once; try again later or send smaller requests",
-                    )
-                })?;
-            match &mut held {
-                Some(held) => held.merge(permit),
-                None => held = Some(permit),
-            }
-        }
+        share.grow(bytes.len() + data.len())?;
         bytes.extend_from_slice(&data);
     }
     Ok(Read {
         bytes: bytes.freeze(),
-        _budget: held,
+        _share: share,
+    })
+}
+
+/// What a body of gzip holds; its bounds are those of a body that comes as it is.
+fn inflate(bytes: &[u8], budget: &Arc<Semaphore>) -> Result<Read, Refusal> {
+    let (mut inflated, mut share) = (Vec::new(), Share::new(budget));
+    let mut reader = MultiGzDecoder::new(bytes);
+    let mut part = [0; BODY_UNIT_BYTES];
+    loop {
+        let count = reader.read(&mut part).map_err(|_| {
+            Refusal::new(
+                ErrorReason::MalformedRequest,
+                "the body is no gzip, as Content-Encoding says, or breaks off",
+            )
+        })?;
+        let Some(part) = part.get(..count).filter(|part| !part.is_empty()) else {
+            break;
+        };
+        share.grow(inflated.len() + part.len())?;
+        inflated.extend_from_slice(part);
+    }
+    Ok(Read {
+        bytes: inflated.into(),
+        _share: share,
     })
 }
 

@@ -115,7 +115,7 @@ impl Call {
                 "call it with gRPC: HTTP/2 and Content-Type: application/grpc",
             )));
         }
-        let read = body::read(&mut body, &app.bodies).await;
+        let read = body::read(&mut body, body::Coding::Plain, &app.bodies).await;
         match read.and_then(|read| grpc::check_frame(&read.bytes).map(|()| read)) {
             Ok(read) => Ok((
                 Self {

@@ -127,7 +127,7 @@ async fn respond(
     let (model, version) = Target::of(path);
     let served = question.name(model, version)?;
     let deadline = question.deadline(headers)?;
-    body::check_headers(headers, body, Media::Tensors)?;
+    let coding = body::check_headers(headers, body, Media::Tensors)?;
     let mut lengths = headers.get_all(HEADER_LENGTH).iter();
     let length = lengths
         .next()
@@ -139,7 +139,7 @@ async fn respond(
             format!("send {HEADER_LENGTH} once"),
         ));
     }
-    let read = body::read(body, &app.bodies).await?;
+    let read = body::read(body, coding, &app.bodies).await?;
     let request = InferRequest::parse(&read.bytes, length)?;
     drop(read);
     let rows = served.classify(&request.texts, deadline).await?;

@@ -27,8 +27,8 @@ pub(super) async fn predict(State(app): State<Arc<App>>, request: Request) -> Re
 async fn answer(app: &App, question: &Question<'_>, headers: &HeaderMap, body: &mut Body) -> Result<Vec<u8>, Refusal> {
     let served = question.served()?;
     let deadline = question.deadline(headers)?;
-    body::check_headers(headers, body, Media::Json)?;
-    let read = body::read(body, &app.bodies).await?;
+    let coding = body::check_headers(headers, body, Media::Json)?;
+    let read = body::read(body, coding, &app.bodies).await?;
     let (texts, list) = PredictRequest::parse(&read.bytes)?.into_texts();
     drop(read);
     let answers = served.classify(&texts, deadline).await?;

@@ -1,6 +1,8 @@
 //! Whole requests as they stand on the wire, each class with the rule of HTTP (RFC 9110, RFC 9112) or of ours that says
 //! what must become of its cases.
 
+use std::io::{Read, Write};
+
 use super::bodies::BODY_BYTES;
 use super::dice::{Dice, inserted};
 
@@ -52,6 +54,18 @@ pub const CLASSES: &[Class] = &[
     Class {
         name: "content encodings",
         make: content_encodings,
+    },
+    Class {
+        name: "gzip",
+        make: gzip,
+    },
+    Class {
+        name: "gzip that is none",
+        make: bad_gzip,
+    },
+    Class {
+        name: "gzip that is too large",
+        make: gzip_bombs,
     },
     Class {
         name: "no length",
@@ -285,6 +299,55 @@ fn content_encodings(d: &mut Dice) -> Case {
     case(
         post(&headers, d.good().as_bytes()),
         Expect::Answer(415, "UnsupportedMediaType"),
+    )
+}
+
+fn gzipped(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn gzip(d: &mut Dice) -> Case {
+    let coding = d.pick(&["gzip", "GZIP"]);
+    let mut body = gzipped(d.good().as_bytes());
+    if d.coin() {
+        // Several members are one body (RFC 1952, 2.2).
+        body.extend(gzipped(b" \n"));
+    }
+    case(post(&format!("{JSON}Content-Encoding: {coding}\r\n"), &body), OK)
+}
+
+fn bad_gzip(d: &mut Dice) -> Case {
+    let good = gzipped(d.good().as_bytes());
+    let body = match d.below(4) {
+        0 => d.good().into_bytes(),
+        1 => good[..d.between(1, good.len())].to_vec(),
+        // Its checksum.
+        2 => {
+            let mut body = good;
+            let at = body.len() - 1 - d.below(8);
+            body[at] ^= 0x55;
+            body
+        }
+        _ => [&good[..], b"behind it"].concat(),
+    };
+    case(
+        post(&format!("{JSON}Content-Encoding: gzip\r\n"), &body),
+        MALFORMED_REQUEST,
+    )
+}
+
+/// The bound is on what a body holds.
+fn gzip_bombs(d: &mut Dice) -> Case {
+    let size = BODY_BYTES + 1 + d.below(8 * BODY_BYTES);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    // The client has no memory for it either.
+    std::io::copy(&mut std::io::repeat(b' ').take(size as u64), &mut encoder).unwrap();
+    let body = encoder.finish().unwrap();
+    case(
+        post(&format!("{JSON}Content-Encoding: gzip\r\n"), &body),
+        Expect::Answer(413, "BodyTooLarge"),
     )
 }
 
