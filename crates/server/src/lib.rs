@@ -9,6 +9,7 @@
 //! weights. Every queue, body, list and wait has a limit. Logs and metrics never hold request texts. There is no way to
 //! change what is served through a port.
 
+mod agreement;
 mod apart;
 mod app;
 pub mod config;
