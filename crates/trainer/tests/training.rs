@@ -197,7 +197,7 @@ fn verify_tells_a_whole_artifact_from_one_with_a_flipped_bit() {
     let Some(Outcome::Verified(verified)) = &ended.outcome else {
         panic!("{ended:#?}")
     };
-    assert_eq!((ended.code, verified.files), (Some(0), 7));
+    assert_eq!((ended.code, verified.files), (Some(0), 8));
 
     let weights = world.path("out/uid-1/attempt-1/model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
