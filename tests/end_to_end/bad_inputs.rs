@@ -489,14 +489,20 @@ fn long_names(bench: &Bench) {
             .iter()
             .flat_map(|name| list(kind, NAMESPACE, &format!("flywheel.dev/{label}={name}")))
             .filter_map(|child| child["metadata"]["name"].as_str().map(str::to_owned))
+            .filter(|name| kind != "configmaps" || name.ends_with(ASSIGNMENT) == (suffix == ASSIGNMENT))
             .collect();
         apart(&names, suffix);
     };
     apart(&versions, "");
     children("jobs", "training-job", "-train-1");
+    // What pods read at their start, and what they follow.
     children("configmaps", "inference-service", "");
+    children("configmaps", "inference-service", ASSIGNMENT);
     children("controllerrevisions", "inference-service", "");
 }
+
+/// End of the name of the ConfigMap that pods follow.
+const ASSIGNMENT: &str = "-serving";
 
 /// Two names that were cut to the same beginning, and differ nevertheless.
 fn apart(names: &[String], suffix: &str) {
