@@ -222,6 +222,22 @@ fn a_version_that_cannot_be_loaded_changes_nothing_but_what_is_said() {
 }
 
 #[test]
+fn a_version_made_anew_under_its_name_changes_over_as_well() {
+    let two = Two::new();
+    let program = Program::ready(&two.setup());
+    let anew = two.two.version("intent-v1", &two.two.uri());
+    let exact = two.exact();
+    program.assign(&assignment(2, "intent-v1", &[&anew]));
+    until("it answers", || {
+        let answer = predict(program.data, &json!({ "text": TEXT }));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let got = answer.json()["all_probs"][LABELS[0]].as_f64().unwrap();
+        ((got - f64::from(exact[1][0])).abs() < 1e-5).then_some(())
+    });
+    assert_eq!(program.stats().versions[0].digest, anew.artifact.digest);
+}
+
+#[test]
 fn a_storage_that_does_not_answer_is_no_reason_to_stop_answering() {
     let two = Two::new();
     let storage = Storage::new(two.two.dir.path(), Behaviour::Silent);

@@ -4,6 +4,7 @@
 //! use an async runtime, a Kubernetes client or tensors.
 
 pub mod error;
+pub mod experiment;
 pub mod grpc;
 pub mod infer;
 mod json;

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::error::ErrorReason;
+use crate::experiment::EXPERIMENT_KEY_HEADER;
 use crate::infer::{HEADER_LENGTH_HEADER, INPUT, Output, SERVER_PATH};
 use crate::predict::{MAX_BODY_BYTES, MAX_TEXT_BYTES, MAX_TEXTS, PREDICT_PATH};
 use crate::request_id::{MAX_REQUEST_ID_BYTES, REQUEST_ID_HEADER};
@@ -78,6 +79,11 @@ fn headers() -> Value {
             "name": REQUEST_ID_HEADER, "in": "header", "required": false,
             "description": "Comes back as request_id; visible ASCII. Without it one is made.",
             "schema": {"type": "string", "minLength": 1, "maxLength": MAX_REQUEST_ID_BYTES},
+        },
+        {
+            "name": EXPERIMENT_KEY_HEADER, "in": "header", "required": false,
+            "description": "Whose request it is, for experiments: one key is always answered by one version. Without it any answers.",
+            "schema": {"type": "string", "minLength": 1},
         },
         {
             "name": REQUEST_TIMEOUT_HEADER, "in": "header", "required": false,

@@ -110,6 +110,12 @@ impl Content {
         self
     }
 
+    /// Whether a version of the other one has the same name here and other content.
+    fn remakes(&self, other: &Self) -> bool {
+        let mut others = other.versions.iter();
+        others.any(|version| self.versions.iter().any(|v| v.name == version.name && v != version))
+    }
+
     /// Whether clients get the same answers from both.
     fn answers_as(&self, other: &Self) -> bool {
         self.versions.first() == other.versions.first() && self.split == other.split && self.mirror == other.mirror
@@ -235,8 +241,9 @@ pub fn update(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[Pod
         return Some(Update { content, progress });
     };
     let next = wanted.content(present);
-    // Where nobody answers there is nothing to keep.
-    if next == now || pods.iter().all(|pod| pod.holds_all(&next)) {
+    // Where nobody answers there is nothing to keep. A version that was made anew under its name cannot be held beside itself:
+    // each pod changes over once it has it.
+    if next == now || pods.iter().all(|pod| pod.holds_all(&next)) || next.remakes(&now) {
         let generation = if next == now {
             assignment.generation
         } else if next.answers_as(&now) {
@@ -530,9 +537,14 @@ mod tests {
         let present = assigned(1, &["v1"]);
         let pods = [pod("a", 1, "v1", &[("v1", LoadState::Ready)])];
         let again = Wanted::only(again);
-        let update = update(Some(&again), Some(&present), &pods).unwrap();
-        assert_eq!(word(&update.progress), "loading");
         assert!(must_ask(Some(&again), Some(&present), true));
+        let update = update(Some(&again), Some(&present), &pods).unwrap();
+        assert_eq!(word(&update.progress), "switching");
+        assert_eq!(
+            update.content.versions,
+            [again.serve],
+            "a pod cannot hold both under one name"
+        );
     }
 
     #[test]

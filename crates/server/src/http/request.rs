@@ -9,6 +9,7 @@ use axum::http::header::CONNECTION;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response};
 use flywheel_contract::profile::most_probable;
 use flywheel_wire::error::{ErrorReason, Refusal};
+use flywheel_wire::experiment::EXPERIMENT_KEY_HEADER;
 use flywheel_wire::{request_id, request_timeout, trace_context};
 
 use super::body;
@@ -16,7 +17,7 @@ use crate::app::{App, Phase};
 use crate::versions::{Answering, Version};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static(request_id::REQUEST_ID_HEADER);
-const EXPERIMENT_KEY: HeaderName = HeaderName::from_static("x-experiment-key");
+const EXPERIMENT_KEY: HeaderName = HeaderName::from_static(EXPERIMENT_KEY_HEADER);
 const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static(request_timeout::REQUEST_TIMEOUT_HEADER);
 const TRACEPARENT: HeaderName = HeaderName::from_static(trace_context::TRACEPARENT_HEADER);
 
