@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use flywheel_api::conditions::types;
 use flywheel_api::names::{
     FLYWHEEL, LABEL_INFERENCE_SERVICE, LABEL_MANAGED_BY, LABEL_MODEL_VERSION, LABEL_TRAINING_JOB,
 };
@@ -419,7 +420,7 @@ fn start_watches(
         }
     });
     watch_all!(inference_services, watch_config(), {
-        let triggers = triggers.clone();
+        let (triggers, context) = (triggers.clone(), Arc::clone(context));
         move |service: &InferenceService| {
             let namespace = service.namespace().unwrap_or_default();
             triggers.serving.send(&namespace, &service.name_any());
@@ -428,6 +429,15 @@ fn start_watches(
             }
             for served in service.status.iter().flat_map(|s| &s.traffic) {
                 triggers.models.send(&namespace, &served.model_version);
+            }
+            // Those that it has left are named nowhere any more.
+            let served = |version: &ModelVersion| {
+                let conditions = version.status.iter().flat_map(|status| &status.conditions);
+                let mut served = conditions.filter(|c| c.type_ == types::SERVED && c.status == "True");
+                version.spec.model == service.spec.model && served.next().is_some()
+            };
+            for left in context.caches.model_versions.list(&namespace, served) {
+                triggers.models.send(&namespace, &left.name_any());
             }
         }
     });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{apply, condition, delete, describe, get, kubectl, list, need, object_store, predict, root, wait};
+use crate::cluster::{apply, condition, describe, get, kubectl, list, need, object_store, predict, root, wait};
 
 #[test]
 fn the_examples_train_a_model_and_serve_it() {
@@ -285,5 +285,11 @@ fn changes_over_while_it_answers(version: &Value) {
         "the pod was exchanged"
     );
     assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
-    delete("mv", "intent", "intent-v2");
+    // Nobody is answered by it any more, so it may go; a resync of the operator would be a minute late.
+    wait(
+        "the version that was left can be deleted",
+        Duration::from_secs(10),
+        describe("mv", "intent", "intent-v2"),
+        || kubectl(&["delete", "mv", "intent-v2", "-n", "intent", "--timeout=30s"]).ok(),
+    );
 }
