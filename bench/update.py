@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -148,13 +149,16 @@ def main():
         results = [figures(p) for p in loads]
         lines = [[json.loads(line) for line in open(file)] for file in files]
     judge(report, rate, patches, lines, known)
-    report.row("requests that were not answered 200", sum(sum(n for s, n in r["statuses"].items() if s != "200") for r in results), "",
-               sum(r["offered"] for r in results), ("0", lambda v: v == 0))
+    others = Counter()
+    for result in results:
+        others.update({status: n for status, n in result["statuses"].items() if status != "200"})
+    report.row("requests that were not answered 200", sum(others.values()), "", sum(r["offered"] for r in results), ("0", lambda v: v == 0),
+               note=", ".join(f"{n} of status {status}" for status, n in sorted(others.items())) or None)
     report.write()
 
 
 def judge(report, rate, patches, pods, known):
-    wrong, first, last = 0, [], []
+    wrong, late, first, last = 0, 0, [], []
     windows = {"swap": [0, 0], "none": [0, 0]}
     answered = []
     for lines in pods:
@@ -176,7 +180,9 @@ def judge(report, rate, patches, pods, known):
         # Until the first answer of the slowest pod, and until nobody answers with the old one any more.
         new = [next((t - at for t, v in mine if at <= t < until_at and v == version), None) for mine in answered]
         old = [max((t - at for t, v in mine if at <= t < until_at and v != version), default=0) for mine in answered]
-        first.append(max(new) if all(n is not None for n in new) else float("inf"))
+        # One that was not over when the next began took at least that long.
+        late += any(n is None for n in new)
+        first.append(max(PERIOD if n is None else n for n in new))
         last.append(max(old))
     percentile = lambda values, p: sorted(values)[min(len(values) - 1, -(-len(values) * p // 100) - 1)]
     n = len(patches)
@@ -184,6 +190,7 @@ def judge(report, rate, patches, pods, known):
     report.row("patch to the first new answer of every pod, p50", round(statistics.median(first), 2), "s", n)
     report.row("patch to the first new answer of every pod, p99", round(percentile(first, 99), 2), "s", n, ("<= 2", lambda v: v <= 2))
     report.row("patch to the first new answer of every pod, longest", round(max(first), 2), "s", n)
+    report.row(f"swaps that were not over when the next began, after {PERIOD} s", late, "", n, ("0", lambda v: v == 0))
     report.row("patch to the last old answer, longest", round(max(last), 2), "s", n)
     report.row("answers that are not those of the version that they name", wrong, "", sum(map(len, answered)), ("0", lambda v: v == 0))
     slow = {name: 100 * slow / max(1, of) for name, (of, slow) in windows.items()}
