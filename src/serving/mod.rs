@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use flywheel_api::InferenceService;
 use flywheel_api::conditions::reasons;
-use flywheel_contract::serving::{Assignment, Mirror, ServedVersion, ServingConfig};
+use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig};
 use flywheel_policy::serving::{
     Exchange, Hold, Intent, Progress, Stage, Update, Wanted, decide, exchange, keeps_pods, must_ask, update,
 };
@@ -164,17 +164,11 @@ fn wanted(service: &InferenceService, observed: &Observed, intent: &Intent) -> (
             }
         }
     }
-    let percent = |percent: i32| u8::try_from(percent).unwrap_or(0);
-    let variants = spec.experiment.iter().flat_map(|experiment| &experiment.variants);
+    let shares = spec.shares().into_iter();
     let wanted = Wanted {
         others,
-        shares: variants
-            .map(|v| (v.model_version.clone(), percent(v.percent)))
-            .collect(),
-        mirror: spec.mirror.as_ref().map(|mirror| Mirror {
-            version: mirror.model_version.clone(),
-            percent: percent(mirror.percent),
-        }),
+        shares: shares.map(|(name, percent)| (name.to_owned(), percent)).collect(),
+        mirror: spec.mirrored(),
         salt: service.uid().unwrap_or_default(),
         ..only
     };

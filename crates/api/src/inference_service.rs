@@ -1,7 +1,7 @@
 //! InferenceService: pods that answer with a ModelVersion.
 
 use flywheel_contract::scalar::{Device, Precision};
-use flywheel_contract::serving::Agreement;
+use flywheel_contract::serving::{self, Agreement};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -84,6 +84,29 @@ impl InferenceServiceSpec {
         }
         names
     }
+
+    /// Names and percents of the variants; empty without an experiment.
+    #[must_use]
+    pub fn shares(&self) -> Vec<(&str, u8)> {
+        let variants = self.experiment.iter().flat_map(|experiment| &experiment.variants);
+        variants
+            .map(|v| (v.model_version.as_str(), percent(v.percent)))
+            .collect()
+    }
+
+    /// The version that gets copies, as pods are told.
+    #[must_use]
+    pub fn mirrored(&self) -> Option<serving::Mirror> {
+        self.mirror.as_ref().map(|mirror| serving::Mirror {
+            version: mirror.model_version.clone(),
+            percent: percent(mirror.percent),
+        })
+    }
+}
+
+/// Percents as the schema bounds them.
+fn percent(percent: i32) -> u8 {
+    u8::try_from(percent).unwrap_or(0)
 }
 
 fn default_accelerator() -> Accelerator {

@@ -8,7 +8,7 @@ use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::serving::{
-    Assignment, MAX_VERSIONS, Mirror, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits,
+    Assignment, MAX_VERSIONS, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits,
 };
 use flywheel_contract::split::Split;
 use flywheel_contract::storage::StorageSettings;
@@ -201,18 +201,9 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
             artifact: version.artifact.clone(),
         });
     }
-    let percent = |percent: i32| u8::try_from(percent).unwrap_or(0);
-    let split = spec.experiment.as_ref().map(|experiment| {
-        let variants = experiment.variants.iter();
-        let shares: Vec<(&str, u8)> = variants
-            .map(|v| (v.model_version.as_str(), percent(v.percent)))
-            .collect();
-        Split::divide(&name, None, &shares)
-    });
-    let mirror = spec.mirror.as_ref().map(|mirror| Mirror {
-        version: mirror.model_version.clone(),
-        percent: percent(mirror.percent),
-    });
+    let shares = spec.shares();
+    let split = (!shares.is_empty()).then(|| Split::divide(&name, None, &shares));
+    let mirror = spec.mirrored();
     let storage = spec.storage.unwrap_or_default();
     if storage.ca_bundle.is_some() && run.ca_file.is_none() {
         return Err(invalid(
@@ -255,6 +246,8 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
 
 #[cfg(test)]
 mod tests {
+    use flywheel_contract::serving::Mirror;
+
     use super::*;
 
     const SERVICE: &str = r"

@@ -708,6 +708,15 @@ fn a_restart_finds_the_artifact_in_the_cache_and_checks_it() {
     assert_ne!(fs::read(&weights).unwrap(), bytes);
 }
 
+/// How far the probabilities of an answer are from these at most.
+fn farthest(answer: &Value, exact: &[f32]) -> f64 {
+    let off = LABELS
+        .iter()
+        .zip(exact)
+        .map(|(label, want)| (answer["all_probs"][label].as_f64().unwrap() - f64::from(*want)).abs());
+    off.fold(0.0, f64::max)
+}
+
 /// Answers in a format are compared with those that the artifact holds; where too many differ, `Auto` goes back to single
 /// precision and a format that was asked for is refused.
 #[test]
@@ -724,12 +733,7 @@ fn a_precision_serves_only_if_it_agrees() {
         (Some(Precision::BFloat16), Some(Agreement { texts: 60, same: 60 }))
     );
     let answer = predict(program.data, &json!({"text": TEXTS[0]})).json();
-    let exact = artifact.direct(&TEXTS[..1]);
-    let off = LABELS
-        .iter()
-        .zip(&exact[0])
-        .map(|(label, want)| (answer["all_probs"][label].as_f64().unwrap() - f64::from(*want)).abs());
-    let off = off.fold(0.0, f64::max);
+    let off = farthest(&answer, &artifact.direct(&TEXTS[..1])[0]);
     assert!(
         (1e-6..0.1).contains(&off),
         "{off}: answers in 16 bits are near those in 32, and not the same"
@@ -803,12 +807,7 @@ fn eight_bits_serve_from_a_calibrated_artifact() {
         (Some(Precision::Int8), Some(Agreement { texts: 60, same: 60 }))
     );
     let answer = predict(program.data, &json!({"text": TEXTS[0]})).json();
-    let exact = artifact.direct(&TEXTS[..1]);
-    let off = LABELS
-        .iter()
-        .zip(&exact[0])
-        .map(|(label, want)| (answer["all_probs"][label].as_f64().unwrap() - f64::from(*want)).abs());
-    let off = off.fold(0.0, f64::max);
+    let off = farthest(&answer, &artifact.direct(&TEXTS[..1])[0]);
     assert!((1e-6..0.1).contains(&off), "{off}");
 
     setup.config.precision = Precision::Auto;

@@ -31,20 +31,8 @@ pub fn next(update: &Update, present: Option<&Assignment>, now: Timestamp) -> As
         return present.clone();
     }
     let milliseconds = u64::try_from(now.as_millisecond()).unwrap_or(0);
-    let Content {
-        serve,
-        versions,
-        split,
-        mirror,
-    } = update.content.clone();
-    Assignment {
-        schema_version: SCHEMA_VERSION,
-        generation: present.map_or(milliseconds, |a| milliseconds.max(a.generation.saturating_add(1))),
-        serve,
-        versions,
-        split,
-        mirror,
-    }
+    let generation = present.map_or(milliseconds, |a| milliseconds.max(a.generation.saturating_add(1)));
+    update.content.clone().assigned(generation)
 }
 
 /// The ConfigMap.

@@ -5,6 +5,7 @@
 //! there and from what pods say, so that a spec that changes in the middle, or an operator that restarts, needs no memory of
 //! how far things were.
 
+use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::{Failure, FailureClass};
 use flywheel_contract::serving::{Assignment, LoadState, Mirror, ServedVersion, Stats, VersionStats};
 use flywheel_contract::split::Split;
@@ -84,6 +85,19 @@ impl Content {
             versions: assignment.versions.clone(),
             split: assignment.split.clone(),
             mirror: assignment.mirror.clone(),
+        }
+    }
+
+    /// The assignment that says so, as this generation.
+    #[must_use]
+    pub fn assigned(self, generation: u64) -> Assignment {
+        Assignment {
+            schema_version: SCHEMA_VERSION,
+            generation,
+            serve: self.serve,
+            versions: self.versions,
+            split: self.split,
+            mirror: self.mirror,
         }
     }
 
@@ -311,7 +325,6 @@ fn silent(pods: &[PodSays]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use flywheel_contract::SCHEMA_VERSION;
     use flywheel_contract::failure::FailureReason;
     use flywheel_contract::scalar::Digest;
     use flywheel_contract::trainer::ArtifactRef;
@@ -599,20 +612,7 @@ mod tests {
     }
 
     fn assigned_as(generation: u64, update: &Update) -> Assignment {
-        let Content {
-            serve,
-            versions,
-            split,
-            mirror,
-        } = update.content.clone();
-        Assignment {
-            schema_version: SCHEMA_VERSION,
-            generation,
-            serve,
-            versions,
-            split,
-            mirror,
-        }
+        update.content.clone().assigned(generation)
     }
 
     #[test]

@@ -9,7 +9,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use axum::routing::{get, post};
-use flywheel_wire::error::{ErrorReason, Refusal};
+use flywheel_wire::error::Refusal;
 use flywheel_wire::infer::{self, Answers, InferRequest, InferResponse};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -128,17 +128,7 @@ async fn respond(
     let served = question.name(model, version)?;
     let deadline = question.deadline(headers)?;
     let coding = body::check_headers(headers, body, Media::Tensors)?;
-    let mut lengths = headers.get_all(HEADER_LENGTH).iter();
-    let length = lengths
-        .next()
-        .map(|value| infer::header_length(value.as_bytes()))
-        .transpose()?;
-    if lengths.next().is_some() {
-        return Err(Refusal::new(
-            ErrorReason::MalformedRequest,
-            format!("send {HEADER_LENGTH} once"),
-        ));
-    }
+    let length = request::once(headers, &HEADER_LENGTH, infer::header_length)?;
     let read = body::read(body, coding, &app.bodies).await?;
     let request = InferRequest::parse(&read.bytes, length)?;
     drop(read);

@@ -33,6 +33,23 @@ fn unavailable(phase: Phase) -> Refusal {
     }
 }
 
+/// What is read of a header that may come once.
+///
+/// # Errors
+/// What reading says; [`ErrorReason::MalformedRequest`] for a second one.
+pub(super) fn once<'h, T>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+    read: impl FnOnce(&'h [u8]) -> Result<T, Refusal>,
+) -> Result<Option<T>, Refusal> {
+    let mut values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    let value = values.next().map(read).transpose()?;
+    if values.next().is_some() {
+        return Err(Refusal::new(ErrorReason::MalformedRequest, format!("send {name} once")));
+    }
+    Ok(value)
+}
+
 /// Whether this pod is ready.
 ///
 /// # Errors
@@ -65,12 +82,7 @@ impl<'a> Served<'a> {
             Some(answering) if matches!(phase, Phase::Ready | Phase::Leaving) => answering,
             _ => return Err(unavailable(phase)),
         };
-        let mut keys = headers.get_all(EXPERIMENT_KEY).iter();
-        let key = keys.next().map(HeaderValue::as_bytes).filter(|key| !key.is_empty());
-        if keys.next().is_some() {
-            let message = format!("send {EXPERIMENT_KEY} once");
-            return Err(Refusal::new(ErrorReason::MalformedRequest, message));
-        }
+        let key = once(headers, &EXPERIMENT_KEY, Ok)?.filter(|key| !key.is_empty());
         let place = app.next_place();
         let version = Arc::clone(answering.pick(key, place));
         Ok(Self {
@@ -204,15 +216,7 @@ impl<'a> Question<'a> {
     /// # Errors
     /// [`ErrorReason::MalformedRequest`].
     pub fn deadline(&self, headers: &HeaderMap) -> Result<Option<Instant>, Refusal> {
-        let mut times = headers.get_all(REQUEST_TIMEOUT).iter();
-        let time = times
-            .next()
-            .map(|value| request_timeout::parse(value.as_bytes()))
-            .transpose()?;
-        if times.next().is_some() {
-            let message = format!("send {REQUEST_TIMEOUT} once");
-            return Err(Refusal::new(ErrorReason::MalformedRequest, message));
-        }
+        let time = once(headers, &REQUEST_TIMEOUT, request_timeout::parse)?;
         Ok(time.map(|time| self.start + time))
     }
 
