@@ -123,6 +123,33 @@ pub struct Stats {
     pub in_flight: u32,
     /// Seconds since the start.
     pub uptime_seconds: f64,
+    /// What it was asked and did. Pods of an operator that did not scale by it do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<Load>,
+}
+
+/// Upper bounds in seconds of the classes in [`Load::latency`]; one more class holds what took longer.
+pub const LATENCY_BOUNDS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0,
+];
+
+/// What a pod was asked and did since its start. All counts only grow.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Load {
+    /// Requests to the model that were well formed, whatever came of them.
+    pub requests: u64,
+    /// Those of them that were refused or given up because the pod was too busy (429, 504).
+    pub refused: u64,
+    /// Requests under way, summed over time, in seconds: its growth over a time is the mean concurrency.
+    pub in_flight_seconds: f64,
+    /// Time for which workers computed, of all workers, in seconds.
+    pub busy_seconds: f64,
+    /// Workers.
+    pub workers: u32,
+    /// Requests that were answered 2xx, by the time from their head to their answer, in the classes of [`LATENCY_BOUNDS`] and
+    /// one more.
+    pub latency: [u64; LATENCY_BOUNDS.len() + 1],
 }
 
 /// State of a version in a pod.

@@ -171,6 +171,7 @@ impl App {
             answered: self.metrics.answers(),
             in_flight: u32::try_from(self.sum(Engine::in_flight)).unwrap_or(u32::MAX),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
+            load: Some(self.metrics.demand.until_now(self.sum(Engine::workers))),
         }
     }
 

@@ -208,6 +208,11 @@ impl Engine {
         self.most.saturating_sub(self.permits.available_permits())
     }
 
+    /// Its workers.
+    pub fn workers(&self) -> usize {
+        self.heartbeats.len()
+    }
+
     /// How long the longest batch has been computed so far.
     pub fn longest_batch(&self) -> Duration {
         self.heartbeats.iter().map(|b| b.busy()).max().unwrap_or_default()

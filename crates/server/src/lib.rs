@@ -14,6 +14,7 @@ mod apart;
 mod app;
 pub mod config;
 mod connection;
+mod demand;
 mod engine;
 mod fetch;
 mod follow;

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use flywheel_contract::serving::LATENCY_BOUNDS;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -11,10 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// Bounds in seconds: 1 ms to 10 s, dense around 200 ms, the usual objective.
-const SECONDS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0,
-];
+use crate::demand::Demand;
+
 /// Bounds in rows.
 const ROWS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
@@ -48,13 +47,15 @@ pub(crate) struct Metrics {
     mirrored: Family<MirrorLabels, Counter>,
     mirror_seconds: Family<VersionLabels, Histogram, fn() -> Histogram>,
     answered: [AtomicU64; 3],
+    pub demand: Demand,
 }
 
 impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::default();
-        let requests =
-            Family::<RequestLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| Histogram::new(SECONDS));
+        let requests = Family::<RequestLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Histogram::new(LATENCY_BOUNDS)
+        });
         let batch_size = Histogram::new(ROWS);
         let [queue_depth, in_flight, concurrency_limit] = [(); 3].map(|()| Gauge::default());
         let load_seconds = Gauge::<f64, AtomicU64>::default();
@@ -91,8 +92,9 @@ impl Metrics {
              shed since the pod was busy, failed",
             mirrored.clone(),
         );
-        let mirror_seconds =
-            Family::<VersionLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| Histogram::new(SECONDS));
+        let mirror_seconds = Family::<VersionLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Histogram::new(LATENCY_BOUNDS)
+        });
         registry.register(
             "flywheel_mirror_duration_seconds",
             "Time from the copy of a request to its answer",
@@ -109,6 +111,7 @@ impl Metrics {
             concurrency_limit,
             load_seconds,
             answered: Default::default(),
+            demand: Demand::default(),
         }
     }
 

@@ -78,7 +78,9 @@ pub(crate) fn start(
                 let (texts, begun) = (batch.len(), Instant::now());
                 metrics.batch_size.observe(texts as f64);
                 let result = compute(model.as_mut(), batch);
-                pace.observe(texts, begun.elapsed());
+                let took = begun.elapsed();
+                pace.observe(texts, took);
+                metrics.demand.computed(took);
                 beat.end();
                 if let Err(failure) = result {
                     // Full means that another worker has said it already.

@@ -97,6 +97,15 @@ fn a_full_pod_says_so_at_once() {
     assert_eq!((answer.status, answer.reason().as_str()), (422, "TooManyTexts"));
     let stats = pod.stats();
     assert_eq!(stats.answered, [3, 6, 0]);
+    // Five were refused for want of room; the list that no pod would take is no load.
+    let load = stats.load.unwrap();
+    assert_eq!((load.requests, load.refused, load.workers), (8, 5, 1));
+    assert_eq!(load.latency.iter().sum::<u64>(), 3);
+    // The first was computed for four seconds, and the second waited for it.
+    assert!(
+        load.busy_seconds >= 4.0 && load.in_flight_seconds >= 2.0 * load.busy_seconds - 1.0,
+        "{load:?}"
+    );
 }
 
 /// What would wait beyond half of its deadline is refused at once, so that what is taken is answered in time.
@@ -132,7 +141,10 @@ fn late_work_is_answered_504_and_never_computed() {
     until("the slow one is done", || (pod.stats().in_flight == 0).then_some(()));
     assert_eq!(predict(pod.data, &json!({"text": "a"})).status, 200);
     assert_eq!(pod.seen.rows.load(Ordering::Relaxed), 2);
-    assert_eq!(pod.stats().answered, [1, 0, 2]);
+    let stats = pod.stats();
+    assert_eq!(stats.answered, [1, 0, 2]);
+    let load = stats.load.unwrap();
+    assert_eq!((load.requests, load.refused), (3, 2), "given up");
 }
 
 #[test]

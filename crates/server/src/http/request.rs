@@ -167,12 +167,15 @@ pub(super) struct Question<'a> {
     served: Result<Served<'a>, Refusal>,
     /// The one of these that the client names.
     named: OnceLock<Served<'a>>,
+    /// With which status of HTTP it was answered.
+    status: Option<u16>,
 }
 
 impl<'a> Question<'a> {
     /// Begins with its head.
     pub fn new(app: &'a App, headers: &HeaderMap) -> Self {
         app.requests.send_modify(|n| *n += 1);
+        app.metrics.demand.begin();
         let sent = headers.get(REQUEST_ID).map(HeaderValue::as_bytes);
         let mut traces = headers.get_all(TRACEPARENT).iter();
         let trace = traces
@@ -188,6 +191,7 @@ impl<'a> Question<'a> {
             trace: trace.filter(|_| traces.next().is_none()).map(str::to_owned),
             served: Served::now(app, headers),
             named: OnceLock::new(),
+            status: None,
         }
     }
 
@@ -247,7 +251,8 @@ impl<'a> Question<'a> {
     }
 
     /// Puts the id on an answer, counts and logs it by its status of HTTP.
-    pub fn end(self, response: &mut Response<Body>, status: u16) {
+    pub fn end(mut self, response: &mut Response<Body>, status: u16) {
+        self.status = Some(status);
         if let Ok(value) = HeaderValue::from_str(&self.id) {
             response.headers_mut().insert(REQUEST_ID, value);
         }
@@ -269,6 +274,7 @@ impl<'a> Question<'a> {
 
 impl Drop for Question<'_> {
     fn drop(&mut self) {
+        self.app.metrics.demand.end(self.status, self.start.elapsed());
         self.app.requests.send_modify(|n| *n = n.saturating_sub(1));
     }
 }
