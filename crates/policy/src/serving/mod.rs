@@ -6,6 +6,7 @@
 //! failed its verification and never answered go, since they would hold a GPU for nothing.
 
 mod pods;
+pub mod scale;
 mod standing;
 mod update;
 

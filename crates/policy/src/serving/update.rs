@@ -379,6 +379,7 @@ mod tests {
                 answered: [0; 3],
                 in_flight: 0,
                 uptime_seconds: 1.0,
+                load: None,
             }),
         }
     }
