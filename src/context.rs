@@ -1,6 +1,7 @@
 //! What every reconcile gets: one value, shared.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use kube::Client;
@@ -19,26 +20,43 @@ pub const CONTROLLER_NAME: &str = "flywheel-operator";
 
 /// Where "now" comes from; tests have their own.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+pub struct Clock {
+    wall: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    even: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+}
 
 impl Clock {
     /// The machine's clock.
     #[must_use]
     pub fn system() -> Self {
-        Self(Arc::new(Timestamp::now))
+        let (begun, since) = (Timestamp::now(), Instant::now());
+        Self {
+            wall: Arc::new(Timestamp::now),
+            even: Arc::new(move || begun.checked_add(since.elapsed()).unwrap_or_else(|_| Timestamp::now())),
+        }
     }
 
     /// A clock that a test turns.
     #[must_use]
     pub fn scripted(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
+        let wall: Arc<dyn Fn() -> Timestamp + Send + Sync> = Arc::new(now);
+        Self {
+            even: Arc::clone(&wall),
+            wall,
+        }
     }
 
     /// The time, in whole seconds as Kubernetes keeps it.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        let now = (self.0)();
+        let now = (self.wall)();
         Timestamp::from_second(now.as_second()).unwrap_or(now)
+    }
+
+    /// A time that grows evenly, whatever is done to the machine's clock, for rates.
+    #[must_use]
+    pub fn even(&self) -> Timestamp {
+        (self.even)()
     }
 }
 
@@ -66,6 +84,8 @@ pub struct Context {
     pub recorder: Recorder,
     /// Reads pods over HTTP.
     pub scraper: Scraper,
+    /// Reads the load of serving pods, again and again.
+    pub load_scraper: Scraper,
     /// The time.
     pub clock: Clock,
     /// Failures in a row per object.
@@ -78,6 +98,8 @@ pub struct Context {
     pub progress: crate::training::ProgressMemo,
     /// What was last assigned, per InferenceService.
     pub assignments: crate::serving::AssignmentMemo,
+    /// What is known of the load, per InferenceService.
+    pub scales: crate::serving::ScaleMemo,
     /// Held while a ModelVersion gets its number.
     pub version_numbers: tokio::sync::Mutex<()>,
 }
@@ -106,12 +128,14 @@ impl Context {
             lease,
             metrics,
             scraper: Scraper::new(),
+            load_scraper: Scraper::repeated(),
             clock: Clock::system(),
             backoff: Backoff::default(),
             applied: AppliedMemo::default(),
             statuses: StatusMemo::default(),
             progress: crate::training::ProgressMemo::default(),
             assignments: crate::serving::AssignmentMemo::default(),
+            scales: crate::serving::ScaleMemo::default(),
             version_numbers: tokio::sync::Mutex::new(()),
         }
     }
@@ -132,6 +156,7 @@ impl Context {
         self.statuses.retain(&alive);
         self.progress.retain(&alive);
         self.assignments.retain(&alive);
+        self.scales.retain(&alive, &self.metrics);
     }
 
     /// The writer with this field manager.

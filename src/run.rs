@@ -574,6 +574,13 @@ fn start_controllers(
         |o, c| Box::pin(serving::reconcile(o, c)),
     );
     tasks.spawn(sweep(Arc::clone(context), beats.clone(), stop.clone()));
+    let services = triggers.serving.clone();
+    tasks.spawn(serving::scale::follow_load(
+        Arc::clone(context),
+        beats.clone(),
+        stop.clone(),
+        move |namespace, name| services.send(namespace, name),
+    ));
 }
 
 /// A reconcile of one kind: the time after which it wants to look again (at most [`RESYNC`]).
@@ -742,28 +749,31 @@ mod tests {
             context.statuses.remember(&job(uid), &job(uid), json!({}));
             context.progress.due(uid, now);
             context.assignments.note(uid, &assignment, true);
+            let service = json!({"metadata": {"name": uid, "namespace": "team", "uid": uid}, "spec": {"model": "m", "modelVersion": "v"}});
+            context.scales.due(&serde_json::from_value(service).unwrap(), now);
         }
         let context = Arc::new(context);
         let knows = |uid: &str| {
-            let kept: [&dyn Debug; 5] = [
+            let kept: [&dyn Debug; 6] = [
                 &context.backoff,
                 &context.applied,
                 &context.statuses,
                 &context.progress,
                 &context.assignments,
+                &context.scales,
             ];
             kept.map(|memo| format!("{memo:?}").contains(&format!("{uid:?}")))
         };
-        assert_eq!((knows("alive"), knows("gone")), ([true; 5], [true; 5]));
+        assert_eq!((knows("alive"), knows("gone")), ([true; 6], [true; 6]));
 
         let (stop, stopped) = watch::channel(false);
         let sweeping = tokio::spawn(sweep(Arc::clone(&context), Beats::default(), stopped));
         let deadline = Instant::now() + Duration::from_secs(10);
-        while knows("gone") != [false; 5] {
+        while knows("gone") != [false; 6] {
             assert!(Instant::now() < deadline, "{:?} is kept", knows("gone"));
             tokio::task::yield_now().await;
         }
-        assert_eq!(knows("alive"), [true; 5]);
+        assert_eq!(knows("alive"), [true; 6]);
         stop.send_replace(true);
         sweeping.await.unwrap();
         scenario.finish().await;

@@ -64,6 +64,41 @@ struct WriteLabels {
     result: String,
 }
 
+/// Labels of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ServiceLabels {
+    /// Namespace of the InferenceService.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Labels of a decision about a service's size.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ScalingLabels {
+    namespace: String,
+    name: String,
+    reason: &'static str,
+}
+
+/// What is known of a service's load and size. What is not known keeps its last value.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ServiceFigures {
+    /// Pods that the load wants.
+    pub wanted: u32,
+    /// Requests a second.
+    pub qps: Option<f64>,
+    /// Requests under way at once.
+    pub concurrency: Option<f64>,
+    /// Seconds within which 99 of 100 requests are answered.
+    pub p99: Option<f64>,
+    /// Requests a second that one pod carries within the latency objective.
+    pub capacity: Option<f64>,
+}
+
+/// Gauges of services.
+type OfServices = Family<ServiceLabels, Gauge<f64, AtomicU64>>;
+
 /// Upper bounds of the reconcile histogram, in seconds: from a look at the caches to the time limit.
 const SECONDS: [f64; 9] = [0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 5.0, 20.0];
 
@@ -81,6 +116,8 @@ pub struct Metrics {
     scrapes: Family<ReconcileLabels, Counter<u64, AtomicU64>>,
     objects: Family<KindLabels, Gauge<i64, AtomicI64>>,
     leads: Gauge<i64, AtomicI64>,
+    services: [OfServices; 5],
+    resized: Family<ScalingLabels, Counter<u64, AtomicU64>>,
     registry: Arc<Registry>,
 }
 
@@ -105,6 +142,33 @@ impl Default for Metrics {
         registry.register("scrapes", "Reads of pods over HTTP", scrapes.clone());
         registry.register("cached_objects", "Objects in the caches", objects.clone());
         registry.register("leads", "1 while this replica leads", leads.clone());
+        let services = [
+            ("service_wanted_replicas", "Pods that a service's load wants"),
+            ("service_requests_per_second", "Requests a second to a service"),
+            (
+                "service_concurrent_requests",
+                "Requests to a service that are under way at once",
+            ),
+            (
+                "service_latency_p99_seconds",
+                "Time within which 99 of 100 requests to a service are answered",
+            ),
+            (
+                "service_capacity_requests_per_second",
+                "Requests a second that one pod of a service carries within its latency objective",
+            ),
+        ]
+        .map(|(name, help)| {
+            let family = OfServices::default();
+            registry.register(name, help, family.clone());
+            family
+        });
+        let resized = Family::default();
+        registry.register(
+            "service_resizes",
+            "Decisions that changed the number of pods that a service's load wants",
+            resized.clone(),
+        );
         Self {
             reconciles,
             seconds,
@@ -113,6 +177,8 @@ impl Default for Metrics {
             scrapes,
             objects,
             leads,
+            services,
+            resized,
             registry: Arc::new(registry),
         }
     }
@@ -160,6 +226,41 @@ impl Metrics {
             .inc();
     }
 
+    /// What is known of a service now.
+    pub fn service(&self, of: &ServiceLabels, figures: &ServiceFigures) {
+        let values = [
+            Some(f64::from(figures.wanted)),
+            figures.qps,
+            figures.concurrency,
+            figures.p99,
+            figures.capacity,
+        ];
+        for (family, value) in self.services.iter().zip(values) {
+            if let Some(value) = value {
+                family.get_or_create(of).set(value);
+            }
+        }
+    }
+
+    /// Another number of pods is wanted.
+    pub fn resized(&self, of: &ServiceLabels, reason: &'static str) {
+        let ServiceLabels { namespace, name } = of.clone();
+        self.resized
+            .get_or_create(&ScalingLabels {
+                namespace,
+                name,
+                reason,
+            })
+            .inc();
+    }
+
+    /// A service is gone, or is not looked at any more.
+    pub fn forget(&self, of: &ServiceLabels) {
+        for family in &self.services {
+            family.remove(of);
+        }
+    }
+
     /// Whether this replica leads.
     pub fn leads(&self, leads: bool) {
         self.leads.set(i64::from(leads));
@@ -193,14 +294,31 @@ mod tests {
         metrics.reconcile("TrainingJob", "Ok", Duration::from_millis(3));
         metrics.write("create", "Job", true);
         metrics.leads(true);
+        let of = |name: &str| ServiceLabels {
+            namespace: "team".to_owned(),
+            name: name.to_owned(),
+        };
+        let figures = ServiceFigures {
+            wanted: 3,
+            qps: Some(41.5),
+            ..ServiceFigures::default()
+        };
+        metrics.service(&of("intent"), &figures);
+        metrics.service(&of("gone"), &figures);
+        metrics.resized(&of("intent"), "Burst");
+        metrics.forget(&of("gone"));
         let text = metrics.encode(&[("pods", 7)]).unwrap();
         for line in [
             r#"flywheel_operator_reconciles_total{kind="TrainingJob",result="Ok"} 1"#,
             r#"flywheel_operator_api_writes_total{verb="create",kind="Job",result="Ok"} 1"#,
             r#"flywheel_operator_cached_objects{kind="pods"} 7"#,
             "flywheel_operator_leads 1",
+            r#"flywheel_operator_service_wanted_replicas{namespace="team",name="intent"} 3.0"#,
+            r#"flywheel_operator_service_requests_per_second{namespace="team",name="intent"} 41.5"#,
+            r#"flywheel_operator_service_resizes_total{namespace="team",name="intent",reason="Burst"} 1"#,
         ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");
         }
+        assert!(!text.contains("gone"), "{text}");
     }
 }

@@ -655,7 +655,7 @@ async fn kubectl_sees_columns_short_names_status_and_scale() {
         ),
         (
             "infsvc",
-            &["NAME", "URL", "READY", "VERSION", "REPLICAS", "AGE"],
+            &["NAME", "URL", "READY", "VERSION", "REPLICAS", "QPS", "P99", "AGE"],
             &["full", "http://full.default.svc", "True", "intent-v1", "3/3"],
         ),
     ];

@@ -5,15 +5,19 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::client::legacy::{Builder, Client};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::de::DeserializeOwned;
 
 /// Longest wait for a pod's whole answer. A reconcile reads at most a few pods, so this is far below its own limit.
 pub const TIMEOUT: Duration = Duration::from_millis(800);
+/// Longest wait where pods are read again and again: one that is late is read next time.
+pub const REPEATED_TIMEOUT: Duration = Duration::from_millis(300);
 /// Longest wait for the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long a connection is kept for the next read: a few times the time between two.
+const KEPT: Duration = Duration::from_secs(10);
 /// Most bytes of an answer.
 pub const BODY_MAX: usize = 64 * 1024;
 
@@ -21,7 +25,7 @@ pub const BODY_MAX: usize = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ScrapeError {
     /// There was a connection, and no answer in time.
-    #[error("no answer within {} ms", TIMEOUT.as_millis())]
+    #[error("no answer in time")]
     Timeout,
     /// The pod's machine answered that nobody listens there.
     #[error("the connection was refused")]
@@ -44,6 +48,7 @@ pub enum ScrapeError {
 #[derive(Clone, Debug)]
 pub struct Scraper {
     client: Client<HttpConnector, Empty<Bytes>>,
+    timeout: Duration,
 }
 
 impl Default for Scraper {
@@ -57,12 +62,27 @@ impl Scraper {
     /// the pod can be reached now.
     #[must_use]
     pub fn new() -> Self {
+        Self::with(TIMEOUT, Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0))
+    }
+
+    /// A reader of pods that are read each second or two, over one connection for each that is kept as long as that goes on.
+    #[must_use]
+    pub fn repeated() -> Self {
+        Self::with(
+            REPEATED_TIMEOUT,
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(KEPT)
+                .pool_max_idle_per_host(1),
+        )
+    }
+
+    fn with(timeout: Duration, builder: &Builder) -> Self {
         let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT.min(timeout)));
         Self {
-            client: Client::builder(TokioExecutor::new())
-                .pool_max_idle_per_host(0)
-                .build(connector),
+            client: builder.build(connector),
+            timeout,
         }
     }
 
@@ -89,7 +109,7 @@ impl Scraper {
                 .map_err(|e| ScrapeError::Body(e.to_string()))?;
             serde_json::from_slice(&body.to_bytes()).map_err(|e| ScrapeError::Body(e.to_string()))
         };
-        tokio::time::timeout(TIMEOUT, read)
+        tokio::time::timeout(self.timeout, read)
             .await
             .map_err(|_| ScrapeError::Timeout)?
     }
@@ -168,6 +188,34 @@ mod tests {
             0,
             "and nothing more is sent"
         );
+    }
+
+    #[tokio::test]
+    async fn pods_that_are_read_again_and_again_have_one_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let scraper = Scraper::repeated();
+        let pod = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 1024];
+            for _ in 0..3 {
+                assert!(socket.read(&mut buffer).await.unwrap() > 0, "a request");
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+                socket.write_all(answer).await.unwrap();
+            }
+        };
+        let reads = async {
+            for _ in 0..3 {
+                let here = IpAddr::from([127, 0, 0, 1]);
+                scraper
+                    .get_json::<serde_json::Value>(here, port, "/stats")
+                    .await
+                    .unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(pod, reads) })
+            .await
+            .expect("a second connection was made");
     }
 
     #[tokio::test]

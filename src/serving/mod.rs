@@ -10,6 +10,7 @@ pub mod build;
 mod memo;
 pub mod observe;
 pub mod report;
+pub mod scale;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +18,14 @@ use std::time::Duration;
 use flywheel_api::InferenceService;
 use flywheel_api::conditions::reasons;
 use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig};
+use flywheel_policy::serving::scale::Goal;
 use flywheel_policy::serving::{
     Exchange, Hold, Intent, Progress, Stage, Update, Wanted, decide, exchange, keeps_pods, must_ask, update,
 };
 use kube::ResourceExt as _;
 
 pub use memo::AssignmentMemo;
+pub use scale::ScaleMemo;
 
 use crate::context::Context;
 use crate::error::Error;
@@ -59,7 +62,11 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     if service.metadata.deletion_timestamp.is_some() {
         // Children go by their owner references.
         context.assignments.forget(&uid);
+        context.scales.forget(&uid, &context.metrics);
         return Ok(RESYNC);
+    }
+    if Goal::of(&service.spec).is_none() {
+        context.scales.forget(&uid, &context.metrics);
     }
     let mut observed = observe(&service, &context);
     let spec = &service.spec;
@@ -78,10 +85,17 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     let mut has_service = observed.has_service;
     let mut present = observed.deployment.as_deref().cloned();
     // A Deployment begins its life with one pod, so none is made before somebody asks for pods.
-    let wanted = present.is_some() || service.spec.replicas > 0;
+    let wanted = present.is_some() || observed.size > 0;
     let mut looks = 0;
     if let Some(workload) = workload.filter(|_| wanted) {
-        let objects = objects(&service, workload, assignment.as_ref(), exchange, &context)?;
+        let objects = objects(
+            &service,
+            workload,
+            observed.size,
+            assignment.as_ref(),
+            exchange,
+            &context,
+        )?;
         // Boxed: it holds every object while it waits.
         match Box::pin(apply::apply(&service, objects, &observed, &context)).await {
             Ok(deployment) => {
@@ -216,7 +230,7 @@ fn workload(
         rendered,
         hash,
         store,
-        replicas: service.spec.replicas,
+        replicas: observed.size,
     };
     let hold = match intent {
         Intent::Serve => {
@@ -264,6 +278,7 @@ fn workload(
 fn objects(
     service: &InferenceService,
     workload: Workload,
+    size: i32,
     assignment: Option<&Assignment>,
     exchange: Exchange,
     context: &Context,
@@ -277,7 +292,7 @@ fn objects(
         deployment: deployment::build(service, workload.rendered.template, exchange),
         replicas: workload.replicas,
         network_policy: network_policy::build(service, &context.operator_namespace),
-        disruption_budget: disruption_budget::build(service),
+        disruption_budget: disruption_budget::build(service, size),
     })
 }
 

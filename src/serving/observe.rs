@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt as _;
 
 use super::build::{GPUS, assignment, deployment};
+use super::scale::size;
 use crate::cluster::placement_problem;
 use crate::context::Context;
 use crate::scrape::ScrapeError;
@@ -59,12 +60,55 @@ pub struct Observed {
     pub says: Vec<PodSays>,
     /// Why pods have no node.
     pub placement: Option<Problem>,
+    /// Pods that there are to be.
+    pub size: i32,
     /// Stored templates.
     pub revisions: Vec<ControllerRevision>,
     /// Configurations of pods, and the assignment.
     pub config_maps: Vec<Arc<ConfigMap>>,
     /// ReplicaSets of the Deployment.
     pub replica_sets: Vec<Arc<ReplicaSet>>,
+}
+
+/// The Deployment of a service and what belongs to it.
+#[derive(Debug)]
+pub struct Pods {
+    /// Our Deployment.
+    pub deployment: Option<Arc<Deployment>>,
+    /// Its ReplicaSets.
+    pub replica_sets: Vec<Arc<ReplicaSet>>,
+    /// Its pods that count, with their objects.
+    pub pods: Vec<(PodView, Arc<Pod>)>,
+}
+
+impl Pods {
+    /// From the caches; by owner, from the service down to its pods: anybody's objects may carry our labels.
+    #[must_use]
+    pub fn of(service: &InferenceService, context: &Context) -> Self {
+        let caches = &context.caches;
+        let namespace = service.namespace().unwrap_or_default();
+        let uid = service.uid().unwrap_or_default();
+        let deployment = caches
+            .deployments
+            .get(&namespace, &service.name_any())
+            .filter(|d| is_controlled_by(&d.metadata, &uid));
+        let deployment_uid = deployment.as_ref().and_then(|d| d.uid());
+        let replica_sets = deployment_uid.map_or_else(Vec::new, |uid| {
+            caches
+                .replica_sets
+                .list(&namespace, |set| is_controlled_by(&set.metadata, &uid))
+        });
+        let set_uids: Vec<String> = replica_sets.iter().filter_map(|set| set.uid()).collect();
+        let ours = |pod: &Pod| set_uids.iter().any(|uid| is_controlled_by(&pod.metadata, uid));
+        let pods = caches.pods.list(&namespace, ours).into_iter();
+        Self {
+            deployment,
+            replica_sets,
+            pods: pods
+                .filter_map(|pod| Some((PodView::of(&pod, SERVER, context.now())?, pod)))
+                .collect(),
+        }
+    }
 }
 
 /// Reads the caches.
@@ -78,26 +122,14 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
     let others: Vec<_> = names
         .map(|name| (name, caches.model_versions.get(&namespace, name)))
         .collect();
-    let deployment = caches
-        .deployments
-        .get(&namespace, &name)
-        .filter(|d| is_controlled_by(&d.metadata, &uid));
-    // By owner, from the service down to its pods: anybody's objects may carry our labels.
-    let deployment_uid = deployment.as_ref().and_then(|d| d.uid());
-    let replica_sets = deployment_uid.map_or_else(Vec::new, |uid| {
-        caches
-            .replica_sets
-            .list(&namespace, |set| is_controlled_by(&set.metadata, &uid))
-    });
-    let set_uids: Vec<String> = replica_sets.iter().filter_map(|set| set.uid()).collect();
-    let (pods, pod_objects): (Vec<PodView>, Vec<Arc<Pod>>) = caches
-        .pods
-        .list(&namespace, |pod| {
-            set_uids.iter().any(|uid| is_controlled_by(&pod.metadata, uid))
-        })
-        .into_iter()
-        .filter_map(|pod| Some((PodView::of(&pod, SERVER, context.now())?, pod)))
-        .unzip();
+    let Pods {
+        deployment,
+        replica_sets,
+        pods,
+    } = Pods::of(service, context);
+    let (pods, pod_objects): (Vec<PodView>, Vec<Arc<Pod>>) = pods.into_iter().unzip();
+    let replicas = deployment.as_ref().and_then(|d| d.spec.as_ref()?.replicas);
+    let size = size(service, replicas, context);
     let config_maps = caches
         .config_maps
         .list(&namespace, |m| is_controlled_by(&m.metadata, &uid));
@@ -134,6 +166,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
         pod_objects,
         says: Vec::new(),
         placement,
+        size,
         revisions: caches
             .controller_revisions
             .list(&namespace, |r| is_controlled_by(&r.metadata, &uid))

@@ -1,12 +1,15 @@
 //! Status and events of an InferenceService, from what was observed and applied.
 
 use flywheel_api::InferenceService;
-use flywheel_api::conditions::{find, reasons, types};
+use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::inference_service::{InferenceServiceStatus, Traffic};
+use flywheel_api::scaling::{LoadStatus, ScalingStatus};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::split::{BUCKETS_PER_PERCENT, Split};
+use flywheel_policy::serving::scale::{Goal, Shown};
 use flywheel_policy::serving::{Hold, Judgement, PodSays, Progress, Standing, Update, View, judge};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 
 use super::build;
@@ -56,7 +59,7 @@ pub async fn report(
     let deployment = outcome.deployment.map(deployment_view);
     let judgement = judge(&View {
         version: &service.spec.model_version,
-        replicas: service.spec.replicas,
+        replicas: observed.size,
         hold: outcome.hold.as_ref(),
         progress: outcome.update.map(|update| &update.progress),
         deployment: deployment.as_ref(),
@@ -72,6 +75,8 @@ pub async fn report(
     };
     let mut desired = summary(standing, judgement.reason, &judgement.message);
     desired.extend(judgement.conditions.iter().cloned());
+    let of_load = OfLoad::of(service, context.scales.shown(&service.uid().unwrap_or_default()));
+    desired.extend(of_load.conditions);
     let replicas = deployment.as_ref().map_or(0, |d| d.replicas);
     let status = InferenceServiceStatus {
         observed_generation: service.metadata.generation,
@@ -95,7 +100,9 @@ pub async fn report(
                 .collect(),
         },
         replicas: Some(replicas),
-        pods: Some(format!("{}/{}", judgement.ready, service.spec.replicas)),
+        pods: Some(format!("{}/{}", judgement.ready, observed.size)),
+        load: of_load.load,
+        scaling: of_load.scaling,
         selector: Some(build::selector_text(&service.name_any())),
         device: outcome.device,
     };
@@ -111,6 +118,68 @@ pub async fn report(
         writes.event(service, &note).await;
     }
     Ok(judgement)
+}
+
+/// What the status says of the load, and of the size that follows it.
+struct OfLoad {
+    load: Option<LoadStatus>,
+    scaling: Option<ScalingStatus>,
+    conditions: Vec<Desired>,
+}
+
+impl OfLoad {
+    /// As far as the spec wants it: what the last look showed; before the first one of this operator, what was said before.
+    fn of(service: &InferenceService, shown: Option<Shown>) -> Self {
+        let spec = &service.spec;
+        let before = service.status.as_ref();
+        let present = before.map(|s| s.conditions.as_slice()).unwrap_or_default();
+        let followed = Goal::of(spec).is_some();
+        let shown = shown.filter(|_| followed);
+        let wanted = [
+            (types::SCALING_ACTIVE, spec.scaling.is_some()),
+            (types::OBJECTIVES_MET, spec.objectives.is_some()),
+        ];
+        let conditions = wanted.into_iter().filter(|(_, wanted)| *wanted).map(|(kind, _)| {
+            let known = shown
+                .as_ref()
+                .and_then(|s| s.conditions.iter().find(|c| c.kind == kind));
+            match (known, find(present, kind)) {
+                _ if !followed => not_followed(kind),
+                (Some(known), _) => known.clone(),
+                (None, Some(said)) => said_before(kind, said),
+                (None, None) => Desired::new(kind, Status::Unknown, reasons::NO_DATA, "the pods were not asked yet"),
+            }
+        });
+        let conditions = conditions.collect();
+        let (load, scaling) = match shown {
+            Some(shown) => (shown.load, shown.scaling),
+            None => before.map_or((None, None), |before| (before.load.clone(), before.scaling.clone())),
+        };
+        Self {
+            load: load.filter(|_| followed),
+            scaling: scaling.filter(|_| followed && spec.scaling.is_some()),
+            conditions,
+        }
+    }
+}
+
+/// At `replicas: 0` no load is followed.
+fn not_followed(kind: &'static str) -> Desired {
+    let message = "replicas is 0, so there are no pods, whatever the load. Raise replicas to serve";
+    match kind {
+        types::SCALING_ACTIVE => Desired::new(kind, Status::False, reasons::SCALING_DISABLED, message),
+        _ => Desired::new(kind, Status::Unknown, reasons::SCALING_DISABLED, message),
+    }
+}
+
+/// A condition as it stands.
+fn said_before(kind: &'static str, said: &Condition) -> Desired {
+    let status = match said.status.as_str() {
+        "True" => Status::True,
+        "False" => Status::False,
+        _ => Status::Unknown,
+    };
+    Desired::new(kind, status, said.reason.clone(), said.message.clone())
 }
 
 /// How requests are divided, once every pod that answers does it so.

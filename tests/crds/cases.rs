@@ -194,6 +194,15 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
             set("/mirror/modelVersion", json!("intent-v3")),
             without(&set("/mirror/modelVersion", json!("intent-v1")), "/experiment"),
         ],
+        "minReplicas must not be above maxReplicas" => {
+            vec![set("/minReplicas", json!(9)), set("/maxReplicas", json!(1))]
+        }
+        "latencyP99Milliseconds must not be above server.timeoutMilliseconds, after which requests are answered 504" => {
+            vec![
+                set("/objectives/latencyP99Milliseconds", json!(501)),
+                set("/server/timeoutMilliseconds", json!(199)),
+            ]
+        }
         "labels under flywheel.dev/ and app.kubernetes.io/ are Flywheel's own" => vec![
             set("/labels/flywheel.dev~1attempt", json!("1")),
             set("/labels/app.kubernetes.io~1name", json!("x")),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cluster::{apply, condition, describe, get, kubectl, list, need, object_store, predict, root, wait};
+use crate::scaling;
 
 #[test]
 fn the_examples_train_a_model_and_serve_it() {
@@ -218,6 +219,7 @@ fn the_examples_train_a_model_and_serve_it() {
     );
 
     changes_over_while_it_answers(&version);
+    scaling::follows_its_load("intent-v1");
 
     // A served version cannot be deleted.
     let refused = kubectl(&["delete", "mv", "intent-v1", "-n", "intent", "--wait=false"])

@@ -17,4 +17,5 @@ mod cluster;
 mod deletion;
 mod examples;
 mod mirror;
+mod scaling;
 mod storage;

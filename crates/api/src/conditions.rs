@@ -49,6 +49,10 @@ pub mod types {
         DEPLOYMENT_READY = "DeploymentReady",
         /// InferenceService: the Service leads to ready pods.
         ROUTES_READY = "RoutesReady",
+        /// InferenceService: the number of pods follows the load, or is computed from it.
+        SCALING_ACTIVE = "ScalingActive",
+        /// InferenceService: `objectives` are held, and the pods that there may be can hold them.
+        OBJECTIVES_MET = "ObjectivesMet",
     }
 }
 
@@ -154,6 +158,20 @@ pub mod reasons {
         REPLICAS_UNAVAILABLE = "ReplicasUnavailable",
         /// `replicas: 0`.
         SCALED_TO_ZERO = "ScaledToZero",
+        /// `replicas: 0`, so that no load is followed.
+        SCALING_DISABLED = "ScalingDisabled",
+        /// The number of pods is computed and told, not followed.
+        OBSERVING = "Observing",
+        /// More pods than `scaling.maxReplicas` would be wanted.
+        MAXIMUM_REACHED = "MaximumReached",
+        /// Nothing is known of the load yet.
+        NO_DATA = "NoData",
+        /// No pod that answers can be asked for its load.
+        SCRAPE_BLOCKED = "ScrapeBlocked",
+        /// Requests take longer than `objectives` say, or are refused.
+        OBJECTIVE_MISSED = "ObjectiveMissed",
+        /// The pods that there may be cannot carry `objectives.qps`.
+        OBJECTIVE_OUT_OF_REACH = "ObjectiveOutOfReach",
         /// The spec breaks a rule that the API server did not check.
         INVALID_SPEC = "InvalidSpec",
     }

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
+use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
 
 /// Serves a ModelVersion.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -26,6 +27,8 @@ use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.modelVersion", description = "The version that answers"),
     printcolumn(name = "Replicas", type_ = "string", json_path = ".status.pods", description = "Pods ready / wanted"),
+    printcolumn(name = "QPS", type_ = "string", json_path = ".status.load.qps", description = "Requests a second, with two digits"),
+    printcolumn(name = "P99", type_ = "integer", json_path = ".status.load.latencyP99Milliseconds", description = "Milliseconds for 99 of 100 requests"),
     printcolumn(name = "Reason", type_ = "string", priority = 1, json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -34,6 +37,7 @@ use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; make a new InferenceService").field_path(".model"))]
 #[x_kube(validation = Rule::new("!has(self.experiment) || self.experiment.variants.exists(v, v.modelVersion == self.modelVersion)").message("one of the variants must be the version of modelVersion, which answers before and after the experiment").field_path(".experiment.variants"))]
 #[x_kube(validation = Rule::new("!has(self.mirror) || (self.mirror.modelVersion != self.modelVersion && (!has(self.experiment) || !self.experiment.variants.exists(v, v.modelVersion == self.mirror.modelVersion)))").message("the version of mirror must be one that does not answer").field_path(".mirror.modelVersion"))]
+#[x_kube(validation = Rule::new("!has(self.objectives) || self.objectives.latencyP99Milliseconds <= self.server.timeoutMilliseconds").message("latencyP99Milliseconds must not be above server.timeoutMilliseconds, after which requests are answered 504").field_path(".objectives.latencyP99Milliseconds"))]
 pub struct InferenceServiceSpec {
     /// Name of the model.
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
@@ -41,9 +45,17 @@ pub struct InferenceServiceSpec {
     /// Name of the ModelVersion to serve.
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub model_version: String,
-    /// Number of pods. The scale subresource changes it, too.
+    /// Throughput and latency that the service is to hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objectives: Option<Objectives>,
+    /// Number of pods; where `scaling` says `Auto`, the number at the start. The scale subresource changes it, too. At 0
+    /// there are none, whatever the load.
+    #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
+    /// Lets the number of pods follow the load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
     /// Where the pods run; one GPU each.
     #[serde(default = "default_accelerator")]
     pub accelerator: Accelerator,
@@ -107,6 +119,10 @@ impl InferenceServiceSpec {
 /// Percents as the schema bounds them.
 fn percent(percent: i32) -> u8 {
     u8::try_from(percent).unwrap_or(0)
+}
+
+fn default_replicas() -> i32 {
+    1
 }
 
 fn default_accelerator() -> Accelerator {
@@ -228,6 +244,12 @@ pub struct InferenceServiceStatus {
     /// Pods ready / wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<String>,
+    /// What is asked of the pods, where `objectives` or `scaling` are set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadStatus>,
+    /// How many pods the load wants, where `scaling` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingStatus>,
     /// Selector of the pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,

@@ -7,8 +7,8 @@ use kube::ResourceExt as _;
 
 /// The budget; `None` with fewer than two replicas, where it would say nothing that helps.
 #[must_use]
-pub fn build(service: &InferenceService) -> Option<PodDisruptionBudget> {
-    (service.spec.replicas > 1).then(|| PodDisruptionBudget {
+pub fn build(service: &InferenceService, replicas: i32) -> Option<PodDisruptionBudget> {
+    (replicas > 1).then(|| PodDisruptionBudget {
         metadata: super::metadata(service, &service.name_any()),
         spec: Some(PodDisruptionBudgetSpec {
             max_unavailable: Some(IntOrString::Int(1)),

@@ -64,7 +64,7 @@ fn the_objects_of_a_service() {
     );
     insta::assert_json_snapshot!("service", service::build(&service));
     insta::assert_json_snapshot!("network_policy", network_policy::build(&service, "flywheel-system"));
-    insta::assert_json_snapshot!("disruption_budget", disruption_budget::build(&service).unwrap());
+    insta::assert_json_snapshot!("disruption_budget", disruption_budget::build(&service, 2).unwrap());
     assert_eq!(service::url(&service), "http://intent.team.svc");
     assert_eq!(
         selector_text("intent"),
@@ -75,8 +75,8 @@ fn the_objects_of_a_service() {
 #[test]
 fn one_replica_has_no_budget() {
     for (replicas, expected) in [(0, false), (1, false), (2, true)] {
-        let service = service(json!({ "replicas": replicas }));
-        assert_eq!(disruption_budget::build(&service).is_some(), expected, "{replicas}");
+        let budget = disruption_budget::build(&service(json!({})), replicas);
+        assert_eq!(budget.is_some(), expected, "{replicas}");
     }
 }
 

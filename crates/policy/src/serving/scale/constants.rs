@@ -70,6 +70,8 @@ pub(super) const START_UNKNOWN: f64 = 60.0;
 pub(super) const START_PATIENCE: f64 = 3.0;
 /// Nor less than this, in seconds: a start of two seconds is not overdue after six.
 pub(super) const START_PATIENCE_MIN: f64 = 30.0;
+/// Longest start that is learned from, in seconds (Kubernetes gives up on a Deployment's progress after 600).
+pub(super) const START_MAX: f64 = 600.0;
 /// Starts that are remembered.
 pub(super) const STARTS: usize = 15;
 /// Longest look ahead along a growing load, in seconds: further out a line is a guess.

@@ -11,13 +11,18 @@
 
 mod capacity;
 mod constants;
+mod shown;
+mod spec;
 mod watch;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use flywheel_api::scaling;
 use flywheel_contract::serving::Load;
 use jiff::Timestamp;
+
+pub use shown::Shown;
 
 use capacity::{Capacity, Learned};
 use constants::{
@@ -28,11 +33,11 @@ use constants::{
 use watch::{Seen, Sums, Watch};
 
 /// Stable window of a service that names none.
-pub const STABLE_WINDOW: Duration = Duration::from_secs(60);
+pub const STABLE_WINDOW: Duration = Duration::from_secs(scaling::STABLE_WINDOW_SECONDS as u64);
 /// Scale-down delay of a service that names none (HPA `--horizontal-pod-autoscaler-downscale-stabilization`: 5 minutes).
-pub const SCALE_DOWN_DELAY: Duration = Duration::from_secs(300);
+pub const SCALE_DOWN_DELAY: Duration = Duration::from_secs(scaling::SCALE_DOWN_DELAY_SECONDS as u64);
 /// Latency objective of a service that names none.
-pub const LATENCY: Duration = Duration::from_millis(200);
+pub const LATENCY: Duration = Duration::from_millis(scaling::LATENCY_P99_MILLISECONDS as u64);
 
 /// What load is measured by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +148,8 @@ pub struct Figures {
     pub per_replica: Option<f64>,
     /// Requests per second that one replica carries within the latency objective, as learned.
     pub capacity: Option<f64>,
+    /// That was seen under load; else it is a lower estimate, several times too low for a pod that idles.
+    pub capacity_is_sure: bool,
     /// Usual time from a pod's creation to its readiness.
     pub start_time: Option<Duration>,
     /// Pods that get requests.
@@ -338,6 +345,7 @@ impl Scaler {
             busy: sight.burst.busy(),
             per_replica: None,
             capacity: capacity.map(|capacity| capacity.within),
+            capacity_is_sure: capacity.is_some_and(|capacity| capacity.sure),
             start_time: start.map(Duration::from_secs_f64),
             ready: seen.ready,
             starting: sight.fresh + sight.overdue,
@@ -727,12 +735,14 @@ impl Verdict {
 pub fn objectives(goal: &Goal, decision: &Decision) -> Objectives {
     let figures = &decision.figures;
     if let (Some(qps), Some(capacity)) = (goal.qps, figures.capacity)
+        && figures.capacity_is_sure
         && f64::from(goal.max_replicas) * capacity < qps
     {
         let replicas = whole(qps / capacity);
         let why = format!(
-            "one replica carries {} requests per second within {} ms, so maxReplicas {} carry {} of the {} of objectives.qps; \
-             {replicas} would carry them: raise maxReplicas, or lower the objective",
+            "one replica carries {} requests per second within {} ms, so {}, the most that the spec allows, carry {} of the {} of \
+             objectives.qps; {replicas} would carry them: raise scaling.maxReplicas (without scaling, replicas), or lower the \
+             objective",
             figure(capacity),
             goal.latency.as_millis(),
             goal.max_replicas,
@@ -754,9 +764,15 @@ pub fn objectives(goal: &Goal, decision: &Decision) -> Objectives {
             );
             Objectives::Missed { why }
         }
-        Some(_) if goal.qps.is_none() || figures.capacity.is_some() => Objectives::Met,
+        Some(_) if goal.qps.is_none_or(|qps| can_carry(goal, figures, qps)) => Objectives::Met,
         _ => Objectives::Unknown,
     }
+}
+
+/// Whether the most replicas that there may be surely carry this: also a lower estimate may be enough.
+fn can_carry(goal: &Goal, figures: &Figures, qps: f64) -> bool {
+    let carried = figures.capacity.map(|capacity| f64::from(goal.max_replicas) * capacity);
+    carried.is_some_and(|carried| carried >= qps)
 }
 
 fn bounded(goal: &Goal, replicas: u32) -> u32 {

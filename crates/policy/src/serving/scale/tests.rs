@@ -590,7 +590,7 @@ fn objectives_say_what_cannot_be_carried_and_how_many_would() {
         panic!("{:?}", objectives(&world.goal, &decision));
     };
     assert_eq!(replicas, 6, "{why}");
-    assert!(why.contains("raise maxReplicas"), "{why}");
+    assert!(why.contains("raise scaling.maxReplicas"), "{why}");
     world.goal.max_replicas = 6;
     assert_eq!(objectives(&world.goal, &decision), Objectives::Met);
     world.goal.qps = None;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use flywheel_contract::serving::{LATENCY_BOUNDS, Load};
 use jiff::Timestamp;
 
-use super::constants::{GRAINS, STARTS};
+use super::constants::{GRAINS, START_MAX, STARTS};
 use super::{Look, Said};
 
 /// Classes of [`Load::latency`].
@@ -198,7 +198,7 @@ impl Watch {
             match pod.said {
                 Said::Load(load) => {
                     seen.answered += 1;
-                    let before = before.or_else(|| self.from_zero(&pod.uid, pod.created, last));
+                    let before = before.or_else(|| self.at_its_start(&pod.uid, pod.created, last));
                     if let Some(before) = before.filter(|before| before.at < at) {
                         known += 1;
                         earliest = earliest.min(before.at);
@@ -240,7 +240,7 @@ impl Watch {
     }
 
     /// The counters of a pod that was not ready at the last look, or not there.
-    fn from_zero(&self, uid: &str, created: Timestamp, last: Option<f64>) -> Option<Heard> {
+    fn at_its_start(&self, uid: &str, created: Timestamp, last: Option<f64>) -> Option<Heard> {
         let last = last?;
         let new = self.starting.contains(uid) || self.seconds(created) >= last;
         new.then(|| Heard {
@@ -254,6 +254,10 @@ impl Watch {
         for pod in &look.ready {
             if self.seen.is_none() || self.starting.contains(&pod.uid) {
                 let start = pod.ready_since.duration_since(pod.created).as_secs_f64().max(0.0);
+                // It may have been ready before, and unready since.
+                if start > START_MAX {
+                    continue;
+                }
                 self.starts.push_back(start);
                 if self.starts.len() > STARTS {
                     self.starts.pop_front();

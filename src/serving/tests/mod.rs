@@ -1,5 +1,7 @@
 //! The controller against an API server in memory: it stores what is applied, counts writes, and refuses what it is told to.
 
+mod scaling;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -463,9 +465,13 @@ impl World {
 
     /// One reconcile by an operator that has just started; what it wrote, and when it wants to look again.
     async fn reconcile(&self) -> (Vec<String>, Duration) {
+        self.reconcile_by(Arc::new(self.context())).await
+    }
+
+    async fn reconcile_by(&self, operator: Arc<Context>) -> (Vec<String>, Duration) {
         self.state.lock().unwrap().writes.clear();
         // Boxed: it holds every object while it waits.
-        let work = Box::pin(super::reconcile(Arc::new(self.service()), Arc::new(self.context())));
+        let work = Box::pin(super::reconcile(Arc::new(self.service()), operator));
         let again = tokio::time::timeout(Duration::from_secs(10), work)
             .await
             .unwrap()

@@ -1,0 +1,322 @@
+//! How many pods a service has: a look each second or two at what its pods are asked and do, and what is decided from it.
+//!
+//! It goes on beside the reconciles, which follow what was decided last, so that a burst is answered within two seconds
+//! however many objects wait. What is remembered lives in this process alone: a new leader begins with the size that the
+//! Deployment has and lets nothing shrink before it has seen enough.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flywheel_api::InferenceService;
+use flywheel_api::scaling::{ScaleDecision, ScalingMode};
+use flywheel_contract::names::{INSIDE_PORT, STATS_PATH};
+use flywheel_contract::serving::{Load, Stats};
+use flywheel_policy::serving::Stage;
+use flywheel_policy::serving::scale::{Decision, Goal, Look, ReadyPod, Said, Scaler, Shown, StartingPod};
+use futures::{StreamExt as _, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
+use tokio::sync::{Semaphore, watch};
+
+use super::observe::Pods;
+use crate::admin::Beats;
+use crate::context::Context;
+use crate::telemetry::{Metrics, ServiceFigures, ServiceLabels};
+
+/// Time between two looks at a service whose load or size changes.
+const IN_CHANGE: Duration = Duration::from_secs(1);
+/// Time between two looks at any other.
+const STEADY: Duration = Duration::from_secs(2);
+/// Pods of one service that are asked in one look. Of more, others are asked each time.
+const ASKED: usize = 64;
+/// Pods that are asked at once, of all services: this bounds the operator's connections.
+const ASKED_AT_ONCE: usize = 256;
+/// Services that are looked at at once.
+const SERVICES_AT_ONCE: usize = 64;
+/// Decisions that are kept for the status.
+const DECISIONS: usize = 10;
+
+/// What is kept of each service between two looks. Losing it costs a stable window, in which nothing shrinks.
+#[derive(Debug, Default)]
+pub struct ScaleMemo {
+    services: Mutex<HashMap<String, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    labels: ServiceLabels,
+    scaler: Scaler,
+    /// When the last look began.
+    begun: Option<Timestamp>,
+    /// How long after that the next is due.
+    wait: Duration,
+    /// The pod whose turn it is first, where not all are asked.
+    turn: usize,
+    decision: Option<Decision>,
+    decisions: VecDeque<ScaleDecision>,
+    shown: Option<Shown>,
+}
+
+impl ScaleMemo {
+    fn services(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pods that the load wants, as decided last.
+    pub(crate) fn wanted(&self, uid: &str) -> Option<u32> {
+        Some(self.services().get(uid)?.decision.as_ref()?.replicas)
+    }
+
+    /// What the status is to say.
+    pub(crate) fn shown(&self, uid: &str) -> Option<Shown> {
+        self.services().get(uid)?.shown.clone()
+    }
+
+    /// Whether a look is due; if so, it counts as begun, and tells which pod is asked first.
+    pub(crate) fn due(&self, service: &InferenceService, now: Timestamp) -> Option<usize> {
+        let mut services = self.services();
+        let known = services.entry(service.uid()?).or_insert_with(|| Known {
+            labels: ServiceLabels {
+                namespace: service.namespace().unwrap_or_default(),
+                name: service.name_any(),
+            },
+            scaler: Scaler::new(now),
+            begun: None,
+            wait: STEADY,
+            turn: 0,
+            decision: None,
+            decisions: VecDeque::new(),
+            shown: None,
+        });
+        let due = known
+            .begun
+            .is_none_or(|begun| now.duration_since(begun).unsigned_abs() >= known.wait);
+        due.then(|| {
+            known.begun = Some(now);
+            known.turn
+        })
+    }
+
+    /// Adds a look; true where what was decided or is to be shown is not what it was.
+    fn add(&self, service: &InferenceService, goal: &Goal, present: u32, look: Look, metrics: &Metrics) -> bool {
+        let mut services = self.services();
+        let Some(known) = service.metadata.uid.as_ref().and_then(|uid| services.get_mut(uid)) else {
+            return false;
+        };
+        let now = look.at;
+        known.turn = known.turn.wrapping_add(ASKED);
+        known.scaler.look(look);
+        let present = known.decision.as_ref().map_or(present, |before| before.replicas);
+        let decision = known.scaler.decide(goal, present, now);
+        let figures = &decision.figures;
+        metrics.service(
+            &known.labels,
+            &ServiceFigures {
+                wanted: decision.replicas,
+                qps: figures.qps,
+                concurrency: figures.concurrency,
+                p99: figures.p99.map(|p99| p99.as_secs_f64()),
+                capacity: figures.capacity.filter(|_| figures.capacity_is_sure),
+            },
+        );
+        let resized = decision.replicas != present;
+        if resized {
+            metrics.resized(&known.labels, decision.reason.as_str());
+            tracing::info!(
+                service = %format!("{}/{}", known.labels.namespace, known.labels.name),
+                from = present,
+                to = decision.replicas,
+                reason = decision.reason.as_str(),
+                why = decision.why,
+                "another number of pods is wanted"
+            );
+            known.decisions.push_front(ScaleDecision {
+                time: Time(now),
+                from: i32::try_from(present).unwrap_or(i32::MAX),
+                to: i32::try_from(decision.replicas).unwrap_or(i32::MAX),
+                reason: decision.reason.as_str().to_owned(),
+                message: decision.why.clone(),
+            });
+            known.decisions.truncate(DECISIONS);
+        }
+        known.wait = if decision.in_change { IN_CHANGE } else { STEADY };
+        let shown = Shown::next(
+            known.shown.as_ref(),
+            &service.spec,
+            goal,
+            &decision,
+            &known.decisions,
+            now,
+        );
+        known.decision = Some(decision);
+        let changed = shown.is_some();
+        known.shown = shown.or(known.shown.take());
+        resized || changed
+    }
+
+    /// Forgets all other services.
+    pub fn retain(&self, alive: &HashSet<String>, metrics: &Metrics) {
+        self.services().retain(|uid, known| {
+            let alive = alive.contains(uid);
+            if !alive {
+                metrics.forget(&known.labels);
+            }
+            alive
+        });
+    }
+
+    /// Forgets a service.
+    pub fn forget(&self, uid: &str, metrics: &Metrics) {
+        if let Some(known) = self.services().remove(uid) {
+            metrics.forget(&known.labels);
+        }
+    }
+}
+
+/// Looks at all services that want it until `stop` is told. `changed` is told the namespace and name of a service whose size
+/// or status is to change.
+pub async fn follow_load(
+    context: Arc<Context>,
+    beats: Beats,
+    mut stop: watch::Receiver<bool>,
+    changed: impl Fn(&str, &str),
+) {
+    const NAME: &str = "scale";
+    let asked = Semaphore::new(ASKED_AT_ONCE);
+    let mut tick = tokio::time::interval(IN_CHANGE / 4);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            _ = stop.wait_for(|stop| *stop) => break,
+        }
+        beats.beat(NAME);
+        let services = context.caches.inference_services.all(|s| Goal::of(&s.spec).is_some());
+        // In a list first: a lazy iterator of futures ties lifetimes so that no caller can be sent between threads.
+        let looks: Vec<_> = services.iter().map(|service| look(service, &asked, &context)).collect();
+        let mut looks = stream::iter(looks).buffer_unordered(SERVICES_AT_ONCE);
+        while let Some(of) = looks.next().await {
+            if let Some(service) = of {
+                changed(&service.namespace().unwrap_or_default(), &service.name_any());
+            }
+        }
+    }
+    beats.ended(NAME);
+}
+
+/// Looks at a service if it is time; the service, where something about it is to change.
+pub(super) async fn look<'a>(
+    service: &'a InferenceService,
+    asked: &Semaphore,
+    context: &Context,
+) -> Option<&'a InferenceService> {
+    let goal = Goal::of(&service.spec)?;
+    let turn = context.scales.due(service, context.clock.even())?;
+    let pods = Pods::of(service, context);
+    let (ready, others): (Vec<_>, Vec<_>) = pods.pods.iter().partition(|(view, _)| view.stage == Stage::Ready);
+    let count = ready.len();
+    // In a list first, as above.
+    let mut answers = Vec::with_capacity(count);
+    for (index, (_, pod)) in ready.iter().enumerate() {
+        let in_turn = (index + count - turn % count.max(1)) % count.max(1) < ASKED;
+        answers.push(ready_pod(pod, in_turn, asked, context));
+    }
+    let ready: Vec<ReadyPod> = stream::iter(answers).buffered(ASKED).collect().await;
+    let look = Look {
+        at: context.clock.even(),
+        ready,
+        starting: others
+            .into_iter()
+            .filter(|(view, _)| view.stage < Stage::Unready)
+            .map(|(_, pod)| StartingPod {
+                uid: pod.uid().unwrap_or_default(),
+                created: created(pod, context),
+            })
+            .collect(),
+    };
+    let present = size(
+        service,
+        pods.deployment.as_deref().and_then(|d| d.spec.as_ref()?.replicas),
+        context,
+    );
+    let present = u32::try_from(present).unwrap_or(0);
+    context
+        .scales
+        .add(service, &goal, present, look, &context.metrics)
+        .then_some(service)
+}
+
+async fn ready_pod(pod: &Pod, in_turn: bool, asked: &Semaphore, context: &Context) -> ReadyPod {
+    let said = if in_turn {
+        match load(pod, asked, context).await {
+            Some(load) => Said::Load(load),
+            None => Said::Silent,
+        }
+    } else {
+        Said::NotAsked
+    };
+    let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    let mut ready = conditions.filter(|c| c.type_ == "Ready");
+    let created = created(pod, context);
+    ReadyPod {
+        uid: pod.uid().unwrap_or_default(),
+        created,
+        ready_since: ready
+            .next()
+            .and_then(|c| c.last_transition_time.as_ref())
+            .map_or(created, |t| t.0),
+        said,
+    }
+}
+
+fn created(pod: &Pod, context: &Context) -> Timestamp {
+    pod.metadata
+        .creation_timestamp
+        .as_ref()
+        .map_or_else(|| context.now(), |t| t.0)
+}
+
+/// What a pod was asked and did; `None` where it does not say.
+async fn load(pod: &Pod, asked: &Semaphore, context: &Context) -> Option<Load> {
+    let ip: IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+    // It is never closed.
+    let _permit = asked.acquire().await.ok()?;
+    let stats = context
+        .load_scraper
+        .get_json::<Stats>(ip, INSIDE_PORT, STATS_PATH)
+        .await;
+    context.metrics.scrape("load", stats.is_ok());
+    match stats {
+        Ok(stats) => stats.load,
+        Err(error) => {
+            tracing::debug!(pod = pod.name_any(), %error, "a pod does not say what it is asked");
+            None
+        }
+    }
+}
+
+/// Pods that there are to be: as the load wants, where the spec lets it, else as the spec says.
+///
+/// `present`: the Deployment's number, which a new leader goes on from.
+#[must_use]
+pub fn size(service: &InferenceService, present: Option<i32>, context: &Context) -> i32 {
+    let spec = &service.spec;
+    let followed = spec
+        .scaling
+        .as_ref()
+        .filter(|scaling| scaling.mode == ScalingMode::Auto && spec.replicas > 0);
+    let Some(scaling) = followed else {
+        return spec.replicas;
+    };
+    let wanted = context.scales.wanted(&service.uid().unwrap_or_default());
+    let wanted = wanted.and_then(|wanted| i32::try_from(wanted).ok());
+    // A Deployment at 0 was put there by a version that cannot be served.
+    let present = present.filter(|present| *present > 0).unwrap_or(spec.replicas);
+    wanted
+        .unwrap_or(present)
+        .clamp(scaling.min_replicas, scaling.max_replicas.max(scaling.min_replicas))
+}
