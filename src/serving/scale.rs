@@ -79,6 +79,7 @@ impl ScaleMemo {
     /// Whether a look is due; if so, it counts as begun, and tells which pod is asked first.
     pub(crate) fn due(&self, service: &InferenceService, now: Timestamp) -> Option<usize> {
         let mut services = self.services();
+        let told = service.status.iter().filter_map(|status| status.scaling.as_ref());
         let known = services.entry(service.uid()?).or_insert_with(|| Known {
             labels: ServiceLabels {
                 namespace: service.namespace().unwrap_or_default(),
@@ -89,7 +90,8 @@ impl ScaleMemo {
             wait: STEADY,
             turn: 0,
             decision: None,
-            decisions: VecDeque::new(),
+            // What a leader before decided, as far as the status tells.
+            decisions: told.flat_map(|scaling| scaling.decisions.clone()).collect(),
             shown: None,
         });
         let due = known
@@ -123,7 +125,7 @@ impl ScaleMemo {
                 capacity: figures.capacity.filter(|_| figures.capacity_is_sure),
             },
         );
-        let resized = decision.replicas != present;
+        let resized = service.spec.scaling.is_some() && decision.replicas != present;
         if resized {
             metrics.resized(&known.labels, decision.reason.as_str());
             tracing::info!(
@@ -222,8 +224,7 @@ pub(super) async fn look<'a>(
     // In a list first, as above.
     let mut answers = Vec::with_capacity(count);
     for (index, (_, pod)) in ready.iter().enumerate() {
-        let in_turn = (index + count - turn % count.max(1)) % count.max(1) < ASKED;
-        answers.push(ready_pod(pod, in_turn, asked, context));
+        answers.push(ready_pod(pod, in_turn(index, turn, count), asked, context));
     }
     let ready: Vec<ReadyPod> = stream::iter(answers).buffered(ASKED).collect().await;
     let look = Look {
@@ -248,6 +249,11 @@ pub(super) async fn look<'a>(
         .scales
         .add(service, &goal, present, look, &context.metrics)
         .then_some(service)
+}
+
+/// Whether the pod of this index is asked, of so many, where it is this pod's turn first.
+fn in_turn(index: usize, turn: usize, count: usize) -> bool {
+    (index + count - turn % count) % count < ASKED
 }
 
 async fn ready_pod(pod: &Pod, in_turn: bool, asked: &Semaphore, context: &Context) -> ReadyPod {
@@ -319,4 +325,24 @@ pub fn size(service: &InferenceService, present: Option<i32>, context: &Context)
     wanted
         .unwrap_or(present)
         .clamp(scaling.min_replicas, scaling.max_replicas.max(scaling.min_replicas))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_pods_a_part_is_asked_and_all_within_a_few_looks() {
+        for (count, looks) in [(1, 1), (64, 1), (65, 2), (100, 2), (1000, 16)] {
+            let mut asked = HashSet::new();
+            let mut turn = 0_usize;
+            for _ in 0..looks {
+                let now: Vec<usize> = (0..count).filter(|index| in_turn(*index, turn, count)).collect();
+                assert_eq!(now.len(), count.min(ASKED));
+                asked.extend(now);
+                turn = turn.wrapping_add(ASKED);
+            }
+            assert_eq!(asked.len(), count, "after {looks} looks");
+        }
+    }
 }

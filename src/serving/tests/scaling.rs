@@ -120,7 +120,12 @@ async fn the_number_of_pods_follows_the_load() {
     next.look(&mut world, 2).await;
     next.writes(&world).await;
     assert_eq!(replicas(&world), 5);
-    assert_eq!(status(&world).scaling.unwrap().desired_replicas, 5);
+    let scaling = status(&world).scaling.unwrap();
+    assert_eq!(
+        (scaling.desired_replicas, scaling.decisions.len()),
+        (5, 1),
+        "what was decided before stays told"
+    );
 }
 
 #[tokio::test]

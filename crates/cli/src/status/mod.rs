@@ -8,6 +8,7 @@ use flywheel_api::conditions::{find, types};
 use flywheel_api::names::{
     LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_INFERENCE_SERVICE, LABEL_MODEL_VERSION, SERVER, VERIFIER, is_controlled_by,
 };
+use flywheel_api::scaling::{LoadStatus, ScalingStatus};
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use futures::future::try_join_all;
 use jiff::Timestamp;
@@ -126,6 +127,8 @@ async fn inference_service(cluster: &Cluster, name: &str) -> Result<(View, Strin
         ("Wanted", Some(service.spec.model_version.clone())),
         ("Serves", status.model_version),
         ("Pods", status.pods),
+        ("Load", status.load.as_ref().map(load)),
+        ("Size", status.scaling.as_ref().map(size)),
         ("Class", Some(service.spec.accelerator.class.clone())),
     ];
     let labels = format!("{LABEL_COMPONENT}={SERVER},{LABEL_INFERENCE_SERVICE}={name}");
@@ -141,6 +144,39 @@ async fn inference_service(cluster: &Cluster, name: &str) -> Result<(View, Strin
     view.more_children = more;
     view.children.extend(version.map(|v| Child::model_version(&v)));
     Ok((view, uid))
+}
+
+/// What is asked of a service.
+fn load(load: &LoadStatus) -> String {
+    let latency = load
+        .latency_p99_milliseconds
+        .map(|ms| format!(", 99 of 100 within {ms} ms"));
+    format!(
+        "{} requests/s, {} at once{}",
+        load.qps,
+        load.concurrency,
+        latency.unwrap_or_default()
+    )
+}
+
+/// How many pods its load wants, and why.
+fn size(scaling: &ScalingStatus) -> String {
+    let mut parts = vec![format!("{} wanted", scaling.desired_replicas)];
+    parts.extend(
+        scaling
+            .target_per_replica
+            .as_ref()
+            .map(|target| format!("{target} planned for each")),
+    );
+    parts.extend(
+        scaling
+            .capacity_per_replica
+            .as_ref()
+            .map(|most| format!("{most} requests/s carried by one")),
+    );
+    let last = scaling.decisions.first();
+    parts.extend(last.map(|d| format!("{} -> {} at {}: {}", d.from, d.to, d.time.0, d.message)));
+    parts.join("; ")
 }
 
 /// An object that need not be there.
@@ -307,6 +343,25 @@ mod tests {
              ModelVersion       intent-v1   -         -       -                      5m    -\n\
              InferenceService   intent      Blocked   False   ModelVersionNotFound   5m    0/1 pods\n"
         );
+    }
+
+    #[test]
+    fn load_and_size_in_a_line_each() {
+        let told: ScalingStatus = serde_json::from_value(json!({"desiredReplicas": 3, "targetPerReplica": "170", "capacityPerReplica": "240",
+            "decisions": [{"time": CREATED, "from": 1, "to": 3, "reason": "Burst", "message": "450 requests per second come"}]}))
+        .unwrap();
+        assert_eq!(
+            size(&told),
+            format!(
+                "3 wanted; 170 planned for each; 240 requests/s carried by one; 1 -> 3 at {CREATED}: 450 requests per second come"
+            )
+        );
+        let told = LoadStatus {
+            qps: "450".to_owned(),
+            concurrency: "9.1".to_owned(),
+            latency_p99_milliseconds: Some(41),
+        };
+        assert_eq!(load(&told), "450 requests/s, 9.1 at once, 99 of 100 within 41 ms");
     }
 
     #[tokio::test]
