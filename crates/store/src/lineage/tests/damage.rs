@@ -270,7 +270,7 @@ async fn without_head_and_without_a_checkpoint_of_this_job_it_begins_anew() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_storage_that_fails_without_a_head_is_not_taken_for_an_empty_one() {
     let bed = Bed::files();
     let mut old = bed.take(1, 3).await.unwrap();
