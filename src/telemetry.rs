@@ -73,14 +73,6 @@ pub struct ServiceLabels {
     pub name: String,
 }
 
-/// Labels of a decision about a service's size.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ScalingLabels {
-    namespace: String,
-    name: String,
-    reason: &'static str,
-}
-
 /// What is known of a service's load and size. What is not known keeps its last value.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ServiceFigures {
@@ -117,7 +109,7 @@ pub struct Metrics {
     objects: Family<KindLabels, Gauge<i64, AtomicI64>>,
     leads: Gauge<i64, AtomicI64>,
     services: [OfServices; 5],
-    resized: Family<ScalingLabels, Counter<u64, AtomicU64>>,
+    resized: Family<ServiceLabels, Counter<u64, AtomicU64>>,
     registry: Arc<Registry>,
 }
 
@@ -243,15 +235,8 @@ impl Metrics {
     }
 
     /// Another number of pods is wanted.
-    pub fn resized(&self, of: &ServiceLabels, reason: &'static str) {
-        let ServiceLabels { namespace, name } = of.clone();
-        self.resized
-            .get_or_create(&ScalingLabels {
-                namespace,
-                name,
-                reason,
-            })
-            .inc();
+    pub fn resized(&self, of: &ServiceLabels) {
+        self.resized.get_or_create(of).inc();
     }
 
     /// A service is gone, or is not looked at any more.
@@ -259,6 +244,7 @@ impl Metrics {
         for family in &self.services {
             family.remove(of);
         }
+        self.resized.remove(of);
     }
 
     /// Whether this replica leads.
@@ -305,7 +291,9 @@ mod tests {
         };
         metrics.service(&of("intent"), &figures);
         metrics.service(&of("gone"), &figures);
-        metrics.resized(&of("intent"), "Burst");
+        for name in ["intent", "gone"] {
+            metrics.resized(&of(name));
+        }
         metrics.forget(&of("gone"));
         let text = metrics.encode(&[("pods", 7)]).unwrap();
         for line in [
@@ -315,7 +303,7 @@ mod tests {
             "flywheel_operator_leads 1",
             r#"flywheel_operator_service_wanted_replicas{namespace="team",name="intent"} 3.0"#,
             r#"flywheel_operator_service_requests_per_second{namespace="team",name="intent"} 41.5"#,
-            r#"flywheel_operator_service_resizes_total{namespace="team",name="intent",reason="Burst"} 1"#,
+            r#"flywheel_operator_service_resizes_total{namespace="team",name="intent"} 1"#,
         ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");
         }

@@ -127,7 +127,7 @@ impl ScaleMemo {
         );
         let resized = service.spec.scaling.is_some() && decision.replicas != present;
         if resized {
-            metrics.resized(&known.labels, decision.reason.as_str());
+            metrics.resized(&known.labels);
             tracing::info!(
                 service = %format!("{}/{}", known.labels.namespace, known.labels.name),
                 from = present,
