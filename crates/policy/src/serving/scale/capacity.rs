@@ -5,7 +5,8 @@
 //! rate at which it was missed nevertheless bounds it for a while.
 
 use super::constants::{
-    BELOW_CEILING, BUSY_TELLS, CEILING_AGE, LEARN_ANSWERS, LEARN_SECONDS, P99_OF_MEAN, ROOM, ROOM_OF_ONE, USABLE_MIN,
+    BELOW_CEILING, BUSY_TELLS, CALM_OF_MEAN, CEILING_AGE, LEARN_ANSWERS, LEARN_SECONDS, P99_OF_MEAN, ROOM, ROOM_OF_ONE,
+    USABLE_MIN,
 };
 use super::watch::Sums;
 
@@ -41,6 +42,8 @@ pub(super) struct Capacity {
     pub(super) throughput: f64,
     /// Requests per second within the latency objective.
     pub(super) within: f64,
+    /// Requests per second at which hardly any takes longer than the objective.
+    calm: f64,
     /// It was seen under load; else it is a lower estimate.
     pub(super) sure: bool,
 }
@@ -89,24 +92,26 @@ impl Learned {
     /// What one replica can do within `latency` seconds at the 99th percentile.
     pub(super) fn capacity(&self, latency: f64, now: f64) -> Option<Capacity> {
         let known = self.throughput?;
-        let within = known.qps * usable(known.qps, known.workers, latency);
+        let usable = |tail| known.qps * usable(known.qps, known.workers, latency, tail);
         let ceiling = self
             .ceiling
             .filter(|ceiling| now - ceiling.at < CEILING_AGE)
             .map_or(f64::INFINITY, |ceiling| ceiling.qps * BELOW_CEILING);
         Some(Capacity {
             throughput: known.qps,
-            within: within.min(ceiling),
+            within: usable(P99_OF_MEAN).min(ceiling),
+            calm: usable(CALM_OF_MEAN).min(ceiling),
             sure: known.sure,
         })
     }
 }
 
-/// Part of the throughput at which 99 % of requests wait no longer than the objective leaves beside their own time, in a
-/// queue with random arrivals and even service times: the mean wait is ρ / (2c(1-ρ)), its 99th percentile 4.6 times that.
-fn usable(qps: f64, workers: f64, latency: f64) -> f64 {
+/// Part of the throughput at which requests wait no longer than the objective leaves beside their own time, but for a part of
+/// them that is `exp(-tail)`: in a queue with random arrivals and even service times the mean wait is ρ / (2c(1-ρ)), and
+/// waits near the limit are exponential.
+fn usable(qps: f64, workers: f64, latency: f64, tail: f64) -> f64 {
     let own = workers / qps;
-    let waits = 2.0 * qps * (latency - own).max(0.0) / P99_OF_MEAN;
+    let waits = 2.0 * qps * (latency - own).max(0.0) / tail;
     (waits / (1.0 + waits)).max(USABLE_MIN)
 }
 
@@ -114,7 +119,7 @@ impl Capacity {
     /// Requests per second that are planned for each of so many replicas.
     pub(super) fn planned(&self, replicas: u32) -> f64 {
         let room = ROOM + ROOM_OF_ONE / f64::from(replicas.max(1)).sqrt();
-        (self.throughput * (1.0 - room)).min(self.within)
+        (self.throughput * (1.0 - room)).min(self.calm)
     }
 
     /// Fewest replicas that are planned for at least so many requests per second.
@@ -123,6 +128,6 @@ impl Capacity {
         let kept = 1.0 - ROOM;
         let root =
             (ROOM_OF_ONE + (ROOM_OF_ONE * ROOM_OF_ONE + 4.0 * kept * qps / self.throughput).sqrt()) / (2.0 * kept);
-        (root * root).max(qps / self.within)
+        (root * root).max(qps / self.calm)
     }
 }

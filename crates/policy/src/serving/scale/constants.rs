@@ -30,6 +30,9 @@ pub(super) const ROOM_OF_ONE: f64 = 0.15;
 /// ln 100: in a queue near its limit waiting times are exponential, so their 99th percentile is this many times their mean
 /// (Kingman 1961).
 pub(super) const P99_OF_MEAN: f64 = 4.605;
+/// ln 10,000, the same for one request in 10,000: what is planned for. Where one in a hundred waits too long in the mean, every
+/// other second is above the objective.
+pub(super) const CALM_OF_MEAN: f64 = 9.21;
 /// Least part of the throughput that counts as capacity: a service whose single request takes as long as the objective
 /// allows would otherwise ask for any number of replicas.
 pub(super) const USABLE_MIN: f64 = 0.1;
@@ -61,6 +64,9 @@ pub(super) const GROW_PODS: u32 = 4;
 pub(super) const GROW_STEP: f64 = 0.1;
 /// Burst windows after a change of replicas until such a step: one that holds answers of before, and one that does not.
 pub(super) const SETTLE: f64 = 2.0;
+/// The scale-down delay is at least this part of the stable window: growth is judged by quarters of it, and what was ordered
+/// ahead must not go when one of them shows none.
+pub(super) const DELAY_LEAST: f64 = 0.25;
 /// One decision leaves at least one of this many replicas (Knative `max-scale-down-rate`: 2.0).
 pub(super) const SHRINK_PARTS: u32 = 2;
 
@@ -76,6 +82,8 @@ pub(super) const START_MAX: f64 = 600.0;
 pub(super) const STARTS: usize = 15;
 /// Longest look ahead along a growing load, in seconds: further out a line is a guess.
 pub(super) const AHEAD_MAX: f64 = 120.0;
+/// Part of its mean growth by which a load must grow in each third of a time that counts as growth.
+pub(super) const EVEN: f64 = 1.0 / 3.0;
 /// Most that looking ahead adds, as part of the load.
 pub(super) const AHEAD_PART: f64 = 0.5;
 /// One more replica is ordered for each of this many wanted, at most, in the place of pods that are overdue: if none can

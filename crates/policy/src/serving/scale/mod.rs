@@ -26,9 +26,9 @@ pub use shown::Shown;
 
 use capacity::{Capacity, Learned};
 use constants::{
-    AHEAD_MAX, AHEAD_PART, BURST_RATIO, BUSY_WAITS, COVERED, GRAINS, GROW_PODS, GROW_STEP, GROW_UNSURE, OVERDUE_PART,
-    P99_ANSWERS, REFUSED_MAX, SETTLE, SHRINK_PARTS, STALE, START_PATIENCE, START_PATIENCE_MIN, START_UNKNOWN, SURE,
-    TOLERANCE, windows,
+    AHEAD_MAX, AHEAD_PART, BURST_RATIO, BUSY_WAITS, COVERED, DELAY_LEAST, EVEN, GRAINS, GROW_PODS, GROW_STEP,
+    GROW_UNSURE, OVERDUE_PART, P99_ANSWERS, REFUSED_MAX, SETTLE, SHRINK_PARTS, STALE, START_PATIENCE,
+    START_PATIENCE_MIN, START_UNKNOWN, SURE, TOLERANCE, windows,
 };
 use watch::{Seen, Sums, Watch};
 
@@ -289,10 +289,8 @@ impl Scaler {
         } else if verdict.replicas > held {
             self.grew_at = sight.qps();
         }
-        let in_change = verdict.replicas != present
-            || sight.fresh > 0
-            || sight.now < self.burst_until
-            || sight.quick() > sight.load(&sight.stable) * (1.0 + TOLERANCE);
+        let in_change =
+            verdict.replicas != present || sight.fresh > 0 || sight.now < self.burst_until || sight.risen().is_some();
         Decision {
             replicas: verdict.replicas,
             reason: verdict.reason,
@@ -367,12 +365,12 @@ impl Scaler {
         };
         let (stable, burst) = sight.windows;
         let load = sight.load(&sight.stable);
-        let quick = sight.quick();
-        if quick > f64::from(sight.figures.ready) * per_replica.overrun() {
+        let surely = sight.surely();
+        if surely > f64::from(sight.figures.ready) * per_replica.overrun() {
             self.burst_until = sight.now + stable;
         }
         let in_burst = sight.now < self.burst_until;
-        let mut level = if quick > load * (1.0 + TOLERANCE) { quick } else { load };
+        let mut level = sight.risen().unwrap_or(load);
         let slope = self.slope(sight);
         if slope > 0.0 {
             let start = sight
@@ -382,11 +380,11 @@ impl Scaler {
             level = level.max(sight.load(&sight.burst));
             level += (slope * (start + burst).min(AHEAD_MAX)).min(level * AHEAD_PART);
         }
-        let delay = goal.scale_down_delay.as_secs_f64();
+        let delay = goal.scale_down_delay.as_secs_f64().max(stable * DELAY_LEAST);
         self.loads.add(goal.metric, sight.now, level, delay);
 
         // Never below what the load of this moment needs, whatever the plan.
-        let mut wanted = per_replica.replicas(level).max(per_replica.needed(load.max(quick)));
+        let mut wanted = per_replica.replicas(level).max(per_replica.needed(load.max(surely)));
         if sight.by_concurrency && sight.fresh > 0 && sight.qps() <= self.grew_at * (1.0 + TOLERANCE) {
             // Requests pile up until the pods are ready that were ordered for them; that orders no more.
             wanted = wanted.min(held);
@@ -495,7 +493,7 @@ impl Scaler {
     }
 
     /// The least growth from one quarter of a time to the next, per second; 0 where that makes less than this part of the
-    /// load in all of the time. A step, wherever it lies, shows in two of the three at most.
+    /// load in all of the time, or where it is uneven: a step shows in one or two of the three.
     fn growth(&self, sight: &Sight, time: f64, least_part: f64) -> f64 {
         let quarter = time / 4.0;
         let part = |ago: f64| {
@@ -507,7 +505,8 @@ impl Scaler {
             return 0.0;
         };
         let least = (second - first).min(third - second).min(last - third);
-        if least * 4.0 > least_part * last {
+        let even = least * 3.0 > (last - first) * EVEN;
+        if even && least * 4.0 > least_part * last {
             least / quarter
         } else {
             0.0
@@ -659,10 +658,22 @@ impl Sight {
         load.unwrap_or(0.0)
     }
 
-    /// The load that few seconds surely show.
-    fn quick(&self) -> f64 {
-        let sure = |sums: &Sums| surely(sums, Some(self.load(sums)));
-        sure(&self.newest).max(sure(&self.burst))
+    /// The least load that the newest look or the burst window can stand for.
+    fn surely(&self) -> f64 {
+        [&self.newest, &self.burst]
+            .map(|sums| surely(sums, Some(self.load(sums))))
+            .into_iter()
+            .fold(0.0, f64::max)
+    }
+
+    /// The load of the newest look or the burst window, where it is surely above that of the stable window.
+    fn risen(&self) -> Option<f64> {
+        let least = self.load(&self.stable) * (1.0 + TOLERANCE);
+        let risen = [&self.newest, &self.burst].into_iter().filter_map(|sums| {
+            let load = self.load(sums);
+            (surely(sums, Some(load)) > least).then_some(load)
+        });
+        risen.max_by(f64::total_cmp)
     }
 
     /// Requests per second of the burst window.

@@ -280,7 +280,7 @@ fn a_burst_is_answered_at_the_first_look_that_shows_it() {
         world.scaler.look(world.look());
         let decision = world.decide();
         assert_eq!(decision.reason, Reason::Burst);
-        assert!((34..=37).contains(&decision.replicas), "{interval}: {}", decision.why);
+        assert!((37..=39).contains(&decision.replicas), "{interval}: {}", decision.why);
         assert!(decision.in_change);
     }
 }
@@ -417,7 +417,8 @@ fn scale_down_waits_for_the_delay_and_takes_the_highest_of_it() {
     // Some of the load comes back for a minute, and counts from then on.
     world.follow(60, |_| 1_000.0);
     let decision = world.follow(120, |_| 300.0);
-    assert_eq!(decision.replicas, 13, "{}", decision.why);
+    // A tenth more than that would need them all.
+    assert_eq!(decision.replicas, 14, "{}", decision.why);
     let decision = world.follow(400, |_| 300.0);
     // Four would do, but not for a tenth more.
     assert_eq!(decision.replicas, 5, "{}", decision.why);
