@@ -5,12 +5,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::simulate::Peer;
+
 const EXAMPLES: &str = "\
 Examples:
   kubectl flywheel status                                what there is in the namespace
   kubectl flywheel progress intent --watch               a training until its end
   kubectl flywheel logs intent -f                        its log, over restarts
   kubectl flywheel predict intent \"turn the lights off\"  ask a service
+  kubectl flywheel simulate --trace spikes               how a service would scale
 
 Exit codes: 0 done, 1 the command could not be carried out, 2 wrong command line, 3 the TrainingJob failed (progress).";
 
@@ -103,11 +106,64 @@ pub(crate) enum Command {
         #[arg(value_name = "KIND/NAME", value_parser = object)]
         object: Option<Object>,
     },
+    /// How many replicas a service would have: a trace of requests against a simulated service, sized by the operator's own
+    /// policy, and beside it by Knative's and Kubernetes' autoscalers.
+    ///
+    /// Asks no cluster. docs/scaling.md describes what is simulated.
+    #[command(after_help = "Examples:
+  kubectl flywheel simulate                                  all traces that come with the plugin
+  kubectl flywheel simulate --trace spikes --timeline        each change of one of them, and why
+  kubectl flywheel simulate --trace monday.csv -f service.yaml --capacity 240 --start 45
+  kubectl flywheel simulate --trace step -o json | jq '.[].runs[].replicaHours'
+
+A trace is a CSV file with the header `seconds,qps` or `seconds,qps,silent`; a row holds until the next one, the last row
+says when the trace ends, and 1 under silent means that no pod answers who asks for its counters.")]
+    Simulate(Simulate),
     /// The plugin's version, and the installed operator's image where it can be read.
     #[command(after_help = "Examples:
   kubectl flywheel version
   kubectl flywheel version -n flywheel-system     with rights in the operator's namespace only")]
     Version,
+}
+
+/// What to simulate.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Simulate {
+    /// A trace that comes with the plugin (step, ramp, sine-day, spikes, noise, gap, slow-start) or a CSV file, as often as
+    /// you like; without it all that come with the plugin.
+    #[arg(long = "trace", value_name = "NAME|FILE")]
+    pub(crate) traces: Vec<String>,
+    /// An InferenceService whose scaling, objectives and server settings are taken; without it 1 to 100 replicas, defaults and
+    /// a learned target.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) filename: Option<PathBuf>,
+    /// Requests per second that one replica computes.
+    #[arg(long, value_name = "QPS", default_value_t = 100.0, value_parser = above_zero)]
+    pub(crate) capacity: f64,
+    /// Seconds that a pod needs from its creation until it gets requests. Without it 30, and 120 in slow-start.
+    #[arg(long, value_name = "SECONDS", value_parser = above_zero)]
+    pub(crate) start: Option<f64>,
+    /// Scale-down delay instead of the service's: 300 s are the HorizontalPodAutoscaler's, 0 s Knative's.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub(crate) scale_down_delay: Option<u64>,
+    /// Autoscalers to compare with.
+    #[arg(long = "peer", value_enum, value_delimiter = ',', default_value = "kpa,hpa")]
+    pub(crate) peers: Vec<Peer>,
+    /// Same seed, same requests.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Each change of the size, and why.
+    #[arg(long)]
+    pub(crate) timeline: bool,
+    /// json: one array; its fields are in docs/cli.md.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+/// A number above zero that a simulation can carry.
+fn above_zero(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| (0.001..=1e6).contains(number));
+    number.ok_or_else(|| "a number from 0.001 to 1000000".to_owned())
 }
 
 /// How to print.

@@ -133,6 +133,9 @@ pub enum Error {
         /// What went wrong.
         why: String,
     },
+    /// What is to be simulated cannot be read.
+    #[error("{0}")]
+    Simulation(String),
     /// What was asked could not be printed.
     #[error("output: {0}")]
     Output(#[from] std::io::Error),

@@ -1,6 +1,6 @@
 //! The kubectl plugin `kubectl-flywheel`: what a user sees of Flywheel's objects, read with the user's own rights.
 //!
-//! It only reads: objects and logs through the API server, and pods by port-forward through the API server. What comes
+//! It only reads (and `simulate` asks no cluster at all): objects and logs through the API server, and pods by port-forward through the API server. What comes
 //! back is untrusted: bounded in time and size, and without control characters on the terminal (logs alone are passed on
 //! as they are). It must not change anything and must not link libtorch.
 
@@ -11,6 +11,7 @@ mod forward;
 mod logs;
 mod predict;
 mod progress;
+mod simulate;
 mod status;
 mod text;
 mod training;
@@ -63,6 +64,10 @@ pub async fn run(line: CommandLine, out: &mut dyn Write, terminal: bool) -> Resu
                 None => status::all(&cluster, now).await?,
             };
             out.write_all(screen.as_bytes())?;
+            Ok(Outcome::Done)
+        }
+        Command::Simulate(simulate) => {
+            simulate::run(&simulate.plan()?, out)?;
             Ok(Outcome::Done)
         }
         Command::Version => {
