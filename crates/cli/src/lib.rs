@@ -1,8 +1,8 @@
 //! The kubectl plugin `kubectl-flywheel`: what a user sees of Flywheel's objects, read with the user's own rights.
 //!
-//! It only reads (and `simulate` asks no cluster at all): objects and logs through the API server, and pods by port-forward through the API server. What comes
-//! back is untrusted: bounded in time and size, and without control characters on the terminal (logs alone are passed on
-//! as they are). It must not change anything and must not link libtorch.
+//! It only reads: objects and logs through the API server, and pods by port-forward through the API server; `simulate` asks
+//! no cluster. What comes back is untrusted: bounded in time and size, and without control characters on the terminal (logs
+//! alone are passed on as they are). It must not change anything and must not link libtorch.
 
 mod arguments;
 mod cluster;

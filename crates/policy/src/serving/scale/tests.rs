@@ -190,6 +190,19 @@ fn before_and_without_answers_the_size_stays() {
 }
 
 #[test]
+fn a_look_that_asks_nobody_orders_nothing() {
+    let mut world = World::new(goal(1, 50), 4);
+    world.watch(100, |_| 250.0);
+    let more = world.watch(2, |_| 2_000.0).replicas;
+    assert!(more > 4);
+    for pod in &mut world.pods {
+        pod.asked = false;
+    }
+    let decision = world.watch(2, |_| 2_000.0);
+    assert_eq!((decision.replicas, decision.reason), (4, Reason::NoData));
+}
+
+#[test]
 fn looks_that_stop_leave_the_size_and_the_counters_bridge_the_gap() {
     let mut world = World::new(goal(1, 50), 8);
     world.follow(400, |_| 600.0);
@@ -203,6 +216,7 @@ fn looks_that_stop_leave_the_size_and_the_counters_bridge_the_gap() {
         "{}",
         decision.why
     );
+    assert!(decision.why.contains("300 s old"), "{}", decision.why);
     // The first look afterwards tells what came in between.
     let decision = world.follow(2, |_| 600.0);
     assert_eq!(decision.reason, Reason::Steady, "{}", decision.why);
@@ -283,6 +297,36 @@ fn a_burst_is_answered_at_the_first_look_that_shows_it() {
         assert!((37..=39).contains(&decision.replicas), "{interval}: {}", decision.why);
         assert!(decision.in_change);
     }
+}
+
+#[test]
+fn a_burst_holds_the_size_for_a_stable_window() {
+    let mut world = World::new(goal(1, 60), 3);
+    world.goal.scale_down_delay = Duration::ZERO;
+    world.follow(120, |_| 150.0);
+    world.follow(6, |_| 1_500.0);
+    let size = world.wanted;
+    assert!(size >= 18, "{size}");
+    let decision = world.follow(56, |_| 150.0);
+    assert_eq!(
+        (decision.replicas, decision.reason),
+        (size, Reason::Waits),
+        "{}",
+        decision.why
+    );
+    let decision = world.follow(40, |_| 150.0);
+    assert!(decision.replicas < size, "{}", decision.why);
+}
+
+#[test]
+fn what_the_newest_look_surely_shows_is_carried_at_once() {
+    let mut world = World::new(goal(1, 60), 20);
+    world.goal.target_per_replica = Some(70.0);
+    let decision = world.watch(120, |_| 1_390.0);
+    assert_eq!(decision.replicas, 20, "{}", decision.why);
+    // A fifteenth more is no burst, and hardly shows in the stable window; 20 are too few for it.
+    let decision = world.watch(2, |_| 1_500.0);
+    assert_eq!(decision.replicas, 21, "{}", decision.why);
 }
 
 #[test]
@@ -482,6 +526,20 @@ fn a_ramp_is_ordered_ahead_by_the_time_that_pods_need() {
 }
 
 #[test]
+fn a_step_is_no_growth_wherever_it_lies() {
+    let mut world = World::new(goal(1, 100), 38);
+    world.follow(120, |_| 300.0);
+    // In the middle between two looks, so that half of it shows in the first.
+    world.run(1.0, 300.0);
+    world.run(1.0, 3_000.0);
+    world.scaler.look(world.look());
+    for _ in 0..30 {
+        let decision = world.watch(2, |_| 3_000.0);
+        assert!(decision.replicas <= 38, "{} s: {}", world.now, decision.why);
+    }
+}
+
+#[test]
 fn latency_that_busy_workers_explain_adds_a_replica_and_bounds_the_capacity() {
     let mut world = World::new(goal(1, 100), 10);
     world.follow(60, |_| 750.0);
@@ -559,6 +617,15 @@ fn what_an_idle_server_shows_does_not_order_more_than_four_times_the_pods() {
     // The next looks show what busy workers do.
     let decision = world.watch(20, |_| 3_000.0);
     assert!(decision.replicas <= 4, "{}", decision.why);
+}
+
+#[test]
+fn small_batches_of_an_idle_server_do_not_unlearn_what_was_seen_under_load() {
+    let mut world = World::new(goal(1, 100), 10);
+    world.watch(120, |_| 800.0);
+    world.throughput = 20.0;
+    let decision = world.watch(600, |_| 40.0);
+    assert!(decision.figures.capacity.unwrap() > 85.0, "{:?}", decision.figures);
 }
 
 #[test]
@@ -648,24 +715,25 @@ fn noise_of_a_tenth_turns_the_size_at_most_once_in_five_minutes() {
 }
 
 #[test]
-fn a_look_taken_twice_changes_nothing() {
+fn a_look_taken_twice_or_too_late_changes_nothing() {
     let mut world = World::new(goal(1, 100), 10);
     world.follow(100, |t| 300.0 + t * 3.0);
     let mut twice = world.scaler.clone();
+    let older = world.look();
     world.run(2.0, 900.0);
     let look = world.look();
     world.scaler.look(look.clone());
-    for _ in 0..5 {
+    for look in [&look, &look, &older, &look] {
         twice.look(look.clone());
     }
-    let mut older = look;
-    older.at = at(world.now - 1.0);
-    twice.look(older);
-    let now = at(world.now);
-    assert_eq!(
-        twice.decide(&world.goal, world.wanted, now),
-        world.scaler.decide(&world.goal, world.wanted, now)
-    );
+    for _ in 0..3 {
+        let now = at(world.now);
+        let decision = world.scaler.decide(&world.goal, world.wanted, now);
+        assert_eq!(twice.decide(&world.goal, world.wanted, now), decision);
+        world.run(2.0, 900.0);
+        world.scaler.look(world.look());
+        twice.look(world.look());
+    }
 }
 
 #[test]
