@@ -10,6 +10,8 @@ use flywheel_contract::serving::Assignment;
 #[derive(Debug, Default)]
 pub struct AssignmentMemo {
     services: Mutex<HashMap<String, Known>>,
+    /// Names of the pods that were asked last.
+    asked: Mutex<HashMap<String, Vec<String>>>,
 }
 
 #[derive(Debug)]
@@ -59,14 +61,30 @@ impl AssignmentMemo {
         known.looks
     }
 
+    fn asked(&self) -> MutexGuard<'_, HashMap<String, Vec<String>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there are other pods than those that were asked last, what they compute in being another matter then.
+    pub(crate) fn others(&self, uid: &str, pods: &[String]) -> bool {
+        self.asked().get(uid).is_none_or(|asked| asked != pods)
+    }
+
+    /// Notes that these were asked.
+    pub(crate) fn note_asked(&self, uid: &str, pods: Vec<String>) {
+        self.asked().insert(uid.to_owned(), pods);
+    }
+
     /// Forgets all other services.
     pub fn retain(&self, alive: &HashSet<String>) {
         self.services().retain(|uid, _| alive.contains(uid));
+        self.asked().retain(|uid, _| alive.contains(uid));
     }
 
     /// Forgets a service.
     pub fn forget(&self, uid: &str) {
         self.services().remove(uid);
+        self.asked().remove(uid);
     }
 }
 

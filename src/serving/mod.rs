@@ -154,7 +154,7 @@ fn wanted(service: &InferenceService, observed: &Observed, intent: &Intent) -> (
         name: spec.model_version.clone(),
         artifact: artifact.clone(),
     });
-    let mut others = Vec::new();
+    let (mut others, mut mirror, mut beside) = (Vec::new(), spec.mirrored(), None);
     for other in &observed.others {
         let mirrored = spec
             .mirror
@@ -170,6 +170,12 @@ fn wanted(service: &InferenceService, observed: &Observed, intent: &Intent) -> (
                 name: other.name.clone(),
                 artifact: artifact.clone(),
             }),
+            // Copies keep nobody from an answer.
+            (Intent::Serve, None) if mirrored => mirror = None,
+            (Intent::Hold(hold), _) if mirrored => {
+                mirror = None;
+                beside = Some(Hold { unfit: false, ..hold });
+            }
             (Intent::Serve, None) => return (None, None),
             (Intent::Hold(hold), _) => {
                 // It says nothing against the pods, which answer with another one.
@@ -182,11 +188,11 @@ fn wanted(service: &InferenceService, observed: &Observed, intent: &Intent) -> (
     let wanted = Wanted {
         others,
         shares: shares.map(|(name, percent)| (name.to_owned(), percent)).collect(),
-        mirror: spec.mirrored(),
+        mirror,
         salt: service.uid().unwrap_or_default(),
         ..only
     };
-    (Some(wanted), None)
+    (Some(wanted), beside)
 }
 
 /// Which versions the pods are to hold, from what they say where that matters; and notes what each answers with.
@@ -200,8 +206,13 @@ async fn versions(
     let present = observed.assignment.as_ref();
     let settled = present.is_some_and(|present| context.assignments.settled(&uid, present));
     let must = must_ask(wanted, present, settled);
-    if must || present.is_some_and(|present| report::precision_is_unknown(service, &present.serve)) {
+    let ready = observed.pods.iter().filter(|pod| pod.stage == Stage::Ready);
+    let ready: Vec<String> = ready.map(|pod| pod.name.clone()).collect();
+    let unknown = present.is_some_and(|present| report::precision_is_unknown(service, &present.serve));
+    // Pods of another template may compute in another format.
+    if must || unknown || context.assignments.others(&uid, &ready) {
         observed.says = ask(observed, context).await;
+        context.assignments.note_asked(&uid, ready);
     }
     for pod in observed.pods.iter_mut().filter(|pod| pod.stage == Stage::Ready) {
         pod.version = if must {

@@ -805,6 +805,46 @@ async fn an_experiment_runs_in_the_pods_as_they_are() {
 }
 
 #[tokio::test]
+async fn the_status_tells_the_format_of_the_pods_that_answer_now() {
+    let world = World::serving().await;
+    let operator = Arc::new(world.context());
+    world.reconcile_by(Arc::clone(&operator)).await;
+    let precision = || {
+        let traffic = world.service().status.unwrap().traffic;
+        traffic[0].precision
+    };
+    assert_eq!(precision(), Some(flywheel_contract::scalar::Precision::BFloat16));
+    // Others take their place, as after a change of `server.precision`.
+    for (old, new) in [("a", "c"), ("b", "d")] {
+        world.remove(&format!("{PODS}{old}"));
+        world.pod(new, "intent-v1", true);
+        let mut says = stats(u64::MAX, "intent-v1", &[("intent-v1", "Ready")]);
+        says["versions"][0]["precision"] = json!("Int8");
+        world.say(new, says);
+    }
+    let mut context = world.context();
+    context.assignments = Arc::into_inner(operator).unwrap().assignments;
+    world.reconcile_by(Arc::new(context)).await;
+    assert_eq!(precision(), Some(flywheel_contract::scalar::Precision::Int8));
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_not_there_keeps_nobody_from_another_version() {
+    let world = World::serving().await;
+    world.version("intent-v2", "intent", Some("True"));
+    world.spec(json!({"modelVersion": "intent-v2", "mirror": {"modelVersion": "nowhere", "percent": 10}}));
+    world.reconcile().await;
+    let both = stats(u64::MAX, "intent-v1", &[("intent-v1", "Ready"), ("intent-v2", "Ready")]);
+    world.say("a", both.clone());
+    world.say("b", both);
+    world.reconcile().await;
+    assert_eq!(world.assigned(), ["intent-v2"]);
+    let (_, reason, message) = world.ready();
+    assert_eq!(reason, "ModelVersionNotFound");
+    assert!(message.contains("mirror.modelVersion"), "{message}");
+}
+
+#[tokio::test]
 async fn a_pod_that_says_nothing_holds_an_update_and_is_named() {
     let world = World::serving().await;
     world

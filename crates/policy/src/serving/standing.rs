@@ -202,6 +202,7 @@ fn version(progress: Option<&Progress>) -> Option<(Standing, &'static str, Strin
             format!("the pods have {version} and change over to it{}", unread(silent)),
         ),
         Progress::Failed {
+            field,
             version,
             serving,
             pod,
@@ -214,10 +215,18 @@ fn version(progress: Option<&Progress>) -> Option<(Standing, &'static str, Strin
             },
             reasons::VERSION_LOAD_FAILED,
             format!(
-                "pod {pod} cannot load {version} ({}: {}), so the pods go on to answer with {serving}. Set modelVersion to \
-                 another version, or back to {serving}",
+                "pod {pod} cannot load {version} ({}: {}), so the pods go on to answer with {serving}. {}",
                 failure.reason.as_str(),
-                cut_words(failure.message.trim_end_matches('.'), WORDS_MAX)
+                cut_words(failure.message.trim_end_matches('.'), WORDS_MAX),
+                match *field {
+                    "modelVersion" => format!(
+                        "Set modelVersion to another version, or back to {serving}; a version that was mended is loaded when \
+                         modelVersion is set to it again"
+                    ),
+                    field => format!(
+                        "Correct {field}, or take it out; a version that was mended is loaded when it is named again"
+                    ),
+                }
             ),
         ),
     })
@@ -388,6 +397,7 @@ mod tests {
 
     fn failed(reason: FailureReason) -> Progress {
         Progress::Failed {
+            field: "modelVersion",
             version: "v2".to_owned(),
             serving: "v1".to_owned(),
             pod: "a".to_owned(),

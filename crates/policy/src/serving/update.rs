@@ -38,6 +38,19 @@ impl Wanted {
         }
     }
 
+    /// The same without copies, and their version.
+    fn without_copies(&self) -> Option<(Self, &Mirror, &ServedVersion)> {
+        let mirror = self.mirror.as_ref()?;
+        let version = self.others.iter().find(|other| other.name == mirror.version)?;
+        let others = self.others.iter().filter(|other| *other != version);
+        let without = Self {
+            others: others.cloned().collect(),
+            mirror: None,
+            ..self.clone()
+        };
+        Some((without, mirror, version))
+    }
+
     /// What the assignment is to be once all pods have the versions.
     fn content(&self, present: Option<&Assignment>) -> Content {
         let before = present.and_then(|a| a.split.as_ref());
@@ -200,6 +213,8 @@ pub enum Progress {
     },
     /// A pod cannot load `version`; `serving` goes on to answer.
     Failed {
+        /// The field of the spec that names the version.
+        field: &'static str,
         /// The version.
         version: String,
         /// The one that answers.
@@ -240,8 +255,63 @@ pub fn must_ask(wanted: Option<&Wanted>, present: Option<&Assignment>, settled: 
 
 /// The next assignment. `wanted`: what is to be served, where it can be. `pods`: those that answer. `None` where there is
 /// nothing to serve yet.
+///
+/// Copies keep nobody from an answer: the versions that answer change as if there were none, and the version that gets
+/// copies comes when they have.
 #[must_use]
 pub fn update(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[PodSays]) -> Option<Update> {
+    let Some((without, mirror, version)) = wanted.and_then(Wanted::without_copies) else {
+        return answering(wanted, present, pods);
+    };
+    let now = present.map(Content::of);
+    let apart = present.map(|assignment| {
+        let mut now = Content::of(assignment);
+        now.mirror = None;
+        let only_copied = !now.clone().in_use().versions.contains(version);
+        now.versions.retain(|held| held != version || !only_copied);
+        now.assigned(assignment.generation)
+    });
+    let Update { mut content, progress } = answering(Some(&without), apart.as_ref(), pods)?;
+    let held = now.as_ref().is_some_and(|now| now.versions.contains(version));
+    let waits = matches!(progress, Progress::Loading { .. } | Progress::Failed { .. });
+    // Not loaded beside what comes first, but not let go for it either.
+    if (held || !waits) && !content.versions.contains(version) {
+        content.versions.push(version.clone());
+    }
+    if waits {
+        return Some(Update { content, progress });
+    }
+    let copies = now.as_ref().is_some_and(|now| now.mirror.as_ref() == Some(mirror)) && held;
+    if copies || pods.iter().all(|pod| pod.holds(version)) {
+        content.mirror = Some(mirror.clone());
+    }
+    let generation = present.map_or(0, |assignment| assignment.generation);
+    let failed = pods
+        .iter()
+        .filter(|_| held)
+        .find_map(|pod| Some((pod, pod.failure(version, generation)?)));
+    let progress = match (progress, failed) {
+        (Progress::Settled, Some((pod, failure))) => Progress::Failed {
+            field: "mirror.modelVersion",
+            version: version.name.clone(),
+            serving: content.serve.clone(),
+            pod: pod.name.clone(),
+            failure: failure.clone(),
+        },
+        (Progress::Settled, None) if content.mirror.is_none() => Progress::Loading {
+            version: version.name.clone(),
+            serving: content.serve.clone(),
+            silent: silent(pods),
+        },
+        (Progress::Settled, None) if now.as_ref() == Some(&content) => changing(&content, pods, generation),
+        (Progress::Settled, None) => changing(&content, pods, u64::MAX),
+        (progress, _) => progress,
+    };
+    Some(Update { content, progress })
+}
+
+/// The next assignment of what answers.
+fn answering(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[PodSays]) -> Option<Update> {
     let Some(assignment) = present.filter(|a| a.serving().is_some()) else {
         let content = wanted?.content(None);
         let progress = changing(&content, pods, u64::MAX);
@@ -286,6 +356,11 @@ pub fn update(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[Pod
         .find(|version| !pods.iter().all(|pod| pod.holds(version)));
     let progress = match failed {
         Some((version, (pod, failure))) => Progress::Failed {
+            field: if *version == wanted.serve {
+                "modelVersion"
+            } else {
+                "experiment.variants"
+            },
             version: version.name.clone(),
             serving: now.serve.clone(),
             pod,
@@ -297,7 +372,7 @@ pub fn update(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[Pod
             silent: silent(pods),
         },
     };
-    // Copies wait: their version would need room as well.
+    // Copies to a version that is not wanted any more end.
     let mut content = Content { mirror: None, ..now }.in_use();
     for version in next.versions {
         if !content.versions.contains(&version) {
@@ -585,6 +660,7 @@ mod tests {
             (FailureReason::StorageUnavailable, false),
         ] {
             let progress = Progress::Failed {
+                field: "modelVersion",
                 version: "v2".to_owned(),
                 serving: "v1".to_owned(),
                 pod: "a".to_owned(),
@@ -612,6 +688,72 @@ mod tests {
         }
     }
 
+    #[test]
+    fn copies_keep_nobody_from_an_answer() {
+        use LoadState::{Failed, Loading, Ready};
+        let wanted = |serve: &str| Wanted {
+            serve: version(serve),
+            ..experiment(&[], Some("m"))
+        };
+        // Copies wait for the version that answers.
+        let present = assigned(1, &["v1"]);
+        let first = update(
+            Some(&wanted("v2")),
+            Some(&present),
+            &[pod("a", 1, "v1", &[("v1", Ready)])],
+        )
+        .unwrap();
+        assert_eq!(names(&first), ["v1", "v2"]);
+        let both = [pod("a", 1, "v1", &[("v1", Ready), ("v2", Ready)])];
+        let second = update(Some(&wanted("v2")), Some(&assigned_as(2, &first)), &both).unwrap();
+        assert_eq!(
+            (names(&second), second.content.mirror.is_none()),
+            (vec!["v2", "m"], true)
+        );
+        // They cannot be made, or not yet: it is told, and the version before comes back all the same.
+        let present = assigned_as(3, &second);
+        for (state, told) in [(Failed, "failed"), (Loading, "loading")] {
+            let pods = [pod("a", 3, "v2", &[("v2", Ready), ("m", state)])];
+            let stays = update(Some(&wanted("v2")), Some(&present), &pods).unwrap();
+            assert_eq!((&stays.content, word(&stays.progress)), (&second.content, told));
+            let back = update(Some(&wanted("v1")), Some(&present), &pods).unwrap();
+            assert_eq!((names(&back), word(&back.progress)), (vec!["v2", "v1", "m"], "loading"));
+            let pods = [pod("a", 4, "v2", &[("v2", Ready), ("v1", Ready), ("m", state)])];
+            let over = update(Some(&wanted("v1")), Some(&assigned_as(4, &back)), &pods).unwrap();
+            assert_eq!((names(&over), word(&over.progress)), (vec!["v1", "m"], "switching"));
+        }
+        // All have it: copies are made, and go on while a pod that came later still loads it.
+        let pods = [pod("a", 3, "v2", &[("v2", Ready), ("m", Ready)])];
+        let copying = update(Some(&wanted("v2")), Some(&present), &pods).unwrap();
+        assert_eq!(
+            (copying.content.mirror.as_ref(), word(&copying.progress)),
+            (wanted("v2").mirror.as_ref(), "switching")
+        );
+        let present = assigned_as(4, &copying);
+        let later = [
+            pod("a", 4, "v2", &[("v2", Ready), ("m", Ready)]),
+            pod("b", 4, "v2", &[("v2", Ready), ("m", Loading)]),
+        ];
+        assert_eq!(
+            update(Some(&wanted("v2")), Some(&present), &later).unwrap().content,
+            copying.content
+        );
+        let settled = update(Some(&wanted("v2")), Some(&present), &later[..1]).unwrap();
+        assert_eq!(
+            (settled.content, settled.progress),
+            (copying.content, Progress::Settled)
+        );
+    }
+
+    fn names(update: &Update) -> Vec<&str> {
+        update
+            .content
+            .versions
+            .iter()
+            .map(|version| version.name.as_str())
+            .collect()
+    }
+
     fn assigned_as(generation: u64, update: &Update) -> Assignment {
         update.content.clone().assigned(generation)
     }
@@ -624,24 +766,32 @@ mod tests {
         let loading = update(Some(&wanted), Some(&present), &[pod("a", 1, "v1", &[("v1", Ready)])]).unwrap();
         assert_eq!(word(&loading.progress), "loading");
         assert_eq!((&loading.content.split, &loading.content.mirror), (&None, &None));
-        assert_eq!(loading.content.versions.len(), 3);
+        assert_eq!(names(&loading), ["v1", "v2"], "copies wait");
 
         let present = assigned_as(2, &loading);
-        let partly = pod("a", 2, "v1", &[("v1", Ready), ("v2", Ready), ("v3", Loading)]);
+        let partly = pod("a", 2, "v1", &[("v1", Ready), ("v2", Loading)]);
         let still = update(Some(&wanted), Some(&present), &[partly]).unwrap();
         assert_eq!((&still.content, word(&still.progress)), (&loading.content, "loading"));
-        let all = [pod("a", 2, "v1", &[("v1", Ready), ("v2", Ready), ("v3", Ready)])];
-        let begun = update(Some(&wanted), Some(&present), &all).unwrap();
-        assert_eq!(word(&begun.progress), "switching");
-        let split = begun.content.split.clone().unwrap();
+        let all = [pod("a", 2, "v1", &[("v1", Ready), ("v2", Ready)])];
+        let divided = update(Some(&wanted), Some(&present), &all).unwrap();
+        assert_eq!(
+            (word(&divided.progress), names(&divided)),
+            ("switching", vec!["v1", "v2", "v3"])
+        );
+        let split = divided.content.split.clone().unwrap();
         assert_eq!([split.buckets("v1"), split.buckets("v2")], [5000, 5000]);
-        assert_eq!(begun.content.mirror, wanted.mirror);
+        let all = [pod("a", 3, "v1", &[("v1", Ready), ("v2", Ready), ("v3", Ready)])];
+        let begun = update(Some(&wanted), Some(&assigned_as(3, &divided)), &all).unwrap();
+        assert_eq!(
+            (&begun.content.mirror, &begun.content.split),
+            (&wanted.mirror, &divided.content.split)
+        );
 
-        let running = assigned_as(3, &begun);
+        let running = assigned_as(4, &begun);
         assert!(!must_ask(Some(&wanted), Some(&running), true));
         let behind = update(Some(&wanted), Some(&running), &all).unwrap();
         assert_eq!(word(&behind.progress), "switching", "it has not heard of it");
-        let all = [pod("a", 3, "v1", &[("v1", Ready), ("v2", Ready), ("v3", Ready)])];
+        let all = [pod("a", 4, "v1", &[("v1", Ready), ("v2", Ready), ("v3", Ready)])];
         let settled = update(Some(&wanted), Some(&running), &all).unwrap();
         assert_eq!(
             (&settled.content, settled.progress),
