@@ -372,13 +372,16 @@ impl Scaler {
         let in_burst = sight.now < self.burst_until;
         let mut level = sight.risen().unwrap_or(load);
         let slope = self.slope(sight);
+        let mut comes = format!("{} come", sight.words(level));
         if slope > 0.0 {
             let start = sight
                 .figures
                 .start_time
                 .map_or(START_UNKNOWN, |start| start.as_secs_f64());
             level = level.max(sight.load(&sight.burst));
+            comes = format!("{} come", sight.words(level));
             level += (slope * (start + burst).min(AHEAD_MAX)).min(level * AHEAD_PART);
+            comes += &format!(", growing to {} until pods have started", figure(level));
         }
         let delay = goal.scale_down_delay.as_secs_f64().max(stable * DELAY_LEAST);
         self.loads.add(goal.metric, sight.now, level, delay);
@@ -389,8 +392,8 @@ impl Scaler {
             // Requests pile up until the pods are ready that were ordered for them; that orders no more.
             wanted = wanted.min(held);
         }
-        let (comes, carries) = (sight.words(level), figure(per_replica.planned(wanted)));
-        let sum = format!("{comes} come, one replica is to carry {carries}: {wanted} wanted");
+        let carries = figure(per_replica.planned(wanted));
+        let sum = format!("{comes}, one replica is to carry {carries}: {wanted} wanted");
         let spare = sight.overdue.min(wanted.div_ceil(OVERDUE_PART));
         if wanted > held {
             let reason = if in_burst { Reason::Burst } else { Reason::LoadRose };
@@ -422,7 +425,7 @@ impl Scaler {
         if fits(peak * (1.0 + TOLERANCE)) < held && seen_enough && step_over && !in_burst {
             let down = fits(peak).max(held.div_ceil(SHRINK_PARTS));
             let why = format!(
-                "at most {} came within the scale-down delay of {delay} s: {down} are enough",
+                "at most {} came or were expected within the scale-down delay of {delay} s: {down} are enough",
                 sight.words(peak)
             );
             return Verdict::hold(down, Reason::LoadFell, why);
@@ -444,7 +447,7 @@ impl Scaler {
                 )
             } else if seen_enough {
                 format!(
-                    "the scale-down delay of {delay} s is not over, within which {} came",
+                    "the scale-down delay of {delay} s is not over, within which {} came or were expected",
                     sight.words(peak)
                 )
             } else {
