@@ -53,16 +53,14 @@ beside() { # functions: at once, since each waits for most of its time; the word
 }
 # One selection of packages for all, so that dependencies are built with one set of features.
 units() { test_with --workspace --lib --bins; }
-learning() { test_with --workspace --test training --test resume --test together --test parity; }
-answering() {
-  test_with --workspace --test bad_input --test requests --test exchange --test hostile --test open_inference --test http2 \
-    --test clients --test program --test commands --test store --test sets --test artifact
+# What computes, in one lane: trainings with threads of their own slow each other down by far more than their number.
+learning() {
+  test_with --workspace --test training --test resume --test together --test bad_input --test requests --test exchange --test hostile \
+    --test open_inference --test http2 --test clients --test program --test commands --test store --test sets --test artifact --test parity
 }
-# What waits: for limits to pass, for other programs.
-tracking() { test_with --workspace --test tracking; }
-waiting() {
+waiting() { # what waits: for limits to pass, for other programs
   local code=0
-  test_with --workspace --test several --test minio || code=$?
+  test_with --workspace --test tracking --test several --test minio || code=$?
   FENCE_TRIALS=${ALL:+1000} test_with --workspace --lib -- --ignored --nocapture minio || code=$?
   return $code
 }
@@ -83,7 +81,7 @@ variables=$("$bin/flywheel-localcluster" env) || exit 1
 eval "$variables"
 stage "build: tests" test_with --workspace --no-run || exit 1
 stage "unit, property, golden; rules, chart, operator on a real API server" beside units planes || true
-stage "trainer, server, store, data, learn, CLI" beside learning answering tracking waiting fuzzing || true
+stage "trainer, server, store, data, learn, CLI" beside learning waiting fuzzing || true
 stage "install: images, chart" make install || exit 1
 stage "example data" make example-data || exit 1
 stage "end to end with real pods; CRDs" beside end_to_end schemas || true
