@@ -17,7 +17,7 @@ stage() { # name, command…: runs it, keeps its output for the sum, notes time,
   before=$(jiffies)
   "$@" 2>&1 | tee "$log/${#table[@]}.log" || code=$?
   busy=$(echo "$before $(jiffies)" | awk '{print int(100 * ($3 - $1) / ($4 - $2 + 1))}')
-  table+=("$(printf '%-66s %5d s  %3d %% busy   %s' "$name" $((SECONDS - start)) "$busy" "$([ $code = 0 ] && echo ok || echo FAILED)")")
+  table+=("$(printf '%-50s %5d s  %3d %% busy   %s' "$name" $((SECONDS - start)) "$busy" "$([ $code = 0 ] && echo ok || echo FAILED)")")
   [ $code = 0 ] || failed+=("$name")
   return $code
 }
@@ -52,7 +52,6 @@ beside() { # functions: at once, since each waits for most of its time; the word
   return $code
 }
 # One selection of packages for all, so that dependencies are built with one set of features.
-units() { test_with --workspace --lib --bins; }
 # What computes, in one lane: trainings with threads of their own slow each other down by far more than their number.
 learning() {
   test_with --workspace --test training --test resume --test together --test bad_input --test requests --test exchange --test hostile \
@@ -66,9 +65,7 @@ waiting() { # what waits: for limits to pass, for other programs
 }
 # With what the others leave of the processors.
 fuzzing() { FUZZ_SECONDS=60 nice -n 19 scripts/fuzz.sh; }
-# It computes all the time, so pods beside it go first.
-schemas() { renice -n 10 -p $BASHPID >/dev/null; test_with --workspace --test crds; }
-end_to_end() { test_with --workspace --test end_to_end -- --nocapture --test-threads=2; }
+schemas() { test_with --workspace --test crds; }
 faults() { test_with --workspace --test faults -- --nocapture; }
 planes() { test_with --workspace --test house --test chart --test control_plane --test arguments --test process; }
 bin=${CARGO_TARGET_DIR:?run it through make}/ci
@@ -80,11 +77,13 @@ stage "cluster: four nodes" make cluster A100=2 || exit 1
 variables=$("$bin/flywheel-localcluster" env) || exit 1
 eval "$variables"
 stage "build: tests" test_with --workspace --no-run || exit 1
-stage "unit, property, golden; rules, chart, operator on a real API server" beside units planes || true
+stage "unit, property, golden, fake server" test_with --workspace --lib --bins || true
 stage "trainer, server, store, data, learn, CLI" beside learning waiting fuzzing || true
+stage "rules, CRDs, chart, operator on a real API server" beside schemas planes || true
 stage "install: images, chart" make install || exit 1
 stage "example data" make example-data || exit 1
-stage "end to end with real pods; CRDs" beside end_to_end schemas || true
+# Two at a time: most of their time is waiting.
+stage "end to end with real pods" test_with --workspace --test end_to_end -- --nocapture --test-threads=2 || true
 # By itself: what it measures is to be compared with its caps.
 stage "faults with real pods" faults || true
 if [ -n "${ALL:-}" ]; then
