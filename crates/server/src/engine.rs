@@ -45,7 +45,7 @@ impl Engine {
             agreement: version.agreement,
             encoder: version.encoder,
             queue: Arc::new(Queue::new(version.batch_tokens)),
-            pace: Arc::default(),
+            pace: Arc::new(Pace::new(version.batch_tokens)),
             permits: Arc::new(Semaphore::new(most)),
             most,
             timeout: Duration::from_millis(limits.timeout_milliseconds.into()),

@@ -76,10 +76,11 @@ pub(crate) fn start(
             while let Some(batch) = queue.take() {
                 beat.begin();
                 let (texts, begun) = (batch.len(), Instant::now());
+                let tokens = batch.iter().map(|item| item.row.len()).sum();
                 metrics.batch_size.observe(texts as f64);
                 let result = compute(model.as_mut(), batch);
                 let took = begun.elapsed();
-                pace.observe(texts, took);
+                pace.observe(texts, tokens, took);
                 metrics.demand.computed(took);
                 beat.end();
                 if let Err(failure) = result {
