@@ -71,7 +71,8 @@ programs: localcluster ## Kubernetes, etcd, containerd, CoreDNS, MinIO, helm: bu
 # --- our own programs -------------------------------------------------------------------------------------------------
 .PHONY: localcluster
 localcluster: | packages
-	@$(CARGO) build -q --profile $(PROFILE) -p flywheel-localcluster
+	@# Of the workspace, so that its dependencies have the features of every other build and are built once.
+	@$(CARGO) build -q --profile $(PROFILE) --workspace --bin flywheel-localcluster
 
 .PHONY: build
 build: $(TORCH)/build-version ## Operator, trainer, server, localcluster, kubectl plugin
@@ -96,10 +97,14 @@ push: ## Push released images to REGISTRY=... (TAG=; needs skopeo)
 	  skopeo copy oci-archive:$(FLYWHEEL_CACHE)/images/release/$$image.tar docker://$$REGISTRY/flywheel-$$image:$${TAG:-dev}; done
 
 .PHONY: crds
-crds: ## Write crds/, the chart's copies and docs/api.md from crates/api
-	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin crdgen crds
-	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin crdgen charts/flywheel/crds
-	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin apidocs docs/api.md
+crds: generators ## Write crds/, the chart's copies and docs/api.md from crates/api
+	@$(BIN)/crdgen crds
+	@$(BIN)/crdgen charts/flywheel/crds
+	@$(BIN)/apidocs docs/api.md
+
+.PHONY: generators
+generators:
+	@$(CARGO) build -q --profile $(PROFILE) --workspace --bin crdgen --bin apidocs
 
 # --- the local cluster ------------------------------------------------------------------------------------------------
 .PHONY: cluster
@@ -124,12 +129,12 @@ example-data: $(EXAMPLE_PYTHON)/.ready ## The example's data and encoder, into t
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 .PHONY: lint
-lint: $(TORCH)/build-version ## Formatting, clippy with warnings denied, generated files
+lint: $(TORCH)/build-version generators ## Formatting, clippy with warnings denied, generated files
 	@$(CARGO) fmt --all --check
 	@$(WITH_TORCH) $(CARGO) clippy -q --profile $(PROFILE) --workspace --all-targets -- -D warnings
-	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin crdgen -- --check crds
-	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin crdgen -- --check charts/flywheel/crds
-	@$(CARGO) run -q --profile $(PROFILE) -p flywheel-api --bin apidocs -- --check docs/api.md
+	@$(BIN)/crdgen --check crds
+	@$(BIN)/crdgen --check charts/flywheel/crds
+	@$(BIN)/apidocs --check docs/api.md
 
 .PHONY: deny
 deny: ## Licences and sources of dependencies (needs cargo-deny)
@@ -165,7 +170,7 @@ bench-spine: PROFILE := release
 bench-spine: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Accuracy, latencies, weight (ONLY= SEEDS= DATA= MINUTES=)
 	@$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE)
 	@if [[ ",$${ONLY:-accuracy,latency,operator}," == *,latency,* || ",$${ONLY:-accuracy,latency,operator}," == *,operator,* ]]; then \
-	  variables=$$($(LOCALCLUSTER) env) && eval "$$variables"; fi; \
+	  variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && scripts/object-store.sh; fi; \
 	KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" OPERATOR=$(BIN)/flywheel-operator TRAINER=$(BIN)/flywheel-trainer \
 	ENCODER=$(EXAMPLE)/minilm-l6 FLYWHEEL_PYTHON=$(PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/spine.py
 
