@@ -187,6 +187,11 @@ bench-update: build ## Versions exchanged under load on the running cluster: tim
 	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && scripts/object-store.sh && \
 	KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" LOADGEN=$(BIN)/flywheel-loadgen EXAMPLE=$(EXAMPLE) python3 bench/update.py
 
+.PHONY: bench-drain
+bench-drain: build ## What clients notice while pods come, go and are killed on the running cluster (MINUTES=10 RATE=60; needs T4=4, install, example-data)
+	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && scripts/object-store.sh && \
+	KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" LOADGEN=$(BIN)/flywheel-loadgen EXAMPLE=$(EXAMPLE) python3 bench/drain.py
+
 .PHONY: bench-train
 bench-train: PROFILE := release
 bench-train: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## One epoch of banking77, ours beside transformers (DATA= THREADS=1 ONLY= SKIP= DEVICE=cuda)
