@@ -3,8 +3,8 @@
 use flywheel_contract::failure::{Failure, FailureReason};
 use tokio::sync::oneshot;
 
-/// Niceness of a thread that works while requests are answered: a tenth of a worker's share where both want a core.
-const YIELD: i32 = 10;
+/// Niceness of a thread that works while requests are answered: a third of a worker's share where both want a core.
+const YIELD: i32 = 5;
 
 /// Runs it. `yielding`: requests are answered meanwhile and come first. A panic in there is a failure.
 pub(crate) async fn apart<T: Send + 'static>(

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use flywheel_contract::artifact::Manifest;
 use flywheel_contract::failure::{Failure, FailureClass, FailureReason};
-use flywheel_contract::scalar::{Digest, Uri};
+use flywheel_contract::scalar::Digest;
 use flywheel_contract::storage::StorageSettings;
 use flywheel_contract::trainer::ArtifactRef;
-use flywheel_store::{Limits, Purpose, Store};
+use flywheel_store::{Limits, Purpose, Store, check_folder};
 
 use crate::apart::apart;
 
@@ -95,24 +95,8 @@ impl Fetch<'_> {
         if !tokio::fs::try_exists(folder).await.unwrap_or(false) {
             return Ok(None);
         }
-        let local = ArtifactRef {
-            uri: Uri(format!("file://{}", folder.display())),
-            digest: self.artifact.digest.clone(),
-        };
-        let (storage, limits) = (self.storage.clone(), self.limits);
-        let check = move || {
-            // With threads of its own: hashing a hundred megabytes on those of the requests would hold them up.
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|e| Failure::new(FailureReason::InternalError, format!("no runtime: {e}")))?;
-            let store = Store::with_limits(&storage, limits).map_err(|e| e.failure(Purpose::Artifact))?;
-            Ok(runtime.block_on(async {
-                store.verify_artifact(&local).await?;
-                store.manifest(&local).await
-            }))
-        };
-        match apart(self.beside, check).await? {
+        let (at, digest) = (folder.to_owned(), self.artifact.digest.clone());
+        match apart(self.beside, move || Ok(check_folder(&at, &digest))).await? {
             Ok(manifest) => {
                 tracing::info!(folder = %folder.display(), "the artifact is in the cache and right");
                 touch(folder).await;

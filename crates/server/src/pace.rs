@@ -14,6 +14,8 @@ const WAITING: f64 = 0.5;
 const NEWEST: f64 = 0.02;
 /// Weight of the newest batch in how slow the machine is beside that: the last five or so.
 const NEWEST_LEVEL: f64 = 0.2;
+/// Batches that say little yet: a version's first ones wait for kernels to be made and memory to be touched.
+const FIRST: u32 = 5;
 /// Least share of a batch's time that its tokens take: where all batches are alike, the fit says anything.
 const LEAST_FOR_TOKENS: f64 = 0.4;
 
@@ -28,6 +30,8 @@ pub(crate) struct Pace {
 /// Means over batches, the newer the heavier. All 0 before the first.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
+    /// Batches, as far as they matter.
+    batches: u32,
     texts: f64,
     tokens: f64,
     seconds: f64,
@@ -52,13 +56,27 @@ impl Seen {
 
     /// Counts one more batch.
     fn add(&mut self, texts: f64, tokens: f64, seconds: f64) {
+        self.batches = self.batches.saturating_add(1);
+        if self.batches > 1 {
+            let (batch, token) = self.fit();
+            let now = seconds / (batch + token * tokens);
+            self.level += self.weight(NEWEST_LEVEL) * (now - self.level);
+        } else {
+            self.level = 1.0;
+        }
+        let weight = self.weight(NEWEST);
         let (off_tokens, off_seconds) = (tokens - self.tokens, seconds - self.seconds);
-        self.texts += NEWEST * (texts - self.texts);
-        self.tokens += NEWEST * off_tokens;
-        self.seconds += NEWEST * off_seconds;
-        let add = |moment: &mut f64, product: f64| *moment = (1.0 - NEWEST) * (*moment + NEWEST * product);
+        self.texts += weight * (texts - self.texts);
+        self.tokens += weight * off_tokens;
+        self.seconds += weight * off_seconds;
+        let add = |moment: &mut f64, product: f64| *moment = (1.0 - weight) * (*moment + weight * product);
         add(&mut self.variance, off_tokens * off_tokens);
         add(&mut self.covariance, off_tokens * off_seconds);
+    }
+
+    /// Of the batch that is counted: the first ones weigh the same, so that none of them stands for all.
+    fn weight(&self, least: f64) -> f64 {
+        f64::from(self.batches).recip().max(least)
     }
 }
 
@@ -79,27 +97,13 @@ impl Pace {
     /// After a batch of so many texts and tokens, at least 1 of each.
     pub fn observe(&self, texts: usize, tokens: usize, took: Duration) {
         let (texts, tokens, seconds) = (texts.max(1) as f64, tokens.max(1) as f64, took.as_secs_f64());
-        let mut seen = self.seen();
-        if seen.texts == 0.0 {
-            *seen = Seen {
-                texts,
-                tokens,
-                seconds,
-                level: 1.0,
-                ..Seen::default()
-            };
-            return;
-        }
-        let (batch, token) = seen.fit();
-        let expected = batch + token * tokens;
-        seen.level += NEWEST_LEVEL * (seconds / expected - seen.level);
-        seen.add(texts, tokens, seconds);
+        self.seen().add(texts, tokens, seconds);
     }
 
-    /// Texts that may wait or be computed at once so that the last is begun in time; `None` before the first batch.
+    /// Texts that may wait or be computed at once so that the last is begun in time; `None` before some batches.
     pub fn limit(&self, timeout: Duration, workers: usize) -> Option<usize> {
         let seen = *self.seen();
-        if seen.texts == 0.0 {
+        if seen.batches < FIRST {
             return None;
         }
         let (batch, token) = seen.fit();
@@ -168,6 +172,17 @@ mod tests {
         }
         // What part of the 4 ms is the batch's own cannot be known.
         near(pace.limit(SECOND, 1), 125);
+    }
+
+    #[test]
+    fn a_slow_first_batch_refuses_nobody() {
+        let pace = Pace::new(100);
+        pace.observe(1, 10, SECOND / 2);
+        assert_eq!(pace.limit(SECOND, 1), None);
+        for _ in 0..30 {
+            pace.observe(10, 100, takes(100));
+            assert!(pace.limit(SECOND, 1).is_none_or(|limit| limit > 40), "{pace:?}");
+        }
     }
 
     #[test]

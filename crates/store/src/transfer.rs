@@ -1,5 +1,6 @@
 //! Reading and writing single objects: streaming, hashing, bounds, deadlines, tries.
 
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +11,7 @@ use flywheel_contract::scalar::{Digest, Uri};
 use futures::StreamExt;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
 use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::client::{Access, Location};
@@ -590,15 +591,24 @@ pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
     Digest::sha256(&hex::encode(Sha256::digest(bytes)))
 }
 
-pub(crate) async fn hash_file(path: &Path) -> Result<Digest> {
-    let mut file = tokio::fs::File::open(path).await.map_err(disk("read", path))?;
-    let mut hasher = Sha256::new();
+/// Length and digest of a local file, read in large pieces on the thread that calls.
+pub(crate) fn hash_here(path: &Path) -> std::io::Result<Fetched> {
+    let (mut file, mut hasher, mut length) = (std::fs::File::open(path)?, Sha256::new(), 0);
     let mut buffer = vec![0_u8; 1024 * 1024];
     loop {
-        let n = file.read(&mut buffer).await.map_err(disk("read", path))?;
+        let n = file.read(&mut buffer)?;
         if n == 0 {
-            return Ok(Digest::sha256(&hex::encode(hasher.finalize())));
+            let digest = Digest::sha256(&hex::encode(hasher.finalize()));
+            return Ok(Fetched { length, digest });
         }
         hasher.update(buffer.get(..n).unwrap_or_default());
+        length += n as u64;
     }
+}
+
+pub(crate) async fn hash_file(path: &Path) -> Result<Digest> {
+    let here = path.to_owned();
+    let hashed = tokio::task::spawn_blocking(move || hash_here(&here)).await;
+    let hashed = hashed.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+    Ok(hashed.map_err(disk("read", path))?.digest)
 }

@@ -21,7 +21,7 @@ use flywheel_contract::failure::FailureReason;
 use flywheel_contract::scalar::{Digest, Metric, Task, Uri};
 use flywheel_contract::storage::StorageSettings;
 use flywheel_contract::trainer::{ArtifactRef, JobIdentity};
-use flywheel_store::{Created, Limits, Lineage, Purpose, Store, StoreError, describe};
+use flywheel_store::{Created, Limits, Lineage, Purpose, Store, StoreError, check_folder, describe};
 
 const ALWAYS: usize = usize::MAX;
 
@@ -506,6 +506,38 @@ async fn an_artifact_that_is_not_what_it_was_is_refused() {
         store.verify_artifact(&at).await.unwrap_err().reason(Purpose::Artifact),
         FailureReason::ArtifactNotFound
     );
+}
+
+#[tokio::test]
+async fn a_folder_is_checked_to_the_last_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = artifact_folder(dir.path()).await;
+    let digest = describe(dir.path(), MANIFEST_FILE).await.unwrap().digest;
+    assert_eq!(check_folder(dir.path(), &digest).unwrap(), manifest);
+    type Change = fn(&mut Vec<u8>);
+    let changes: [(&str, Change, &str); 5] = [
+        (WEIGHTS_FILE, |bytes| bytes[699] ^= 1, "its digest is"),
+        (WEIGHTS_FILE, |bytes| bytes.push(b'!'), "701 bytes, the manifest says 700"),
+        (CONFIG_FILE, Vec::clear, "0 bytes"),
+        (MANIFEST_FILE, |bytes| bytes.push(b' '), "its digest is"),
+        (MANIFEST_FILE, |bytes| bytes.resize(2 * 1024 * 1024, b' '), "its digest is"),
+    ];
+    for (name, change, word) in changes {
+        let path = dir.path().join(name);
+        let right = std::fs::read(&path).unwrap();
+        let mut wrong = right.clone();
+        change(&mut wrong);
+        std::fs::write(&path, wrong).unwrap();
+        let error = check_folder(dir.path(), &digest).unwrap_err();
+        assert!(error.to_string().contains(word) && error.to_string().contains(name), "{error}");
+        assert_eq!(error.reason(Purpose::Artifact), FailureReason::DigestMismatch);
+        std::fs::write(&path, right).unwrap();
+    }
+    for name in [TOKENIZER_FILE, MANIFEST_FILE] {
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+        let error = check_folder(dir.path(), &digest).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+    }
 }
 
 #[tokio::test]
