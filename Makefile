@@ -21,6 +21,7 @@ BIN = $(CARGO_TARGET_DIR)/$(PROFILE)
 TORCH := $(FLYWHEEL_CACHE)/libtorch-2.13.0-cpu
 PYTHON := $(FLYWHEEL_CACHE)/python
 PEERS_PYTHON := $(FLYWHEEL_CACHE)/peers-python
+KSERVE_PYTHON := $(FLYWHEEL_CACHE)/kserve-python
 EXAMPLE_PYTHON := $(FLYWHEEL_CACHE)/example-python
 EXAMPLE := $(FLYWHEEL_CACHE)/example
 IMAGES = $(FLYWHEEL_CACHE)/images/$(PROFILE)
@@ -51,18 +52,23 @@ $(PYTHON)/.ready: tests/python/requirements.txt | packages
 	@echo "python: installing transformers, torch and MLflow (about 4 GB, once)" >&2
 	@python3 -m venv $(PYTHON) && $(PYTHON)/bin/pip install -q --disable-pip-version-check -r $< && touch $@
 
-# torch and transformers are those of the tests: a second copy would be 4 GB.
+# A venv that has what the tests have beside its own: a second copy would be 4 GB.
+over_tests = python3 -m venv $(1) && $(PYTHON)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
+  "$$($(1)/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+
 $(PEERS_PYTHON)/.ready: bench/peers/serve_requirements.txt $(PYTHON)/.ready
-	@python3 -m venv $(PEERS_PYTHON)
-	@$(PYTHON)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
-	  "$$($(PEERS_PYTHON)/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+	@$(call over_tests,$(PEERS_PYTHON))
 	@$(PEERS_PYTHON)/bin/pip install -q --disable-pip-version-check -r $< && touch $@
+
+$(KSERVE_PYTHON)/.ready: tests/python/kserve_requirements.txt $(PYTHON)/.ready
+	@$(call over_tests,$(KSERVE_PYTHON))
+	@$(KSERVE_PYTHON)/bin/pip install -q --disable-pip-version-check --no-deps -r $< && touch $@
 
 $(EXAMPLE_PYTHON)/.ready: examples/intent/requirements.txt | packages
 	@python3 -m venv $(EXAMPLE_PYTHON) && $(EXAMPLE_PYTHON)/bin/pip install -q --disable-pip-version-check --no-deps -r $< && touch $@
 
 .PHONY: setup
-setup: $(TORCH)/build-version $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready programs ## Download and build all that tests need
+setup: $(TORCH)/build-version $(PYTHON)/.ready $(KSERVE_PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready programs ## Download and build all that tests need
 
 .PHONY: programs
 programs: localcluster ## Kubernetes, etcd, containerd, CoreDNS, MinIO, helm: built once, 11 minutes on two cores

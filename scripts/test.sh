@@ -38,7 +38,7 @@ trap finish EXIT
 torch=${FLYWHEEL_CACHE:?run it through make}/libtorch-2.13.0-cpu
 test_with() { # cargo test with all that tests look for in the environment
   env LIBTORCH="$torch" LD_LIBRARY_PATH="$torch/lib" FLYWHEEL_PYTHON="$FLYWHEEL_CACHE/python/bin/python" \
-    cargo test --profile ci --locked --no-fail-fast "$@"
+    KSERVE_PYTHON="$FLYWHEEL_CACHE/kserve-python/bin/python" cargo test --profile ci --locked --no-fail-fast "$@"
 }
 beside() { # functions: at once, since each waits for most of its time; the words of the first as they come, then those of the others
   local code=0 first=$1 name; shift
@@ -55,7 +55,7 @@ beside() { # functions: at once, since each waits for most of its time; the word
 # What computes, in one lane: trainings with threads of their own slow each other down by far more than their number.
 learning() {
   KILLS=${ALL:+100} test_with --workspace --test training --test resume --test together --test bad_input --test requests --test exchange --test hostile \
-    --test open_inference --test http2 --test clients --test program --test commands --test store --test sets --test artifact --test parity
+    --test open_inference --test openapi --test http2 --test clients --test program --test commands --test store --test sets --test artifact --test parity
 }
 waiting() { # what waits: for limits to pass, for other programs
   local code=0

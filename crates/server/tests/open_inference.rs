@@ -1,6 +1,7 @@
-//! The Open Inference Protocol with a client that is not ours.
+//! The Open Inference Protocol with clients that are not ours.
 //!
-//! Needs `FLYWHEEL_PYTHON`, a Python with `tests/python/requirements.txt`; without it these tests fail.
+//! Needs `FLYWHEEL_PYTHON`, a Python with `tests/python/requirements.txt`, and `KSERVE_PYTHON`, one with
+//! `tests/python/kserve_requirements.txt` as well; without them these tests fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
@@ -14,11 +15,12 @@ use common::{Connection, get, with_headers};
 use pod::Pod;
 use serde_json::{Value, json};
 
-fn triton_client(protocol: &str, pod: &Pod) {
-    let python = std::env::var_os("FLYWHEEL_PYTHON").expect(
-        "FLYWHEEL_PYTHON is not set: make a venv, pip install -r tests/python/requirements.txt, and set it to its python",
-    );
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/open_inference.py");
+fn client(python: &str, script: &str, protocol: &str, pod: &Pod) {
+    let python = std::env::var_os(python)
+        .unwrap_or_else(|| panic!("{python} is not set: `make setup` makes it, see its targets in the Makefile"));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/python")
+        .join(script);
     let output = Command::new(python)
         .arg(script)
         .args([protocol, &pod.data.to_string()])
@@ -30,14 +32,26 @@ fn triton_client(protocol: &str, pod: &Pod) {
 #[test]
 fn tritons_own_client_over_http() {
     let pod = Pod::ready(256, 30_000, 2);
-    triton_client("http", &pod);
+    client("FLYWHEEL_PYTHON", "open_inference.py", "http", &pod);
     assert_eq!(pod.stats().answered[2], 0);
 }
 
 #[test]
 fn tritons_own_client_over_grpc() {
     let pod = Pod::ready(256, 30_000, 2);
-    triton_client("grpc", &pod);
+    client("FLYWHEEL_PYTHON", "open_inference.py", "grpc", &pod);
+}
+
+#[test]
+fn kserves_own_client_over_http() {
+    let pod = Pod::ready(256, 30_000, 2);
+    client("KSERVE_PYTHON", "kserve_client.py", "http", &pod);
+}
+
+#[test]
+fn kserves_own_client_over_grpc() {
+    let pod = Pod::ready(256, 30_000, 2);
+    client("KSERVE_PYTHON", "kserve_client.py", "grpc", &pod);
 }
 
 fn infer(pod: &Pod, body: &Value) -> common::Answer {

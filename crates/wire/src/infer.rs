@@ -104,6 +104,8 @@ fn invalid(message: impl Into<String>) -> Refusal {
 pub struct InferRequest {
     /// The client's own id.
     pub id: Option<String>,
+    /// The model, where the body names it as well: KServe's client does.
+    pub model: Option<String>,
     /// 1 to [`MAX_TEXTS`] texts.
     pub texts: Vec<String>,
     /// What to answer, and whether as binary; in the order that was asked for.
@@ -157,7 +159,22 @@ impl InferRequest {
             let binary = output.parameters.unwrap_or_default().binary_data;
             (output.name, binary.unwrap_or(default_binary))
         });
-        Self::checked(request.id, tensor, texts, outputs, default_binary)
+        let checked = Self::checked(request.id, tensor, texts, outputs, default_binary)?;
+        Ok(Self {
+            model: request.model_name,
+            ..checked
+        })
+    }
+
+    /// Whether the body is about the model that is asked.
+    ///
+    /// # Errors
+    /// [`ErrorReason::InvalidRequest`].
+    pub fn is_for(&self, model: &str) -> Result<(), Refusal> {
+        match &self.model {
+            Some(other) if other != model => Err(invalid("model_name is not the model of the path; send one of them")),
+            _ => Ok(()),
+        }
     }
 
     /// The request from its parts; the outputs are all where none is named.
@@ -200,6 +217,7 @@ impl InferRequest {
         }
         Ok(Self {
             id,
+            model: None,
             texts: texts.texts,
             outputs: wanted,
         })
@@ -302,6 +320,7 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Object<T> {
 #[serde(deny_unknown_fields)]
 struct Body {
     id: Option<String>,
+    model_name: Option<String>,
     parameters: Option<Parameters>,
     inputs: Vec<Object<Input>>,
     outputs: Option<Vec<Object<RequestedOutput>>>,
@@ -629,6 +648,16 @@ mod tests {
     fn with_binary(json: &Value, binary: &[u8]) -> Result<InferRequest, Refusal> {
         let json = json.to_string();
         InferRequest::parse(&[json.as_bytes(), binary].concat(), Some(json.len()))
+    }
+
+    #[test]
+    fn the_model_may_be_named_once_more() {
+        let body = input(r#""shape": [1], "data": ["a"]"#).replacen('{', r#"{"model_name": "intent", "#, 1);
+        let request = parse(&body).unwrap();
+        assert!(request.is_for("intent").is_ok());
+        assert_eq!(request.is_for("other").unwrap_err().reason, ErrorReason::InvalidRequest);
+        let unnamed = parse(&input(r#""shape": [1], "data": ["a"]"#)).unwrap();
+        assert!(unnamed.is_for("other").is_ok());
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub fn document(service: &str, readyz: &str, version: &str) -> Value {
         },
         "components": {"schemas": {
             "Prediction": prediction(),
-            "InferRequest": infer_request(),
+            "InferRequest": infer_request(service),
             "InferResponse": infer_response(),
             "InferError": {
                 "type": "object", "required": ["error"],
@@ -60,7 +60,7 @@ pub fn document(service: &str, readyz: &str, version: &str) -> Value {
         }},
     });
     if let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) {
-        paths.extend(open_inference());
+        paths.extend(open_inference(service));
     }
     document
 }
@@ -77,18 +77,20 @@ fn headers() -> Value {
     json!([
         {
             "name": REQUEST_ID_HEADER, "in": "header", "required": false,
-            "description": "Comes back as request_id; visible ASCII. Without it one is made.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_REQUEST_ID_BYTES},
+            "description": format!(
+                "Comes back as request_id; 1 to {MAX_REQUEST_ID_BYTES} visible characters of ASCII. Without it, or with another, one is made."
+            ),
+            "schema": {"type": "string"},
         },
         {
             "name": EXPERIMENT_KEY_HEADER, "in": "header", "required": false,
-            "description": "Whose request it is, for experiments: one key is always answered by one version. Without it any answers.",
-            "schema": {"type": "string", "minLength": 1},
+            "description": "Whose request it is, for experiments: one key is always answered by one version. Without it, or where it is empty, any answers.",
+            "schema": {"type": "string"},
         },
         {
             "name": REQUEST_TIMEOUT_HEADER, "in": "header", "required": false,
-            "description": "Seconds for which the client waits; only ever shortens the service's timeoutMilliseconds.",
-            "schema": {"type": "string", "pattern": "^[0-9]{1,6}(\\.[0-9]{1,9})?$", "examples": ["0.25"]},
+            "description": "Seconds above 0 for which the client waits; only ever shortens the service's timeoutMilliseconds.",
+            "schema": {"type": "string", "pattern": "^(?=.*[1-9])[0-9]{1,6}(\\.[0-9]{1,9})?$", "examples": ["0.25"]},
         },
     ])
 }
@@ -109,11 +111,13 @@ fn refusals(shape: impl Fn(&str) -> Value) -> serde_json::Map<String, Value> {
     answers.collect()
 }
 
-/// Paths of the Open Inference Protocol.
-fn open_inference() -> serde_json::Map<String, Value> {
+/// Paths of the Open Inference Protocol, whose model has the name of the service.
+fn open_inference(service: &str) -> serde_json::Map<String, Value> {
     let error = |description: &str| answer(description, json!({"$ref": "#/components/schemas/InferError"}));
     let object = |description: &str| answer(description, json!({"type": "object"}));
-    let path = |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
+    let path = |name: &str, schema: Value| json!({"name": name, "in": "path", "required": true, "schema": schema});
+    let model = path("model", json!({"const": service}));
+    let version = path("version", json!({"type": "string", "minLength": 1}));
     let get = |id: &str, summary: &str, parameters: Value, not_found: bool| {
         let mut responses = json!({"200": object("It."), "503": error("It is loading its model, or ending.")});
         if let (true, Some(responses)) = (not_found, responses.as_object_mut()) {
@@ -141,11 +145,11 @@ fn open_inference() -> serde_json::Map<String, Value> {
         get("serverReady", "Whether this pod answers", json!([]), false),
     );
     for (prefix, id, names) in [
-        ("/models/{model}", "", json!([path("model")])),
+        ("/models/{model}", "", json!([model])),
         (
             "/models/{model}/versions/{version}",
             "OfVersion",
-            json!([path("model"), path("version")]),
+            json!([model, version]),
         ),
     ] {
         let at = |tail: &str| format!("{SERVER_PATH}{prefix}{tail}");
@@ -196,12 +200,13 @@ fn open_inference() -> serde_json::Map<String, Value> {
     paths
 }
 
-fn infer_request() -> Value {
+fn infer_request(service: &str) -> Value {
     let parameters = json!({"type": "object", "description": "binary_data_size, binary_data, binary_data_output; hints are passed over."});
     json!({
         "type": "object", "required": ["inputs"], "additionalProperties": false,
         "properties": {
             "id": {"type": "string", "maxLength": MAX_REQUEST_ID_BYTES},
+            "model_name": {"const": service, "description": "The model once more."},
             "parameters": parameters,
             "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": {
                 "type": "object", "required": ["name", "shape", "datatype"], "additionalProperties": false,
@@ -211,7 +216,10 @@ fn infer_request() -> Value {
                     "shape": {"type": "array", "minItems": 1, "maxItems": 2, "items": {"type": "integer", "minimum": 1, "maximum": MAX_TEXTS},
                               "description": "[n] or [n, 1]."},
                     "parameters": parameters,
-                    "data": {"type": "array", "minItems": 1, "maxItems": MAX_TEXTS, "description": "n texts, flat or in lists of one."},
+                    "data": {
+                        "type": "array", "minItems": 1, "maxItems": MAX_TEXTS, "description": "n texts, flat or in lists of one.",
+                        "items": {"anyOf": [text(), {"type": "array", "minItems": 1, "maxItems": 1, "items": text()}]},
+                    },
                 },
             }},
             "outputs": {"type": "array", "description": "All where none is named.", "items": {
@@ -243,8 +251,15 @@ fn infer_response() -> Value {
     })
 }
 
+fn text() -> Value {
+    json!({
+        "type": "string", "pattern": "\\S",
+        "description": format!("At most {MAX_TEXT_BYTES} bytes in UTF-8, not only white space."),
+    })
+}
+
 fn predict() -> Value {
-    let text = json!({"type": "string", "minLength": 1, "description": format!("At most {MAX_TEXT_BYTES} bytes in UTF-8, not only white space.")});
+    let text = text();
     let mut responses = refusals(refusal);
     // 404 and 405 belong to other paths and methods.
     responses.remove("404");

@@ -132,6 +132,7 @@ async fn respond(
     let read = body::read(body, coding, &app.bodies).await?;
     let request = InferRequest::parse(&read.bytes, length)?;
     drop(read);
+    request.is_for(&app.service.name)?;
     let rows = served.classify(&request.texts, deadline).await?;
     let answers = Answers::new(served.labels(), &rows)?;
     let id = request.id.as_deref().unwrap_or(&question.id);
