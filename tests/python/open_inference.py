@@ -29,11 +29,16 @@ def labels(result):
     return [label if isinstance(label, str) else label.decode() for label in result.as_numpy("label")]
 
 
-def ask(texts, shape, outputs=None, model="intent", version="", client_timeout=None, **how):
+def ask(texts, shape, outputs=None, model="intent", version="", client_timeout=None, compressed=False, **how):
     tensor = triton.InferInput("text", shape, "BYTES")
     tensor.set_data_from_numpy(np.array(texts, dtype=np.object_).reshape(shape), **how)
     waits = {} if client_timeout is None else {"client_timeout": client_timeout}
-    return client.infer(model, [tensor], model_version=version, request_id="my id", outputs=outputs, **waits)
+    coding = {}
+    if compressed and protocol == "http":
+        coding = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "gzip"}
+    elif compressed:
+        coding = {"compression_algorithm": "gzip"}
+    return client.infer(model, [tensor], model_version=version, request_id="my id", outputs=outputs, **waits, **coding)
 
 
 def refused(what, call):
@@ -71,6 +76,11 @@ for way in ways:
         assert [get(o, "name") for o in get(result.get_response(), "outputs")] == ["all_probs", "label"]
         assert result.as_numpy("probability") is None
         assert labels(result) == ["short", "long", "long"]
+
+# What is sent by gzip, and over HTTP what comes back.
+many = [texts[i % 3] for i in range(126)]
+for way in ways:
+    assert labels(ask(many, [126], compressed=True, **way)) == ["short", "long", "long"] * 42
 
 refused("NotFound", lambda: ask(["a"], [1], model="other"))
 refused("NotFound", lambda: ask(["a"], [1], version="intent-v8"))

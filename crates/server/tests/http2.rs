@@ -111,6 +111,10 @@ fn framed(message: &[u8]) -> Vec<u8> {
     [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat()
 }
 
+fn compressed(message: &[u8]) -> Vec<u8> {
+    [&[1][..], &(message.len() as u32).to_be_bytes(), message].concat()
+}
+
 #[test]
 fn grpcs_own_deadline_counts_and_is_told_in_its_words() {
     use flywheel_wire::grpc::{Contents, InferTensor, ModelInferRequest};
@@ -173,20 +177,43 @@ fn grpcs_own_deadline_counts_and_is_told_in_its_words() {
         for body in [
             &b""[..],
             b"\0\0\0",
-            b"\x01\0\0\0\0",
+            b"\x02\0\0\0\0",
             b"\0\0\0\0\x09a",
             b"\0\xff\xff\xff\xff",
         ] {
             let answer = ask(&client, METHOD, &[GRPC], body).await.unwrap();
             assert_eq!(answer.headers["grpc-status"], "3", "{body:?}");
         }
+        // Messages by gzip, with the bounds of those that come as they are.
+        let gzip = |message: &[u8]| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(message).unwrap();
+            compressed(&encoder.finish().unwrap())
+        };
+        const GZIP: (&str, &str) = ("grpc-encoding", "gzip");
+        let good = ask(&client, METHOD, &[GRPC, GZIP], &gzip(&question("a")[5..]))
+            .await
+            .unwrap();
+        assert_eq!(good.trailers["grpc-status"], "0");
+        for (body, coding, status) in [
+            (gzip(&vec![0; 2_000_000]), "gzip", "8"),
+            (compressed(b"no gzip"), "gzip", "3"),
+            (compressed(b"\x78\x9c"), "deflate", "12"),
+            (compressed(b""), "identity", "12"),
+        ] {
+            let answer = ask(&client, METHOD, &[GRPC, ("grpc-encoding", coding)], &body)
+                .await
+                .unwrap();
+            assert_eq!(answer.headers["grpc-status"], status, "{coding}");
+            assert_eq!(status == "12", answer.headers.contains_key("grpc-accept-encoding"));
+        }
         let no_grpc = ask(&client, METHOD, &[JSON], b"{}").await.unwrap();
         assert_eq!(no_grpc.status, 415);
     });
-    assert_eq!(pod.stats().answered, [1, 7, 1]);
+    assert_eq!(pod.stats().answered, [2, 11, 1]);
     assert_eq!(
         pod.seen.rows.load(Ordering::Relaxed),
-        1,
+        2,
         "what came too late is not computed"
     );
 }

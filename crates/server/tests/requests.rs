@@ -5,6 +5,7 @@ mod common;
 #[path = "common/pod.rs"]
 mod pod;
 
+use std::io::Read;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -62,6 +63,57 @@ fn one_text_and_a_list_have_the_documented_answers() {
     let other = connection.exchange(&common::with_headers("/predict", bad_id, br#"{"text": "a"}"#));
     let made = other.json()["request_id"].as_str().unwrap().to_owned();
     assert!(made != "a b" && made != id, "{made}");
+}
+
+#[test]
+fn long_answers_are_compressed_for_clients_that_take_it() {
+    let pod = Pod::ready(256, 30_000, 2);
+    let ask = |texts: usize, accept: &str| {
+        let body = json!({"texts": vec!["abc"; texts]}).to_string();
+        let headers = format!("content-type: application/json\r\nx-request-id: id\r\n{accept}");
+        Connection::open(pod.data).exchange(&common::with_headers("/predict", &headers, body.as_bytes()))
+    };
+    let plain = ask(100, "");
+    assert!(plain.body.len() > 1024 && plain.header("content-encoding").is_none());
+    for (texts, accept, coded) in [
+        (100, "accept-encoding: gzip, deflate\r\n", true),
+        (100, "accept-encoding: br\r\naccept-encoding: *;q=0.5\r\n", true),
+        (100, "accept-encoding: gzip;q=0\r\n", false),
+        (100, "accept-encoding: gzip;q=0.5, identity\r\n", false),
+        (1, "accept-encoding: gzip\r\n", false),
+        (1, "accept-encoding: gzip, identity;q=0\r\n", true),
+    ] {
+        let mut answer = ask(texts, accept);
+        assert_eq!(
+            answer.header("content-encoding") == Some("gzip"),
+            coded,
+            "{texts} {accept}"
+        );
+        assert_eq!(answer.header("vary"), Some("accept-encoding"));
+        if coded {
+            let mut whole = Vec::new();
+            flate2::read::GzDecoder::new(&answer.body[..])
+                .read_to_end(&mut whole)
+                .unwrap();
+            assert!(
+                texts == 1 || answer.body.len() < whole.len() / 4,
+                "{} of {}",
+                answer.body.len(),
+                whole.len()
+            );
+            answer.body = whole;
+        }
+        assert_eq!(answer.json(), ask(texts, "").json());
+    }
+    // So is the document; what answers HEAD has no body.
+    let document =
+        Connection::open(pod.data).exchange(b"GET /openapi.json HTTP/1.1\r\nhost: a\r\naccept-encoding: gzip\r\n\r\n");
+    assert_eq!(document.header("content-encoding"), Some("gzip"));
+    let mut connection = Connection::open(pod.data);
+    connection.send(b"HEAD /openapi.json HTTP/1.1\r\nhost: a\r\naccept-encoding: gzip\r\nconnection: close\r\n\r\n");
+    let mut left = Vec::new();
+    connection.stream.read_to_end(&mut left).unwrap();
+    assert!(left.ends_with(b"\r\n\r\n"), "{}", String::from_utf8_lossy(&left));
 }
 
 #[test]

@@ -18,6 +18,10 @@ pub const SERVICE: &str = "inference.GRPCInferenceService";
 pub const HEALTH_SERVICE: &str = "grpc.health.v1.Health";
 /// Header with the time that a client waits, in gRPC's own units.
 pub const TIMEOUT_HEADER: &str = "grpc-timeout";
+/// Header with the way in which a message is compressed.
+pub const ENCODING_HEADER: &str = "grpc-encoding";
+/// Header with the ways that the other side takes.
+pub const ACCEPT_ENCODING_HEADER: &str = "grpc-accept-encoding";
 /// Most fields of a message at its top. A few bytes each become hundreds in memory, so they are counted first.
 const MAX_FIELDS: usize = 256;
 
@@ -67,22 +71,43 @@ impl Code {
 /// Bytes in front of a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
-/// Whether a body is one whole message.
+/// The one message of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// As it is.
+    Plain(&'a [u8]),
+    /// Compressed, in the way that `grpc-encoding` says.
+    Compressed(&'a [u8]),
+}
+
+/// Reads the frame of a body, which is to be one whole message.
 ///
 /// # Errors
 /// [`ErrorReason::InvalidRequest`].
-pub fn check_frame(body: &[u8]) -> Result<(), Refusal> {
+pub fn frame(body: &[u8]) -> Result<Frame<'_>, Refusal> {
     let invalid = |message: &str| Err(Refusal::new(ErrorReason::InvalidRequest, message));
     let Some(([compressed, length @ ..], message)) = body.split_first_chunk::<PREFIX_BYTES>() else {
         return invalid("send one message");
     };
-    if *compressed != 0 {
-        return invalid("send the message without compression");
-    }
     if usize::try_from(u32::from_be_bytes(*length)) != Ok(message.len()) {
         return invalid("send exactly one message, of the length that stands before it");
     }
-    Ok(())
+    match compressed {
+        0 => Ok(Frame::Plain(message)),
+        1 => Ok(Frame::Compressed(message)),
+        _ => invalid("say with 0 or 1 whether the message is compressed"),
+    }
+}
+
+/// A body of one plain message.
+#[must_use]
+pub fn framed(message: &[u8]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(PREFIX_BYTES + message.len());
+    body.push(0);
+    // A body of more than 4 GiB is none that a reader has taken.
+    body.extend_from_slice(&u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
+    body.extend_from_slice(message);
+    body
 }
 
 /// Reads a message.
@@ -479,22 +504,22 @@ mod tests {
 
     #[test]
     fn a_body_is_one_message() {
-        assert!(check_frame(b"\0\0\0\0\0").is_ok() && check_frame(b"\0\0\0\0\x02ab").is_ok());
+        for message in [&b""[..], b"ab"] {
+            assert_eq!(frame(&framed(message)), Ok(Frame::Plain(message)));
+        }
+        assert_eq!(frame(b"\x01\0\0\0\x02ab"), Ok(Frame::Compressed(b"ab")));
         for body in [
             &b""[..],
             b"\0\0\0\0",
-            b"\x01\0\0\0\0",
+            b"\x01\0\0\0\x01",
+            b"\x02\0\0\0\0",
             b"\xff\0\0\0\0",
             b"\0\0\0\0\x03ab",
             b"\0\0\0\0\x01ab",
             b"\0\xff\xff\xff\xffab",
             b"\0\0\0\0\0\0\0\0\0\0",
         ] {
-            assert_eq!(
-                check_frame(body).unwrap_err().reason,
-                ErrorReason::InvalidRequest,
-                "{body:?}"
-            );
+            assert_eq!(frame(body).unwrap_err().reason, ErrorReason::InvalidRequest, "{body:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! Bytes come in, values or an [`error::Refusal`] go out; nothing here panics, whatever the bytes. This crate must not
 //! use an async runtime, a Kubernetes client or tensors.
 
+pub mod accept_encoding;
 pub mod error;
 pub mod experiment;
 pub mod grpc;

@@ -101,6 +101,16 @@ pub(super) struct Read {
     _share: Share,
 }
 
+impl Read {
+    /// It as something else that takes no more memory.
+    pub fn map(self, change: impl FnOnce(&[u8]) -> Vec<u8>) -> Self {
+        Self {
+            bytes: change(&self.bytes).into(),
+            ..self
+        }
+    }
+}
+
 /// A body's share of the memory for all of them.
 struct Share {
     budget: Arc<Semaphore>,
@@ -176,8 +186,8 @@ async fn collect(body: &mut Body, budget: &Arc<Semaphore>) -> Result<Read, Refus
     })
 }
 
-/// What a body of gzip holds; its bounds are those of a body that comes as it is.
-fn inflate(bytes: &[u8], budget: &Arc<Semaphore>) -> Result<Read, Refusal> {
+/// What gzip holds; its bounds are those of a body that comes as it is.
+pub(super) fn inflate(bytes: &[u8], budget: &Arc<Semaphore>) -> Result<Read, Refusal> {
     let (mut inflated, mut share) = (Vec::new(), Share::new(budget));
     let mut reader = MultiGzDecoder::new(bytes);
     let mut part = [0; BODY_UNIT_BYTES];

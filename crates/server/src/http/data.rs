@@ -6,12 +6,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Response, StatusCode};
+use axum::middleware::from_fn;
 use axum::routing::{get, post};
 use flywheel_contract::names::READYZ_PATH;
 use flywheel_wire::openapi::OPENAPI_PATH;
 use flywheel_wire::predict::PREDICT_PATH;
 
-use super::{grpc, infer, json_response, method_not_allowed, not_found, predict, refusal_response, request};
+use super::{compress, grpc, infer, json_response, method_not_allowed, not_found, predict, refusal_response, request};
 use crate::app::App;
 
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -23,6 +24,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(grpc::router())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn(compress::compress))
         .with_state(app)
 }
 

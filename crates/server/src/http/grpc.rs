@@ -14,8 +14,8 @@ use axum::routing::post;
 use bytes::{Buf, Bytes};
 use flywheel_wire::error::{ErrorReason, Refusal};
 use flywheel_wire::grpc::{
-    self, Code, HealthCheckRequest, HealthCheckResponse, ModelInferRequest, ModelInferResponse, ModelMetadataResponse,
-    ModelRequest, Nothing, ReadyResponse, ServerLiveResponse, ServerMetadataResponse,
+    self, Code, Frame, HealthCheckRequest, HealthCheckResponse, ModelInferRequest, ModelInferResponse,
+    ModelMetadataResponse, ModelRequest, Nothing, ReadyResponse, ServerLiveResponse, ServerMetadataResponse,
 };
 use flywheel_wire::infer::Answers;
 use flywheel_wire::predict::MAX_BODY_BYTES;
@@ -32,6 +32,10 @@ use super::{body, refusal_response};
 use crate::app::App;
 
 const TIMEOUT: HeaderName = HeaderName::from_static(grpc::TIMEOUT_HEADER);
+const ENCODING: HeaderName = HeaderName::from_static(grpc::ENCODING_HEADER);
+const ACCEPT_ENCODING: HeaderName = HeaderName::from_static(grpc::ACCEPT_ENCODING_HEADER);
+/// The one way of compression.
+const GZIP: HeaderValue = HeaderValue::from_static("gzip");
 /// When a client may try again, as clients of gRPC read it; as `Retry-After`.
 const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const RETRY_PUSHBACK_MILLISECONDS: HeaderValue = HeaderValue::from_static("1000");
@@ -43,6 +47,12 @@ pub(super) fn router() -> Router<Arc<App>> {
     Router::new()
         .route(&format!("/{}/{{method}}", grpc::SERVICE), post(inference))
         .route(&format!("/{}/{{method}}", grpc::HEALTH_SERVICE), post(health))
+}
+
+/// Whether a `Content-Type` is gRPC's.
+pub(super) fn is_grpc(kind: &HeaderValue) -> bool {
+    let rest = kind.as_bytes().strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+") || rest.starts_with(b";"))
 }
 
 fn status(refusal: &Refusal) -> Status {
@@ -104,26 +114,33 @@ struct Call {
 
 impl Call {
     /// Reads a call's body, or gives the answer where there is none to read.
-    async fn read(app: &App, head: Parts, mut body: Body) -> Result<(Self, body::Read), Response<Body>> {
-        let kind = head.headers.get(CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
-        let is_grpc = kind
-            .strip_prefix(b"application/grpc")
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+") || rest.starts_with(b";"));
-        if head.version != Version::HTTP_2 || !is_grpc {
+    async fn read(app: &App, mut head: Parts, mut body: Body) -> Result<(Self, body::Read), Response<Body>> {
+        if head.version != Version::HTTP_2 || !head.headers.get(CONTENT_TYPE).is_some_and(is_grpc) {
             return Err(refusal_response(&Refusal::new(
                 ErrorReason::UnsupportedMediaType,
                 "call it with gRPC: HTTP/2 and Content-Type: application/grpc",
             )));
         }
-        let read = body::read(&mut body, body::Coding::Plain, &app.bodies).await;
-        match read.and_then(|read| grpc::check_frame(&read.bytes).map(|()| read)) {
-            Ok(read) => Ok((
-                Self {
-                    head,
-                    bytes: read.bytes.clone(),
-                },
-                read,
-            )),
+        let message = body::read(&mut body, body::Coding::Plain, &app.bodies).await;
+        let message = message.and_then(|read| match grpc::frame(&read.bytes)? {
+            Frame::Plain(_) => Ok(Some(read)),
+            // Inflated here and not by tonic, so that the bounds of all bodies hold.
+            Frame::Compressed(message) if head.headers.get(ENCODING).is_some_and(|name| name == GZIP) => {
+                body::inflate(message, &app.bodies).map(|read| Some(read.map(grpc::framed)))
+            }
+            Frame::Compressed(_) => Ok(None),
+        });
+        head.headers.remove(ENCODING);
+        match message {
+            Ok(Some(read)) => {
+                let bytes = read.bytes.clone();
+                Ok((Self { head, bytes }, read))
+            }
+            Ok(None) => {
+                let mut response = Status::unimplemented("compress the message with gzip or not at all").into_http();
+                response.headers_mut().insert(ACCEPT_ENCODING, GZIP);
+                Err(response)
+            }
             Err(refusal) => Err(status(&refusal).into_http()),
         }
     }

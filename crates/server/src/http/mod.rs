@@ -1,6 +1,7 @@
 //! What the two ports answer. The data port is for clients, the inside port for the operator and monitoring.
 
 mod body;
+mod compress;
 mod data;
 mod grpc;
 mod infer;

@@ -1,14 +1,14 @@
 //! Bodies of gRPC's calls: frame, message, question.
 #![no_main]
 
-use flywheel_wire::grpc::{ModelInferRequest, ModelInferResponse, check_frame, decode};
+use flywheel_wire::grpc::{ModelInferRequest, ModelInferResponse, decode, frame};
 use flywheel_wire::infer::Answers;
 use flywheel_wire::request_timeout;
 use flywheel_wire_fuzz::{refused, taken};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|body: &[u8]| {
-    let _ = check_frame(body);
+    let _ = frame(body);
     let _ = request_timeout::parse_grpc(body);
     match decode::<ModelInferRequest>(body.to_vec().into()).and_then(ModelInferRequest::request) {
         Ok(request) => {
