@@ -1,6 +1,6 @@
 //! The one reader of pods over HTTP. What a pod says is untrusted: bounded in time and size, and only ever shown.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -91,13 +91,7 @@ impl Scraper {
     /// # Errors
     /// No answer in time, another status than 200, more than [`BODY_MAX`] bytes, or other JSON.
     pub async fn get_json<T: DeserializeOwned>(&self, ip: IpAddr, port: u16, path: &str) -> Result<T, ScrapeError> {
-        let host = match ip {
-            IpAddr::V4(ip) => ip.to_string(),
-            IpAddr::V6(ip) => format!("[{ip}]"),
-        };
-        let uri: http::Uri = format!("http://{host}:{port}{path}")
-            .parse()
-            .map_err(|e| ScrapeError::Http(format!("{e}")))?;
+        let uri = uri(ip, port, path)?;
         let read = async {
             let answer = self.client.get(uri).await.map_err(|e| without_answer(&e))?;
             if answer.status() != http::StatusCode::OK {
@@ -113,6 +107,12 @@ impl Scraper {
             .await
             .map_err(|_| ScrapeError::Timeout)?
     }
+}
+
+/// `http://ip:port/path`, with brackets around an address of IPv6.
+fn uri(ip: IpAddr, port: u16, path: &str) -> Result<http::Uri, ScrapeError> {
+    let uri = format!("http://{}{path}", SocketAddr::new(ip, port)).parse();
+    uri.map_err(|e: http::uri::InvalidUri| ScrapeError::Http(e.to_string()))
 }
 
 /// What it means that a request failed.
@@ -161,6 +161,32 @@ mod tests {
         Scraper::new()
             .get_json(IpAddr::from([127, 0, 0, 1]), port, "/progress")
             .await
+    }
+
+    #[tokio::test]
+    async fn pods_of_both_families_are_read() {
+        for (ip, want) in [
+            ("10.0.0.7", "http://10.0.0.7:9090/stats"),
+            ("fd00::7", "http://[fd00::7]:9090/stats"),
+        ] {
+            assert_eq!(uri(ip.parse().unwrap(), 9090, "/stats").unwrap().to_string(), want);
+        }
+        let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else {
+            eprintln!("this machine has no IPv6");
+            return;
+        };
+        let address = listener.local_addr().unwrap();
+        let pod = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _ = socket.read(&mut [0; 1024]).await.unwrap();
+            socket
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+                .await
+                .unwrap();
+        };
+        let scraper = Scraper::new();
+        let read = scraper.get_json::<serde_json::Value>(address.ip(), address.port(), "/stats");
+        assert!(tokio::join!(pod, read).1.is_ok());
     }
 
     /// Pods come and go; what is kept of them would never end.

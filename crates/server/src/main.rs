@@ -158,7 +158,7 @@ fn quiet_panics() {
 async fn execute(arguments: &Arguments) -> Result<(), Failure> {
     let common = &arguments.common;
     let stop = told_to_end()?;
-    let listeners = Listeners::bind(common.data_addr, common.inside_addr).await?;
+    let listeners = Listeners::bind(common.data_addr, common.inside_addr)?;
     let (config, source, scratch) = configuration(&arguments.command)?;
     let operation = Duration::from_secs(common.storage_timeout);
     let options = Options {

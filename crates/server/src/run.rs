@@ -11,6 +11,7 @@ use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::names::{DATA_PORT, INSIDE_PORT};
 use flywheel_contract::serving::ServingConfig;
 use flywheel_store::Limits;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -24,6 +25,8 @@ use crate::{connection, http};
 const DATA_CONNECTIONS: u32 = 1024;
 /// Most connections of the inside port at once; the operator and monitoring need a handful.
 const INSIDE_CONNECTIONS: u32 = 64;
+/// Connections that the kernel keeps until they are accepted; tokio's own number.
+const WAITING_CONNECTIONS: i32 = 1024;
 /// How long requests are still answered after the signal to end, since clients hear of it a little later. The pod's
 /// preStop hook has waited before the signal already.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -57,10 +60,10 @@ impl Listeners {
     ///
     /// # Errors
     /// `InternalError` with the address.
-    pub async fn bind(data: Option<SocketAddr>, inside: Option<SocketAddr>) -> Result<Self, Failure> {
+    pub fn bind(data: Option<SocketAddr>, inside: Option<SocketAddr>) -> Result<Self, Failure> {
         let listeners = Self {
-            data: bind(data, DATA_PORT).await?,
-            inside: bind(inside, INSIDE_PORT).await?,
+            data: bind(data, DATA_PORT)?,
+            inside: bind(inside, INSIDE_PORT)?,
         };
         let address = |listener: &TcpListener| listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
         tracing::info!(
@@ -72,9 +75,9 @@ impl Listeners {
     }
 }
 
-async fn bind(address: Option<SocketAddr>, port: u16) -> Result<TcpListener, Failure> {
-    let one = |address: SocketAddr| async move {
-        TcpListener::bind(address).await.map_err(|e| {
+fn bind(address: Option<SocketAddr>, port: u16) -> Result<TcpListener, Failure> {
+    let one = |address: SocketAddr| {
+        listen(address).map_err(|e| {
             Failure::new(
                 FailureReason::InternalError,
                 format!("cannot listen on {address}: {e}; free the port or give another address"),
@@ -82,13 +85,23 @@ async fn bind(address: Option<SocketAddr>, port: u16) -> Result<TcpListener, Fai
         })
     };
     match address {
-        Some(address) => one(address).await,
-        // Linux takes IPv4 on the unspecified IPv6 address as well, unless it was told otherwise.
-        None => match one(SocketAddr::from(([0_u16; 8], port))).await {
-            Ok(listener) => Ok(listener),
-            Err(_) => one(SocketAddr::from(([0_u8; 4], port))).await,
-        },
+        Some(address) => one(address),
+        None => one(SocketAddr::from(([0_u16; 8], port))).or_else(|_| one(SocketAddr::from(([0_u8; 4], port)))),
     }
+}
+
+/// Takes an address; the unspecified one of IPv6 takes IPv4 as well, however the node is set (`net.ipv6.bindv6only`).
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // As tokio does: a program that starts again finds its port free at once.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(WAITING_CONNECTIONS)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// Both ports, being served.

@@ -6,6 +6,7 @@ mod common;
 mod pod;
 
 use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -114,6 +115,20 @@ fn long_answers_are_compressed_for_clients_that_take_it() {
     let mut left = Vec::new();
     connection.stream.read_to_end(&mut left).unwrap();
     assert!(left.ends_with(b"\r\n\r\n"), "{}", String::from_utf8_lossy(&left));
+}
+
+#[test]
+fn one_port_answers_both_families() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("this machine has no IPv6");
+        return;
+    }
+    let pod = Pod::on("[::]:0", 8, 5000);
+    pod.install(1);
+    for host in [IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)] {
+        let answer = predict((host, pod.data.port()).into(), &json!({"text": "a"}));
+        assert_eq!(answer.status, 200, "{host}");
+    }
 }
 
 #[test]

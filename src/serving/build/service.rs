@@ -18,6 +18,8 @@ pub fn build(service: &InferenceService) -> Service {
         metadata: super::metadata(service, &name),
         spec: Some(ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
+            // Of one family in a cluster that has one.
+            ip_family_policy: Some("PreferDualStack".to_owned()),
             selector: Some(super::selector(&name)),
             ports: Some(vec![ServicePort {
                 name: Some(DATA_PORT_NAME.to_owned()),

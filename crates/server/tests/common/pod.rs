@@ -14,7 +14,6 @@ use flywheel_contract::trainer::ArtifactRef;
 use flywheel_server::model::{Encode, LoadedVersion, Model};
 use flywheel_server::{App, Listeners, Server};
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 use crate::common::{self, get, predict, until};
@@ -103,6 +102,11 @@ fn version() -> ServedVersion {
 
 impl Pod {
     pub fn loading(max_concurrency: u32, timeout_milliseconds: u32) -> Self {
+        Self::on("127.0.0.1:0", max_concurrency, timeout_milliseconds)
+    }
+
+    /// With this address of the data port.
+    pub fn on(data: &str, max_concurrency: u32, timeout_milliseconds: u32) -> Self {
         let config = ServingConfig {
             schema_version: flywheel_contract::SCHEMA_VERSION,
             service: ServiceIdentity {
@@ -129,14 +133,11 @@ impl Pod {
             mirror: None,
         });
         let (data, inside, server) = runtime.block_on(async {
-            let bind = || TcpListener::bind("127.0.0.1:0");
-            let (data, inside) = (bind().await.unwrap(), bind().await.unwrap());
-            let addresses = (data.local_addr().unwrap(), inside.local_addr().unwrap());
-            (
-                addresses.0,
-                addresses.1,
-                Server::start(&app, Listeners { data, inside }),
-            )
+            let address = |text: &str| Some(text.parse().unwrap());
+            let listeners = Listeners::bind(address(data), address("127.0.0.1:0")).unwrap();
+            let data = listeners.data.local_addr().unwrap();
+            let inside = listeners.inside.local_addr().unwrap();
+            (data, inside, Server::start(&app, listeners))
         });
         Self {
             runtime,
