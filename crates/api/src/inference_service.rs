@@ -7,7 +7,7 @@ use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::pod::{Accelerator, Image, PodSettings, Resources, Storage};
+use crate::pod::{Accelerator, Image, LocalReference, PodSettings, Resources, Storage};
 use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
 
 /// Serves a ModelVersion.
@@ -189,9 +189,21 @@ pub struct Server {
     #[serde(default = "default_timeout")]
     #[schemars(range(min = 1, max = 600_000))]
     pub timeout_milliseconds: i32,
+    /// Lets the pods speak TLS on their data port; the Service has port 443 then, and no port 80.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
     /// More settings of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodSettings>,
+}
+
+/// TLS of the data port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Tls {
+    /// Secret of type `kubernetes.io/tls`, with a certificate for `<name>.<namespace>.svc` and its key. The operator never
+    /// reads it; the kubelet hands it to the pods, which take up a renewed one while they run.
+    pub secret_ref: LocalReference,
 }
 
 impl Default for Server {
@@ -202,6 +214,7 @@ impl Default for Server {
             precision: Precision::Auto,
             max_concurrency: default_max_concurrency(),
             timeout_milliseconds: default_timeout(),
+            tls: None,
             pod: None,
         }
     }

@@ -16,12 +16,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::cluster::Cluster;
 use crate::error::Error;
 use crate::text::{clean, shortened};
+use crate::tls;
 
 /// A pod's port. One connection is kept between requests.
 pub(crate) struct PodPort {
     cluster: Cluster,
     pod: String,
     port: u16,
+    tls: bool,
     open: Option<Connection>,
 }
 
@@ -43,8 +45,14 @@ impl PodPort {
             cluster: cluster.clone(),
             pod,
             port,
+            tls: false,
             open: None,
         }
+    }
+
+    /// The same port, where it speaks TLS.
+    pub(crate) fn with_tls(self) -> Self {
+        Self { tls: true, ..self }
     }
 
     pub(crate) fn pod(&self) -> &str {
@@ -124,9 +132,15 @@ impl PodPort {
                 None => None,
             }
         };
-        Connection::over(stream, broken.boxed())
-            .await
-            .map_err(|words| self.error(&words))
+        let opened = if self.tls {
+            match tls::connect(stream).await {
+                Ok(stream) => Connection::over(stream, broken.boxed()).await,
+                Err(words) => Err(words),
+            }
+        } else {
+            Connection::over(stream, broken.boxed()).await
+        };
+        opened.map_err(|words| self.error(&words))
     }
 
     pub(crate) fn error(&self, why: &str) -> Error {

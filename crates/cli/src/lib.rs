@@ -14,6 +14,7 @@ mod progress;
 mod simulate;
 mod status;
 mod text;
+mod tls;
 mod training;
 mod version;
 

@@ -44,6 +44,9 @@ pub(crate) async fn run(
     let limit = u64::try_from(service.spec.server.timeout_milliseconds).unwrap_or(0);
     let wait = Duration::from_millis(limit) + WAY;
     let mut port = PodPort::new(cluster, pod, DATA_PORT);
+    if service.spec.server.tls.is_some() {
+        port = port.with_tls();
+    }
     let mut told = Vec::new();
     for request in requests {
         // The first request also opens the connection, which is not the service's time.

@@ -43,6 +43,8 @@ macro_rules! failure_reasons {
 failure_reasons! {
     /// The configuration cannot be read or contradicts itself.
     ConfigInvalid => User,
+    /// The certificate or key of `server.tls` cannot be read, cannot be used, or one is not the other's.
+    CertificateInvalid => User,
     /// A source of the data set does not exist.
     DatasetNotFound => User,
     /// A source has no rows, or none is left after cleaning, or a split is empty.

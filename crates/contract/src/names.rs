@@ -14,6 +14,10 @@ pub const ASSIGNMENT_DIR: &str = "/etc/flywheel/assignment";
 pub const ASSIGNMENT_FILE: &str = "assignment.json";
 /// Folder where the CA bundle of the storage is mounted.
 pub const STORAGE_CA_DIR: &str = "/etc/flywheel/storage-ca";
+/// Folder where the certificate of the data port is mounted; its content changes when the certificate is renewed.
+pub const TLS_DIR: &str = "/etc/flywheel/tls";
+/// Keys of a Secret of type `kubernetes.io/tls`, and names of their files: the certificate and its private key.
+pub const TLS_FILES: [&str; 2] = ["tls.crt", "tls.key"];
 /// Folder for downloads and caches, an emptyDir.
 pub const SCRATCH_DIR: &str = "/var/lib/flywheel";
 /// File whose content the kubelet puts into the container's status at its end.
@@ -25,10 +29,12 @@ pub const TERMINATION_MAX_BYTES: usize = 4096;
 pub const INSIDE_PORT: u16 = 9090;
 /// Name of [`INSIDE_PORT`] in pods.
 pub const INSIDE_PORT_NAME: &str = "inside";
-/// Port of `/predict` and `/readyz` in serving pods; their Service has port 80 and leads here.
+/// Port of `/predict` and `/readyz` in serving pods; their Service has port 80, or 443 with TLS, and leads here.
 pub const DATA_PORT: u16 = 8080;
 /// Name of [`DATA_PORT`] in pods and Services.
 pub const DATA_PORT_NAME: &str = "http";
+/// The same where it speaks TLS.
+pub const TLS_DATA_PORT_NAME: &str = "https";
 
 /// Port of node 0 of an attempt with several nodes, where its processes meet; PyTorch's usual one.
 pub const RENDEZVOUS_PORT: u16 = 29500;

@@ -25,8 +25,21 @@ pub struct ServingConfig {
     /// How to reach the bucket.
     #[serde(default)]
     pub storage: StorageSettings,
+    /// With which certificate the data port speaks TLS; without one it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
     /// Bounds.
     pub limits: ServingLimits,
+}
+
+/// A certificate and its key, in files that may change while the pod runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsFiles {
+    /// Path of the certificate and what leads to its authority, in PEM.
+    pub certificate: String,
+    /// Path of its private key, in PEM.
+    pub key: String,
 }
 
 /// Which InferenceService a pod belongs to.

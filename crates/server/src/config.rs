@@ -8,7 +8,7 @@ use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::serving::{
-    Assignment, MAX_VERSIONS, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits,
+    Assignment, MAX_VERSIONS, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, TlsFiles,
 };
 use flywheel_contract::split::Split;
 use flywheel_contract::storage::StorageSettings;
@@ -152,6 +152,8 @@ pub struct LocalRun {
     pub device: Device,
     /// In place of `storage.caBundle`.
     pub ca_file: Option<PathBuf>,
+    /// In place of `server.tls`.
+    pub tls: Option<TlsFiles>,
 }
 
 /// The configuration and the assignment that the operator would give to the pods of this InferenceService.
@@ -210,6 +212,11 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
             "storage.caBundle names a ConfigMap, which only a cluster has; give --ca-file",
         ));
     }
+    if spec.server.tls.is_some() && run.tls.is_none() {
+        return Err(invalid(
+            "server.tls names a Secret, which only a cluster has; give --tls-certificate and --tls-key",
+        ));
+    }
     let positive = |field: &str, value: i32| {
         u32::try_from(value).map_err(|_| invalid(format!("{field} is {value}; it must be positive")))
     };
@@ -226,6 +233,7 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
             region: storage.region,
             ca_file: run.ca_file.as_ref().map(|p| p.display().to_string()),
         },
+        tls: run.tls.clone(),
         limits: ServingLimits {
             max_concurrency: positive("server.maxConcurrency", spec.server.max_concurrency)?,
             timeout_milliseconds: positive("server.timeoutMilliseconds", spec.server.timeout_milliseconds)?,
@@ -285,6 +293,7 @@ spec:
             files,
             device: Device::Cpu,
             ca_file: None,
+            tls: None,
         })
     }
 
@@ -338,6 +347,10 @@ spec:
                     "  replicas: 1",
                     "  replicas: 1\n  storage: {caBundle: {configMapRef: {name: a, key: b}}}",
                 ),
+            ),
+            (
+                "--tls-certificate",
+                changed("maxConcurrency: 64", "tls: {secretRef: {name: cert}}"),
             ),
             ("0.yaml", vec!["a: [".to_owned()]),
         ];

@@ -3,7 +3,7 @@
 //! hyper parses; this module bounds. A connection ends when its client takes more than [`Times::slow`] for a request's head
 //! or to read an answer, when it is idle for [`Times::idle`], or when places are short and it is idle at all. After
 //! [`Times::recycle`] it is told to end, with `Connection: close` on the next answer or with GOAWAY, so that clients which
-//! keep connections find pods that were added since. HTTP/2 is known by its preface, as there is no TLS to agree in.
+//! keep connections find pods that were added since. HTTP/2 is agreed in the handshake of TLS, and else known by its preface.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -11,7 +11,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -30,12 +30,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use crate::app::Phase;
 use crate::http::refusal_response;
+use crate::tls::HTTP2;
 
-/// Longest time for a request's head, for a body, and for the client to read an answer.
+/// Longest time for a request's head (the handshake of TLS is part of the first one's), for a body, and for the client to read
+/// an answer.
 pub(crate) const SLOW: Duration = Duration::from_secs(10);
 /// Idle time after which a connection gives its place to a new one.
 const YIELD: Duration = Duration::from_secs(1);
@@ -73,9 +76,10 @@ const TIMES: Times = Times {
     recycle: Duration::from_secs(60),
 };
 
-/// Accepts connections and serves `router` on them until it is dropped. `places` bounds the connections.
+/// Accepts connections and serves `router` on them until it is dropped. `places` bounds the connections, `tls` ciphers them.
 pub(crate) async fn accept(
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
     router: Router,
     phases: watch::Receiver<Phase>,
     places: Arc<Semaphore>,
@@ -98,9 +102,10 @@ pub(crate) async fn accept(
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (router, phases, pressure) = (router.clone(), phases.clone(), Arc::clone(&pressure));
+                let (tls, router) = (tls.clone(), router.clone());
+                let (phases, pressure) = (phases.clone(), Arc::clone(&pressure));
                 tokio::spawn(async move {
-                    serve(stream, router, phases, &pressure, TIMES).await;
+                    serve(stream, tls, router, phases, &pressure, TIMES).await;
                     drop(place);
                 });
             }
@@ -112,25 +117,57 @@ pub(crate) async fn accept(
     }
 }
 
-async fn serve(stream: TcpStream, router: Router, phases: watch::Receiver<Phase>, pressure: &Notify, times: Times) {
+async fn serve(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    phases: watch::Receiver<Phase>,
+    pressure: &Notify,
+    times: Times,
+) {
     // Answers are single small writes; waiting to fill a packet would only delay them.
     let _ = stream.set_nodelay(true);
-    let mut activity = Activity::new(times);
-    let Some(http2) = begins_with_http2(&stream, &activity, phases.clone(), pressure).await else {
+    let activity = Arc::new(Activity::new(times));
+    let Some(tls) = tls else {
+        let http2 = begins_with_http2(&stream);
+        if let Some(Some(http2)) = unless_over(http2, &activity, phases.clone(), pressure).await {
+            let stream = Watched::new(stream, &activity);
+            exchange(stream, http2, router, &activity, phases, pressure).await;
+        }
         return;
     };
+    // What is slow or idle is seen beneath TLS, so that it holds for the handshake as well.
+    let handshake = tls.accept(Watched::new(stream, &activity));
+    match unless_over(handshake, &activity, phases.clone(), pressure).await {
+        Some(Ok(stream)) => {
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+            exchange(stream, http2, router, &activity, phases, pressure).await;
+        }
+        // The client's: it speaks plain HTTP, does not trust the certificate, or has gone.
+        Some(Err(error)) => tracing::debug!(%error, "no handshake"),
+        None => {}
+    }
+}
+
+/// Answers what comes on a connection whose protocol is known.
+async fn exchange<S>(
+    stream: S,
+    http2: bool,
+    router: Router,
+    activity: &Arc<Activity>,
+    phases: watch::Receiver<Phase>,
+    pressure: &Notify,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     if http2 {
         // A client may connect before it has anything to ask: it is idle then.
-        activity.http2 = true;
-        activity.head = AtomicU64::new(0);
+        activity.http2.store(true, Ordering::Relaxed);
+        activity.head.store(0, Ordering::Relaxed);
     }
-    let activity = Arc::new(activity);
-    let io = TokioIo::new(Watched {
-        stream,
-        activity: Arc::clone(&activity),
-    });
+    let io = TokioIo::new(stream);
     let service = service_fn({
-        let (activity, phases) = (Arc::clone(&activity), phases.clone());
+        let (activity, phases) = (Arc::clone(activity), phases.clone());
         move |request: Request<Incoming>| {
             let (router, activity, phases) = (router.clone(), Arc::clone(&activity), phases.clone());
             async move { Ok::<_, Infallible>(answer(router, request.map(Body::new), &activity, &phases).await) }
@@ -145,7 +182,7 @@ async fn serve(stream: TcpStream, router: Router, phases: watch::Receiver<Phase>
             .initial_connection_window_size(WINDOW_BYTES)
             .serve_connection(io, service);
         // It says GOAWAY, so a pod that leaves can say so at once: clients go elsewhere with their next request.
-        watch(connection, &activity, phases, Phase::Leaving, pressure).await;
+        watch(connection, activity, phases, Phase::Leaving, pressure).await;
     } else {
         let connection = http1::Builder::new()
             .max_buf_size(HEAD_BYTES)
@@ -153,37 +190,39 @@ async fn serve(stream: TcpStream, router: Router, phases: watch::Receiver<Phase>
             .max_header_size(HEAD_BYTES)
             .serve_connection(io, service);
         // Until then each answer says `Connection: close`.
-        watch(connection, &activity, phases, Phase::Closing, pressure).await;
+        watch(connection, activity, phases, Phase::Closing, pressure).await;
     }
 }
 
-/// Whether a connection speaks HTTP/2; `None` where it should end before it says anything.
-async fn begins_with_http2(
-    stream: &TcpStream,
+/// Whether a connection without TLS speaks HTTP/2; `None` where it is broken.
+async fn begins_with_http2(stream: &TcpStream) -> Option<bool> {
+    let mut bytes = [0; HTTP2_PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut bytes).await.ok()?;
+        let seen = bytes.get(..seen)?;
+        if seen.is_empty() || !HTTP2_PREFACE.starts_with(seen) {
+            return Some(false);
+        }
+        if seen.len() == HTTP2_PREFACE.len() {
+            return Some(true);
+        }
+        // Peeking again gives the same bytes at once.
+        sleep(PREFACE_PAUSE).await;
+    }
+}
+
+/// What comes before the first request; `None` where the connection should end before it says anything.
+async fn unless_over<T>(
+    beginning: impl Future<Output = T>,
     activity: &Activity,
     mut phases: watch::Receiver<Phase>,
     pressure: &Notify,
-) -> Option<bool> {
-    let preface = async {
-        let mut bytes = [0; HTTP2_PREFACE.len()];
-        loop {
-            let seen = stream.peek(&mut bytes).await.ok()?;
-            let seen = bytes.get(..seen)?;
-            if seen.is_empty() || !HTTP2_PREFACE.starts_with(seen) {
-                return Some(false);
-            }
-            if seen.len() == HTTP2_PREFACE.len() {
-                return Some(true);
-            }
-            // Peeking again gives the same bytes at once.
-            sleep(PREFACE_PAUSE).await;
-        }
-    };
-    let mut preface = pin!(preface);
+) -> Option<T> {
+    let mut beginning = pin!(beginning);
     let mut ticks = ticks();
     loop {
         tokio::select! {
-            http2 = preface.as_mut() => return http2,
+            begun = beginning.as_mut() => return Some(begun),
             _ = ticks.tick() => if activity.too_slow() {
                 return None;
             },
@@ -207,10 +246,9 @@ trait Closing: Future {
     fn close(self: Pin<&mut Self>);
 }
 
-type Io = TokioIo<Watched>;
-
-impl<S, B> Closing for http1::Connection<Io, S>
+impl<T, S, B> Closing for http1::Connection<TokioIo<T>, S>
 where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
     S: HttpService<Incoming, ResBody = B>,
     S::Error: Into<BoxError>,
     B: hyper::body::Body + 'static,
@@ -221,8 +259,9 @@ where
     }
 }
 
-impl<S, B> Closing for http2::Connection<Io, S, TokioExecutor>
+impl<T, S, B> Closing for http2::Connection<TokioIo<T>, S, TokioExecutor>
 where
+    T: AsyncRead + AsyncWrite + Unpin,
     S: HttpService<Incoming, ResBody = B>,
     S::Error: Into<BoxError>,
     B: hyper::body::Body + 'static,
@@ -255,7 +294,7 @@ async fn watch(
                 if kept || activity.too_slow() || (closing.is_some() && activity.idle_for(YIELD)) {
                     return;
                 }
-                activity.idle_for(activity.times.idle) || (activity.http2 && activity.age() >= activity.times.recycle)
+                activity.idle_for(activity.times.idle) || (activity.http2() && activity.age() >= activity.times.recycle)
             }
             () = pressure.notified() => activity.idle_for(YIELD),
             changed = phases.wait_for(|phase| *phase >= until), if closing.is_none() => changed.is_ok(),
@@ -280,7 +319,7 @@ async fn answer(
         None => caught(router.oneshot(request)).await,
     };
     let closes = ambiguous.is_some() || activity.age() >= activity.times.recycle || *phases.borrow() >= Phase::Leaving;
-    if closes && !activity.http2 {
+    if closes && !activity.http2() {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -320,7 +359,7 @@ async fn caught(future: impl Future<Output = Result<Response<Body>, Infallible>>
 /// What a connection is doing. Times are milliseconds after `start`, plus one; 0 is never.
 struct Activity {
     times: Times,
-    http2: bool,
+    http2: AtomicBool,
     start: Instant,
     /// Requests being answered; at most one with HTTP/1.1, which answers in order.
     busy: AtomicUsize,
@@ -337,13 +376,17 @@ impl Activity {
     fn new(times: Times) -> Self {
         Self {
             times,
-            http2: false,
+            http2: AtomicBool::new(false),
             start: Instant::now(),
             busy: AtomicUsize::new(0),
             head: AtomicU64::new(1),
             stalled: AtomicU64::new(0),
             last: AtomicU64::new(1),
         }
+    }
+
+    fn http2(&self) -> bool {
+        self.http2.load(Ordering::Relaxed)
     }
 
     fn age(&self) -> Duration {
@@ -362,7 +405,7 @@ impl Activity {
     fn read(&self) {
         let now = self.now();
         self.last.store(now, Ordering::Relaxed);
-        if !self.http2 && self.busy.load(Ordering::Relaxed) == 0 && self.head.load(Ordering::Relaxed) == 0 {
+        if !self.http2() && self.busy.load(Ordering::Relaxed) == 0 && self.head.load(Ordering::Relaxed) == 0 {
             self.head.store(now, Ordering::Relaxed);
         }
     }
@@ -408,6 +451,15 @@ impl Drop for Busy<'_> {
 struct Watched {
     stream: TcpStream,
     activity: Arc<Activity>,
+}
+
+impl Watched {
+    fn new(stream: TcpStream, activity: &Arc<Activity>) -> Self {
+        Self {
+            stream,
+            activity: Arc::clone(activity),
+        }
+    }
 }
 
 impl AsyncRead for Watched {
@@ -520,7 +572,7 @@ mod tests {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (router, phases) = (router.clone(), receiver.clone());
-                tokio::spawn(async move { serve(stream, router, phases, &Notify::new(), SHORT).await });
+                tokio::spawn(async move { serve(stream, None, router, phases, &Notify::new(), SHORT).await });
             }
         });
         (address, phases)
@@ -596,8 +648,8 @@ mod tests {
         waiting.read();
         assert!(!waiting.idle_for(TIMES.idle), "the next head begins");
         assert_ne!(waiting.head.load(Ordering::Relaxed), 0);
-        let mut http2 = aged(TIMES.idle);
-        http2.http2 = true;
+        let http2 = aged(TIMES.idle);
+        http2.http2.store(true, Ordering::Relaxed);
         drop(http2.begin());
         http2.read();
         assert_eq!(http2.head.load(Ordering::Relaxed), 0, "a ping is no head");

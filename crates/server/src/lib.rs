@@ -27,9 +27,11 @@ pub mod model;
 mod pace;
 mod queue;
 pub mod run;
+mod tls;
 mod versions;
 mod worker;
 
 pub use app::App;
 pub use follow::Source;
 pub use run::{Listeners, Options, Server};
+pub use tls::Tls;

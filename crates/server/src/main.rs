@@ -13,7 +13,7 @@ use flywheel_contract::names::{
     ASSIGNMENT_DIR, ASSIGNMENT_FILE, EXIT_FAILED, SCRATCH_DIR, SERVING_CONFIG_DIR, SERVING_CONFIG_FILE, TERMINATION_LOG,
 };
 use flywheel_contract::scalar::Device;
-use flywheel_contract::serving::ServingConfig;
+use flywheel_contract::serving::{ServingConfig, TlsFiles};
 use flywheel_contract::termination::{Outcome, TerminationLog, TerminationMessage};
 use flywheel_server::config::{self, LocalRun};
 use flywheel_server::{Listeners, Options, Source, run};
@@ -87,6 +87,12 @@ enum Command {
         /// PEM file with certificates to trust for the storage, in place of `storage.caBundle`.
         #[arg(long, value_name = "FILE")]
         ca_file: Option<PathBuf>,
+        /// PEM file with the certificate of the data port, in place of `server.tls`; it speaks TLS then. A change is followed.
+        #[arg(long, value_name = "FILE", requires = "tls_key")]
+        tls_certificate: Option<PathBuf>,
+        /// PEM file with the private key of that certificate.
+        #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+        tls_key: Option<PathBuf>,
     },
 }
 
@@ -186,6 +192,8 @@ fn configuration(command: &Command) -> Result<(ServingConfig, Source, PathBuf), 
             model_version,
             device,
             ca_file,
+            tls_certificate,
+            tls_key,
         } => {
             let (config, assignment) = config::from_manifests(&LocalRun {
                 files: file.iter().chain(model_version).cloned().collect(),
@@ -194,6 +202,13 @@ fn configuration(command: &Command) -> Result<(ServingConfig, Source, PathBuf), 
                     DeviceArgument::Cuda => Device::Cuda,
                 },
                 ca_file: ca_file.clone(),
+                tls: tls_certificate
+                    .as_ref()
+                    .zip(tls_key.as_ref())
+                    .map(|(certificate, key)| TlsFiles {
+                        certificate: certificate.display().to_string(),
+                        key: key.display().to_string(),
+                    }),
             })?;
             let cache = std::env::var_os("XDG_CACHE_HOME")
                 .map(PathBuf::from)

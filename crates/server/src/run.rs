@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::app::{App, Phase};
 use crate::follow::{Source, follow};
+use crate::tls::Tls;
 use crate::{connection, http};
 
 /// Most connections of the data port at once.
@@ -112,17 +113,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Begins to answer; `/predict` and `/readyz` say 503 until a version is installed.
+    /// Begins to answer, on the data port with TLS where it is given; `/predict` and `/readyz` say 503 until a version is
+    /// installed.
     #[must_use]
-    pub fn start(app: &Arc<App>, listeners: Listeners) -> Self {
+    pub fn start(app: &Arc<App>, listeners: Listeners, tls: Option<&Tls>) -> Self {
         let places = [DATA_CONNECTIONS, INSIDE_CONNECTIONS].map(|n| (Arc::new(Semaphore::new(n as usize)), n));
         let routers = [http::data_router(Arc::clone(app)), http::inside_router(Arc::clone(app))];
-        let accepting = [listeners.data, listeners.inside]
+        let accepting = [(listeners.data, tls.map(Tls::acceptor)), (listeners.inside, None)]
             .into_iter()
             .zip(routers)
             .zip(&places)
-            .map(|((listener, router), (places, _))| {
-                tokio::spawn(connection::accept(listener, router, app.phases(), Arc::clone(places)))
+            .map(|(((listener, tls), router), (places, _))| {
+                let (phases, places) = (app.phases(), Arc::clone(places));
+                tokio::spawn(connection::accept(listener, tls, router, phases, places))
             })
             .collect();
         Self {
@@ -172,14 +175,25 @@ pub async fn serve(
     options: &Options,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
+    let tls = match &config.tls {
+        Some(files) => Some(Tls::load(files).await?),
+        None => None,
+    };
     let (app, mut broken) = App::new(config);
-    let server = Server::start(&app, listeners);
+    let server = Server::start(&app, listeners, tls.as_ref());
+    let renewals = async {
+        match &tls {
+            Some(tls) => tls.follow().await,
+            None => std::future::pending().await,
+        }
+    };
     let mut stop = pin!(stop);
     let failure = tokio::select! {
         failed = Box::pin(follow(&app, config, options, source)) => match failed {
             Err(failure) => failure,
         },
         Some(failure) = broken.recv() => failure,
+        never = renewals => match never {},
         () = &mut stop => {
             // Without a version there is nobody to answer and nothing to wait for.
             if app.phase() >= Phase::Ready {

@@ -21,7 +21,7 @@ use fixture::{Artifact, Behaviour, LABELS, Setup, Storage};
 use flywheel_contract::artifact::{CONFIG_FILE, EVALUATION_SAMPLE_FILE, MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::scalar::{Device, Digest, Precision};
-use flywheel_contract::serving::{Agreement, LoadState};
+use flywheel_contract::serving::{Agreement, LoadState, TlsFiles};
 use process::{Program, assert_fails, text};
 use serde_json::{Value, json};
 
@@ -598,6 +598,18 @@ fn what_cannot_be_loaded_ends_the_pod_with_its_reason() {
             FailureReason::ConfigInvalid,
             "timeoutMilliseconds",
             |_, c| c.config.limits.timeout_milliseconds = 0,
+        ),
+        (
+            "no certificate",
+            FailureReason::CertificateInvalid,
+            "tls.crt cannot be read",
+            |_, c| {
+                let path = |name: &str| format!("/nowhere/{name}");
+                c.config.tls = Some(TlsFiles {
+                    certificate: path("tls.crt"),
+                    key: path("tls.key"),
+                });
+            },
         ),
         (
             "another release's configuration",

@@ -123,7 +123,7 @@ fn one_port_answers_both_families() {
         eprintln!("this machine has no IPv6");
         return;
     }
-    let pod = Pod::on("[::]:0", 8, 5000);
+    let pod = Pod::on("[::]:0", None, 8, 5000);
     pod.install(1);
     for host in [IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)] {
         let answer = predict((host, pod.data.port()).into(), &json!({"text": "a"}));

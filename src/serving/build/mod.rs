@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use flywheel_api::InferenceService;
 use flywheel_api::names;
+use flywheel_contract::names::{DATA_PORT_NAME, TLS_DATA_PORT_NAME};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::{Resource as _, ResourceExt as _};
 
@@ -45,6 +46,15 @@ pub fn selector(service: &str) -> BTreeMap<String, String> {
 pub fn selector_text(service: &str) -> String {
     let parts: Vec<String> = selector(service).iter().map(|(k, v)| format!("{k}={v}")).collect();
     parts.join(",")
+}
+
+/// Name of the data port, in pods and Service: the scheme that is spoken there.
+fn data_port_name(service: &InferenceService) -> &'static str {
+    if service.spec.server.tls.is_some() {
+        TLS_DATA_PORT_NAME
+    } else {
+        DATA_PORT_NAME
+    }
 }
 
 fn label_selector(service: &InferenceService) -> LabelSelector {

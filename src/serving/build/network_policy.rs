@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use flywheel_api::InferenceService;
-use flywheel_contract::names::{DATA_PORT_NAME, INSIDE_PORT_NAME};
+use flywheel_contract::names::INSIDE_PORT_NAME;
 use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
@@ -40,7 +40,7 @@ pub fn build(service: &InferenceService, operator_namespace: &str) -> NetworkPol
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![
                 NetworkPolicyIngressRule {
-                    ports: port(DATA_PORT_NAME),
+                    ports: port(super::data_port_name(service)),
                     from: None,
                 },
                 NetworkPolicyIngressRule {

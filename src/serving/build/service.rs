@@ -1,19 +1,20 @@
 //! The Service that clients talk to.
 
 use flywheel_api::InferenceService;
-use flywheel_contract::names::DATA_PORT_NAME;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 
-/// Port of the Service: plain HTTP's own, so that `http://<name>/predict` works. It leads to
+/// Ports of the Service without and with TLS: HTTP's own, so that `http://<name>/predict` works. They lead to
 /// [`flywheel_contract::names::DATA_PORT`] of the pods.
-pub const PORT: i32 = 80;
+const PORTS: [i32; 2] = [80, 443];
 
 /// The Service, of the same name as the InferenceService.
 #[must_use]
 pub fn build(service: &InferenceService) -> Service {
     let name = service.name_any();
+    let [plain, tls] = PORTS;
+    let port = super::data_port_name(service);
     Service {
         metadata: super::metadata(service, &name),
         spec: Some(ServiceSpec {
@@ -22,9 +23,9 @@ pub fn build(service: &InferenceService) -> Service {
             ip_family_policy: Some("PreferDualStack".to_owned()),
             selector: Some(super::selector(&name)),
             ports: Some(vec![ServicePort {
-                name: Some(DATA_PORT_NAME.to_owned()),
-                port: PORT,
-                target_port: Some(IntOrString::String(DATA_PORT_NAME.to_owned())),
+                name: Some(port.to_owned()),
+                port: if service.spec.server.tls.is_some() { tls } else { plain },
+                target_port: Some(IntOrString::String(port.to_owned())),
                 protocol: Some("TCP".to_owned()),
                 ..ServicePort::default()
             }]),
@@ -38,7 +39,8 @@ pub fn build(service: &InferenceService) -> Service {
 #[must_use]
 pub fn url(service: &InferenceService) -> String {
     format!(
-        "http://{}.{}.svc",
+        "{}://{}.{}.svc",
+        super::data_port_name(service),
         service.name_any(),
         service.namespace().unwrap_or_default()
     )

@@ -8,17 +8,17 @@
 use std::collections::BTreeMap;
 
 use flywheel_api::inference_service::Server;
-use flywheel_api::pod::Storage;
+use flywheel_api::pod::{LocalReference, Storage};
 use flywheel_api::{InferenceService, names};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::names::{
-    ASSIGNMENT_DIR, DATA_PORT, DATA_PORT_NAME, INSIDE_PORT, INSIDE_PORT_NAME, LIVEZ_PATH, READYZ_PATH,
-    SERVING_CONFIG_DIR,
+    ASSIGNMENT_DIR, DATA_PORT, INSIDE_PORT, INSIDE_PORT_NAME, LIVEZ_PATH, READYZ_PATH, SERVING_CONFIG_DIR, TLS_DIR,
+    TLS_FILES,
 };
-use flywheel_contract::serving::{ServiceIdentity, ServingConfig, ServingLimits};
+use flywheel_contract::serving::{ServiceIdentity, ServingConfig, ServingLimits, TlsFiles};
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, HTTPGetAction, Lifecycle, LifecycleHandler, PodTemplateSpec, Probe, SleepAction, Volume,
-    VolumeMount,
+    ConfigMapVolumeSource, HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler, PodTemplateSpec, Probe,
+    SecretVolumeSource, SleepAction, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
@@ -54,6 +54,10 @@ const GRACE_SECONDS: i64 = 30;
 const CONFIG_VOLUME: &str = "flywheel-serving";
 /// Name of the volume with the assignment.
 const ASSIGNMENT_VOLUME: &str = "flywheel-assignment";
+/// Name of the volume with the certificate.
+const TLS_VOLUME: &str = "flywheel-tls";
+/// Who may read the key: the group that the kubelet gives the files to, which is the server's.
+const TLS_MODE: i32 = 0o440;
 
 /// The command of the server's image.
 const SERVE: &str = "serve";
@@ -84,6 +88,10 @@ pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &S
         device: class.device,
         precision: server.precision,
         storage: podspec::storage_settings(spec.storage.as_ref()),
+        tls: server.tls.as_ref().map(|_| {
+            let [certificate, key] = TLS_FILES.map(|name| format!("{TLS_DIR}/{name}"));
+            TlsFiles { certificate, key }
+        }),
         limits: ServingLimits {
             max_concurrency: u32::try_from(server.max_concurrency).unwrap_or(1),
             timeout_milliseconds: u32::try_from(server.timeout_milliseconds).unwrap_or(1),
@@ -92,10 +100,32 @@ pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &S
     let config =
         serde_json::to_string_pretty(&config).map_err(|e| Error::Bug(format!("serving configuration: {e}")))?;
     // Each in a volume of its own: a file mounted by subPath would never change.
-    let volumes = [
-        (CONFIG_VOLUME, config_map::name(&name, &config), SERVING_CONFIG_DIR),
-        (ASSIGNMENT_VOLUME, assignment::name(&name), ASSIGNMENT_DIR),
+    let config_map = |volume: &str, map: String| Volume {
+        name: volume.to_owned(),
+        config_map: Some(ConfigMapVolumeSource {
+            name: map,
+            ..ConfigMapVolumeSource::default()
+        }),
+        ..Volume::default()
+    };
+    let mut volumes = vec![
+        (
+            config_map(CONFIG_VOLUME, config_map::name(&name, &config)),
+            SERVING_CONFIG_DIR,
+        ),
+        (config_map(ASSIGNMENT_VOLUME, assignment::name(&name)), ASSIGNMENT_DIR),
     ];
+    volumes.extend(server.tls.as_ref().map(|tls| (certificate(&tls.secret_ref), TLS_DIR)));
+    let volume_mounts = volumes
+        .iter()
+        .map(|(volume, path)| VolumeMount {
+            name: volume.name.clone(),
+            mount_path: (*path).to_owned(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        })
+        .collect();
+    let data_port = super::data_port_name(service);
     let annotations = BTreeMap::from([(names::ANNOTATION_CONFIG_DIGEST.to_owned(), config_map::digest(&config))]);
     let template = podspec::template(PodInputs {
         container: names::SERVER,
@@ -111,7 +141,7 @@ pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &S
         args: vec![SERVE.to_owned()],
         env: Vec::new(),
         env_secrets: Vec::new(),
-        ports: vec![(DATA_PORT_NAME, DATA_PORT), (INSIDE_PORT_NAME, INSIDE_PORT)],
+        ports: vec![(data_port, DATA_PORT), (INSIDE_PORT_NAME, INSIDE_PORT)],
         resources: server.resources.as_ref(),
         settings: server.pod.as_ref(),
         settings_path: "spec.server.pod",
@@ -119,27 +149,9 @@ pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &S
         storage: spec.storage.as_ref(),
         service_account: spec.service_account_name.as_deref(),
         image_pull_secrets: &settings.image_pull_secrets,
-        volumes: volumes
-            .iter()
-            .map(|(volume, map, _)| Volume {
-                name: (*volume).to_owned(),
-                config_map: Some(ConfigMapVolumeSource {
-                    name: map.clone(),
-                    ..ConfigMapVolumeSource::default()
-                }),
-                ..Volume::default()
-            })
-            .collect(),
-        volume_mounts: volumes
-            .iter()
-            .map(|(volume, _, path)| VolumeMount {
-                name: (*volume).to_owned(),
-                mount_path: (*path).to_owned(),
-                read_only: Some(true),
-                ..VolumeMount::default()
-            })
-            .collect(),
-        probes: probes(),
+        volumes: volumes.into_iter().map(|(volume, _)| volume).collect(),
+        volume_mounts,
+        probes: probes(data_port, server.tls.is_some()),
         lifecycle: Some(Lifecycle {
             pre_stop: Some(LifecycleHandler {
                 sleep: Some(SleepAction {
@@ -160,12 +172,33 @@ fn seconds(milliseconds: i32) -> i64 {
     i64::from(milliseconds).saturating_add(999) / 1000
 }
 
-fn probes() -> Probes {
-    let probe = |path: &str, port: &str, period_seconds: i32, failure_threshold: i32| {
+/// The certificate's two files. Not optional: a pod without its Secret waits and says so.
+fn certificate(secret: &LocalReference) -> Volume {
+    let file = |name: &str| KeyToPath {
+        key: name.to_owned(),
+        path: name.to_owned(),
+        mode: None,
+    };
+    Volume {
+        name: TLS_VOLUME.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret.name.clone()),
+            default_mode: Some(TLS_MODE),
+            items: Some(TLS_FILES.map(file).to_vec()),
+            optional: None,
+        }),
+        ..Volume::default()
+    }
+}
+
+fn probes(data_port: &str, tls: bool) -> Probes {
+    let probe = |path: &str, port: &str, tls: bool, period_seconds: i32, failure_threshold: i32| {
         Some(Probe {
             http_get: Some(HTTPGetAction {
                 path: Some(path.to_owned()),
                 port: IntOrString::String(port.to_owned()),
+                // The kubelet does not look at the certificate.
+                scheme: tls.then(|| "HTTPS".to_owned()),
                 ..HTTPGetAction::default()
             }),
             period_seconds: Some(period_seconds),
@@ -175,14 +208,21 @@ fn probes() -> Probes {
         })
     };
     Probes {
-        startup: probe(READYZ_PATH, DATA_PORT_NAME, STARTUP_PERIOD_SECONDS, STARTUP_FAILURES),
+        startup: probe(READYZ_PATH, data_port, tls, STARTUP_PERIOD_SECONDS, STARTUP_FAILURES),
         readiness: probe(
             READYZ_PATH,
-            DATA_PORT_NAME,
+            data_port,
+            tls,
             READINESS_PERIOD_SECONDS,
             READINESS_FAILURES,
         ),
-        liveness: probe(LIVEZ_PATH, INSIDE_PORT_NAME, LIVENESS_PERIOD_SECONDS, LIVENESS_FAILURES),
+        liveness: probe(
+            LIVEZ_PATH,
+            INSIDE_PORT_NAME,
+            false,
+            LIVENESS_PERIOD_SECONDS,
+            LIVENESS_FAILURES,
+        ),
     }
 }
 

@@ -73,6 +73,20 @@ fn the_objects_of_a_service() {
 }
 
 #[test]
+fn the_objects_of_a_service_with_tls() {
+    let service = service(json!({"server": {"tls": {"secretRef": {"name": "certificate"}}}}));
+    let rendered = rendered(&service);
+    insta::assert_json_snapshot!("tls_config", serde_json::from_str::<Value>(&rendered.config).unwrap());
+    insta::assert_json_snapshot!(
+        "tls_deployment",
+        deployment::build(&service, rendered.template, Exchange::Surge)
+    );
+    insta::assert_json_snapshot!("tls_service", service::build(&service));
+    insta::assert_json_snapshot!("tls_network_policy", network_policy::build(&service, "flywheel-system"));
+    assert_eq!(service::url(&service), "https://intent.team.svc");
+}
+
+#[test]
 fn one_replica_has_no_budget() {
     for (replicas, expected) in [(0, false), (1, false), (2, true)] {
         let budget = disruption_budget::build(&service(json!({})), replicas);
@@ -161,6 +175,7 @@ fn the_hash_changes_with_what_pods_depend_on_only() {
         json!({"accelerator": {"class": "t4"}}),
         json!({"server": {"maxConcurrency": 255}}),
         json!({"server": {"image": "example/server:2"}}),
+        json!({"server": {"tls": {"secretRef": {"name": "certificate"}}}}),
         json!({"server": {"pod": {"labels": {"a": "b"}}}}),
         json!({"storage": {"region": "eu-1"}}),
         json!({"serviceAccountName": "reader"}),

@@ -183,6 +183,7 @@ impl Artifact {
                 device: Device::Cpu,
                 precision: Precision::Float32,
                 storage: Default::default(),
+                tls: None,
                 limits: ServingLimits {
                     max_concurrency: 256,
                     timeout_milliseconds: 20_000,

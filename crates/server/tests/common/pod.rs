@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::scalar::{Device, Digest, Precision};
-use flywheel_contract::serving::{Assignment, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, Stats};
+use flywheel_contract::serving::{
+    Assignment, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, Stats, TlsFiles,
+};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_server::model::{Encode, LoadedVersion, Model};
-use flywheel_server::{App, Listeners, Server};
+use flywheel_server::{App, Listeners, Server, Tls};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -102,11 +104,11 @@ fn version() -> ServedVersion {
 
 impl Pod {
     pub fn loading(max_concurrency: u32, timeout_milliseconds: u32) -> Self {
-        Self::on("127.0.0.1:0", max_concurrency, timeout_milliseconds)
+        Self::on("127.0.0.1:0", None, max_concurrency, timeout_milliseconds)
     }
 
-    /// With this address of the data port.
-    pub fn on(data: &str, max_concurrency: u32, timeout_milliseconds: u32) -> Self {
+    /// With this address of the data port, and with TLS where there is a certificate.
+    pub fn on(data: &str, tls: Option<TlsFiles>, max_concurrency: u32, timeout_milliseconds: u32) -> Self {
         let config = ServingConfig {
             schema_version: flywheel_contract::SCHEMA_VERSION,
             service: ServiceIdentity {
@@ -116,6 +118,7 @@ impl Pod {
             device: Device::Cpu,
             precision: Precision::Auto,
             storage: Default::default(),
+            tls,
             limits: ServingLimits {
                 max_concurrency,
                 timeout_milliseconds,
@@ -137,7 +140,15 @@ impl Pod {
             let listeners = Listeners::bind(address(data), address("127.0.0.1:0")).unwrap();
             let data = listeners.data.local_addr().unwrap();
             let inside = listeners.inside.local_addr().unwrap();
-            (data, inside, Server::start(&app, listeners))
+            let tls = match &config.tls {
+                Some(files) => Some(Tls::load(files).await.unwrap()),
+                None => None,
+            };
+            let server = Server::start(&app, listeners, tls.as_ref());
+            if let Some(tls) = tls {
+                tokio::spawn(async move { tls.follow().await });
+            }
+            (data, inside, server)
         });
         Self {
             runtime,
