@@ -55,7 +55,7 @@ beside() { # functions: at once, since each waits for most of its time; the word
 # What computes, in one lane: trainings with threads of their own slow each other down by far more than their number.
 learning() {
   KILLS=${ALL:+100} test_with --workspace --test training --test resume --test together --test bad_input --test requests --test exchange --test hostile \
-    --test open_inference --test openapi --test http2 --test tls --test clients --test program --test commands --test store --test sets --test artifact --test parity
+    --test open_inference --test openapi --test http2 --test tls --test traces --test clients --test program --test commands --test store --test sets --test artifact --test parity
 }
 waiting() { # what waits: for limits to pass, for other programs
   local code=0

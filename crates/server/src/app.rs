@@ -10,12 +10,14 @@ use flywheel_contract::failure::Failure;
 use flywheel_contract::names::READYZ_PATH;
 use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig, ServingLimits, Stats};
 use flywheel_contract::{SCHEMA_VERSION, serving};
+use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::mirror::Copies;
 use crate::model::LoadedVersion;
+use crate::traces::Traces;
 use crate::versions::{Version, Versions};
 
 /// How far a pod is.
@@ -49,6 +51,7 @@ pub struct App {
     pub(crate) versions: Versions,
     broken: mpsc::Sender<Failure>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) traces: Option<Traces>,
     pub(crate) bodies: Arc<Semaphore>,
     pub(crate) openapi: Bytes,
     /// Questions to the model, of any protocol, that have begun and are not answered.
@@ -60,10 +63,10 @@ pub struct App {
 }
 
 impl App {
-    /// A pod that has loaded nothing yet. The receiver gets the failure of a device that works no more: the process must
+    /// A pod that has loaded nothing yet, with spans of its requests where there is a place for them. The receiver gets the failure of a device that works no more: the process must
     /// end then.
     #[must_use]
-    pub fn new(config: &ServingConfig) -> (Arc<Self>, mpsc::Receiver<Failure>) {
+    pub fn new(config: &ServingConfig, traces: Option<Traces>) -> (Arc<Self>, mpsc::Receiver<Failure>) {
         let (broken, receiver) = mpsc::channel(1);
         let document = flywheel_wire::openapi::document(&config.service.name, READYZ_PATH, env!("CARGO_PKG_VERSION"));
         let metrics = Arc::new(Metrics::new());
@@ -78,6 +81,10 @@ impl App {
             broken,
             copies: Copies::new(&metrics),
             metrics,
+            traces: traces.map(|traces| {
+                let paths = document.get("paths").and_then(Value::as_object);
+                traces.with_routes(paths.into_iter().flat_map(|paths| paths.keys().cloned()))
+            }),
             bodies: Arc::new(Semaphore::new(BODY_BUDGET_BYTES / BODY_UNIT_BYTES)),
             openapi: Bytes::from(document.to_string()),
             requests: watch::Sender::new(0),

@@ -28,6 +28,7 @@ mod pace;
 mod queue;
 pub mod run;
 mod tls;
+mod traces;
 mod versions;
 mod worker;
 
@@ -35,3 +36,4 @@ pub use app::App;
 pub use follow::Source;
 pub use run::{Listeners, Options, Server};
 pub use tls::Tls;
+pub use traces::Traces;

@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use crate::app::{App, Phase};
 use crate::follow::{Source, follow};
 use crate::tls::Tls;
+use crate::traces::Traces;
 use crate::{connection, http};
 
 /// Most connections of the data port at once.
@@ -179,7 +180,9 @@ pub async fn serve(
         Some(files) => Some(Tls::load(files).await?),
         None => None,
     };
-    let (app, mut broken) = App::new(config);
+    let port = listeners.data.local_addr().map_or(DATA_PORT, |address| address.port());
+    let traces = Traces::from_environment(&config.service, tls.is_some(), port);
+    let (app, mut broken) = App::new(config, traces);
     let server = Server::start(&app, listeners, tls.as_ref());
     let renewals = async {
         match &tls {
@@ -188,20 +191,27 @@ pub async fn serve(
         }
     };
     let mut stop = pin!(stop);
-    let failure = tokio::select! {
+    let ended = tokio::select! {
         failed = Box::pin(follow(&app, config, options, source)) => match failed {
-            Err(failure) => failure,
+            Err(failure) => Err(failure),
         },
-        Some(failure) = broken.recv() => failure,
+        Some(failure) = broken.recv() => Err(failure),
         never = renewals => match never {},
         () = &mut stop => {
             // Without a version there is nobody to answer and nothing to wait for.
             if app.phase() >= Phase::Ready {
                 server.drain().await;
             }
-            return Ok(());
+            Ok(())
         }
     };
-    app.advance(Phase::Draining);
-    Err(failure)
+    if ended.is_err() {
+        app.advance(Phase::Draining);
+    }
+    if app.traces.is_some() {
+        // The library waits for its own thread.
+        let flush = move || app.traces.iter().for_each(Traces::flush);
+        let _ = tokio::task::spawn_blocking(flush).await;
+    }
+    ended
 }

@@ -6,7 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Response, StatusCode};
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use flywheel_contract::names::READYZ_PATH;
 use flywheel_wire::openapi::OPENAPI_PATH;
@@ -14,9 +14,10 @@ use flywheel_wire::predict::PREDICT_PATH;
 
 use super::{compress, grpc, infer, json_response, method_not_allowed, not_found, predict, refusal_response, request};
 use crate::app::App;
+use crate::traces;
 
 pub(crate) fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let router = Router::new()
         .route(PREDICT_PATH, post(predict::predict))
         .route(READYZ_PATH, get(readyz))
         .route(OPENAPI_PATH, get(openapi))
@@ -24,8 +25,14 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(grpc::router())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn(compress::compress))
-        .with_state(app)
+        .layer(from_fn(compress::compress));
+    if app.traces.is_some() {
+        router
+            .layer(from_fn_with_state(Arc::clone(&app), traces::trace))
+            .with_state(app)
+    } else {
+        router.with_state(app)
+    }
 }
 
 async fn readyz(State(app): State<Arc<App>>) -> Response<Body> {

@@ -50,7 +50,7 @@ pub(super) fn router() -> Router<Arc<App>> {
 }
 
 /// Whether a `Content-Type` is gRPC's.
-pub(super) fn is_grpc(kind: &HeaderValue) -> bool {
+pub(crate) fn is_grpc(kind: &HeaderValue) -> bool {
     let rest = kind.as_bytes().strip_prefix(b"application/grpc");
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+") || rest.starts_with(b";"))
 }
@@ -59,10 +59,14 @@ fn status(refusal: &Refusal) -> Status {
     Status::new((Code::of(refusal.reason) as i32).into(), refusal.to_string())
 }
 
+/// Code of an answer of gRPC whose body is not read: one that has a body is good.
+pub(crate) fn code(response: &Response<Body>) -> tonic::Code {
+    Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code())
+}
+
 /// Status of HTTP that says the same as an answer of gRPC, for the figures.
 fn figure(response: &Response<Body>) -> u16 {
-    let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
-    match code {
+    match code(response) {
         tonic::Code::Ok => 200,
         tonic::Code::ResourceExhausted => 429,
         tonic::Code::DeadlineExceeded => 504,

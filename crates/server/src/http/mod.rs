@@ -15,6 +15,7 @@ use axum::http::{HeaderValue, Response, StatusCode, Uri};
 use flywheel_wire::error::{ErrorReason, Refusal};
 
 pub(crate) use data::router as data_router;
+pub(crate) use grpc::{code as grpc_code, is_grpc};
 pub(crate) use inside::router as inside_router;
 
 /// Seconds after which a client may try again.

@@ -14,6 +14,7 @@ use flywheel_wire::{request_id, request_timeout, trace_context};
 
 use super::body;
 use crate::app::{App, Phase};
+use crate::traces::AnsweredBy;
 use crate::versions::{Answering, Version};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static(request_id::REQUEST_ID_HEADER);
@@ -178,9 +179,7 @@ impl<'a> Question<'a> {
         app.metrics.demand.begin();
         let sent = headers.get(REQUEST_ID).map(HeaderValue::as_bytes);
         let mut traces = headers.get_all(TRACEPARENT).iter();
-        let trace = traces
-            .next()
-            .and_then(|value| trace_context::trace_id(value.as_bytes()));
+        let trace = traces.next().and_then(|value| trace_context::parse(value.as_bytes()));
         Self {
             app,
             id: sent
@@ -188,7 +187,9 @@ impl<'a> Question<'a> {
                 .map_or_else(|| app.next_id(), str::to_owned),
             start: Instant::now(),
             // Two of them are as good as none.
-            trace: trace.filter(|_| traces.next().is_none()).map(str::to_owned),
+            trace: trace
+                .filter(|_| traces.next().is_none())
+                .map(|parent| parent.trace.to_owned()),
             served: Served::now(app, headers),
             named: OnceLock::new(),
             status: None,
@@ -269,6 +270,9 @@ impl<'a> Question<'a> {
             seconds = duration.as_secs_f64(),
             "answered"
         );
+        if self.app.traces.is_some() {
+            response.extensions_mut().insert(AnsweredBy(version));
+        }
     }
 }
 

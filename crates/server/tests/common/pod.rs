@@ -125,7 +125,7 @@ impl Pod {
             },
         };
         let runtime = Runtime::new().unwrap();
-        let (app, broken) = App::new(&config);
+        let (app, broken) = App::new(&config, None);
         let version = version();
         app.follow(&Assignment {
             schema_version: flywheel_contract::SCHEMA_VERSION,

@@ -32,6 +32,10 @@ pub struct Program {
 
 impl Program {
     pub fn start(arguments: impl FnOnce(&Path) -> Vec<String>) -> Self {
+        Self::start_with(&[], arguments)
+    }
+
+    fn start_with(variables: &[(&str, &str)], arguments: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let home = tempfile::tempdir().unwrap();
         let path = home.path();
         let mut child = Command::new(env!("CARGO_BIN_EXE_flywheel-server"))
@@ -50,6 +54,7 @@ impl Program {
             .args(arguments(path))
             // The line of each request, too, so that what no log may hold is looked for there as well.
             .env("RUST_LOG", "info,flywheel_server=debug")
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -86,19 +91,14 @@ impl Program {
         Self::serve_from(setup, None)
     }
 
+    /// With these environment variables.
+    pub fn serve_with(setup: &Setup, variables: &[(&str, &str)]) -> Self {
+        Self::start_with(variables, |home| arguments(home, setup, None))
+    }
+
     /// With a scratch folder that outlives it.
     pub fn serve_from(setup: &Setup, scratch: Option<&Path>) -> Self {
-        Self::start(|home| {
-            let config = home.join("serving.json");
-            fs::write(&config, serde_json::to_vec(&setup.config).unwrap()).unwrap();
-            assign(home, &setup.assignment);
-            let mut arguments = vec!["serve".to_owned(), "--config".to_owned(), text(&config)];
-            arguments.extend(["--assignment".to_owned(), text(&home.join(ASSIGNMENT_FILE))]);
-            if let Some(scratch) = scratch {
-                arguments.extend(["--scratch".to_owned(), text(scratch)]);
-            }
-            arguments
-        })
+        Self::start(|home| arguments(home, setup, scratch))
     }
 
     /// Gives it another assignment, as the kubelet does: the file is exchanged in one step.
@@ -157,6 +157,18 @@ impl Drop for Program {
 
 pub fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
+}
+
+fn arguments(home: &Path, setup: &Setup, scratch: Option<&Path>) -> Vec<String> {
+    let config = home.join("serving.json");
+    fs::write(&config, serde_json::to_vec(&setup.config).unwrap()).unwrap();
+    assign(home, &setup.assignment);
+    let mut arguments = vec!["serve".to_owned(), "--config".to_owned(), text(&config)];
+    arguments.extend(["--assignment".to_owned(), text(&home.join(ASSIGNMENT_FILE))]);
+    if let Some(scratch) = scratch {
+        arguments.extend(["--scratch".to_owned(), text(scratch)]);
+    }
+    arguments
 }
 
 fn assign(home: &Path, assignment: &Assignment) {
