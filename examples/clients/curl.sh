@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Asks a service with curl: curl.sh [http://localhost:8080] [model]
+# With TLS: CURL_CA_BUNDLE=ca.crt curl.sh https://intent.<namespace>.svc
 set -euo pipefail
 url=${1:-http://localhost:8080} model=${2:-intent}
 
@@ -8,8 +9,8 @@ curl -fsS --retry 3 "$url/predict" -H 'Content-Type: application/json' -H 'X-Req
   -d '{"text": "how much longer on the egg timer"}'
 echo
 
-# A list, answered in its order.
-curl -fsS --retry 3 "$url/predict" -H 'Content-Type: application/json' -d '{"texts": ["turn off the lights", "what time is it"]}'
+# A list, answered in its order; a long answer comes by gzip where it is asked for.
+curl -fsS --retry 3 --compressed "$url/predict" -H 'Content-Type: application/json' -d '{"texts": ["turn off the lights", "what time is it"]}'
 echo
 
 # The Open Inference Protocol: the model is the InferenceService.

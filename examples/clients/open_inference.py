@@ -11,6 +11,7 @@ texts = np.array(["how much longer on the egg timer", "turn off the lights"], dt
 
 text = InferInput("text", [len(texts)], "BYTES")
 text.set_data_from_numpy(texts)
+# With TLS: InferenceServerClient(address, ssl=True, root_certificates="ca.crt"), where address has port 443.
 with InferenceServerClient(address) as client:
     result = client.infer(model, [text], client_timeout=2)
 for label, probability in zip(result.as_numpy("label"), result.as_numpy("probability")):

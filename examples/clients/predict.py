@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Asks a service with what Python brings: predict.py [http://localhost:8080]"""
+"""Asks a service with what Python brings: predict.py [http://localhost:8080]
+
+With TLS: SSL_CERT_FILE=ca.crt predict.py https://intent.<namespace>.svc
+"""
 import json
 import sys
 import time
