@@ -25,7 +25,8 @@ pub const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Most bytes of a termination message that the kubelet keeps.
 pub const TERMINATION_MAX_BYTES: usize = 4096;
 
-/// Port of the trainer's `/progress` and `/metrics`, and of the server's `/livez`, `/stats` and `/metrics`.
+/// Port of the trainer's `/progress` and `/metrics`, and of the server's `/livez`, `/stats`, `/profile` and
+/// `/metrics`.
 pub const INSIDE_PORT: u16 = 9090;
 /// Name of [`INSIDE_PORT`] in pods.
 pub const INSIDE_PORT_NAME: &str = "inside";
@@ -45,6 +46,8 @@ pub const COMPLETION_INDEX_ENV: &str = "JOB_COMPLETION_INDEX";
 pub const PROGRESS_PATH: &str = "/progress";
 /// Path of [`crate::serving::Stats`] on the server's inside port.
 pub const STATS_PATH: &str = "/stats";
+/// Path of [`crate::profile::LiveProfiles`] on the server's inside port.
+pub const PROFILE_PATH: &str = "/profile";
 /// Liveness of the serving pod, on the inside port.
 pub const LIVEZ_PATH: &str = "/livez";
 /// Readiness of the serving pod, on the data port.

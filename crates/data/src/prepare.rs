@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 
 use flywheel_contract::dataset::{Dataset, Format, SetName};
-use flywheel_contract::profile::DataProfile;
+use flywheel_contract::profile::{Answer, DataProfile};
 use flywheel_contract::scalar::{Digest, Uri};
 use flywheel_contract::trainer::{DatasetCounts, DatasetExample, DatasetProblem, NearDuplicates, RowPlace};
 use sha2::{Digest as _, Sha256};
@@ -326,11 +326,16 @@ fn indexed(set: &'static str, rows: Vec<Row>, index: &BTreeMap<String, i64>) -> 
     Ok(out)
 }
 
-/// Profile of a set by the model's own answers; `probabilities[row][class]`, as many rows as the set.
+/// Profile of a set by the model's own answers, as many as the set has rows. It has bins for projections where the answers
+/// have projections.
 #[must_use]
-pub fn profile(set: &EncodedSet, probabilities: &[Vec<f32>], classes: usize) -> DataProfile {
+pub fn profile(set: &EncodedSet, answers: &[Answer], classes: usize) -> DataProfile {
     let mut profile = DataProfile::new(classes);
-    for (ids, answer) in set.ids.iter().zip(probabilities) {
+    let projections: Vec<_> = answers.iter().filter_map(|answer| answer.projections).collect();
+    if !projections.is_empty() {
+        profile = profile.with_projections(&projections);
+    }
+    for (ids, answer) in set.ids.iter().zip(answers) {
         profile.add(ids, answer);
     }
     profile

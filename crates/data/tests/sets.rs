@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use flywheel_contract::dataset::{DataLimits, Dataset, Format, SetName, Source, Split};
 use flywheel_contract::failure::FailureReason;
+use flywheel_contract::profile::{Answer, PROJECTIONS};
 use flywheel_contract::scalar::Digest;
 use flywheel_contract::trainer::NearDuplicates;
 use flywheel_data::{
@@ -841,10 +842,20 @@ fn a_set_is_encoded_in_order_with_cut_texts_counted_and_profiled() {
     let (encoded, truncated) = tokenizer.encode_set(&set).unwrap();
     assert_eq!((encoded.len(), truncated), (5000, 1000));
     assert_eq!(encoded.ids[4095..4097], [vec![2, 5, 6, 3], vec![2, 9, 3]]);
-    let answers: Vec<Vec<f32>> = (0..5000)
-        .map(|i| if i % 2 == 0 { vec![0.75, 0.25] } else { vec![0.05, 0.95] })
+    let answers: Vec<Answer> = (0..5000)
+        .map(|i| Answer {
+            probabilities: if i % 2 == 0 { vec![0.75, 0.25] } else { vec![0.05, 0.95] },
+            projections: Some([f64::from(i); PROJECTIONS]),
+        })
         .collect();
     let profile = profile(&encoded, &answers, 2);
     assert_eq!((profile.texts, profile.classes.clone()), (5000, vec![2500, 2500]));
     assert_eq!(profile.length.counts[..2], [4000, 1000]);
+    for projection in &profile.projections {
+        assert_eq!(projection.counts.iter().sum::<u64>(), 5000);
+        assert!(
+            projection.counts.iter().all(|count| (312..=313).contains(count)),
+            "{projection:?}"
+        );
+    }
 }

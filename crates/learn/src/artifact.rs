@@ -6,8 +6,10 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use flywheel_contract::artifact::{CALIBRATION_FILE, CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
+use flywheel_contract::profile::{Answer, Projector};
 use flywheel_contract::scalar::Precision;
 use flywheel_data::VOCABULARY_FILE;
 use tch::Device;
@@ -167,6 +169,7 @@ pub fn calibrate(
 pub struct Classifier {
     network: PackedClassifier,
     labels: Vec<String>,
+    projector: Arc<Projector>,
 }
 
 impl Classifier {
@@ -187,7 +190,11 @@ impl Classifier {
             }
             _ => PackedClassifier::new(&network, precision)?,
         };
-        Ok(Self { network, labels })
+        Ok(Self {
+            network,
+            labels,
+            projector: Arc::new(Projector::new(usize::try_from(config.hidden).unwrap_or(0))),
+        })
     }
 
     /// The same classifier over the same weights, for another thread.
@@ -196,6 +203,7 @@ impl Classifier {
         Self {
             network: self.network.shallow_clone(),
             labels: self.labels.clone(),
+            projector: Arc::clone(&self.projector),
         }
     }
 
@@ -226,6 +234,20 @@ impl Classifier {
     pub fn predict(&self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>> {
         let rows: Vec<&[i64]> = rows.iter().map(Vec::as_slice).collect();
         self.network.predict(&rows)
+    }
+
+    /// The same probabilities with where each row's text lies, for its data profile.
+    ///
+    /// # Errors
+    /// Those of [`Classifier::predict`].
+    pub fn predict_and_project(&self, rows: &[Vec<i64>]) -> Result<Vec<Answer>> {
+        let rows: Vec<&[i64]> = rows.iter().map(Vec::as_slice).collect();
+        let answers = self.network.predict_with_features(&rows)?.into_iter();
+        let projected = answers.map(|(probabilities, features)| Answer {
+            probabilities,
+            projections: Some(self.projector.project(&features)),
+        });
+        Ok(projected.collect())
     }
 
     /// Hidden state of each row's first token, which the head looks at: for comparing number formats.

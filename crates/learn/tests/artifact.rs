@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
+use flywheel_contract::profile::Projector;
 use flywheel_contract::scalar::Precision;
 use flywheel_learn::config::EncoderConfig;
 use flywheel_learn::network::{Parameters, SequenceClassifier, TokenBatch};
 use flywheel_learn::{Classifier, Error, artifact, weights};
 use serde_json::{Value, json};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 const TYPES: [&str; 4] = ["bert", "distilbert", "roberta", "xlm-roberta"];
 
@@ -116,6 +118,55 @@ fn written_and_loaded_again_it_answers_the_same_from_every_thread() {
                 });
             }
         });
+    }
+}
+
+#[test]
+fn a_text_is_projected_by_what_its_logits_are_made_of_and_its_answer_stays_the_same() {
+    for model_type in TYPES {
+        let config = config(model_type);
+        let network = SequenceClassifier::random(&config, 3, 0.0, 4, Device::Cpu).unwrap();
+        let pretrained = folder(&config, network.parameters());
+        let out = tempfile::tempdir().unwrap();
+        artifact::write(out.path(), &network, &labels(3), pretrained.path()).unwrap();
+        let rows = rows();
+        artifact::calibrate(out.path(), &rows, Device::Cpu, &mut || ControlFlow::Continue(())).unwrap();
+        let dense = match model_type {
+            "bert" => "bert.pooler.dense",
+            "distilbert" => "pre_classifier",
+            _ => "classifier.dense",
+        };
+        let [weight, bias] = ["weight", "bias"].map(|part| &network.parameters()[&format!("{dense}.{part}")]);
+        let projector = Projector::new(16);
+        for (precision, near) in [
+            (Precision::Float32, 1e-6),
+            (Precision::BFloat16, 0.05),
+            (Precision::Int8, 0.05),
+        ] {
+            let classifier = Classifier::load(out.path(), Device::Cpu, precision).unwrap();
+            let answers = classifier.predict_and_project(&rows).unwrap();
+            let probabilities: Vec<_> = answers.iter().map(|answer| answer.probabilities.clone()).collect();
+            assert_eq!(
+                probabilities,
+                classifier.predict(&rows).unwrap(),
+                "{model_type} {precision:?}"
+            );
+            assert_eq!(classifier.worker().predict_and_project(&rows).unwrap(), answers);
+            for (answer, state) in answers.iter().zip(classifier.first_states(&rows).unwrap()) {
+                let features = Tensor::from_slice(&state).unsqueeze(0).linear(weight, Some(bias));
+                let features = if model_type == "distilbert" {
+                    features.relu()
+                } else {
+                    features.tanh()
+                };
+                let features = Vec::<f32>::try_from(features.squeeze()).unwrap();
+                let wanted = projector.project(&features);
+                assert!(wanted.iter().any(|place| place.abs() > 1e-3), "{wanted:?}");
+                let got = answer.projections.unwrap();
+                let close = got.iter().zip(wanted).all(|(got, want)| (got - want).abs() < near);
+                assert!(close, "{model_type} {precision:?}: {got:?} {wanted:?}");
+            }
+        }
     }
 }
 

@@ -437,24 +437,19 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     for path in part.pretrained.tokenizer.save(&work.folder)? {
         files.extend(path.file_name().map(|n| n.to_string_lossy().into_owned()));
     }
-    json(
-        &work.folder,
-        DATA_PROFILE_FILE,
-        &profile(&work.test, &answers, part.labels.len()),
-        &mut files,
-    )?;
-
     // The artifact is loaded again and must answer as the network did: what is uploaded is known to work.
-    let rows: Vec<Vec<i64>> = sample_of(&work.test.ids);
-    let wanted = sample_of(&answers);
     let classifier = Classifier::load(&work.folder, device, Precision::Float32).map_err(failure)?;
-    let mut again = Vec::with_capacity(rows.len());
-    for rows in rows.chunks(at_once) {
-        again.extend(classifier.predict(rows).map_err(failure)?);
+    let mut again = Vec::with_capacity(work.test.ids.len());
+    for rows in work.test.ids.chunks(at_once) {
+        again.extend(classifier.predict_and_project(rows).map_err(failure)?);
+        if seen().is_break() {
+            return Err(failure(flywheel_learn::Error::Interrupted));
+        }
     }
-    let differs = again
+    let (sample, wanted) = (sample_of(&again), sample_of(&answers));
+    let differs = sample
         .iter()
-        .flatten()
+        .flat_map(|answer| &answer.probabilities)
         .zip(wanted.iter().flatten())
         .any(|(a, b)| (a - b).abs() > SAME_ANSWER || a.is_nan());
     if differs {
@@ -463,18 +458,20 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
             "the artifact, loaded again, does not answer as the trained network does; please report it",
         ));
     }
+    let profile = profile(&work.test, &again, part.labels.len());
+    json(&work.folder, DATA_PROFILE_FILE, &profile, &mut files)?;
     // What it takes to answer in 8 bits.
     let calibrated = artifact::calibrate(&work.folder, &part.train.ids, device, &mut seen).map_err(failure)?;
     files.push(calibrated.to_owned());
     if !work.sample_texts.is_empty() {
-        let items = work.sample_texts.iter().zip(sample_of(&work.test.labels)).zip(again);
+        let items = work.sample_texts.iter().zip(sample_of(&work.test.labels)).zip(sample);
         let sample = EvaluationSample {
             schema_version: SCHEMA_VERSION,
             items: items
-                .map(|((text, label), probabilities)| EvaluationItem {
+                .map(|((text, label), answer)| EvaluationItem {
                     text: text.clone(),
                     label: u32::try_from(label).unwrap_or(u32::MAX),
-                    probabilities,
+                    probabilities: answer.probabilities,
                 })
                 .collect(),
         };

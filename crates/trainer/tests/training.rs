@@ -13,7 +13,7 @@ mod common;
 use common::{Running, World, get, rows, says};
 use flywheel_contract::artifact::{CALIBRATION_FILE, EvaluationSample, MANIFEST_FILE, Manifest};
 use flywheel_contract::failure::FailureReason;
-use flywheel_contract::profile::DataProfile;
+use flywheel_contract::profile::{DataProfile, PROJECTIONS};
 use flywheel_contract::scalar::{Precision, metric_value};
 use flywheel_contract::termination::Outcome;
 use flywheel_contract::trainer::TrainingResult;
@@ -88,7 +88,21 @@ fn a_training_leaves_an_artifact_a_result_and_a_message() {
         assert!((item.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-5);
     }
     let profile: DataProfile = world.read("out/uid-1/attempt-1/data_profile.json");
-    assert_eq!(profile.texts, c.test);
+    assert_eq!((profile.texts, profile.check(3)), (c.test, Ok(())));
+    assert_eq!(profile.projections.len(), PROJECTIONS);
+    let lists = profile.projections.iter().map(|projection| &projection.counts);
+    for counts in lists.chain([&profile.length.counts, &profile.confidence.counts, &profile.classes]) {
+        assert_eq!(counts.iter().sum::<u64>(), c.test, "{profile:?}");
+    }
+    // Parted evenly, though it has fewer texts than bins, and differently for each.
+    assert!(
+        profile
+            .projections
+            .iter()
+            .all(|p| p.counts.iter().all(|n| *n <= 1 + c.test / 4)),
+        "{profile:?}"
+    );
+    assert_ne!(profile.projections[0].edges, profile.projections[1].edges);
     assert!(
         world.files(".").iter().all(|f| !f.contains("flywheel-")),
         "the scratch folder is gone"

@@ -480,6 +480,26 @@ impl PackedClassifier {
         })
     }
 
+    /// The same, and of each row its features, H of them: what the map takes that makes the logits.
+    ///
+    /// # Errors
+    /// Those of [`PackedClassifier::predict`].
+    pub fn predict_with_features(&self, rows: &[&[i64]]) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
+        let width = usize::try_from(self.config.hidden).unwrap_or(0);
+        // Side by side, so that a device hands them over at once.
+        let both = self.answers(rows, |packing| {
+            let features = self.features_of(packing)?;
+            let logits = self.head_logits.forward(&features)?;
+            let parts = [logits.f_softmax(-1, Kind::Float)?, features.f_to_kind(Kind::Float)?];
+            Ok(Tensor::f_cat(&parts, 1)?)
+        })?;
+        let split = both.into_iter().map(|mut probabilities| {
+            let features = probabilities.split_off(probabilities.len().saturating_sub(width));
+            (probabilities, features)
+        });
+        Ok(split.collect())
+    }
+
     /// Logits of each row's classes, in the order of the rows.
     ///
     /// # Errors
@@ -523,12 +543,16 @@ impl PackedClassifier {
 
     /// Logits of the packed rows, [B', C].
     fn logits_of(&self, packing: &Packing) -> Result<Tensor> {
+        self.head_logits.forward(&self.features_of(packing)?)
+    }
+
+    /// What the map takes that makes the packed rows' logits, [B', H].
+    fn features_of(&self, packing: &Packing) -> Result<Tensor> {
         let features = self.head_dense.forward(&self.encode(packing)?)?;
-        let features = match self.config.architecture {
+        Ok(match self.config.architecture {
             Architecture::DistilBert => features.f_relu()?,
             Architecture::Bert | Architecture::Roberta | Architecture::XlmRoberta => features.f_tanh()?,
-        };
-        self.head_logits.forward(&features)
+        })
     }
 }
 
