@@ -184,8 +184,8 @@ bench-spine: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Accuracy, latenc
 bench-serve: PROFILE := release
 bench-serve: build $(PEERS_PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## Our server beside ONNX Runtime, OpenVINO, FastAPI (DATA= ONLY= ARTIFACT=)
 	@$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE)
-	@$(WITH_TORCH) $(CARGO) build -q --profile $(PROFILE) --workspace --example answers
-	@ANSWERS=$(BIN)/examples/answers SERVER=$(BIN)/flywheel-server TRAINER=$(BIN)/flywheel-trainer LOADGEN=$(BIN)/flywheel-loadgen \
+	@$(WITH_TORCH) $(CARGO) build -q --profile $(PROFILE) --workspace --example answers --example counting
+	@ANSWERS=$(BIN)/examples/answers COUNTING=$(BIN)/examples/counting SERVER=$(BIN)/flywheel-server TRAINER=$(BIN)/flywheel-trainer LOADGEN=$(BIN)/flywheel-loadgen \
 	ENCODER=$(EXAMPLE)/minilm-l6 PEERS_PYTHON=$(PEERS_PYTHON)/bin/python LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/serve.py
 
 .PHONY: bench-update

@@ -2,10 +2,11 @@
 """`make bench-serve`: our server beside ONNX Runtime, OpenVINO and the tutorial's way, on one core each, with MiniLM-L6 trained on
 banking77 and its test texts.
 
-`model`: the same batches through each, without HTTP, in rows per CPU-second. `http`: the highest rate of which 99 % are answered 200
+`model`: the same batches through each, without HTTP, in rows per CPU-second. `counting`: what the counts of the data profile cost a
+worker, the same batches with and without them in turn. `http`: the highest rate of which 99 % are answered 200
 within 200 ms, offered by an open loop from another core and timed from the instant at which each request was due; latency of one request
 alone; CPU-seconds per 1,000 requests; memory; and what is still answered in time at twice and five times that rate.
-ONLY=model,http chooses parts, PRECISIONS=Float32,Int8 number formats; DATA=<folder with banking77's train.csv and test.csv>; ARTIFACT=<folder> a classifier that was trained before
+ONLY=model,counting,http chooses parts, PRECISIONS=Float32,Int8 number formats; DATA=<folder with banking77's train.csv and test.csv>; ARTIFACT=<folder> a classifier that was trained before
 (else one epoch is trained). Nothing is asserted: a missed goal is printed and written as missed.
 """
 import csv
@@ -15,6 +16,7 @@ import os
 import random
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -129,6 +131,17 @@ def models(report, artifact, data, folder):
                 report.row(f"GEMM limit of this core, {precision}", limit / 1e9, "GFLOP/s")
                 report.row(f"model, {name}, {precision}: share of that limit", 100 * share, "%", 1,
                            (">= 74", lambda v: v >= 74) if precision == "Int8" else None)
+
+
+def counting(report, artifact, data, folder):
+    files, _ = write_batches(artifact, data, folder)
+    for precision in precisions():
+        for name in (REAL, "1 x 16 tokens"):
+            result = run(environment("COUNTING"), artifact, files[name], precision, 6 * SECONDS)
+            low, middle, high = statistics.quantiles(result["costs"], n=4)
+            report.row(f"data profile counts: cost, {name}, {precision}", 100 * middle, "% CPU", len(result["costs"]), ("< 1", lambda v: v < 1),
+                       f"quartiles {100 * low:.2f} to {100 * high:.2f}; {result['rows']} rows each way, "
+                       f"{result['plainSeconds']:.2f} CPU-s without and {result['countedSeconds']:.2f} with")
 
 
 class Serving:
@@ -276,7 +289,7 @@ def main():
     if not data:
         return
     print(f"bench-serve on {cpu()}, one core for each server", file=sys.stderr)
-    only = (os.environ.get("ONLY") or "model,http").split(",")
+    only = (os.environ.get("ONLY") or "model,counting,http").split(",")
     report = Report("serve")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -288,6 +301,8 @@ def main():
             artifact = next((folder / "sets").rglob("manifest.json")).parent
         if "model" in only:
             models(report, artifact, data, folder)
+        if "counting" in only:
+            counting(report, artifact, data, folder)
         if "http" in only:
             http(report, artifact, data, folder)
     report.write()

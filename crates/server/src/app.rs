@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flywheel_contract::failure::Failure;
 use flywheel_contract::names::READYZ_PATH;
+use flywheel_contract::profile::{LiveProfiles, WINDOW_SECONDS};
 use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig, ServingLimits, Stats};
 use flywheel_contract::{SCHEMA_VERSION, serving};
 use serde_json::Value;
@@ -17,6 +18,7 @@ use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::mirror::Copies;
 use crate::model::LoadedVersion;
+use crate::profile::{Profiles, unix_seconds};
 use crate::traces::Traces;
 use crate::versions::{Version, Versions};
 
@@ -37,6 +39,9 @@ pub(crate) enum Phase {
 
 /// How long one batch may take before the pod counts as stuck. The longest that fits the limits takes seconds.
 const STUCK: Duration = Duration::from_secs(60);
+/// How often counts are read whose worker is held up in the middle of writing them, and the time in between: a second in all.
+const READINGS: u32 = 100;
+const BETWEEN_READINGS: Duration = Duration::from_millis(10);
 /// Bytes of request bodies that may be in memory beside the small first part of each.
 const BODY_BUDGET_BYTES: usize = 32 * 1024 * 1024;
 /// Unit of the budget, and what each body may have without asking.
@@ -49,6 +54,7 @@ pub struct App {
     started: Instant,
     phase: watch::Sender<Phase>,
     pub(crate) versions: Versions,
+    profiles: Profiles,
     broken: mpsc::Sender<Failure>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) traces: Option<Traces>,
@@ -78,6 +84,7 @@ impl App {
             started: Instant::now(),
             phase: watch::Sender::new(Phase::Loading),
             versions: Versions::default(),
+            profiles: Profiles::default(),
             broken,
             copies: Copies::new(&metrics),
             metrics,
@@ -107,7 +114,10 @@ impl App {
     /// # Errors
     /// Why the version cannot compute.
     pub async fn install(&self, served: ServedVersion, loaded: LoadedVersion, since: Instant) -> Result<(), Failure> {
-        let engine = Engine::start(loaded, &self.limits, &self.metrics, &self.broken).await?;
+        let counters = self
+            .profiles
+            .counters(&served, loaded.profile.clone(), loaded.models.len());
+        let engine = Engine::start(loaded, counters, &self.limits, &self.metrics, &self.broken).await?;
         self.metrics.loaded(since.elapsed());
         tracing::info!(
             service = %format!("{}/{}", self.service.namespace, self.service.name),
@@ -180,6 +190,21 @@ impl App {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             load: Some(self.metrics.demand.until_now(self.sum(Engine::workers))),
         }
+    }
+
+    /// What it answered lately; `None` where a worker is held up for too long in the middle of writing its counts.
+    pub(crate) async fn live_profiles(&self) -> Option<LiveProfiles> {
+        for _ in 0..READINGS {
+            if let Some(versions) = self.profiles.told(unix_seconds()) {
+                return Some(LiveProfiles {
+                    schema_version: SCHEMA_VERSION,
+                    window_seconds: WINDOW_SECONDS,
+                    versions,
+                });
+            }
+            tokio::time::sleep(BETWEEN_READINGS).await;
+        }
+        None
     }
 
     pub(crate) fn metrics_text(&self) -> String {

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::metrics::Metrics;
 use crate::model::{Encode, LoadedVersion};
 use crate::pace::Pace;
+use crate::profile::Counter;
 use crate::queue::{Fault, Item, Queue};
 use crate::worker::{self, Heartbeat};
 
@@ -31,9 +32,10 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts one worker per copy of the model and waits until all are warm. `broken` is told when a device works no more.
+    /// Starts one worker per copy of the model, each with a counter, and waits until all are warm. `broken` is told when a device works no more.
     pub async fn start(
         version: LoadedVersion,
+        counters: Vec<Counter>,
         limits: &ServingLimits,
         metrics: &Arc<Metrics>,
         broken: &mpsc::Sender<Failure>,
@@ -54,10 +56,10 @@ impl Engine {
         let workers = version.models.len();
         let internal = |message: String| Failure::new(FailureReason::InternalError, message);
         let (ready, mut outcomes) = mpsc::channel(workers.max(1));
-        for (index, model) in version.models.into_iter().enumerate() {
+        for (index, counting) in version.models.into_iter().zip(counters).enumerate() {
             let beat = worker::start(
                 index,
-                model,
+                counting,
                 Arc::clone(&engine.queue),
                 Arc::clone(&engine.pace),
                 Arc::clone(metrics),

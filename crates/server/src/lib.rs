@@ -6,7 +6,7 @@
 //! connection ─ http (limits, parsing) ─ engine of the version (permit) ─ encode ─ queue ─ worker (owns a model) ─ reply
 //! ```
 //! The async side never touches a tensor: each worker is a plain thread that owns one copy of the model over shared
-//! weights. Every queue, body, list and wait has a limit. Logs and metrics never hold request texts. There is no way to
+//! weights, and counts what it answers. Every queue, body, list and wait has a limit. Logs and metrics never hold request texts. There is no way to
 //! change what is served through a port.
 
 mod agreement;
@@ -25,6 +25,7 @@ mod metrics;
 mod mirror;
 pub mod model;
 mod pace;
+pub mod profile;
 mod queue;
 pub mod run;
 mod tls;

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use flywheel_contract::artifact::{EVALUATION_SAMPLE_FILE, EvaluationSample, Manifest, ManifestFile, WEIGHTS_FILE};
+use flywheel_contract::artifact::{
+    DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, EvaluationSample, Manifest, ManifestFile, WEIGHTS_FILE,
+};
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::profile::most_probable;
+use flywheel_contract::profile::{Answer, DataProfile, most_probable};
 use flywheel_contract::scalar::{Device, Precision};
 use flywheel_contract::serving::{Agreement, ServedVersion, ServingConfig};
 use flywheel_data::TextTokenizer;
@@ -28,6 +30,8 @@ const WARM_UP_LENGTHS: [usize; 3] = [8, 32, 128];
 const WEIGHTS_WHILE_LOADING: u64 = 2;
 /// Longest file of an evaluation sample, bytes: two hundred texts with the answers for thousands of labels.
 const MAX_SAMPLE_BYTES: u64 = 64 * 1024 * 1024;
+/// Longest file of a data profile, bytes: one with ten thousand labels is a tenth of that.
+const MAX_PROFILE_BYTES: u64 = 2 * 1024 * 1024;
 /// Texts of the evaluation sample in one batch.
 const COMPARED_AT_ONCE: usize = 16;
 /// One text in so many of the evaluation sample may get another label than in single precision (and one of a smaller sample).
@@ -112,6 +116,7 @@ fn network(folder: &Path, manifest: &Manifest, device: Device, wanted: Precision
         // One stream of kernels; rows wait for batches, not for each other. Its batches were not measured yet.
         Device::Cuda => (1, 8192),
     };
+    let profile = profile(folder, manifest)?;
     let device = device::resolve(device, 0).map_err(failure)?;
     let chosen = precision::choose(wanted, device).map_err(failure)?;
     let network = Network::load(folder, manifest, device, chosen)?;
@@ -141,6 +146,7 @@ fn network(folder: &Path, manifest: &Manifest, device: Device, wanted: Precision
         .map(|_| {
             Box::new(TorchModel {
                 classifier: network.classifier.worker(),
+                projects: !profile.projections.is_empty(),
                 known: lengths
                     .map(|length| known.iter().copied().cycle().take(length).collect())
                     .into(),
@@ -152,9 +158,41 @@ fn network(folder: &Path, manifest: &Manifest, device: Device, wanted: Precision
         encoder: Arc::new(Tokenizer(network.tokenizer)),
         precision: network.precision,
         agreement: network.agreement,
+        profile,
         batch_tokens,
         models,
     })
+}
+
+/// The artifact's data profile; without one, the bins that every version has.
+fn profile(folder: &Path, manifest: &Manifest) -> Result<DataProfile, Failure> {
+    let Some(length) = length_of(manifest, DATA_PROFILE_FILE) else {
+        return Ok(DataProfile::new(manifest.labels.len()));
+    };
+    let bytes = small_file(folder, DATA_PROFILE_FILE, length, MAX_PROFILE_BYTES)?;
+    let profile: DataProfile = serde_json::from_slice(&bytes).map_err(|e| invalid(DATA_PROFILE_FILE, e.to_string()))?;
+    profile
+        .check(manifest.labels.len())
+        .map_err(|why| invalid(DATA_PROFILE_FILE, why))?;
+    Ok(profile)
+}
+
+fn length_of(manifest: &Manifest, name: &str) -> Option<u64> {
+    let file = manifest.files.iter().find(|file| file.name == name);
+    file.map(|file| file.length)
+}
+
+/// Content of a file of the artifact that has `length` bytes by its manifest and may have at most `most`.
+fn small_file(folder: &Path, name: &str, length: u64, most: u64) -> Result<Vec<u8>, Failure> {
+    if length > most {
+        return Err(invalid(name, format!("{length} bytes, at most {most} are read")));
+    }
+    std::fs::read(folder.join(name)).map_err(|e| invalid(name, e.to_string()))
+}
+
+fn invalid(name: &str, why: impl std::fmt::Display) -> Failure {
+    let message = format!("{name} cannot be used: {why}; write the artifact again");
+    Failure::new(FailureReason::ManifestInvalid, message)
 }
 
 /// An artifact's network in some precision.
@@ -187,13 +225,12 @@ impl Network {
             precision,
             agreement: None,
         };
-        let sample = manifest.files.iter().find(|file| file.name == EVALUATION_SAMPLE_FILE);
-        if let Some(sample) = sample {
+        if let Some(length) = length_of(manifest, EVALUATION_SAMPLE_FILE) {
             let seen = Seen::new(folder, device, precision);
             network.agreement = match seen.as_ref().and_then(Seen::read) {
                 Some(agreement) => Some(agreement),
                 None => {
-                    let agreement = network.compare(folder, sample.length, manifest.labels.len())?;
+                    let agreement = network.compare(folder, length, manifest.labels.len())?;
                     if let Some(seen) = seen {
                         seen.write(agreement);
                     }
@@ -206,14 +243,8 @@ impl Network {
 
     /// Answers the texts of the evaluation sample, a file of so many bytes, for a model of so many labels.
     fn compare(&self, folder: &Path, length: u64, labels: usize) -> Result<Agreement, Failure> {
-        let invalid = |why: String| {
-            let message = format!("{EVALUATION_SAMPLE_FILE} cannot be used: {why}; write the artifact again");
-            Failure::new(FailureReason::ManifestInvalid, message)
-        };
-        if length > MAX_SAMPLE_BYTES {
-            return Err(invalid(format!("{length} bytes, at most {MAX_SAMPLE_BYTES} are read")));
-        }
-        let bytes = std::fs::read(folder.join(EVALUATION_SAMPLE_FILE)).map_err(|e| invalid(e.to_string()))?;
+        let invalid = |why: String| invalid(EVALUATION_SAMPLE_FILE, why);
+        let bytes = small_file(folder, EVALUATION_SAMPLE_FILE, length, MAX_SAMPLE_BYTES)?;
         // Its words would name texts.
         let sample: EvaluationSample =
             serde_json::from_slice(&bytes).map_err(|e| invalid(format!("broken JSON at line {}", e.line())))?;
@@ -270,6 +301,8 @@ impl Encode for Tokenizer {
 
 struct TorchModel {
     classifier: Classifier,
+    /// Whether texts are counted by their projections.
+    projects: bool,
     /// Rows to compute without a request, each in a batch of its own.
     known: Vec<Vec<i64>>,
 }
@@ -290,8 +323,16 @@ impl Model for TorchModel {
         Ok(())
     }
 
-    fn predict(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>, Failure> {
-        self.classifier.predict(rows).map_err(failure)
+    fn predict(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Answer>, Failure> {
+        if self.projects {
+            return self.classifier.predict_and_project(rows).map_err(failure);
+        }
+        let answers = self.classifier.predict(rows).map_err(failure)?.into_iter();
+        let unprojected = answers.map(|probabilities| Answer {
+            probabilities,
+            projections: None,
+        });
+        Ok(unprojected.collect())
     }
 }
 

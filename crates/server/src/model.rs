@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use flywheel_contract::failure::Failure;
+use flywheel_contract::profile::{Answer, DataProfile};
 use flywheel_contract::scalar::Precision;
 use flywheel_contract::serving::Agreement;
 
@@ -24,11 +25,12 @@ pub trait Model: Send {
     /// Why it does not.
     fn warm_up(&mut self) -> Result<(), Failure>;
 
-    /// Probability of each label for each row of token ids, in the order of the rows.
+    /// Probability of each label for each row of token ids, in the order of the rows, and where the version's profile has
+    /// projections those of each row.
     ///
     /// # Errors
     /// Why it could not be computed.
-    fn predict(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>, Failure>;
+    fn predict(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Answer>, Failure>;
 }
 
 /// A version that can answer.
@@ -41,6 +43,8 @@ pub struct LoadedVersion {
     pub precision: Precision,
     /// How its answers compare with those in single precision, if it came with some.
     pub agreement: Option<Agreement>,
+    /// Its data profile, in whose bins live traffic is counted.
+    pub profile: DataProfile,
     /// Most tokens that are computed together; a single text may have more.
     pub batch_tokens: usize,
     /// One copy per worker thread; at least one.

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::profile::Answer;
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::pace::Pace;
+use crate::profile::{Counter, unix_seconds};
 use crate::queue::{Fault, Item, Queue};
 
 /// Since when a worker has been computing one batch.
@@ -54,7 +56,7 @@ impl Heartbeat {
 /// more, after which the thread ends.
 pub(crate) fn start(
     index: usize,
-    mut model: Box<dyn Model>,
+    (mut model, mut counter): (Box<dyn Model>, Counter),
     queue: Arc<Queue>,
     pace: Arc<Pace>,
     metrics: Arc<Metrics>,
@@ -78,7 +80,7 @@ pub(crate) fn start(
                 let (texts, begun) = (batch.len(), Instant::now());
                 let tokens = batch.iter().map(|item| item.row.len()).sum();
                 metrics.batch_size.observe(texts as f64);
-                let result = compute(model.as_mut(), batch);
+                let result = compute(model.as_mut(), &mut counter, batch);
                 let took = begun.elapsed();
                 pace.observe(texts, tokens, took);
                 metrics.demand.computed(took);
@@ -93,14 +95,21 @@ pub(crate) fn start(
     Ok(heartbeat)
 }
 
-/// Computes a batch and answers every item. A row that cannot be computed fails alone: after a failure its companions
-/// are computed one by one. An error means that the device works no more.
-fn compute(model: &mut dyn Model, mut batch: Vec<Item>) -> Result<(), Failure> {
+/// Computes a batch, counts what is waited for, and answers every item. A row that cannot be computed fails alone: after a
+/// failure its companions are computed one by one. An error means that the device works no more.
+fn compute(model: &mut dyn Model, counter: &mut Counter, mut batch: Vec<Item>) -> Result<(), Failure> {
     let rows: Vec<Vec<i64>> = batch.iter_mut().map(|item| std::mem::take(&mut item.row)).collect();
     match predict(model, &rows) {
         Ok(answers) => {
+            // Before they are answered: whoever has an answer finds it counted.
+            let answered = batch.iter().zip(&rows).zip(&answers);
+            let waited_for = answered.filter(|((item, _), _)| !item.reply.is_closed());
+            counter.count(
+                unix_seconds(),
+                waited_for.map(|((_, row), answer)| (row.as_slice(), answer)),
+            );
             for (item, answer) in batch.into_iter().zip(answers) {
-                item.answer(Ok(answer));
+                item.answer(Ok(answer.probabilities));
             }
             Ok(())
         }
@@ -122,7 +131,11 @@ fn compute(model: &mut dyn Model, mut batch: Vec<Item>) -> Result<(), Failure> {
                     item.answer(Err(Fault::Expired));
                 } else {
                     match predict(model, std::slice::from_ref(&row)).map(|mut answers| answers.pop()) {
-                        Ok(Some(answer)) => item.answer(Ok(answer)),
+                        Ok(Some(answer)) => {
+                            let waited_for = (!item.reply.is_closed()).then_some((row.as_slice(), &answer));
+                            counter.count(unix_seconds(), waited_for.into_iter());
+                            item.answer(Ok(answer.probabilities));
+                        }
                         Ok(None) | Err(_) => {
                             item.answer(Err(Fault::Failed));
                             check(model)?;
@@ -148,7 +161,7 @@ fn check(model: &mut dyn Model) -> Result<(), Failure> {
     })
 }
 
-fn predict(model: &mut dyn Model, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>, Failure> {
+fn predict(model: &mut dyn Model, rows: &[Vec<i64>]) -> Result<Vec<Answer>, Failure> {
     let answers = guarded(|| model.predict(rows))?;
     if answers.len() == rows.len() {
         Ok(answers)

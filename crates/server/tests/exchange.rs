@@ -13,13 +13,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{Connection, get, post, predict, until, with_headers};
+use common::{Connection, counted, get, post, predict, until, with_headers};
 use fixture::{Artifact, Behaviour, LABELS, Setup, Storage};
-use flywheel_contract::artifact::WEIGHTS_FILE;
+use flywheel_contract::artifact::{DATA_PROFILE_FILE, WEIGHTS_FILE};
 use flywheel_contract::failure::FailureReason;
+use flywheel_contract::profile::{DataProfile, PROJECTIONS};
 use flywheel_contract::serving::{Assignment, LoadState, Mirror, ServedVersion, Stats};
 use flywheel_contract::split::Split;
-use process::Program;
+use process::{Program, assert_fails};
 use serde_json::{Value, json};
 
 const TEXT: &str = "send my money back, please";
@@ -506,4 +507,87 @@ fn a_mirror_gets_copies_and_no_client_hears_of_it() {
     // Both tiny models answer one text: with the same label every time, or never.
     assert!(count("same") == 0 || count("different") == 0);
     assert_eq!(count("failed"), 0);
+    // Copies count for the version that computed them.
+    let texts = |version: &str| counted(program.inside, version).unwrap().texts;
+    assert_eq!(texts("intent-v1"), 100);
+    until("as many copies are counted as were compared", || {
+        (texts("intent-v2") == (count("same") + count("different")) as u64).then_some(())
+    });
+}
+
+#[test]
+fn each_version_counts_what_it_answered_in_its_own_bins_and_keeps_it_for_a_while() {
+    let texts: Vec<String> = [
+        "card",
+        "my card",
+        "where is my money",
+        "send",
+        "send a card back",
+        "refund!",
+        "q",
+        "z?",
+    ]
+    .iter()
+    .flat_map(|text| ["", "please ", "is it so, ", "where "].map(|before| format!("{before}{text}")))
+    .collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let mut two = Two::new();
+    // The second is of an earlier release, or from elsewhere: it has no profile.
+    let own = two.one.add_profile(&texts);
+    assert_eq!((own.texts, own.projections.len()), (texts.len() as u64, PROJECTIONS));
+    let (one, other) = two.versions();
+    let split = Some(Split::divide("salt", None, &[("intent-v1", 50), ("intent-v2", 50)]));
+    let setup = Setup {
+        assignment: Assignment {
+            split,
+            ..assignment(1, "intent-v1", &[&one, &other])
+        },
+        ..two.setup()
+    };
+    let program = Program::ready(&setup);
+    assert_eq!(
+        counted(program.inside, "intent-v1"),
+        None,
+        "what was computed to warm up is no traffic"
+    );
+    let direct = [two.one.counted(&texts), two.two.counted(&texts)];
+    let mut want = [own.emptied(), DataProfile::new(LABELS.len())];
+    let ask = |want: &mut [DataProfile; 2], program: &Program| {
+        for (place, text) in texts.iter().enumerate() {
+            let answer = predict(program.data, &json!({ "text": text })).json();
+            let version = usize::from(answer["model_version"] == "intent-v2");
+            let (ids, answer) = &direct[version][place];
+            want[version].add(ids, answer);
+        }
+    };
+    ask(&mut want, &program);
+    let told = |program: &Program| ["intent-v1", "intent-v2"].map(|name| counted(program.inside, name).unwrap());
+    assert_eq!(told(&program), want);
+    assert!(want.iter().all(|profile| profile.texts >= 10), "each answered some");
+
+    // It is held no more, and comes back.
+    program.assign(&assignment(2, "intent-v2", &[&other]));
+    answers_with(&program, "intent-v2");
+    ask(&mut want, &program);
+    assert_eq!(told(&program), want);
+    program.assign(&assignment(3, "intent-v1", &[&one]));
+    answers_with(&program, "intent-v1");
+    ask(&mut want, &program);
+    assert_eq!(told(&program), want);
+    drop(program);
+
+    // One that cannot be used is said before the pod is ready.
+    two.one.damage(DATA_PROFILE_FILE, |bytes| bytes.truncate(100));
+    two.one.describe(|_| ());
+    let (bad, _) = two.versions();
+    let setup = Setup {
+        assignment: assignment(1, "intent-v1", &[&bad]),
+        ..two.setup()
+    };
+    assert_fails(
+        "broken profile",
+        &mut Program::serve(&setup),
+        FailureReason::ManifestInvalid,
+        DATA_PROFILE_FILE,
+    );
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Connection, PATIENCE, get, post, predict, until};
+use common::{Connection, PATIENCE, counted, get, post, predict, until};
 use flywheel_contract::failure::FailureReason;
 use pod::Pod;
 use serde_json::json;
@@ -418,4 +418,66 @@ fn many_clients_at_once_get_their_own_answers() {
     ] {
         assert!(metrics.contains(name), "{name} in {metrics}");
     }
+}
+
+/// Many clients of two pods with several workers each: every text that was answered counts once, in bins that add up to those
+/// of counting all of them in one place.
+#[test]
+fn what_was_answered_is_counted_once_and_pods_add_up() {
+    let pods = [Pod::ready(256, 30_000, 4), Pod::ready(256, 30_000, 2)];
+    let addresses = [0, 1].map(|pod: usize| (pods[pod].data, pods[pod].inside));
+    let clients: Vec<_> = (0..8_usize)
+        .map(|client| {
+            let (data, inside) = addresses[client % 2];
+            thread::spawn(move || {
+                let mut connection = Connection::open(data);
+                let mut answered = Vec::new();
+                for i in 0..40_usize {
+                    let text = |n: usize| "x".repeat((client * 53 + i * 7 + n * 31) % 190 + 1);
+                    let (texts, status) = match i % 10 {
+                        3 => (vec![["panic", "fail", "nan"][i / 10 % 3].to_owned()], 500),
+                        5 => ((0..20).map(text).collect(), 200),
+                        7 => (vec!["sleep 5".to_owned()], 200),
+                        _ => (vec![text(0)], 200),
+                    };
+                    let body = json!({ "texts": texts }).to_string();
+                    let answer = connection.exchange(&post("/predict", body.as_bytes()));
+                    assert_eq!(answer.status, status, "{texts:?}: {}", answer.text());
+                    if status == 200 {
+                        answered.extend(texts);
+                    }
+                    // Whoever has an answer finds it counted.
+                    let seen = counted(inside, "intent-v7").map_or(0, |profile| profile.texts);
+                    assert!(seen >= answered.len() as u64, "{seen} of {}", answered.len());
+                }
+                (client % 2, answered)
+            })
+        })
+        .collect();
+    let mut want = [pod::profile(), pod::profile()];
+    for client in clients {
+        let (pod, answered) = client.join().unwrap();
+        for text in answered {
+            let row = pod::row(&text);
+            want[pod].add(&row, &pod::answer(&row));
+        }
+    }
+    let told = addresses.map(|(_, inside)| counted(inside, "intent-v7").unwrap());
+    assert_eq!(told, want);
+    let ([mut told, other], [mut want, rest]) = (told, want);
+    assert!(told.merge(&other) && want.merge(&rest));
+    assert_eq!((&told, told.texts), (&want, 8 * 4 * (7 + 20 + 1)));
+    let text = get(addresses[0].1, "/profile").text();
+    assert!(!text.contains("xx"), "no text is told");
+}
+
+#[test]
+fn what_nobody_waited_for_is_not_counted() {
+    let pod = Pod::ready(8, 300, 1);
+    assert_eq!(pod.send("sleep 1000").join().unwrap().status, 504);
+    pod.busy_with(0);
+    assert_eq!(predict(pod.data, &json!({"text": "abc"})).status, 200);
+    let (mut want, row) = (pod::profile(), pod::row("abc"));
+    want.add(&row, &pod::answer(&row));
+    assert_eq!(counted(pod.inside, "intent-v7"), Some(want));
 }

@@ -1,4 +1,4 @@
-//! The inside port: `/livez`, `/stats`, `/metrics`. Nothing here changes anything.
+//! The inside port: `/livez`, `/stats`, `/profile`, `/metrics`. Nothing here changes anything.
 
 use std::sync::Arc;
 
@@ -8,8 +8,9 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Response, StatusCode};
 use axum::routing::get;
-use flywheel_contract::names::{LIVEZ_PATH, STATS_PATH};
+use flywheel_contract::names::{LIVEZ_PATH, PROFILE_PATH, STATS_PATH};
 use flywheel_wire::error::{ErrorReason, Refusal};
+use serde::Serialize;
 
 use super::{json_response, method_not_allowed, not_found, refusal_response};
 use crate::app::App;
@@ -22,6 +23,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route(LIVEZ_PATH, get(livez))
         .route(STATS_PATH, get(stats))
+        .route(PROFILE_PATH, get(profile))
         .route(METRICS_PATH, get(metrics))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
@@ -40,7 +42,21 @@ async fn livez(State(app): State<Arc<App>>) -> Response<Body> {
 }
 
 async fn stats(State(app): State<Arc<App>>) -> Response<Body> {
-    match serde_json::to_vec(&app.stats()) {
+    figures(&app.stats())
+}
+
+async fn profile(State(app): State<Arc<App>>) -> Response<Body> {
+    match app.live_profiles().await {
+        Some(profiles) => figures(&profiles),
+        None => refusal_response(&Refusal::new(
+            ErrorReason::InternalError,
+            "a worker is held up while it writes its counts; ask again",
+        )),
+    }
+}
+
+fn figures(of: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(of) {
         Ok(json) => json_response(StatusCode::OK, json),
         Err(_) => refusal_response(&Refusal::new(
             ErrorReason::InternalError,

@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::artifact::{
-    CALIBRATION_FILE, CONFIG_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample, MANIFEST_FILE, Manifest,
-    TOKENIZER_FILE, WEIGHTS_FILE,
+    CALIBRATION_FILE, CONFIG_FILE, DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample,
+    MANIFEST_FILE, Manifest, TOKENIZER_FILE, WEIGHTS_FILE,
 };
+use flywheel_contract::profile::{Answer, DataProfile, PROJECTIONS};
 use flywheel_contract::scalar::{Device, Digest, Precision, Task, Uri};
 use flywheel_contract::serving::{Assignment, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits};
 use flywheel_contract::trainer::ArtifactRef;
@@ -137,6 +138,43 @@ impl Artifact {
         };
         fs::write(self.path(EVALUATION_SAMPLE_FILE), serde_json::to_vec(&sample).unwrap()).unwrap();
         self.describe(|_| ());
+    }
+
+    /// Gives it the data profile of these texts, with edges of the projections halfway between theirs.
+    pub fn add_profile(&mut self, texts: &[&str]) -> DataProfile {
+        let counted = self.counted(texts);
+        let columns: [Vec<f64>; PROJECTIONS] = std::array::from_fn(|projection| {
+            let column = counted
+                .iter()
+                .map(|(_, answer)| answer.projections.unwrap()[projection]);
+            let mut column: Vec<f64> = column.collect();
+            column.sort_by(f64::total_cmp);
+            column.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).collect()
+        });
+        let between: Vec<[f64; PROJECTIONS]> = (0..columns[0].len())
+            .map(|i| std::array::from_fn(|projection| columns[projection][i]))
+            .collect();
+        let mut profile = DataProfile::new(LABELS.len()).with_projections(&between);
+        for (ids, answer) in &counted {
+            profile.add(ids, answer);
+        }
+        fs::write(self.path(DATA_PROFILE_FILE), serde_json::to_vec(&profile).unwrap()).unwrap();
+        self.describe(|_| ());
+        profile
+    }
+
+    /// Token ids and answers as the network itself gives them, each text alone.
+    pub fn counted(&self, texts: &[&str]) -> Vec<(Vec<i64>, Answer)> {
+        let classifier = Classifier::load(self.dir.path(), tch::Device::Cpu, Precision::Float32).unwrap();
+        let rows = texts.iter().map(|text| self.ids(text));
+        rows.map(|row| {
+            let answer = classifier
+                .predict_and_project(std::slice::from_ref(&row))
+                .unwrap()
+                .remove(0);
+            (row, answer)
+        })
+        .collect()
     }
 
     /// Readies it for numbers of 8 bits, over these texts.

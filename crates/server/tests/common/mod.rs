@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use flywheel_contract::names::PROFILE_PATH;
+use flywheel_contract::profile::{DataProfile, LiveProfiles};
 use serde_json::Value;
 
 /// Longest wait for anything in these tests; they run beside builds.
@@ -146,6 +148,18 @@ pub fn get(address: SocketAddr, path: &str) -> Answer {
 
 pub fn predict(address: SocketAddr, body: &Value) -> Answer {
     Connection::open(address).exchange(&post("/predict", body.to_string().as_bytes()))
+}
+
+/// What a pod says that it answered with a version, over all windows.
+pub fn counted(inside: SocketAddr, version: &str) -> Option<DataProfile> {
+    let answer = get(inside, PROFILE_PATH);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let told: LiveProfiles = serde_json::from_slice(&answer.body).unwrap();
+    let version = told.versions.into_iter().find(|told| told.name == version)?;
+    let mut windows = version.windows.into_iter().map(|window| window.profile);
+    let mut sum = windows.next()?;
+    assert!(windows.all(|profile| sum.merge(&profile)));
+    Some(sum)
 }
 
 /// Waits until `condition` gives a value.

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::profile::{Answer, DataProfile};
 use flywheel_contract::scalar::{Device, Digest, Precision};
 use flywheel_contract::serving::{
     Assignment, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, Stats, TlsFiles,
@@ -46,6 +47,38 @@ impl Encode for Words {
     }
 }
 
+/// Token ids of a text.
+pub fn row(text: &str) -> Vec<i64> {
+    Words.encode(text).unwrap()
+}
+
+/// What the model says of a row that it computes: the longer the text, the surer of the second label.
+pub fn answer(row: &[i64]) -> Answer {
+    let length = row[1] as f32;
+    let probabilities = match row[0] {
+        SLEEP => vec![1.0, 0.0],
+        NAN => vec![f32::NAN, 0.5],
+        _ => vec![1.0 / (1.0 + length), length / (1.0 + length)],
+    };
+    Answer {
+        probabilities,
+        projections: Some([
+            row[0] as f64,
+            -row[1] as f64,
+            (row[1] % 10) as f64,
+            (row[1] as f64).sqrt(),
+        ]),
+    }
+}
+
+/// The version's data profile, empty.
+pub fn profile() -> DataProfile {
+    let of: Vec<_> = (1..200)
+        .filter_map(|length| answer(&[WORK, length]).projections)
+        .collect();
+    DataProfile::new(2).with_projections(&of)
+}
+
 #[derive(Default)]
 pub struct Seen {
     pub rows: AtomicUsize,
@@ -63,20 +96,19 @@ impl Model for Obedient {
         Ok(())
     }
 
-    fn predict(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f32>>, Failure> {
+    fn predict(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Answer>, Failure> {
         self.0.rows.fetch_add(rows.len(), Ordering::Relaxed);
         self.0.largest.fetch_max(rows.len(), Ordering::Relaxed);
         rows.iter()
             .map(|row| match row[0] {
-                SLEEP => {
-                    thread::sleep(Duration::from_millis(row[1] as u64));
-                    Ok(vec![1.0, 0.0])
-                }
                 PANIC => panic!("as asked"),
                 FAIL => Err(Failure::new(FailureReason::InternalError, "as asked")),
-                NAN => Ok(vec![f32::NAN, 0.5]),
-                // The longer the text, the surer of the second label.
-                _ => Ok(vec![1.0 / (1.0 + row[1] as f32), row[1] as f32 / (1.0 + row[1] as f32)]),
+                word => {
+                    if word == SLEEP {
+                        thread::sleep(Duration::from_millis(row[1] as u64));
+                    }
+                    Ok(answer(row))
+                }
             })
             .collect()
     }
@@ -167,6 +199,7 @@ impl Pod {
             encoder: Arc::new(Words),
             precision: Precision::Float32,
             agreement: None,
+            profile: profile(),
             // Thirty-two rows of `Words`.
             batch_tokens: 64,
             models: (0..workers)
