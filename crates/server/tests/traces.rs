@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Connection, get, until, with_headers};
 use fixture::Artifact;
@@ -198,13 +198,16 @@ fn a_collector_that_is_away_harms_no_request() {
     ];
     let mut program = Program::serve_with(&artifact.setup(&artifact.uri()), &variables);
     program.wait_ready();
-    for _ in 0..30 {
+    let start = Instant::now();
+    for _ in 0..40 {
         assert_eq!(ask(&program, "/predict", TRACE, "a"), 200);
     }
+    // One that waited for the collector would take half a second.
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     until("it is told", || {
         program.log().contains("traces cannot be delivered").then_some(())
     });
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     program.signal();
     assert!(program.ended().success());
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
