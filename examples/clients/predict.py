@@ -13,7 +13,7 @@ TRIES = 3
 
 
 def predict(url, texts, seconds=2.0):
-    """One prediction for each text. Another try where the pod is full or ending: another pod may answer."""
+    """One prediction for each text. Another try where the pod is full, ending or gone: another pod may answer."""
     request = urllib.request.Request(
         f"{url}/predict",
         json.dumps({"texts": texts}).encode(),
@@ -28,6 +28,11 @@ def predict(url, texts, seconds=2.0):
                 reason = json.load(error)["error"]
                 raise SystemExit(f"{error.code} {reason['reason']}: {reason['message']}") from None
             time.sleep(float(error.headers.get("Retry-After", 1)))
+        except (urllib.error.URLError, ConnectionError):
+            # No answer, and a question changes nothing: it may be sent again.
+            if not left:
+                raise
+            time.sleep(1)
 
 
 if __name__ == "__main__":

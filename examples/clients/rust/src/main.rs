@@ -21,7 +21,7 @@ struct Prediction {
     request_id: String,
 }
 
-/// One prediction for each text. Another try where the pod is full or ending: another pod may answer.
+/// One prediction for each text. Another try where the pod is full, ending or gone: another pod may answer.
 fn predict(url: &str, texts: &[&str]) -> Result<Vec<Prediction>, Box<dyn std::error::Error>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -32,7 +32,15 @@ fn predict(url: &str, texts: &[&str]) -> Result<Vec<Prediction>, Box<dyn std::er
     loop {
         left -= 1;
         let request = agent.post(format!("{url}/predict")).header("X-Request-Timeout", "2");
-        let mut response = request.send_json(json!({"texts": texts}))?;
+        let mut response = match request.send_json(json!({"texts": texts})) {
+            Ok(response) => response,
+            // No answer, and a question changes nothing: it may be sent again.
+            Err(ureq::Error::Io(_) | ureq::Error::ConnectionFailed) if left > 0 => {
+                sleep(Duration::from_secs(1));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         match response.status().as_u16() {
             200 => return Ok(response.body_mut().read_json::<Answer>()?.predictions),
             429 | 503 if left > 0 => sleep(Duration::from_secs(1)),
