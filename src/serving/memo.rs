@@ -10,9 +10,12 @@ use flywheel_contract::serving::Assignment;
 #[derive(Debug, Default)]
 pub struct AssignmentMemo {
     services: Mutex<HashMap<String, Known>>,
-    /// Names of the pods that were asked last.
-    asked: Mutex<HashMap<String, Vec<String>>>,
+    /// The pods that were asked last.
+    asked: Mutex<HashMap<String, Vec<Asked>>>,
 }
+
+/// A pod that was asked: its name, and how often its server had been started again.
+pub(crate) type Asked = (String, i32);
 
 #[derive(Debug)]
 struct Known {
@@ -61,17 +64,24 @@ impl AssignmentMemo {
         known.looks
     }
 
-    fn asked(&self) -> MutexGuard<'_, HashMap<String, Vec<String>>> {
+    fn asked(&self) -> MutexGuard<'_, HashMap<String, Vec<Asked>>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there are other pods than those that were asked last, what they compute in being another matter then.
-    pub(crate) fn others(&self, uid: &str, pods: &[String]) -> bool {
+    pub(crate) fn others(&self, uid: &str, pods: &[Asked]) -> bool {
         self.asked().get(uid).is_none_or(|asked| asked != pods)
     }
 
+    /// Whether the server of one of them was started again since it was asked.
+    pub(crate) fn came_back(&self, uid: &str, pods: &[Asked]) -> bool {
+        let asked = self.asked();
+        let asked = asked.get(uid).map(Vec::as_slice).unwrap_or_default();
+        pods.iter().any(|pod| pod.1 > 0 && !asked.contains(pod))
+    }
+
     /// Notes that these were asked.
-    pub(crate) fn note_asked(&self, uid: &str, pods: Vec<String>) {
+    pub(crate) fn note_asked(&self, uid: &str, pods: Vec<Asked>) {
         self.asked().insert(uid.to_owned(), pods);
     }
 
@@ -100,6 +110,7 @@ mod tests {
             versions: Vec::new(),
             split: None,
             mirror: None,
+            cleared: Vec::new(),
         }
     }
 
@@ -127,5 +138,19 @@ mod tests {
         assert_eq!(memo.note("u", &assignment(6), false), 1);
         memo.retain(&HashSet::new());
         assert_eq!(memo.newest("u", None), None);
+    }
+
+    #[test]
+    fn a_server_that_was_started_again_is_known() {
+        let memo = AssignmentMemo::default();
+        let pods = |restarts: i32| [("a".to_owned(), restarts), ("b".to_owned(), 0)];
+        assert!(memo.others("u", &pods(0)) && !memo.came_back("u", &pods(0)));
+        memo.note_asked("u", pods(0).to_vec());
+        assert!(!memo.others("u", &pods(0)));
+        assert!(memo.others("u", &pods(1)) && memo.came_back("u", &pods(1)));
+        memo.note_asked("u", pods(1).to_vec());
+        assert!(!memo.came_back("u", &pods(1)));
+        memo.forget("u");
+        assert!(memo.came_back("u", &pods(1)), "nobody knows since when");
     }
 }

@@ -205,9 +205,12 @@ async fn versions(
     let uid = service.uid().unwrap_or_default();
     let present = observed.assignment.as_ref();
     let settled = present.is_some_and(|present| context.assignments.settled(&uid, present));
-    let must = must_ask(wanted, present, settled);
     let ready = observed.pods.iter().filter(|pod| pod.stage == Stage::Ready);
-    let ready: Vec<String> = ready.map(|pod| pod.name.clone()).collect();
+    let ready: Vec<_> = ready.map(|pod| (pod.name.clone(), pod.restarts)).collect();
+    // One that came back may hold a version back.
+    let several = present.is_some_and(|present| present.versions.len() > 1);
+    let came_back = several && context.assignments.came_back(&uid, &ready);
+    let must = came_back || must_ask(wanted, present, settled);
     let unknown = present.is_some_and(|present| report::precision_is_unknown(service, &present.serve));
     // Pods of another template may compute in another format.
     if must || unknown || context.assignments.others(&uid, &ready) {

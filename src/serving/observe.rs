@@ -206,24 +206,25 @@ pub async fn ask(observed: &Observed, context: &Context) -> Vec<PodSays> {
     let mut asked = Vec::new();
     for (view, pod) in observed.pods.iter().zip(&observed.pod_objects) {
         if view.stage == Stage::Ready {
-            asked.push(ask_one(&view.name, pod, context).boxed());
+            asked.push(ask_one(view, pod, context).boxed());
         }
     }
     stream::iter(asked).buffered(ASKED_AT_ONCE).collect().await
 }
 
-async fn ask_one(name: &str, pod: &Pod, context: &Context) -> PodSays {
+async fn ask_one(view: &PodView, pod: &Pod, context: &Context) -> PodSays {
     let ip = pod.status.as_ref().and_then(|s| s.pod_ip.as_ref()?.parse().ok());
     let stats = match ip {
         Some(ip) => context.scraper.get_json(ip, INSIDE_PORT, STATS_PATH).await,
         None => Err(ScrapeError::Unreachable("the pod has no address".to_owned())),
     };
     if let Err(error) = &stats {
-        tracing::debug!(pod = name, %error, "a pod does not say what it serves");
+        tracing::debug!(pod = view.name, %error, "a pod does not say what it serves");
     }
     PodSays {
-        name: name.to_owned(),
+        name: view.name.clone(),
         stats: stats.ok(),
+        ended: view.ended,
     }
 }
 

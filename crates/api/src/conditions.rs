@@ -154,7 +154,9 @@ pub mod reasons {
         VERSION_SWITCHING = "VersionSwitching",
         /// A pod cannot load the version; what answers goes on.
         VERSION_LOAD_FAILED = "VersionLoadFailed",
-        /// Fewer pods answer than asked for.
+        /// A pod ended while it computed with the version, and holds it back; what else answers goes on.
+    VERSION_HELD_BACK = "VersionHeldBack",
+    /// Fewer pods answer than asked for.
         REPLICAS_UNAVAILABLE = "ReplicasUnavailable",
         /// `replicas: 0`.
         SCALED_TO_ZERO = "ScaledToZero",

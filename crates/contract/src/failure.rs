@@ -93,6 +93,9 @@ failure_reasons! {
     PrecisionUnfit => User,
     /// The server's process ended while it loaded this version beside the one that answers; that pod does not try again.
     LoadCrashed => User,
+    /// The server's process ended while it computed with this version beside the stable one; that pod answers with the stable
+    /// one instead.
+    ExecutionCrashed => User,
     /// The class says `device: Cuda` and no GPU can be used.
     GpuUnavailable => Infrastructure,
     /// Memory ran out.

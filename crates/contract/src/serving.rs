@@ -72,6 +72,10 @@ pub struct Assignment {
     /// The version that gets a copy of some requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror>,
+    /// Crashes that speak against no version: a pod that holds one back for such a crash tries it again. At most
+    /// [`MAX_CLEARED`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cleared: Vec<Cleared>,
 }
 
 impl Assignment {
@@ -94,6 +98,19 @@ pub struct Mirror {
 
 /// Most versions that a pod holds at once: those of one experiment beside those of the next.
 pub const MAX_VERSIONS: usize = 12;
+
+/// A crash that its version is not to blame for, or not for certain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cleared {
+    /// Digest of the version's artifact.
+    pub digest: Digest,
+    /// [`Crash::id`].
+    pub crash: String,
+}
+
+/// Most crashes that an assignment clears; the oldest go.
+pub const MAX_CLEARED: usize = 64;
 
 /// A version that a pod serves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,9 +199,28 @@ pub struct VersionStats {
     /// compare with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
-    /// Why the last try to load it failed, while it is not loaded.
+    /// Why the last try to load it failed, or why it is held back, while it is not loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// The crash for which it is held back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crash: Option<Crash>,
+}
+
+/// An end of a pod's process, not in order, while it computed with a version beside the stable one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Crash {
+    /// Tells it from all others, of other pods as well.
+    pub id: String,
+    /// A second, since 1970 by the clock of the pod's node, in which the process still ran.
+    pub at: i64,
+    /// Such ends of this pod with the version, since it is held; this one counts.
+    pub times: u32,
+    /// Other versions beside the stable one were computed with or loaded at that moment, so that any may be to blame.
+    pub together: bool,
+    /// No other end of the process came after it.
+    pub last: bool,
 }
 
 /// Answers of a version beside those that its artifact's evaluation sample holds, which were computed in single precision.

@@ -1,6 +1,7 @@
 //! What both ports share: how far the pod is, its versions, its figures.
 
 use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,12 +10,13 @@ use bytes::Bytes;
 use flywheel_contract::failure::Failure;
 use flywheel_contract::names::READYZ_PATH;
 use flywheel_contract::profile::{LiveProfiles, WINDOW_SECONDS};
-use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig, ServingLimits, Stats};
+use flywheel_contract::serving::{Assignment, Crash, ServedVersion, ServingConfig, ServingLimits, Stats};
 use flywheel_contract::{SCHEMA_VERSION, serving};
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::engine::Engine;
+use crate::marks::Mark;
 use crate::metrics::Metrics;
 use crate::mirror::Copies;
 use crate::model::LoadedVersion;
@@ -51,6 +53,7 @@ pub(crate) const BODY_UNIT_BYTES: usize = 16 * 1024;
 pub struct App {
     pub(crate) service: serving::ServiceIdentity,
     limits: ServingLimits,
+    marks: Option<PathBuf>,
     started: Instant,
     phase: watch::Sender<Phase>,
     pub(crate) versions: Versions,
@@ -69,10 +72,15 @@ pub struct App {
 }
 
 impl App {
-    /// A pod that has loaded nothing yet, with spans of its requests where there is a place for them. The receiver gets the failure of a device that works no more: the process must
-    /// end then.
+    /// A pod that has loaded nothing yet. `marks`: the folder in which its next process looks for what this one computed, where
+    /// there is to be one. `traces`: where spans of its requests go. The receiver gets the failure of a device that works no
+    /// more: the process must end then.
     #[must_use]
-    pub fn new(config: &ServingConfig, traces: Option<Traces>) -> (Arc<Self>, mpsc::Receiver<Failure>) {
+    pub fn new(
+        config: &ServingConfig,
+        marks: Option<&Path>,
+        traces: Option<Traces>,
+    ) -> (Arc<Self>, mpsc::Receiver<Failure>) {
         let (broken, receiver) = mpsc::channel(1);
         let document = flywheel_wire::openapi::document(&config.service.name, READYZ_PATH, env!("CARGO_PKG_VERSION"));
         let metrics = Arc::new(Metrics::new());
@@ -81,6 +89,7 @@ impl App {
         let app = Self {
             service: config.service.clone(),
             limits: config.limits.clone(),
+            marks: marks.map(Path::to_owned),
             started: Instant::now(),
             phase: watch::Sender::new(Phase::Loading),
             versions: Versions::default(),
@@ -114,10 +123,11 @@ impl App {
     /// # Errors
     /// Why the version cannot compute.
     pub async fn install(&self, served: ServedVersion, loaded: LoadedVersion, since: Instant) -> Result<(), Failure> {
+        let mark = Mark::open(self.marks.as_deref(), &served.artifact.digest, loaded.models.len()).await;
         let counters = self
             .profiles
             .counters(&served, loaded.profile.clone(), loaded.models.len());
-        let engine = Engine::start(loaded, counters, &self.limits, &self.metrics, &self.broken).await?;
+        let engine = Engine::start(loaded, mark, counters, &self.limits, &self.metrics, &self.broken).await?;
         self.metrics.loaded(since.elapsed());
         tracing::info!(
             service = %format!("{}/{}", self.service.namespace, self.service.name),
@@ -133,6 +143,12 @@ impl App {
     /// It could not be loaded; the pod may be ready without it.
     pub(crate) fn failed(&self, served: &ServedVersion, failure: Failure) {
         self.versions.failed(served, failure);
+        self.ready_if_answering();
+    }
+
+    /// It is held back for a crash; the pod may be ready without it.
+    pub(crate) fn held_back(&self, served: &ServedVersion, crash: &Crash) {
+        self.versions.held_back(served, crash);
         self.ready_if_answering();
     }
 
@@ -175,6 +191,13 @@ impl App {
     pub(crate) fn alive(&self) -> bool {
         let versions = self.versions.all();
         versions.iter().all(|version| version.engine.longest_batch() < STUCK)
+    }
+
+    /// The process ends because it was told to: no version is to blame for that, but one that keeps a worker for ever.
+    pub(crate) fn leave(&self) {
+        for version in self.versions.all() {
+            version.engine.leave(STUCK);
+        }
     }
 
     pub(crate) fn stats(&self) -> Stats {

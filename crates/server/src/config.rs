@@ -247,6 +247,7 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
         versions: held,
         split,
         mirror,
+        cleared: Vec::new(),
     };
     check_assignment(&assignment)?;
     Ok((config, assignment))

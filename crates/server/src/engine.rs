@@ -10,6 +10,7 @@ use flywheel_wire::error::{ErrorReason, Refusal};
 use flywheel_wire::predict::{MAX_TEXTS, too_many_texts};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::marks::Mark;
 use crate::metrics::Metrics;
 use crate::model::{Encode, LoadedVersion};
 use crate::pace::Pace;
@@ -28,13 +29,16 @@ pub(crate) struct Engine {
     permits: Arc<Semaphore>,
     most: usize,
     timeout: Duration,
+    mark: Arc<Mark>,
     heartbeats: Vec<Arc<Heartbeat>>,
 }
 
 impl Engine {
-    /// Starts one worker per copy of the model, each with a counter, and waits until all are warm. `broken` is told when a device works no more.
+    /// Starts one worker per copy of the model, each with a counter, and waits until all are warm. `broken` is told when a
+    /// device works no more.
     pub async fn start(
         version: LoadedVersion,
+        mark: Mark,
         counters: Vec<Counter>,
         limits: &ServingLimits,
         metrics: &Arc<Metrics>,
@@ -51,14 +55,16 @@ impl Engine {
             permits: Arc::new(Semaphore::new(most)),
             most,
             timeout: Duration::from_millis(limits.timeout_milliseconds.into()),
+            mark: Arc::new(mark),
             heartbeats: Vec::new(),
         };
         let workers = version.models.len();
         let internal = |message: String| Failure::new(FailureReason::InternalError, message);
         let (ready, mut outcomes) = mpsc::channel(workers.max(1));
         for (index, counting) in version.models.into_iter().zip(counters).enumerate() {
-            let beat = worker::start(
-                index,
+            let beat = Arc::new(Heartbeat::new(index, Arc::clone(&engine.mark)));
+            worker::start(
+                &beat,
                 counting,
                 Arc::clone(&engine.queue),
                 Arc::clone(&engine.pace),
@@ -213,6 +219,19 @@ impl Engine {
     /// Its workers.
     pub fn workers(&self) -> usize {
         self.heartbeats.len()
+    }
+
+    /// Whether its version is one beside the stable one.
+    pub fn set_beside(&self, beside: bool) {
+        self.mark.set_beside(beside);
+    }
+
+    /// The process ends, and not by what its workers compute, unless a batch has taken so long.
+    pub fn leave(&self, stuck: Duration) {
+        self.mark.set_beside(false);
+        for heartbeat in &self.heartbeats {
+            heartbeat.leave(stuck);
+        }
     }
 
     /// How long the longest batch has been computed so far.

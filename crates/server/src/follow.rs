@@ -11,6 +11,7 @@ use flywheel_contract::serving::{Assignment, LoadState, ServedVersion, ServingCo
 use tokio::sync::watch;
 
 use crate::app::App;
+use crate::marks::Crashes;
 use crate::run::Options;
 use crate::{config, fetch, load};
 
@@ -31,6 +32,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// The folder in which a process leaves word for the next one: none where nobody restarts it or clears what it left.
+    pub(crate) fn outlived_in<'a>(&self, options: &'a Options) -> Option<&'a Path> {
+        match self {
+            Self::Fixed(_) => None,
+            Self::File(_) => Some(&options.scratch),
+        }
+    }
+
     /// The assignment of now, and what it changes to. Without the sender the receiver would see an end.
     fn open(&self) -> Result<(watch::Sender<Assignment>, watch::Receiver<Assignment>), Failure> {
         let path = match self {
@@ -91,6 +100,7 @@ pub(crate) async fn follow(
     let (_sender, mut assignments) = source.open()?;
     let mark = Mark(options.scratch.join(MARK));
     let mut crashed = mark.read().await;
+    let mut crashes = Crashes::take_over(source.outlived_in(options), crashed.as_deref()).await;
     let follow = |assignments: &mut watch::Receiver<Assignment>| {
         let assignment = assignments.borrow_and_update().clone();
         if !app.follow(&assignment) {
@@ -116,6 +126,10 @@ pub(crate) async fn follow(
             crashed = None;
             mark.clear().await;
         }
+        let now = assignments.borrow().clone();
+        for version in crashes.follow(&now).await {
+            app.versions.release(&version);
+        }
         let Some(version) = app.versions.next() else {
             fetch::tidy(
                 &options.scratch,
@@ -134,9 +148,15 @@ pub(crate) async fn follow(
             continue;
         };
         let beside = app.versions.answering().is_some();
-        if !app.versions.is_stable(&version) && crashed.as_deref() == Some(version.artifact.digest.hex()) {
-            app.failed(&version, crash(&version));
-            continue;
+        if !app.versions.is_stable(&version) {
+            if crashed.as_deref() == Some(version.artifact.digest.hex()) {
+                app.failed(&version, crash(&version));
+                continue;
+            }
+            if let Some(crash) = crashes.holds_back(&version) {
+                app.held_back(&version, crash);
+                continue;
+            }
         }
         let mut loading = pin!(load_one(app, config, options, &version, beside.then_some(&mark)));
         let outcome = loop {

@@ -20,6 +20,7 @@ mod fetch;
 mod follow;
 mod http;
 mod load;
+mod marks;
 mod memory;
 mod metrics;
 mod mirror;

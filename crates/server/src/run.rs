@@ -182,7 +182,7 @@ pub async fn serve(
     };
     let port = listeners.data.local_addr().map_or(DATA_PORT, |address| address.port());
     let traces = Traces::from_environment(&config.service, tls.is_some(), port);
-    let (app, mut broken) = App::new(config, traces);
+    let (app, mut broken) = App::new(config, source.outlived_in(options), traces);
     let server = Server::start(&app, listeners, tls.as_ref());
     let renewals = async {
         match &tls {
@@ -202,6 +202,7 @@ pub async fn serve(
             if app.phase() >= Phase::Ready {
                 server.drain().await;
             }
+            app.leave();
             Ok(())
         }
     };

@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use flywheel_contract::failure::{Failure, FailureClass};
-use flywheel_contract::serving::{Assignment, LoadState, Mirror, ServedVersion, VersionStats};
+use flywheel_contract::failure::{Failure, FailureClass, FailureReason};
+use flywheel_contract::serving::{Assignment, Crash, LoadState, Mirror, ServedVersion, VersionStats};
 use flywheel_contract::split::{BUCKETS, BUCKETS_PER_PERCENT, Split};
 use sha2::{Digest as _, Sha256};
 
@@ -33,6 +33,8 @@ struct Held {
     version: ServedVersion,
     state: LoadState,
     failure: Option<Failure>,
+    /// Why it is held back.
+    crash: Option<Crash>,
     loaded: Option<Arc<Version>>,
 }
 
@@ -188,6 +190,7 @@ impl Versions {
                         version: version.clone(),
                         state: loaded.as_ref().map_or(LoadState::Waiting, |_| LoadState::Ready),
                         failure: None,
+                        crash: None,
                         loaded,
                     }
                 },
@@ -221,6 +224,7 @@ impl Versions {
         if let Some(held) = self.state().find(version) {
             held.state = to;
             held.failure = None;
+            held.crash = None;
         }
     }
 
@@ -232,6 +236,34 @@ impl Versions {
             held.failure = Some(failure);
         }
         self.let_answer(&state);
+    }
+
+    /// It is held back for a crash; what waited for it answers without it.
+    pub fn held_back(&self, version: &ServedVersion, crash: &Crash) {
+        let mut state = self.state();
+        if let Some(held) = state.find(version) {
+            held.state = LoadState::Failed;
+            held.failure = Some(Failure::new(
+                FailureReason::ExecutionCrashed,
+                format!(
+                    "the server ended while it computed with {}, so this pod holds it back and answers with the stable version. \
+                     `kubectl logs --previous` and the pod's last state say why",
+                    version.name
+                ),
+            ));
+            held.crash = Some(crash.clone());
+        }
+        self.let_answer(&state);
+    }
+
+    /// Lets a version be tried that was held back.
+    pub fn release(&self, version: &ServedVersion) {
+        if let Some(held) = self.state().find(version)
+            && held.crash.take().is_some()
+        {
+            held.state = LoadState::Waiting;
+            held.failure = None;
+        }
     }
 
     /// Lets versions be tried again that failed for what time may mend. Whether there is one.
@@ -263,6 +295,9 @@ impl Versions {
     }
 
     fn let_answer(&self, state: &State) {
+        for version in self.all_of(state) {
+            version.engine.set_beside(version.name() != state.serve);
+        }
         let Some(next) = state.to_answer() else { return };
         let stable = Arc::clone(&next.stable);
         let before = {
@@ -284,12 +319,15 @@ impl Versions {
 
     /// Every version that can compute, the stable one first.
     pub fn all(&self) -> Vec<Arc<Version>> {
+        self.all_of(&self.state())
+    }
+
+    fn all_of(&self, state: &State) -> Vec<Arc<Version>> {
         let answering = self.answering();
         let answering = answering.iter().flat_map(|a| {
             let variants = a.split.iter().flat_map(|(_, versions)| versions);
             std::iter::once(&a.stable).chain(variants)
         });
-        let state = self.state();
         let held = state.held.iter().filter_map(|held| held.loaded.as_ref());
         let mut all: Vec<Arc<Version>> = Vec::new();
         for version in answering.chain(held) {
@@ -313,6 +351,7 @@ impl Versions {
                 precision: engine.map(Engine::precision),
                 agreement: engine.and_then(Engine::agreement),
                 failure: held.failure.clone(),
+                crash: held.crash.clone(),
             }
         });
         (state.generation, answering, versions.collect())

@@ -2,30 +2,37 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::profile::Answer;
 use tokio::sync::mpsc;
 
+use crate::marks::Mark;
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::pace::Pace;
 use crate::profile::{Counter, unix_seconds};
 use crate::queue::{Fault, Item, Queue};
 
-/// Since when a worker has been computing one batch.
-#[derive(Debug)]
+/// Since when a worker has been computing one batch, and the mark that it does.
 pub(crate) struct Heartbeat {
+    worker: usize,
+    mark: Arc<Mark>,
+    marked: AtomicBool,
     origin: Instant,
     /// Milliseconds after `origin`, plus one; 0 while it waits for work.
     since: AtomicU64,
 }
 
 impl Heartbeat {
-    fn new() -> Self {
+    /// That of the worker with this number.
+    pub fn new(worker: usize, mark: Arc<Mark>) -> Self {
         Self {
+            worker,
+            mark,
+            marked: AtomicBool::new(false),
             origin: Instant::now(),
             since: AtomicU64::new(0),
         }
@@ -33,10 +40,27 @@ impl Heartbeat {
 
     fn begin(&self) {
         self.since.store(self.now() + 1, Ordering::Relaxed);
+        if self.mark.begin(self.worker) {
+            self.marked.store(true, Ordering::Relaxed);
+        }
     }
 
     fn end(&self) {
         self.since.store(0, Ordering::Relaxed);
+        self.unmark();
+    }
+
+    fn unmark(&self) {
+        if self.marked.swap(false, Ordering::Relaxed) {
+            self.mark.end(self.worker);
+        }
+    }
+
+    /// The process ends, and not by what is computed, unless that has taken so long.
+    pub fn leave(&self, stuck: Duration) {
+        if self.busy() < stuck {
+            self.unmark();
+        }
     }
 
     fn now(&self) -> u64 {
@@ -55,18 +79,17 @@ impl Heartbeat {
 /// Starts a worker. `ready` gets the outcome of the warm-up on its thread; `broken` the failure of a device that works no
 /// more, after which the thread ends.
 pub(crate) fn start(
-    index: usize,
+    heartbeat: &Arc<Heartbeat>,
     (mut model, mut counter): (Box<dyn Model>, Counter),
     queue: Arc<Queue>,
     pace: Arc<Pace>,
     metrics: Arc<Metrics>,
     ready: mpsc::Sender<Result<(), Failure>>,
     broken: mpsc::Sender<Failure>,
-) -> std::io::Result<Arc<Heartbeat>> {
-    let heartbeat = Arc::new(Heartbeat::new());
-    let beat = Arc::clone(&heartbeat);
+) -> std::io::Result<()> {
+    let beat = Arc::clone(heartbeat);
     std::thread::Builder::new()
-        .name(format!("model-{index}"))
+        .name(format!("model-{}", beat.worker))
         .spawn(move || {
             let warm = guarded(|| model.warm_up());
             let works = warm.is_ok();
@@ -84,15 +107,16 @@ pub(crate) fn start(
                 let took = begun.elapsed();
                 pace.observe(texts, tokens, took);
                 metrics.demand.computed(took);
-                beat.end();
                 if let Err(failure) = result {
+                    // Without an end: the version stays marked.
                     // Full means that another worker has said it already.
                     let _ = broken.try_send(failure);
                     return;
                 }
+                beat.end();
             }
         })?;
-    Ok(heartbeat)
+    Ok(())
 }
 
 /// Computes a batch, counts what is waited for, and answers every item. A row that cannot be computed fails alone: after a
@@ -176,4 +200,29 @@ fn guarded<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     // A model keeps nothing between two calls that a panic could leave half-done.
     catch_unwind(AssertUnwindSafe(call))
         .unwrap_or_else(|_| Err(Failure::new(FailureReason::InternalError, "the model panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use flywheel_contract::scalar::Digest;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_in_order_leaves_no_mark_but_that_of_a_batch_that_never_ends() {
+        let scratch = tempfile::tempdir().unwrap();
+        let digest = Digest::sha256(&"a".repeat(64));
+        let file = scratch.path().join("computing").join(digest.hex());
+        let heartbeat = Heartbeat::new(0, Arc::new(Mark::open(Some(scratch.path()), &digest, 1).await));
+        let marked = || std::fs::read(&file).unwrap() == [1];
+        heartbeat.begin();
+        heartbeat.leave(Duration::ZERO);
+        assert!(marked(), "it counts as stuck");
+        heartbeat.leave(Duration::from_secs(3600));
+        assert!(!marked());
+        heartbeat.begin();
+        assert!(marked());
+        heartbeat.end();
+        assert!(!marked());
+    }
 }

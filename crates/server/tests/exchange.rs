@@ -8,6 +8,7 @@ mod fixture;
 mod process;
 
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -18,9 +19,10 @@ use fixture::{Artifact, Behaviour, LABELS, Setup, Storage};
 use flywheel_contract::artifact::{DATA_PROFILE_FILE, WEIGHTS_FILE};
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::profile::{DataProfile, PROJECTIONS};
-use flywheel_contract::serving::{Assignment, LoadState, Mirror, ServedVersion, Stats};
+use flywheel_contract::serving::{Assignment, Cleared, Crash, LoadState, Mirror, ServedVersion, Stats};
 use flywheel_contract::split::Split;
 use process::{Program, assert_fails};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const TEXT: &str = "send my money back, please";
@@ -34,6 +36,7 @@ fn assignment(generation: u64, serve: &str, versions: &[&ServedVersion]) -> Assi
         versions: versions.iter().map(|v| (*v).clone()).collect(),
         split: None,
         mirror: None,
+        cleared: Vec::new(),
     }
 }
 
@@ -308,6 +311,157 @@ fn a_process_killed_while_it_builds_a_version_leaves_its_mark() {
     until("it is built", || mark.exists().then_some(()));
     drop(program);
     assert_eq!(fs::read_to_string(mark).unwrap(), slow.artifact.digest.hex());
+}
+
+/// Asks without end, from several clients at once, until the process is gone.
+fn load(program: &Program) -> Vec<thread::JoinHandle<()>> {
+    let (address, texts) = (program.data, vec![TEXT; 64]);
+    let request = post("/predict", json!({ "texts": texts }).to_string().as_bytes());
+    let client = || {
+        let request = request.clone();
+        thread::spawn(move || {
+            while let Some(mut connection) = Connection::try_open(address) {
+                connection.send(&request);
+                while connection.answer().is_some() {
+                    connection.send(&request);
+                }
+            }
+        })
+    };
+    (0..4).map(|_| client()).collect()
+}
+
+/// Ends the process by SIGABRT at a moment at which it computes with the version, or with none that is marked.
+fn abort(mut program: Program, scratch: &Path, computing: Option<&ServedVersion>) {
+    let clients = load(&program);
+    let marked = || {
+        let entries = fs::read_dir(scratch.join("computing")).unwrap();
+        let marks = entries.map(|entry| fs::read(entry.unwrap().path()).unwrap());
+        marks.flatten().any(|byte| byte != 0)
+    };
+    until("it computes", || {
+        if computing.is_none() {
+            // Something is computed, and nothing marked.
+            let load = program.stats().load?;
+            return (!marked() && load.busy_seconds > 0.2).then_some(());
+        }
+        program.stop();
+        let there = marked();
+        if !there {
+            program.send(Signal::CONT);
+        }
+        there.then_some(())
+    });
+    if let Some(version) = computing {
+        assert!(scratch.join("computing").join(version.artifact.digest.hex()).exists());
+    }
+    program.send(Signal::ABORT);
+    program.send(Signal::CONT);
+    assert_eq!(program.ended().code(), None, "{}", program.log());
+    for client in clients {
+        client.join().unwrap();
+    }
+}
+
+fn crash(stats: &Stats, version: &str) -> Option<Crash> {
+    stats.versions.iter().find(|v| v.name == version)?.crash.clone()
+}
+
+#[test]
+fn a_version_that_ends_the_process_is_held_back_and_the_stable_one_answers() {
+    let two = Two::new();
+    let (one, other) = two.versions();
+    let exact = two.exact();
+    let scratch = tempfile::tempdir().unwrap();
+    let divided = |generation: u64, cleared: &[&Crash]| Assignment {
+        split: Some(Split::divide("salt", None, &[("intent-v1", 50), ("intent-v2", 50)])),
+        cleared: cleared
+            .iter()
+            .map(|crash| Cleared {
+                digest: other.artifact.digest.clone(),
+                crash: crash.id.clone(),
+            })
+            .collect(),
+        ..assignment(generation, "intent-v1", &[&one, &other])
+    };
+    let start = |assignment: Assignment| {
+        let setup = Setup {
+            assignment,
+            ..two.setup()
+        };
+        let mut program = Program::serve_from(&setup, Some(scratch.path()));
+        program.wait_ready();
+        program
+    };
+    let twenty = |program: &Program| -> Vec<String> { (0..20).map(|_| asked(program, &two, &exact, None)).collect() };
+
+    abort(start(divided(1, &[])), scratch.path(), Some(&other));
+    let program = start(divided(1, &[]));
+    let stats = program.stats();
+    let (failure, first) = (stats.versions[1].failure.clone(), crash(&stats, "intent-v2").unwrap());
+    assert_eq!(failure.unwrap().reason, FailureReason::ExecutionCrashed);
+    assert_eq!((first.times, first.together, first.last), (1, false, true));
+    assert_eq!(state(&stats, "intent-v1"), Some(LoadState::Ready));
+    assert!(twenty(&program).iter().all(|version| version == "intent-v1"));
+
+    // The operator clears it: tried again, and held back when it does the same again.
+    program.assign(&divided(2, &[&first]));
+    until("it is tried again", || {
+        twenty(&program).contains(&"intent-v2".to_owned()).then_some(())
+    });
+    assert_eq!(crash(&program.stats(), "intent-v2"), None);
+    abort(program, scratch.path(), Some(&other));
+    let program = start(divided(2, &[&first]));
+    let again = crash(&program.stats(), "intent-v2").unwrap();
+    assert_eq!(again.times, 2);
+    assert_ne!(again.id, first.id);
+    assert!(twenty(&program).iter().all(|version| version == "intent-v1"));
+
+    // Wanted anew after it was let go, it gets another chance.
+    program.assign(&assignment(3, "intent-v1", &[&one]));
+    answers_with(&program, "intent-v1");
+    program.assign(&divided(4, &[]));
+    until("it is tried again", || {
+        (state(&program.stats(), "intent-v2") == Some(LoadState::Ready)).then_some(())
+    });
+}
+
+#[test]
+fn an_end_in_order_or_with_the_stable_version_holds_nothing_back() {
+    let two = Two::new();
+    let (one, other) = two.versions();
+    let scratch = tempfile::tempdir().unwrap();
+    let start = |split: Option<Split>| {
+        let setup = Setup {
+            assignment: Assignment {
+                split,
+                ..assignment(1, "intent-v1", &[&one, &other])
+            },
+            ..two.setup()
+        };
+        let mut program = Program::serve_from(&setup, Some(scratch.path()));
+        program.wait_ready();
+        until("both are held", || {
+            let stats = program.stats();
+            assert_eq!(crash(&stats, "intent-v2"), None);
+            (state(&stats, "intent-v2") == Some(LoadState::Ready)).then_some(())
+        });
+        program
+    };
+    abort(start(None), scratch.path(), None);
+    let all = Split::divide("salt", None, &[("intent-v1", 0), ("intent-v2", 100)]);
+    let mut program = start(Some(all.clone()));
+    let clients = load(&program);
+    until("it computes", || {
+        let load = program.stats().load?;
+        (load.busy_seconds > 0.1).then_some(())
+    });
+    program.signal();
+    assert_eq!(program.ended().code(), Some(0), "{}", program.log());
+    for client in clients {
+        client.join().unwrap();
+    }
+    drop(start(Some(all)));
 }
 
 #[test]

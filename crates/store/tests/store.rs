@@ -517,10 +517,18 @@ async fn a_folder_is_checked_to_the_last_byte() {
     type Change = fn(&mut Vec<u8>);
     let changes: [(&str, Change, &str); 5] = [
         (WEIGHTS_FILE, |bytes| bytes[699] ^= 1, "its digest is"),
-        (WEIGHTS_FILE, |bytes| bytes.push(b'!'), "701 bytes, the manifest says 700"),
+        (
+            WEIGHTS_FILE,
+            |bytes| bytes.push(b'!'),
+            "701 bytes, the manifest says 700",
+        ),
         (CONFIG_FILE, Vec::clear, "0 bytes"),
         (MANIFEST_FILE, |bytes| bytes.push(b' '), "its digest is"),
-        (MANIFEST_FILE, |bytes| bytes.resize(2 * 1024 * 1024, b' '), "its digest is"),
+        (
+            MANIFEST_FILE,
+            |bytes| bytes.resize(2 * 1024 * 1024, b' '),
+            "its digest is",
+        ),
     ];
     for (name, change, word) in changes {
         let path = dir.path().join(name);
@@ -529,7 +537,10 @@ async fn a_folder_is_checked_to_the_last_byte() {
         change(&mut wrong);
         std::fs::write(&path, wrong).unwrap();
         let error = check_folder(dir.path(), &digest).unwrap_err();
-        assert!(error.to_string().contains(word) && error.to_string().contains(name), "{error}");
+        assert!(
+            error.to_string().contains(word) && error.to_string().contains(name),
+            "{error}"
+        );
         assert_eq!(error.reason(Purpose::Artifact), FailureReason::DigestMismatch);
         std::fs::write(&path, right).unwrap();
     }

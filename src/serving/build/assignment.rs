@@ -27,12 +27,16 @@ pub fn name(service: &str) -> String {
 pub fn next(update: &Update, present: Option<&Assignment>, now: Timestamp) -> Assignment {
     if let Some(present) = present
         && Content::of(present) == update.content
+        && present.cleared == update.cleared
     {
         return present.clone();
     }
     let milliseconds = u64::try_from(now.as_millisecond()).unwrap_or(0);
     let generation = present.map_or(milliseconds, |a| milliseconds.max(a.generation.saturating_add(1)));
-    update.content.clone().assigned(generation)
+    Assignment {
+        cleared: update.cleared.clone(),
+        ..update.content.clone().assigned(generation)
+    }
 }
 
 /// The ConfigMap.

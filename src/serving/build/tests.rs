@@ -50,6 +50,7 @@ fn the_objects_of_a_service() {
         }],
         split: None,
         mirror: None,
+        cleared: Vec::new(),
     };
     let map = assignment::build(&service, &assigned).unwrap();
     assert_eq!(assignment::read(&map), Some(assigned));

@@ -805,6 +805,65 @@ async fn an_experiment_runs_in_the_pods_as_they_are() {
 }
 
 #[tokio::test]
+async fn a_pod_that_came_back_without_a_version_is_seen_and_judged() {
+    let both = [("intent-v1", "Ready"), ("intent-v2", "Ready")];
+    for (ended, reason, cleared) in [
+        (json!({"exitCode": 134, "reason": "Error"}), "VersionHeldBack", false),
+        (json!({"exitCode": 137, "reason": "OOMKilled"}), "VersionLoading", true),
+    ] {
+        let world = World::serving().await;
+        world.version("intent-v2", "intent", Some("True"));
+        world.spec(json!({"experiment": {"variants": [
+            {"modelVersion": "intent-v1", "percent": 50}, {"modelVersion": "intent-v2", "percent": 50}]}}));
+        world.reconcile().await;
+        world.say("a", stats(u64::MAX, "intent-v1", &both));
+        world.say("b", stats(u64::MAX, "intent-v1", &both));
+        world.reconcile().await;
+        let mut operator = Arc::new(world.context());
+        world.reconcile_by(Arc::clone(&operator)).await;
+        assert_eq!(world.ready().0, "True");
+        let before = world.assignment();
+
+        // Between two looks at pods that all follow its server ends and is started again.
+        let path = format!("{PODS}b");
+        let mut pod = world.object(&path);
+        let mut state = json!({"restartCount": 1, "lastState": {"terminated": {"finishedAt": "2027-01-15T08:00:00Z"}}});
+        merge(&mut state["lastState"]["terminated"], &ended);
+        merge(&mut pod["status"]["containerStatuses"][0], &state);
+        world.put(&path, pod);
+        let mut says = stats(u64::MAX, "intent-v1", &both);
+        merge(
+            &mut says["versions"][1],
+            &json!({"state": "Failed", "failure": {"reason": "ExecutionCrashed", "message": "the server ended"},
+                "crash": {"id": "c1", "at": 1_800_000_000, "times": 1, "together": false, "last": true}}),
+        );
+        world.say("b", says);
+        let mut context = world.context();
+        context.assignments = Arc::into_inner(operator).unwrap().assignments;
+        operator = Arc::new(context);
+        world.reconcile_by(Arc::clone(&operator)).await;
+        let (_, seen, message) = world.ready();
+        assert_eq!(seen, reason, "{message}");
+        let after = world.assignment();
+        let crashes: Vec<&str> = after.cleared.iter().map(|cleared| cleared.crash.as_str()).collect();
+        if cleared {
+            assert_eq!((crashes, after.generation > before.generation), (vec!["c1"], true));
+            assert_eq!((after.versions, after.split), (before.versions, before.split));
+        } else {
+            assert_eq!(after, before);
+            assert!(
+                message.starts_with("pod b holds back intent-v2 (ExecutionCrashed: "),
+                "{message}"
+            );
+            assert!(
+                message.contains("and answers with intent-v1. Correct experiment.variants"),
+                "{message}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_status_tells_the_format_of_the_pods_that_answer_now() {
     let world = World::serving().await;
     let operator = Arc::new(world.context());

@@ -5,11 +5,13 @@
 //! the spec needs no memory of what was wrong before. Until then the pods that run go on; only those of a version that
 //! failed its verification and never answered go, since they would hold a GPU for nothing.
 
+mod blame;
 mod pods;
 pub mod scale;
 mod standing;
 mod update;
 
+pub use blame::{Ended, How, Verdict, verdict};
 pub use pods::{PodView, Stage, Trouble};
 pub use standing::{DeploymentView, Judgement, Standing, View, judge};
 pub use update::{Content, PodSays, Progress, Update, Wanted, must_ask, update};
@@ -220,6 +222,8 @@ mod tests {
             },
             waiting_since: None,
             trouble: None,
+            restarts: 0,
+            ended: None,
         };
         let (loading, fell_out) = ([pod(Stage::Loading)], [pod(Stage::Unready)]);
         type Row<'a> = (&'a str, bool, Option<&'a str>, &'a [PodView], bool);

@@ -5,6 +5,7 @@ use flywheel_contract::termination::{Outcome, TerminationMessage};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 
+use super::blame::Ended;
 use crate::placement::{PodSchedulingView, Problem, condition};
 use crate::preparation::unprepared;
 use crate::remedy::{PodsOf, of_image};
@@ -48,6 +49,10 @@ pub struct PodView {
     pub waiting_since: Option<Timestamp>,
     /// What keeps it from answering.
     pub trouble: Option<Trouble>,
+    /// How often its server was started again.
+    pub restarts: i32,
+    /// How its server ended last.
+    pub ended: Option<Ended>,
 }
 
 /// Most bytes of the kubelet's or a program's own words in a message.
@@ -103,6 +108,10 @@ impl PodView {
                 let container = container.filter(|_| stage != Stage::Ready)?;
                 trouble(&name, container)
             }),
+            restarts: container.map_or(0, |c| c.restart_count),
+            ended: container
+                .and_then(|c| c.last_state.as_ref()?.terminated.as_ref())
+                .and_then(Ended::of),
             name,
         })
     }
@@ -180,6 +189,7 @@ fn tail(text: &str, max: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serving::How;
     use flywheel_contract::failure::{Failure, FailureReason};
 
     fn pod(status: &str) -> Pod {
@@ -241,11 +251,16 @@ mod tests {
         let ready = PodView::of(
             &pod(r#"{"phase": "Running", "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}],
                 "containerStatuses": [{"name": "server", "image": "", "imageID": "", "ready": true, "started": true, "restartCount": 2,
-                    "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 137}}}]}"#),
+                    "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 134, "finishedAt": "2026-01-01T00:09:00Z"}}}]}"#),
             "server",
             now(),
         )
         .unwrap();
+        let ended = Ended {
+            how: How::Signal(6),
+            at: "2026-01-01T00:09:00Z".parse().unwrap(),
+        };
+        assert_eq!((ready.restarts, ready.ended), (2, Some(ended)));
         assert_eq!(
             (ready.stage, ready.trouble),
             (Stage::Ready, None),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use flywheel_api::conditions::{Desired, Status, cut_words, reasons, types};
+use flywheel_contract::failure::FailureReason;
 use flywheel_contract::names::INSIDE_PORT;
 
 use super::pods::{PodView, Stage};
@@ -213,11 +214,22 @@ fn version(progress: Option<&Progress>) -> Option<(Standing, &'static str, Strin
             } else {
                 Standing::Working
             },
-            reasons::VERSION_LOAD_FAILED,
+            match failure.reason {
+                FailureReason::ExecutionCrashed => reasons::VERSION_HELD_BACK,
+                _ => reasons::VERSION_LOAD_FAILED,
+            },
             format!(
-                "pod {pod} cannot load {version} ({}: {}), so the pods go on to answer with {serving}. {}",
+                "pod {pod} {} {version} ({}: {}), {} with {serving}. {}",
+                match failure.reason {
+                    FailureReason::ExecutionCrashed => "holds back",
+                    _ => "cannot load",
+                },
                 failure.reason.as_str(),
                 cut_words(failure.message.trim_end_matches('.'), WORDS_MAX),
+                match failure.reason {
+                    FailureReason::ExecutionCrashed => "and answers",
+                    _ => "so the pods go on to answer",
+                },
                 match *field {
                     "modelVersion" => format!(
                         "Set modelVersion to another version, or back to {serving}; a version that was mended is loaded when \
@@ -361,6 +373,8 @@ mod tests {
             },
             waiting_since: None,
             trouble: None,
+            restarts: 0,
+            ended: None,
         }
     }
 

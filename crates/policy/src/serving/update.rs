@@ -7,8 +7,12 @@
 
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::{Failure, FailureClass};
-use flywheel_contract::serving::{Assignment, LoadState, Mirror, ServedVersion, Stats, VersionStats};
+use flywheel_contract::serving::{
+    Assignment, Cleared, LoadState, MAX_CLEARED, Mirror, ServedVersion, Stats, VersionStats,
+};
 use flywheel_contract::split::Split;
+
+use super::blame::{Ended, Verdict, verdict};
 
 /// What a service is to answer with, as far as its versions can be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +115,7 @@ impl Content {
             versions: self.versions,
             split: self.split,
             mirror: self.mirror,
+            cleared: Vec::new(),
         }
     }
 
@@ -156,6 +161,8 @@ pub struct PodSays {
     pub name: String,
     /// Its `/stats`; none where they cannot be read.
     pub stats: Option<Stats>,
+    /// How its server ended last.
+    pub ended: Option<Ended>,
 }
 
 impl PodSays {
@@ -180,13 +187,33 @@ impl PodSays {
         self.stats.as_ref().is_some_and(follows) && self.holds_all(content)
     }
 
-    /// Why it cannot load the version, as long as it follows the newest assignment.
+    /// Why it cannot load the version or holds it back for good, as long as it follows the newest assignment.
     fn failure(&self, version: &ServedVersion, generation: u64) -> Option<&Failure> {
         self.stats.as_ref().filter(|s| s.generation >= generation)?;
-        self.version(version)
-            .filter(|v| v.state == LoadState::Failed)?
-            .failure
+        let says = self.version(version).filter(|v| v.state == LoadState::Failed)?;
+        let judged = says.crash.as_ref().map(|crash| verdict(crash, self.ended));
+        says.failure
             .as_ref()
+            .filter(|_| judged.is_none_or(|v| v == Verdict::Guilty))
+    }
+
+    /// A version beside the one that answers which it lacks, as long as it follows this generation.
+    fn lacks<'a>(&self, content: &'a Content, generation: u64) -> Option<&'a ServedVersion> {
+        self.stats.as_ref().filter(|s| s.generation >= generation)?;
+        let mut beside = content.versions.iter().filter(|version| version.name != content.serve);
+        beside.find(|version| !self.holds(version))
+    }
+
+    /// Crashes for which it holds versions back that are not to blame, or not for certain.
+    fn clears(&self) -> impl Iterator<Item = Cleared> {
+        let versions = self.stats.iter().flat_map(|stats| &stats.versions);
+        versions.filter_map(|version| {
+            let crash = version.crash.as_ref()?;
+            (verdict(crash, self.ended) == Verdict::Cleared).then(|| Cleared {
+                digest: version.digest.clone(),
+                crash: crash.id.clone(),
+            })
+        })
     }
 }
 
@@ -211,7 +238,7 @@ pub enum Progress {
         /// A pod that does not say what it answers with.
         silent: Option<String>,
     },
-    /// A pod cannot load `version`; `serving` goes on to answer.
+    /// A pod cannot load `version`, or holds it back; `serving` goes on to answer.
     Failed {
         /// The field of the spec that names the version.
         field: &'static str,
@@ -239,8 +266,20 @@ impl Progress {
 pub struct Update {
     /// What it says.
     pub content: Content,
+    /// The crashes that it clears.
+    pub cleared: Vec<Cleared>,
     /// How far it is.
     pub progress: Progress,
+}
+
+impl Update {
+    fn new(content: Content, progress: Progress) -> Self {
+        Self {
+            content,
+            cleared: Vec::new(),
+            progress,
+        }
+    }
 }
 
 /// Whether pods must be asked: not while all of them are known to follow (`settled`) an assignment that is as wanted. A pod
@@ -260,6 +299,27 @@ pub fn must_ask(wanted: Option<&Wanted>, present: Option<&Assignment>, settled: 
 /// copies comes when they have.
 #[must_use]
 pub fn update(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[PodSays]) -> Option<Update> {
+    let update = changed(wanted, present, pods)?;
+    Some(Update {
+        cleared: cleared(&update.content, present, pods),
+        ..update
+    })
+}
+
+/// The crashes that are cleared: those that were stay so as long as their versions are held.
+fn cleared(content: &Content, present: Option<&Assignment>, pods: &[PodSays]) -> Vec<Cleared> {
+    let held = |cleared: &Cleared| content.versions.iter().any(|v| v.artifact.digest == cleared.digest);
+    let before = present.iter().flat_map(|assignment| &assignment.cleared);
+    let mut all: Vec<Cleared> = before.filter(|cleared| held(cleared)).cloned().collect();
+    for cleared in pods.iter().flat_map(PodSays::clears).filter(held) {
+        if !all.contains(&cleared) {
+            all.push(cleared);
+        }
+    }
+    all.split_off(all.len().saturating_sub(MAX_CLEARED))
+}
+
+fn changed(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[PodSays]) -> Option<Update> {
     let Some((without, mirror, version)) = wanted.and_then(Wanted::without_copies) else {
         return answering(wanted, present, pods);
     };
@@ -271,7 +331,9 @@ pub fn update(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[Pod
         now.versions.retain(|held| held != version || !only_copied);
         now.assigned(assignment.generation)
     });
-    let Update { mut content, progress } = answering(Some(&without), apart.as_ref(), pods)?;
+    let Update {
+        mut content, progress, ..
+    } = answering(Some(&without), apart.as_ref(), pods)?;
     let held = now.as_ref().is_some_and(|now| now.versions.contains(version));
     let waits = matches!(progress, Progress::Loading { .. } | Progress::Failed { .. });
     // Not loaded beside what comes first, but not let go for it either.
@@ -279,7 +341,7 @@ pub fn update(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[Pod
         content.versions.push(version.clone());
     }
     if waits {
-        return Some(Update { content, progress });
+        return Some(Update::new(content, progress));
     }
     let copies = now.as_ref().is_some_and(|now| now.mirror.as_ref() == Some(mirror)) && held;
     if copies || pods.iter().all(|pod| pod.holds(version)) {
@@ -307,7 +369,7 @@ pub fn update(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[Pod
         (Progress::Settled, None) => changing(&content, pods, u64::MAX),
         (progress, _) => progress,
     };
-    Some(Update { content, progress })
+    Some(Update::new(content, progress))
 }
 
 /// The next assignment of what answers.
@@ -315,47 +377,21 @@ fn answering(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[PodS
     let Some(assignment) = present.filter(|a| a.serving().is_some()) else {
         let content = wanted?.content(None);
         let progress = changing(&content, pods, u64::MAX);
-        return Some(Update { content, progress });
+        return Some(Update::new(content, progress));
     };
     let now = Content::of(assignment);
     let Some(wanted) = wanted else {
         // Nothing is wanted that can be served: what answers goes on, and nothing is loaded beside it.
         let content = now.in_use();
         let progress = changing(&content, pods, 0);
-        return Some(Update { content, progress });
+        return Some(Update::new(content, progress));
     };
     let next = wanted.content(present);
-    // Where nobody answers there is nothing to keep. A version that was made anew under its name cannot be held beside itself:
-    // each pod changes over once it has it.
-    if next == now || pods.iter().all(|pod| pod.holds_all(&next)) || next.remakes(&now) {
-        let generation = if next == now {
-            assignment.generation
-        } else if next.answers_as(&now) {
-            // Only what nobody is answered by is let go.
-            0
-        } else {
-            u64::MAX
-        };
-        let progress = changing(&next, pods, generation);
-        return Some(Update {
-            content: next,
-            progress,
-        });
-    }
     let failed = next.versions.iter().find_map(|version| {
         let listed = now.versions.contains(version);
         let failure = |pod: &PodSays| Some((pod.name.clone(), pod.failure(version, assignment.generation)?.clone()));
-        pods.iter()
-            .filter(|_| listed)
-            .find_map(failure)
-            .map(|found| (version, found))
-    });
-    let missing = next
-        .versions
-        .iter()
-        .find(|version| !pods.iter().all(|pod| pod.holds(version)));
-    let progress = match failed {
-        Some((version, (pod, failure))) => Progress::Failed {
+        let (pod, failure) = pods.iter().filter(|_| listed).find_map(failure)?;
+        Some(Progress::Failed {
             field: if *version == wanted.serve {
                 "modelVersion"
             } else {
@@ -365,13 +401,36 @@ fn answering(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[PodS
             serving: now.serve.clone(),
             pod,
             failure,
-        },
-        None => Progress::Loading {
-            version: missing.map_or_else(String::new, |version| version.name.clone()),
-            serving: now.serve.clone(),
-            silent: silent(pods),
-        },
+        })
+    });
+    let loading = |version: &str| Progress::Loading {
+        version: version.to_owned(),
+        serving: now.serve.clone(),
+        silent: silent(pods),
     };
+    if next == now {
+        // A pod that came later, or came back, may be without a version that all had.
+        let lacking = pods.iter().find_map(|pod| pod.lacks(&next, assignment.generation));
+        let progress = match (failed, lacking) {
+            (Some(failed), _) => failed,
+            (None, Some(version)) => loading(&version.name),
+            (None, None) => changing(&next, pods, assignment.generation),
+        };
+        return Some(Update::new(next, progress));
+    }
+    // Where nobody answers there is nothing to keep. A version that was made anew under its name cannot be held beside itself:
+    // each pod changes over once it has it.
+    if pods.iter().all(|pod| pod.holds_all(&next)) || next.remakes(&now) {
+        // Where only what nobody is answered by is let go, no pod needs to have heard of it.
+        let generation = if next.answers_as(&now) { 0 } else { u64::MAX };
+        let progress = changing(&next, pods, generation);
+        return Some(Update::new(next, progress));
+    }
+    let missing = next
+        .versions
+        .iter()
+        .find(|version| !pods.iter().all(|pod| pod.holds(version)));
+    let progress = failed.unwrap_or_else(|| loading(missing.map_or("", |version| &version.name)));
     // Copies to a version that is not wanted any more end.
     let mut content = Content { mirror: None, ..now }.in_use();
     for version in next.versions {
@@ -379,7 +438,7 @@ fn answering(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[PodS
             content.versions.push(version);
         }
     }
-    Some(Update { content, progress })
+    Some(Update::new(content, progress))
 }
 
 /// How far pods are that are to answer so, and do once they follow this generation.
@@ -402,10 +461,12 @@ fn silent(pods: &[PodSays]) -> Option<String> {
 mod tests {
     use flywheel_contract::failure::FailureReason;
     use flywheel_contract::scalar::Digest;
+    use flywheel_contract::serving::Crash;
     use flywheel_contract::trainer::ArtifactRef;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::serving::How;
 
     fn version(name: &str) -> ServedVersion {
         let digit = name.bytes().last().map_or('0', char::from);
@@ -426,6 +487,7 @@ mod tests {
             versions: versions.iter().map(|name| version(name)).collect(),
             split: None,
             mirror: None,
+            cleared: Vec::new(),
         }
     }
 
@@ -441,6 +503,7 @@ mod tests {
                 agreement: None,
                 failure: (*state == LoadState::Failed)
                     .then(|| Failure::new(FailureReason::DigestMismatch, "a file differs")),
+                crash: None,
             })
             .collect();
         PodSays {
@@ -456,6 +519,7 @@ mod tests {
                 uptime_seconds: 1.0,
                 load: None,
             }),
+            ended: None,
         }
     }
 
@@ -463,6 +527,7 @@ mod tests {
         PodSays {
             name: name.to_owned(),
             stats: None,
+            ended: None,
         }
     }
 
@@ -656,6 +721,7 @@ mod tests {
         for (reason, stalled) in [
             (FailureReason::DigestMismatch, true),
             (FailureReason::LoadCrashed, true),
+            (FailureReason::ExecutionCrashed, true),
             (FailureReason::OutOfMemory, true),
             (FailureReason::StorageUnavailable, false),
         ] {
@@ -821,6 +887,118 @@ mod tests {
             .split
             .unwrap();
         assert_ne!(next.salt, split.salt);
+    }
+
+    /// A pod of an experiment that came back and holds `v2` back, after its server ended so.
+    fn came_back(name: &str, generation: u64, times: u32, how: How) -> PodSays {
+        let mut pod = pod(
+            name,
+            generation,
+            "v1",
+            &[("v1", LoadState::Ready), ("v2", LoadState::Failed)],
+        );
+        let held = &mut pod.stats.as_mut().unwrap().versions[1];
+        held.failure = Some(Failure::new(FailureReason::ExecutionCrashed, "the server ended"));
+        held.crash = Some(Crash {
+            id: format!("{name}-{times}"),
+            at: 100,
+            times,
+            together: false,
+            last: true,
+        });
+        let at = jiff::Timestamp::from_second(100).unwrap();
+        pod.ended = Some(Ended { how, at });
+        pod
+    }
+
+    #[test]
+    fn a_version_is_tried_once_more_where_it_may_be_innocent() {
+        use LoadState::{Loading, Ready};
+        let wanted = experiment(&[("v1", 50), ("v2", 50)], None);
+        let all = |generation| pod("a", generation, "v1", &[("v1", Ready), ("v2", Ready)]);
+        let divided = update(Some(&wanted), Some(&assigned(1, &["v1"])), &[all(1)]).unwrap();
+        let running = assigned_as(3, &divided);
+
+        // It ended the process: it stays held back there, and all else goes on.
+        let guilty = [all(3), came_back("b", 3, 1, How::Signal(6))];
+        let held = update(Some(&wanted), Some(&running), &guilty).unwrap();
+        assert_eq!(
+            (&held.content, &held.cleared, word(&held.progress)),
+            (&divided.content, &vec![], "failed")
+        );
+        let unheard = update(Some(&wanted), Some(&assigned_as(4, &divided)), &guilty).unwrap();
+        assert_eq!(word(&unheard.progress), "switching", "it has not heard of the newest");
+
+        // Memory ran out: whose fault that was nobody knows.
+        let doubt = [all(3), came_back("b", 3, 1, How::OutOfMemory)];
+        let cleared = update(Some(&wanted), Some(&running), &doubt).unwrap();
+        let crash = Cleared {
+            digest: version("v2").artifact.digest,
+            crash: "b-1".to_owned(),
+        };
+        assert_eq!(
+            (&cleared.content, &cleared.cleared, word(&cleared.progress)),
+            (&divided.content, &vec![crash.clone()], "loading")
+        );
+        let next = Assignment {
+            cleared: cleared.cleared,
+            ..assigned_as(4, &divided)
+        };
+        assert!(!must_ask(Some(&wanted), Some(&next), true));
+        // Nothing changes while it is tried, nor once it runs, nor while nobody is asked.
+        let trying = [all(4), pod("b", 4, "v1", &[("v1", Ready), ("v2", Loading)])];
+        for (pods, expected) in [
+            (&doubt[..], "switching"),
+            (&trying[..], "loading"),
+            (&[all(4), all(4)][..], "settled"),
+            (&[][..], "settled"),
+        ] {
+            let update = update(Some(&wanted), Some(&next), pods).unwrap();
+            assert_eq!(
+                (&update.content, &update.cleared, word(&update.progress)),
+                (&divided.content, &next.cleared, expected)
+            );
+        }
+        // Once more, and it is the version.
+        let again = [all(4), came_back("b", 4, 2, How::OutOfMemory)];
+        let held = update(Some(&wanted), Some(&next), &again).unwrap();
+        assert_eq!((&held.cleared, word(&held.progress)), (&next.cleared, "failed"));
+        // With the version goes what is remembered of it.
+        let over = update(Some(&Wanted::only(version("v1"))), Some(&next), &again).unwrap();
+        assert_eq!(
+            (over.cleared, names(&Update::new(over.content, over.progress)).len()),
+            (vec![], 1)
+        );
+    }
+
+    #[test]
+    fn a_mirror_is_judged_like_a_variant() {
+        use LoadState::Ready;
+        let wanted = experiment(&[], Some("v2"));
+        let all = |generation| pod("a", generation, "v1", &[("v1", Ready), ("v2", Ready)]);
+        let copying = update(Some(&wanted), Some(&assigned(1, &["v1", "v2"])), &[all(1)]).unwrap();
+        assert!(copying.content.mirror.is_some());
+        let running = assigned_as(2, &copying);
+        for (how, expected, cleared) in [(How::Signal(11), "failed", 0), (How::OutOfMemory, "switching", 1)] {
+            let update = update(Some(&wanted), Some(&running), &[all(2), came_back("b", 2, 1, how)]).unwrap();
+            assert_eq!(
+                (&update.content, update.cleared.len(), word(&update.progress)),
+                (&copying.content, cleared, expected)
+            );
+        }
+    }
+
+    #[test]
+    fn no_more_crashes_are_cleared_than_an_assignment_may_hold() {
+        let many: Vec<PodSays> = (0..MAX_CLEARED + 5)
+            .map(|n| came_back(&n.to_string(), 1, 1, How::OutOfMemory))
+            .collect();
+        let update = update(None, Some(&assigned(1, &["v1", "v2"])), &many).unwrap();
+        assert_eq!(update.content.versions.len(), 1, "nobody is answered by v2");
+        assert_eq!(update.cleared, []);
+        let wanted = experiment(&[("v1", 50), ("v2", 50)], None);
+        let update = super::update(Some(&wanted), Some(&assigned(1, &["v1", "v2"])), &many).unwrap();
+        assert_eq!(update.cleared.len(), MAX_CLEARED);
     }
 
     #[test]

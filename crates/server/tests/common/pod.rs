@@ -157,7 +157,7 @@ impl Pod {
             },
         };
         let runtime = Runtime::new().unwrap();
-        let (app, broken) = App::new(&config, None);
+        let (app, broken) = App::new(&config, None, None);
         let version = version();
         app.follow(&Assignment {
             schema_version: flywheel_contract::SCHEMA_VERSION,
@@ -166,6 +166,7 @@ impl Pod {
             versions: vec![version],
             split: None,
             mirror: None,
+            cleared: Vec::new(),
         });
         let (data, inside, server) = runtime.block_on(async {
             let address = |text: &str| Some(text.parse().unwrap());

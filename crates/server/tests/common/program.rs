@@ -15,6 +15,7 @@ use flywheel_contract::failure::FailureReason;
 use flywheel_contract::names::ASSIGNMENT_FILE;
 use flywheel_contract::serving::{Assignment, Stats};
 use flywheel_contract::termination::{Outcome, TerminationMessage};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::common::{PATIENCE, get, until};
@@ -132,8 +133,21 @@ impl Program {
     }
 
     pub fn signal(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.send(Signal::TERM);
+    }
+
+    pub fn send(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Stops it where it is, until [`Signal::CONT`] or its end.
+    pub fn stop(&self) {
+        self.send(Signal::STOP);
+        let stat = format!("/proc/{}/stat", self.child.id());
+        until("it stands", || {
+            let stat = fs::read_to_string(&stat).unwrap();
+            stat.rsplit(") ").next()?.starts_with('T').then_some(())
+        });
     }
 
     pub fn ended(&mut self) -> ExitStatus {
