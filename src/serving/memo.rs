@@ -60,7 +60,7 @@ impl AssignmentMemo {
             known.looks = 0;
         }
         known.settled = settled;
-        known.looks = known.looks.saturating_add(u32::from(!settled));
+        known.looks = if settled { 0 } else { known.looks.saturating_add(1) };
         known.looks
     }
 
@@ -136,6 +136,7 @@ mod tests {
         assert!(!memo.settled("u", &other));
         assert_eq!([memo.note("u", &other, false), memo.note("u", &other, false)], [1, 2]);
         assert_eq!(memo.note("u", &assignment(6), false), 1);
+        assert_eq!(memo.note("u", &assignment(6), true), 0, "nothing is left to look for");
         memo.retain(&HashSet::new());
         assert_eq!(memo.newest("u", None), None);
     }
