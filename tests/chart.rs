@@ -649,6 +649,11 @@ fn nudge(generation: &str) -> Value {
     json!({"metadata": {"annotations": {"flywheel.dev/assignment": generation}}})
 }
 
+/// What rejects a ModelVersion.
+fn rejection(text: Value) -> Value {
+    json!({"metadata": {"annotations": {"flywheel.dev/rejected": text}}})
+}
+
 /// What one row asks of the API server, always as a dry run.
 #[derive(Clone)]
 enum Ask {
@@ -704,6 +709,10 @@ fn daily_work() -> Vec<(String, Ask)> {
         ),
         ("an event", Ask::Create(event())),
         ("a ModelVersion of a finished job", Ask::Create(model_version("new"))),
+        (
+            "a ModelVersion, rejected",
+            Ask::Patch(path(&model_version("intent-v1")), rejection(json!("{}"))),
+        ),
         ("the trainers' NetworkPolicy", Ask::Apply(trainers_policy())),
         (
             "the trainers' NetworkPolicy, swept",
@@ -835,6 +844,22 @@ fn misdeeds() -> Vec<(&'static str, Ask, &'static str)> {
             "a change of a bare pod that carries an InferenceService's name",
             Ask::Patch("/api/v1/namespaces/team/pods/bare-serving".into(), nudge("1")),
             "only pods of InferenceServices",
+        ),
+        (
+            "another annotation of a ModelVersion",
+            Ask::Patch(
+                path(&model_version("intent-v1")),
+                json!({"metadata": {"annotations": {"a": "b", "flywheel.dev/rejected": "{}"}}}),
+            ),
+            nothing_else,
+        ),
+        (
+            "a label of a ModelVersion",
+            Ask::Patch(
+                path(&model_version("intent-v1")),
+                json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "me"}}}),
+            ),
+            nothing_else,
         ),
         (
             "another annotation of a serving pod",
@@ -1281,12 +1306,12 @@ fn misdeeds() -> Vec<(&'static str, Ask, &'static str)> {
         (
             "an unmarked ModelVersion",
             Ask::Create(without(&model_version("new"), "/metadata/labels")),
-            "ModelVersions of",
+            "ModelVersions that",
         ),
         (
             "a ModelVersion of nothing",
             Ask::Create(without(&model_version("new"), "/spec/source")),
-            "ModelVersions of",
+            "ModelVersions that",
         ),
         (
             "an event about a stranger",

@@ -623,8 +623,8 @@ async fn kubectl_sees_columns_short_names_status_and_scale() {
     .await;
     let mut serving = status(1, &[("Ready", "True", "AsExpected")]);
     serving.as_object_mut().unwrap().extend(
-        json!({"url": "http://full.default.svc", "modelVersion": "intent-v1", "pods": "3/3", "replicas": 3,
-            "selector": "flywheel.dev/inference-service=full"})
+        json!({"url": "http://full.default.svc", "modelVersion": "intent-v1", "canary": "intent-v2 5%", "pods": "3/3",
+            "replicas": 3, "selector": "flywheel.dev/inference-service=full"})
         .as_object()
         .unwrap()
         .clone(),
@@ -655,8 +655,17 @@ async fn kubectl_sees_columns_short_names_status_and_scale() {
         ),
         (
             "infsvc",
-            &["NAME", "URL", "READY", "VERSION", "REPLICAS", "QPS", "P99", "AGE"],
-            &["full", "http://full.default.svc", "True", "intent-v1", "3/3"],
+            &[
+                "NAME", "URL", "READY", "VERSION", "CANARY", "REPLICAS", "QPS", "P99", "AGE",
+            ],
+            &[
+                "full",
+                "http://full.default.svc",
+                "True",
+                "intent-v1",
+                "intent-v2 5%",
+                "3/3",
+            ],
         ),
     ];
     for (short, header, row) in table {

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::build::{assignment, config_map, revision};
 use super::observe::{Observed, deployment_view};
+use super::rejection;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::kubeio::{SCALE_MANAGER, SERVING_MANAGER};
@@ -158,6 +159,27 @@ pub async fn nudge(pods: &[&Pod], generation: u64, context: &Context) -> Result<
             },
         }
     }
+    Ok(())
+}
+
+/// Notes at the version of `modelVersion` that it is not to be rolled out again.
+///
+/// # Errors
+/// The API server does not take it; then the version stays held back where it ended a process, and it is tried again.
+pub async fn reject(
+    service: &InferenceService,
+    why: &str,
+    observed: &Observed,
+    context: &Context,
+) -> Result<(), Error> {
+    let Some(version) = observed.model_version.as_deref() else {
+        return Ok(());
+    };
+    let fields = rejection::fields(version, &service.name_any(), why)?;
+    context.writes(SERVING_MANAGER).merge_fields(version, fields).await?;
+    context
+        .assignments
+        .reject(&version.uid().unwrap_or_default(), why.to_owned());
     Ok(())
 }
 

@@ -12,6 +12,8 @@ pub struct AssignmentMemo {
     services: Mutex<HashMap<String, Known>>,
     /// The pods that were asked last.
     asked: Mutex<HashMap<String, Vec<Asked>>>,
+    /// Why versions, by their uids, were rejected, until the cache shows it.
+    rejected: Mutex<HashMap<String, String>>,
 }
 
 /// A pod that was asked: its name, and how often its server had been started again.
@@ -85,6 +87,24 @@ impl AssignmentMemo {
         self.asked().insert(uid.to_owned(), pods);
     }
 
+    fn rejections(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the version of this uid was rejected.
+    pub(crate) fn reject(&self, version: &str, why: String) {
+        self.rejections().insert(version.to_owned(), why);
+    }
+
+    /// Why the version of this uid was rejected: as the cache shows, or as was written since.
+    pub(crate) fn rejected(&self, version: &str, cached: Option<String>) -> Option<String> {
+        let mut rejections = self.rejections();
+        if cached.is_some() {
+            rejections.remove(version);
+        }
+        cached.or_else(|| rejections.get(version).cloned())
+    }
+
     /// Forgets all other services.
     pub fn retain(&self, alive: &HashSet<String>) {
         self.services().retain(|uid, _| alive.contains(uid));
@@ -110,6 +130,7 @@ mod tests {
             versions: Vec::new(),
             split: None,
             mirror: None,
+            canary: None,
             cleared: Vec::new(),
         }
     }
@@ -139,6 +160,17 @@ mod tests {
         assert_eq!(memo.note("u", &assignment(6), true), 0, "nothing is left to look for");
         memo.retain(&HashSet::new());
         assert_eq!(memo.newest("u", None), None);
+    }
+
+    #[test]
+    fn a_rejection_counts_before_the_cache_shows_it_and_not_after_it_was_taken_back() {
+        let memo = AssignmentMemo::default();
+        let shown = || Some("shown".to_owned());
+        assert_eq!(memo.rejected("v", None), None);
+        memo.reject("v", "written".to_owned());
+        assert_eq!(memo.rejected("v", None).as_deref(), Some("written"));
+        assert_eq!(memo.rejected("v", shown()), shown());
+        assert_eq!(memo.rejected("v", None), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod apply;
 pub mod build;
 mod memo;
 pub mod observe;
+mod rejection;
 pub mod report;
 pub mod scale;
 
@@ -20,7 +21,8 @@ use flywheel_api::conditions::reasons;
 use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig};
 use flywheel_policy::serving::scale::Goal;
 use flywheel_policy::serving::{
-    Exchange, Hold, Intent, Progress, Stage, Update, Wanted, decide, exchange, keeps_pods, must_ask, update,
+    Exchange, Hold, Intent, Progress, RolloutView, Stage, Stand, Update, Wanted, decide, exchange, keeps_pods,
+    must_ask, roll,
 };
 use kube::ResourceExt as _;
 
@@ -73,7 +75,13 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     let intent = decide(&spec.model, "modelVersion", &spec.model_version, &observed.version);
     let (wanted, beside) = wanted(&service, &observed, &intent);
     let (exchange, again) = exchange(observed.exchange_view(), context.now());
-    let update = versions(&service, &mut observed, wanted.as_ref(), &context).await;
+    let (update, stand) = versions(&service, &mut observed, wanted.as_ref(), &context)
+        .await
+        .unzip();
+    if let Some(Stand::Reject { why, .. }) = &stand {
+        // Before the pods let it go: with it goes what they know of it.
+        apply::reject(&service, why, &observed, &context).await?;
+    }
     let assignment = update
         .as_ref()
         .map(|update| assignment::next(update, observed.assignment.as_ref(), context.now()));
@@ -123,6 +131,7 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         deployment: present.as_ref(),
         hold,
         update: update.as_ref(),
+        stand: stand.as_ref(),
         device,
     };
     let judgement = report::report(&service, &observed, &outcome, &context).await?;
@@ -140,7 +149,23 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         Some(Progress::Settled) if looks > 0 => again = again.min(FOLLOWING),
         Some(Progress::Settled) | None => {}
     }
-    Ok(again)
+    Ok(match stand {
+        // The pods are to answer with it soon.
+        Some(Stand::Step { until: None, .. }) if looks <= QUICK_LOOKS => again.min(FOLLOWING),
+        Some(Stand::Step { until: None, .. } | Stand::Last { .. } | Stand::Reject { .. }) => {
+            again.min(FOLLOWING_FOR_LONG)
+        }
+        Some(Stand::Step {
+            until: Some(until),
+            paused: false,
+            ..
+        }) => {
+            let left = Duration::try_from(until.duration_since(context.now())).unwrap_or_default();
+            again.min(left.max(FOLLOWING))
+        }
+        Some(Stand::Failed { .. }) => again.min(WAITING_TO_START),
+        Some(Stand::Step { .. } | Stand::Done | Stand::TooFew { .. } | Stand::RolledBack { .. }) | None => again,
+    })
 }
 
 /// What the spec wants of its versions, as far as they can be served; and what speaks against those beside that of
@@ -195,13 +220,14 @@ fn wanted(service: &InferenceService, observed: &Observed, intent: &Intent) -> (
     (Some(wanted), beside)
 }
 
-/// Which versions the pods are to hold, from what they say where that matters; and notes what each answers with.
+/// Which versions the pods are to hold, from what they say where that matters, and how a rollout stands; and notes what each
+/// answers with.
 async fn versions(
     service: &InferenceService,
     observed: &mut Observed,
     wanted: Option<&Wanted>,
     context: &Context,
-) -> Option<Update> {
+) -> Option<(Update, Stand)> {
     let uid = service.uid().unwrap_or_default();
     let present = observed.assignment.as_ref();
     let settled = present.is_some_and(|present| context.assignments.settled(&uid, present));
@@ -210,7 +236,8 @@ async fn versions(
     // One that came back may hold a version back.
     let several = present.is_some_and(|present| present.versions.len() > 1);
     let came_back = several && context.assignments.came_back(&uid, &ready);
-    let must = came_back || must_ask(wanted, present, settled);
+    let canary = present.is_some_and(|present| present.canary.is_some());
+    let must = came_back || canary || must_ask(wanted, present, settled);
     let unknown = present.is_some_and(|present| report::precision_is_unknown(service, &present.serve));
     // Pods of another template may compute in another format.
     if must || unknown || context.assignments.others(&uid, &ready) {
@@ -227,7 +254,14 @@ async fn versions(
         };
     }
     let says = if must { observed.says.as_slice() } else { &[] };
-    update(wanted, observed.assignment.as_ref(), says)
+    let alive: Vec<String> = observed.pods.iter().map(|pod| pod.name.clone()).collect();
+    let view = RolloutView {
+        spec: service.spec.rollout.as_ref(),
+        rejected: observed.rejected.as_deref(),
+        alive: &alive,
+        now: context.now(),
+    };
+    roll(&view, wanted, observed.assignment.as_ref(), says)
 }
 
 /// The pods' template and how many there are: the stored one while the user's inputs are the same, a new one where they

@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt as _;
 
 use super::build::{GPUS, assignment, deployment};
+use super::rejection;
 use super::scale::size;
 use crate::cluster::placement_problem;
 use crate::context::Context;
@@ -44,6 +45,10 @@ pub struct Observed {
     pub version: VersionView,
     /// Its artifact, where it is there.
     pub artifact: Option<ArtifactRef>,
+    /// Its object.
+    pub model_version: Option<Arc<ModelVersion>>,
+    /// Why it was rejected, where it was.
+    pub rejected: Option<String>,
     /// The others that the spec names.
     pub others: Vec<Other>,
     /// The Service of the name is ours.
@@ -145,7 +150,12 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
         .and_then(|settings| placement_problem(caches, class, settings, GPUS, &scheduling));
     Observed {
         version: version_view(version.as_deref()),
-        artifact: version.map(|v| v.spec.artifact.clone()),
+        artifact: version.as_ref().map(|v| v.spec.artifact.clone()),
+        rejected: version.as_ref().and_then(|v| {
+            let uid = v.uid().unwrap_or_default();
+            context.assignments.rejected(&uid, rejection::read(v))
+        }),
+        model_version: version,
         others: others
             .iter()
             .map(|(name, version)| Other {

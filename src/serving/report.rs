@@ -3,11 +3,12 @@
 use flywheel_api::InferenceService;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::inference_service::{InferenceServiceStatus, Traffic};
+use flywheel_api::names::ANNOTATION_REJECTED;
 use flywheel_api::scaling::{LoadStatus, ScalingStatus};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::split::{BUCKETS_PER_PERCENT, Split};
 use flywheel_policy::serving::scale::{Goal, Shown};
-use flywheel_policy::serving::{Hold, Judgement, PodSays, Progress, Standing, Update, View, judge};
+use flywheel_policy::serving::{Hold, Judgement, PodSays, Progress, Stand, Standing, Update, View, judge};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
@@ -31,6 +32,13 @@ const PASSING: [&str; 8] = [
     reasons::UNKNOWN,
 ];
 
+/// Reasons of a rollout that somebody should look at.
+const TROUBLES: [&str; 3] = [
+    reasons::ROLLED_BACK,
+    reasons::INSUFFICIENT_REPLICAS,
+    reasons::VERSION_LOAD_FAILED,
+];
+
 /// What came of applying.
 #[derive(Debug)]
 pub struct Outcome<'a> {
@@ -42,6 +50,8 @@ pub struct Outcome<'a> {
     pub hold: Option<Hold>,
     /// What the pods are to hold and how far they are with it.
     pub update: Option<&'a Update>,
+    /// How a rollout stands.
+    pub stand: Option<&'a Stand>,
     /// What the pods compute on.
     pub device: Option<Device>,
 }
@@ -77,6 +87,9 @@ pub async fn report(
     desired.extend(judgement.conditions.iter().cloned());
     let of_load = OfLoad::of(service, context.scales.shown(&service.uid().unwrap_or_default()));
     desired.extend(of_load.conditions);
+    let rollout = of_rollout(service, outcome);
+    desired.extend(rollout.clone());
+    let canary = Canary::of(outcome.update, &observed.says);
     let replicas = deployment.as_ref().map_or(0, |d| d.replicas);
     let status = InferenceServiceStatus {
         observed_generation: service.metadata.generation,
@@ -93,12 +106,19 @@ pub async fn report(
                 .filter(|version| split.buckets(version) > 0)
                 .map(|version| traffic(version, judgement.ready, Some(split), before, &observed.says))
                 .collect(),
-            None => judgement
-                .traffic
-                .iter()
-                .map(|(version, pods)| traffic(version, *pods, None, before, &observed.says))
-                .collect(),
+            None => {
+                let mut all: Vec<Traffic> = judgement
+                    .traffic
+                    .iter()
+                    .map(|(version, pods)| traffic(version, *pods, None, before, &observed.says))
+                    .collect();
+                if let Some(canary) = &canary {
+                    canary.share(&mut all, before, &observed.says);
+                }
+                all
+            }
         },
+        canary: canary.map(|canary| format!("{} {}%", canary.version, canary.percent)),
         replicas: Some(replicas),
         pods: Some(format!("{}/{}", judgement.ready, observed.size)),
         load: of_load.load,
@@ -108,7 +128,8 @@ pub async fn report(
     };
     let writes = context.writes(SERVING_MANAGER);
     let changed = find(present, types::READY).is_none_or(|c| c.reason != judgement.reason);
-    if writes.status(service, &status).await? && changed && !PASSING.contains(&judgement.reason) {
+    let written = writes.status(service, &status).await?;
+    if written && changed && !PASSING.contains(&judgement.reason) {
         let note = Note {
             warning: judgement.standing != Standing::Ready,
             reason: judgement.reason.to_owned(),
@@ -117,7 +138,139 @@ pub async fn report(
         };
         writes.event(service, &note).await;
     }
+    let told = find(present, types::ROLLOUT_PROGRESSING);
+    if let Some(rollout) = rollout
+        && written
+        && told.is_some_and(|told| told.reason != rollout.reason)
+    {
+        let note = Note {
+            warning: TROUBLES.contains(&rollout.reason.as_ref()),
+            reason: rollout.reason.to_string(),
+            action: "Rollout",
+            text: rollout.message.clone(),
+        };
+        writes.event(service, &note).await;
+    }
     Ok(judgement)
+}
+
+/// What the condition says of a rollout, where the spec has steps or a version was rejected.
+fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>) -> Option<Desired> {
+    let rejected = matches!(outcome.stand, Some(Stand::Reject { .. } | Stand::RolledBack { .. }));
+    if service.spec.rollout.is_none() && !rejected {
+        return None;
+    }
+    let serving = outcome.update.map_or("", |update| update.content.serve.as_str());
+    let desired = |status, reason, message| Some(Desired::new(types::ROLLOUT_PROGRESSING, status, reason, message));
+    match outcome.stand {
+        None => desired(
+            Status::Unknown,
+            reasons::UNKNOWN,
+            "there is no version that could answer yet".to_owned(),
+        ),
+        Some(Stand::Done) => desired(
+            Status::False,
+            reasons::ROLLOUT_COMPLETE,
+            format!("no version is on its way; the pods are to answer with {serving}"),
+        ),
+        Some(Stand::Step {
+            version,
+            step,
+            steps,
+            percent,
+            pods,
+            until,
+            paused,
+        }) => {
+            let what = format!("step {step} of {steps}: {pods} pod(s)");
+            let message = match until {
+                None => format!("{what} load {version}, which is to get {percent} of 100 requests"),
+                Some(until) => {
+                    let next = if *paused {
+                        format!("Set rollout.paused to false to go on, or modelVersion to {serving} to go back")
+                    } else {
+                        format!("The next step comes at {until:.0}; to go back set modelVersion to {serving}")
+                    };
+                    format!("{what} answer with {version}, which gets {percent} of 100 requests. {next}")
+                }
+            };
+            let reason = if *paused {
+                reasons::ROLLOUT_PAUSED
+            } else {
+                reasons::ROLLOUT_STEP
+            };
+            desired(Status::True, reason, message)
+        }
+        Some(Stand::Last { version }) => desired(
+            Status::True,
+            reasons::ROLLOUT_LAST_STEP,
+            format!("the steps are over: all pods load {version}, and change over once the last of them has it"),
+        ),
+        Some(Stand::TooFew { version }) => desired(
+            Status::False,
+            reasons::INSUFFICIENT_REPLICAS,
+            format!(
+                "{version} waits: by steps it takes two pods that answer, since one is always left to {serving}. Raise replicas \
+                 (with scaling: minReplicas) to 2, or take rollout out, and all pods change over at once"
+            ),
+        ),
+        Some(Stand::Failed { version, pod, failure }) => desired(
+            Status::False,
+            reasons::VERSION_LOAD_FAILED,
+            format!(
+                "pod {pod} cannot load {version} ({failure}). The pods answer with {serving}. Set modelVersion to another version, \
+                 or back to {serving}"
+            ),
+        ),
+        Some(Stand::Reject { version, why } | Stand::RolledBack { version, why }) => desired(
+            Status::False,
+            reasons::ROLLED_BACK,
+            format!(
+                "{version} is rejected: {why}. The pods answer with {serving}. Set modelVersion to another version, or back to \
+                 {serving}; to try this one again, kubectl annotate modelversion {version} {ANNOTATION_REJECTED}-"
+            ),
+        ),
+    }
+}
+
+/// A version that comes by steps, as the pods really answer with it.
+struct Canary<'a> {
+    version: &'a str,
+    /// Pods that do.
+    pods: usize,
+    /// Requests of a hundred that it gets there and elsewhere.
+    percent: i32,
+}
+
+impl<'a> Canary<'a> {
+    fn of(update: Option<&'a Update>, says: &[PodSays]) -> Option<Self> {
+        let canary = update?.canary.as_ref()?;
+        let holds = |pod: &&PodSays| pod.holds(&canary.version);
+        let shares = says.iter().filter(holds).filter_map(|pod| canary.pods.get(&pod.name));
+        let shares: Vec<u32> = shares.map(|share| u32::from(*share)).collect();
+        let all = u32::try_from(says.len()).unwrap_or(u32::MAX).max(1);
+        let percent = shares.iter().sum::<u32>() as f64 / f64::from(all) / f64::from(BUCKETS_PER_PERCENT);
+        Some(Self {
+            version: &canary.version.name,
+            pods: shares.len(),
+            // At most 100.
+            percent: percent.round() as i32,
+        })
+    }
+
+    /// Adds it to what the pods answer with.
+    fn share(&self, all: &mut Vec<Traffic>, before: Option<&InferenceServiceStatus>, says: &[PodSays]) {
+        if self.pods == 0 {
+            return;
+        }
+        if let [stable] = all.as_mut_slice() {
+            stable.percent = Some(100 - self.percent);
+        }
+        all.push(Traffic {
+            percent: Some(self.percent),
+            ..traffic(self.version, self.pods, None, before, says)
+        });
+    }
 }
 
 /// What the status says of the load, and of the size that follows it.

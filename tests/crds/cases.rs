@@ -194,6 +194,16 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
             set("/mirror/modelVersion", json!("intent-v3")),
             without(&set("/mirror/modelVersion", json!("intent-v1")), "/experiment"),
         ],
+        "a service has a rollout or an experiment, not both: each divides the requests" => {
+            let experiment = json!({"variants": [
+                {"modelVersion": good["modelVersion"], "percent": 50}, {"modelVersion": "intent-v8", "percent": 50}]});
+            let rollout = json!({"steps": [{"weightPercent": 5, "durationSeconds": 60}]});
+            vec![with(&set("/experiment", experiment), "/rollout", rollout)]
+        }
+        "each step must have a greater weightPercent than the one before it" => vec![
+            set("/steps/1/weightPercent", json!(1)),
+            set("/steps/1/weightPercent", good["steps"][0]["weightPercent"].clone()),
+        ],
         "minReplicas must not be above maxReplicas" => {
             vec![set("/minReplicas", json!(9)), set("/maxReplicas", json!(1))]
         }

@@ -97,7 +97,7 @@ fn full_status(kind: &str) -> Value {
             "metric": "test/accuracy 0.93", "served": "True", "services": ["intent"]}),
         _ => {
             json!({"observedGeneration": 1, "state": "Ready", "conditions": condition, "url": "http://i", "modelVersion": "v",
-            "replicas": 1, "pods": "1/1", "selector": "a=b", "device": "Cuda",
+            "canary": "w 5%", "replicas": 1, "pods": "1/1", "selector": "a=b", "device": "Cuda",
             "load": {"qps": "480", "concurrency": "9.1", "latencyP99Milliseconds": 41},
             "scaling": {"desiredReplicas": 3, "targetPerReplica": "170", "capacityPerReplica": "240", "startSeconds": 4,
                 "decisions": [{"time": "2026-01-01T00:00:00Z", "from": 1, "to": 3, "reason": "LoadRose", "message": "m"}]},

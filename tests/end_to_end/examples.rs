@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cluster::{apply, condition, describe, get, kubectl, list, need, object_store, predict, root, wait};
-use crate::scaling;
+use crate::{rollout, scaling};
 
 #[test]
 fn the_examples_train_a_model_and_serve_it() {
@@ -220,6 +220,7 @@ fn the_examples_train_a_model_and_serve_it() {
 
     changes_over_while_it_answers(&version);
     scaling::follows_its_load("intent-v1");
+    rollout::a_version_that_ends_its_pod_reaches_no_other(&version);
 
     // A served version cannot be deleted.
     let refused = kubectl(&["delete", "mv", "intent-v1", "-n", "intent", "--wait=false"])

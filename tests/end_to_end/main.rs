@@ -17,5 +17,6 @@ mod cluster;
 mod deletion;
 mod examples;
 mod mirror;
+mod rollout;
 mod scaling;
 mod storage;

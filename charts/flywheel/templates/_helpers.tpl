@@ -37,7 +37,8 @@ app.kubernetes.io/component: operator
   verbs: [get, list, watch]
 - apiGroups: [flywheel.dev]
   resources: [modelversions]
-  verbs: [create]
+  # Patched is the annotation that rejects one; the cage refuses all else.
+  verbs: [create, patch]
 - apiGroups: [flywheel.dev]
   resources: [trainingjobs/status, modelversions/status, inferenceservices/status]
   verbs: [get, patch]

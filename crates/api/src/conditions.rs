@@ -49,6 +49,8 @@ pub mod types {
         DEPLOYMENT_READY = "DeploymentReady",
         /// InferenceService: the Service leads to ready pods.
         ROUTES_READY = "RoutesReady",
+        /// InferenceService: a version comes by the steps of `rollout`.
+        ROLLOUT_PROGRESSING = "RolloutProgressing",
         /// InferenceService: the number of pods follows the load, or is computed from it.
         SCALING_ACTIVE = "ScalingActive",
         /// InferenceService: `objectives` are held, and the pods that there may be can hold them.
@@ -155,8 +157,20 @@ pub mod reasons {
         /// A pod cannot load the version; what answers goes on.
         VERSION_LOAD_FAILED = "VersionLoadFailed",
         /// A pod ended while it computed with the version, and holds it back; what else answers goes on.
-    VERSION_HELD_BACK = "VersionHeldBack",
-    /// Fewer pods answer than asked for.
+        VERSION_HELD_BACK = "VersionHeldBack",
+        /// Some pods answer with a version that comes by steps, or load it.
+        ROLLOUT_STEP = "RolloutStep",
+        /// The steps are over; all pods load the version and change over.
+        ROLLOUT_LAST_STEP = "RolloutLastStep",
+        /// `rollout.paused: true`.
+        ROLLOUT_PAUSED = "RolloutPaused",
+        /// No version is on its way.
+        ROLLOUT_COMPLETE = "RolloutComplete",
+        /// The version ended the process of a pod, and is not rolled out any more.
+        ROLLED_BACK = "RolledBack",
+        /// A version by steps needs a second pod.
+        INSUFFICIENT_REPLICAS = "InsufficientReplicas",
+        /// Fewer pods answer than asked for.
         REPLICAS_UNAVAILABLE = "ReplicasUnavailable",
         /// `replicas: 0`.
         SCALED_TO_ZERO = "ScaledToZero",

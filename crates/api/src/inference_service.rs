@@ -26,6 +26,7 @@ use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.modelVersion", description = "The version that answers"),
+    printcolumn(name = "Canary", type_ = "string", json_path = ".status.canary", description = "The version that comes by steps, and its share"),
     printcolumn(name = "Replicas", type_ = "string", json_path = ".status.pods", description = "Pods ready / wanted"),
     printcolumn(name = "QPS", type_ = "string", json_path = ".status.load.qps", description = "Requests a second, with two digits"),
     printcolumn(name = "P99", type_ = "integer", json_path = ".status.load.latencyP99Milliseconds", description = "Milliseconds for 99 of 100 requests"),
@@ -36,6 +37,7 @@ use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; make a new InferenceService").field_path(".model"))]
 #[x_kube(validation = Rule::new("!has(self.experiment) || self.experiment.variants.exists(v, v.modelVersion == self.modelVersion)").message("one of the variants must be the version of modelVersion, which answers before and after the experiment").field_path(".experiment.variants"))]
+#[x_kube(validation = Rule::new("!has(self.rollout) || !has(self.experiment)").message("a service has a rollout or an experiment, not both: each divides the requests").field_path(".rollout"))]
 #[x_kube(validation = Rule::new("!has(self.mirror) || (self.mirror.modelVersion != self.modelVersion && (!has(self.experiment) || !self.experiment.variants.exists(v, v.modelVersion == self.mirror.modelVersion)))").message("the version of mirror must be one that does not answer").field_path(".mirror.modelVersion"))]
 #[x_kube(validation = Rule::new("!has(self.objectives) || self.objectives.latencyP99Milliseconds <= self.server.timeoutMilliseconds").message("latencyP99Milliseconds must not be above server.timeoutMilliseconds, after which requests are answered 504").field_path(".objectives.latencyP99Milliseconds"))]
 pub struct InferenceServiceSpec {
@@ -65,6 +67,9 @@ pub struct InferenceServiceSpec {
     /// Divides the requests among versions, in the pods as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experiment: Option<Experiment>,
+    /// Lets a change of `modelVersion` come by steps. Without it all pods change over at once, as soon as all have loaded it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
     /// Another version that gets a copy of some requests. Its answers are compared and thrown away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror>,
@@ -152,6 +157,33 @@ pub struct Variant {
     /// Requests of a hundred.
     #[schemars(range(min = 0, max = 100))]
     pub percent: i32,
+}
+
+/// How a new version comes to the pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "::kube_core"))]
+#[x_kube(validation = Rule::new("[0, 1, 2, 3, 4, 5, 6, 7, 8].all(i, i + 1 >= self.steps.size() || self.steps[i].weightPercent < self.steps[i + 1].weightPercent)").message("each step must have a greater weightPercent than the one before it").field_path(".steps"))]
+pub struct Rollout {
+    /// Shares of the requests that the new version gets, one after another. Only as many pods hold it as its share is of all, at
+    /// least one in ten, and never the last one. After the last step all pods change over to it.
+    #[schemars(length(min = 1, max = 10), extend("x-kubernetes-list-type" = "atomic"))]
+    pub steps: Vec<RolloutStep>,
+    /// Goes on to no further step while true. To go back, set `modelVersion` to the version before.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+/// A step of a rollout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStep {
+    /// Requests of a hundred that the new version gets.
+    #[schemars(range(min = 1, max = 99))]
+    pub weight_percent: i32,
+    /// Seconds for which its pods must have answered with it until the next step.
+    #[schemars(range(min = 0, max = 604_800))]
+    pub duration_seconds: i32,
 }
 
 /// A version that answers beside.
@@ -251,6 +283,9 @@ pub struct InferenceServiceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["modelVersion"]))]
     pub traffic: Vec<Traffic>,
+    /// The version that comes by steps, with its share of the requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<String>,
     /// Pods there are, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
@@ -279,7 +314,7 @@ pub struct Traffic {
     pub model_version: String,
     /// Ready pods that answer with it.
     pub pods: i32,
-    /// Requests of a hundred that it gets there, where an experiment divides them.
+    /// Requests of a hundred that it gets, where an experiment or a rollout divides them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub percent: Option<i32>,
     /// Number format in which it computes, as the pods say.

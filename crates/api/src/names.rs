@@ -39,6 +39,9 @@ pub const ANNOTATION_CONFIG_DIGEST: &str = "flywheel.dev/config-digest";
 /// Annotation of a serving pod: generation of the newest [`flywheel_contract::serving::Assignment`]. The kubelet brings the
 /// pod's files up to date when it changes, at once instead of after a minute.
 pub const ANNOTATION_ASSIGNMENT: &str = "flywheel.dev/assignment";
+/// Annotation of a ModelVersion: that it ended the process of a pod while it came by steps, as JSON with its uid and why. It is
+/// not rolled out again while this stands.
+pub const ANNOTATION_REJECTED: &str = "flywheel.dev/rejected";
 /// Annotation of a child: digest of what the operator last applied, so that an unchanged object is not written again.
 pub const ANNOTATION_APPLIED: &str = "flywheel.dev/applied";
 /// Annotation of an attempt's Job: why the operator itself ended the attempt, as JSON. It is written before the pod is

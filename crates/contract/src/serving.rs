@@ -1,5 +1,7 @@
 //! Configuration of the serving pod, and what it tells of itself.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -72,6 +74,9 @@ pub struct Assignment {
     /// The version that gets a copy of some requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror>,
+    /// A version on its way to all pods, which some of them answer with already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
     /// Crashes that speak against no version: a pod that holds one back for such a crash tries it again. At most
     /// [`MAX_CLEARED`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -84,6 +89,38 @@ impl Assignment {
     pub fn serving(&self) -> Option<&ServedVersion> {
         self.versions.iter().find(|v| v.name == self.serve)
     }
+
+    /// What it says to the pod of this name: only the pods of the canary are to hold its version.
+    #[must_use]
+    pub fn of_pod(mut self, pod: &str) -> Self {
+        if let Some(canary) = &mut self.canary {
+            canary.pods.retain(|name, _| name == pod);
+        }
+        self.canary = self.canary.filter(|canary| !canary.pods.is_empty());
+        if let Some(Canary { version, .. }) = &self.canary
+            && !self.versions.contains(version)
+        {
+            self.versions.push(version.clone());
+        }
+        self
+    }
+}
+
+/// A version that some pods answer with beside `serve`, which are named here and not told by a label: so its share and the pods
+/// that have it change in one step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Canary {
+    /// The version.
+    pub version: ServedVersion,
+    /// Its step of `spec.rollout`, from 0; their number once all pods are to have it.
+    pub step: u32,
+    /// Since when its pods answer with it in this step, in milliseconds since 1970; absent until they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<i64>,
+    /// Names of the pods, each with the buckets (of [`crate::split::BUCKETS`]) of its requests that the version gets. Which
+    /// those are does not depend on keys.
+    pub pods: BTreeMap<String, u16>,
 }
 
 /// A version that answers beside and is not heard.
@@ -248,4 +285,43 @@ pub enum LoadState {
     Ready,
     /// It cannot be loaded. Where the storage is to blame it is tried again.
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pods_of_a_canary_hold_it() {
+        let version = |name: &str| ServedVersion {
+            name: name.to_owned(),
+            artifact: ArtifactRef {
+                uri: "s3://models/1".into(),
+                digest: Digest::sha256(&"0".repeat(64)),
+            },
+        };
+        let assignment = Assignment {
+            schema_version: crate::SCHEMA_VERSION,
+            generation: 1,
+            serve: "v1".to_owned(),
+            versions: vec![version("v1")],
+            split: None,
+            mirror: None,
+            canary: Some(Canary {
+                version: version("v2"),
+                step: 0,
+                since: None,
+                pods: [("a", 500), ("b", 400)]
+                    .map(|(pod, share)| (pod.to_owned(), share))
+                    .into(),
+            }),
+            cleared: Vec::new(),
+        };
+        let b = assignment.clone().of_pod("b");
+        assert_eq!(b.versions, [version("v1"), version("v2")]);
+        assert_eq!(b.canary.clone().unwrap().pods, [("b".to_owned(), 400)].into());
+        assert_eq!(b.clone().of_pod("b"), b, "once is enough");
+        let c = assignment.of_pod("c");
+        assert_eq!((c.versions.len(), c.canary), (1, None));
+    }
 }

@@ -10,7 +10,7 @@ use flywheel_contract::scalar::Device;
 use flywheel_contract::serving::{
     Assignment, MAX_VERSIONS, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, TlsFiles,
 };
-use flywheel_contract::split::Split;
+use flywheel_contract::split::{BUCKETS, Split};
 use flywheel_contract::storage::StorageSettings;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -131,7 +131,16 @@ fn check_assignment(assignment: &Assignment) -> Result<(), Failure> {
             "the mirror is none of the versions to hold, or its share is not 1 to 100 percent",
         ));
     }
-    for version in versions {
+    let canary = assignment.canary.as_ref();
+    if let Some(canary) = canary
+        && (canary.pods.values().any(|share| *share > BUCKETS)
+            || (held(&canary.version.name) && !versions.contains(&canary.version)))
+    {
+        return Err(invalid(
+            "the canary has more than all requests of a pod, or the name of another version to hold",
+        ));
+    }
+    for version in versions.iter().chain(canary.map(|canary| &canary.version)) {
         let hex = version.artifact.digest.hex();
         if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(invalid(format!(
@@ -247,6 +256,7 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
         versions: held,
         split,
         mirror,
+        canary: None,
         cleared: Vec::new(),
     };
     check_assignment(&assignment)?;

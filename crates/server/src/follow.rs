@@ -26,9 +26,14 @@ const MARK: &str = "loading";
 #[derive(Clone, Debug)]
 pub enum Source {
     /// It never changes.
-    Fixed(Assignment),
-    /// A file that is looked at again and again.
-    File(PathBuf),
+    Fixed(Box<Assignment>),
+    /// A file that is looked at again and again, by the pod of this name.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Name of the pod.
+        pod: String,
+    },
 }
 
 impl Source {
@@ -36,33 +41,33 @@ impl Source {
     pub(crate) fn outlived_in<'a>(&self, options: &'a Options) -> Option<&'a Path> {
         match self {
             Self::Fixed(_) => None,
-            Self::File(_) => Some(&options.scratch),
+            Self::File { .. } => Some(&options.scratch),
         }
     }
 
     /// The assignment of now, and what it changes to. Without the sender the receiver would see an end.
     fn open(&self) -> Result<(watch::Sender<Assignment>, watch::Receiver<Assignment>), Failure> {
-        let path = match self {
-            Self::Fixed(assignment) => return Ok(watch::channel(assignment.clone())),
-            Self::File(path) => path.clone(),
+        let (path, pod) = match self {
+            Self::Fixed(assignment) => return Ok(watch::channel((**assignment).clone())),
+            Self::File { path, pod } => (path.clone(), pod.clone()),
         };
         // The receiver first: the thread ends when there is none.
-        let (sender, receiver) = watch::channel(config::assignment_from_file(&path)?);
+        let (sender, receiver) = watch::channel(config::assignment_from_file(&path)?.of_pod(&pod));
         let told = sender.clone();
         std::thread::Builder::new()
             .name("assignment".to_owned())
-            .spawn(move || look(&path, &told))
+            .spawn(move || look(&path, &pod, &told))
             .map_err(|e| Failure::new(FailureReason::InternalError, format!("cannot start a thread: {e}")))?;
         Ok((sender, receiver))
     }
 }
 
 /// Sends what the file changes to, until nobody receives. A content that cannot be used is logged and passed over.
-fn look(path: &Path, sender: &watch::Sender<Assignment>) {
+fn look(path: &Path, pod: &str, sender: &watch::Sender<Assignment>) {
     let mut refused = String::new();
     while !sender.is_closed() {
         std::thread::sleep(LOOK);
-        match config::assignment_from_file(path) {
+        match config::assignment_from_file(path).map(|assignment| assignment.of_pod(pod)) {
             Ok(assignment) => {
                 refused.clear();
                 sender.send_if_modified(|now| {

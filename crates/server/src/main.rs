@@ -71,6 +71,9 @@ enum Command {
         /// The versions to hold and the one that answers. The file may change at any time, and is followed.
         #[arg(long, value_name = "FILE", default_value_os_t = PathBuf::from(ASSIGNMENT_DIR).join(ASSIGNMENT_FILE))]
         assignment: PathBuf,
+        /// Name of the pod. Without it, that of the machine, which is a pod's own.
+        #[arg(long, value_name = "NAME")]
+        pod: Option<String>,
     },
     /// Serves from the YAML of an InferenceService and of the ModelVersion that it names, without Kubernetes. Keys for
     /// s3:// come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
@@ -182,9 +185,16 @@ async fn execute(arguments: &Arguments) -> Result<(), Failure> {
 /// The configuration, where the assignment is, and the usual folder of the artifact cache.
 fn configuration(command: &Command) -> Result<(ServingConfig, Source, PathBuf), Failure> {
     match command {
-        Command::Serve { config, assignment } => Ok((
+        Command::Serve {
+            config,
+            assignment,
+            pod,
+        } => Ok((
             config::from_file(config)?,
-            Source::File(assignment.clone()),
+            Source::File {
+                path: assignment.clone(),
+                pod: pod.clone().unwrap_or_else(host_name),
+            },
             PathBuf::from(SCRATCH_DIR),
         )),
         Command::Run {
@@ -215,9 +225,15 @@ fn configuration(command: &Command) -> Result<(ServingConfig, Source, PathBuf), 
                 .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
                 .filter(|path| path.is_absolute())
                 .unwrap_or_else(std::env::temp_dir);
-            Ok((config, Source::Fixed(assignment), cache.join("flywheel")))
+            Ok((config, Source::Fixed(Box::new(assignment)), cache.join("flywheel")))
         }
     }
+}
+
+/// The name of the machine, which the kubelet makes that of the pod; empty where it cannot be read.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 /// Resolves when the process is told to end. Signals count from this call on.

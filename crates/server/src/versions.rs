@@ -44,13 +44,15 @@ pub(crate) struct Answering {
     pub stable: Arc<Version>,
     split: Option<(Split, Vec<Arc<Version>>)>,
     mirror: Option<(Arc<Version>, u8)>,
+    /// With the buckets that it gets.
+    canary: Option<(Arc<Version>, u16)>,
 }
 
 impl Answering {
     /// The version of a request with this key, or of the one that has this place among those without.
     pub fn pick(&self, key: Option<&[u8]>, place: u64) -> &Arc<Version> {
         let Some((split, versions)) = &self.split else {
-            return &self.stable;
+            return self.canary_of(place).unwrap_or(&self.stable);
         };
         let bucket = match key {
             Some(key) => bucket_of_key(&split.salt, key),
@@ -61,12 +63,22 @@ impl Answering {
         version.unwrap_or(&self.stable)
     }
 
+    /// The canary, if the request that has this place is one of its share: the last buckets, as copies are made of the first.
+    fn canary_of(&self, place: u64) -> Option<&Arc<Version>> {
+        let (version, share) = self.canary.as_ref()?;
+        (bucket_of_place(place) >= BUCKETS.saturating_sub(*share)).then_some(version)
+    }
+
+    /// All that answer, the stable one first.
+    fn versions(&self) -> impl Iterator<Item = &Arc<Version>> {
+        let variants = self.split.iter().flat_map(|(_, versions)| versions);
+        let canary = self.canary.iter().map(|(version, _)| version);
+        std::iter::once(&self.stable).chain(variants).chain(canary)
+    }
+
     /// The version of this name, if it answers.
     pub fn named(&self, name: &str) -> Option<&Arc<Version>> {
-        let others = self.split.iter().flat_map(|(_, versions)| versions);
-        std::iter::once(&self.stable)
-            .chain(others)
-            .find(|version| version.name() == name)
+        self.versions().find(|version| version.name() == name)
     }
 
     /// The version that gets a copy of the request that has this place among all.
@@ -106,6 +118,8 @@ struct State {
     serve: String,
     split: Option<Split>,
     mirror: Option<Mirror>,
+    /// Name and buckets of the canary, in its pods.
+    canary: Option<(String, u16)>,
     held: Vec<Held>,
 }
 
@@ -139,7 +153,16 @@ impl State {
             let version = self.named(&mirror.version)?.loaded.clone()?;
             Some((version, mirror.percent))
         });
-        Some(Answering { stable, split, mirror })
+        let canary = self.canary.as_ref().and_then(|(name, share)| {
+            let version = self.named(name)?.loaded.clone()?;
+            Some((version, *share))
+        });
+        Some(Answering {
+            stable,
+            split,
+            mirror,
+            canary,
+        })
     }
 }
 
@@ -166,7 +189,7 @@ impl Versions {
         self.state().serve.clone()
     }
 
-    /// Holds what the assignment lists, and lets it answer where it is loaded. What answers now goes on until what is to
+    /// Holds what the assignment, as it is for this pod, lists, and lets it answer where it is loaded. What answers now goes on until what is to
     /// answer can. False for an assignment that is older than the one followed.
     pub fn follow(&self, assignment: &Assignment) -> bool {
         let mut state = self.state();
@@ -178,6 +201,10 @@ impl Versions {
         state.serve.clone_from(&assignment.serve);
         state.split.clone_from(&assignment.split);
         state.mirror.clone_from(&assignment.mirror);
+        state.canary = assignment.canary.as_ref().and_then(|canary| {
+            let share = canary.pods.values().next()?;
+            Some((canary.version.name.clone(), *share))
+        });
         let answering = self.answering();
         for version in &assignment.versions {
             let present = before.iter().position(|held| held.version == *version);
@@ -324,10 +351,7 @@ impl Versions {
 
     fn all_of(&self, state: &State) -> Vec<Arc<Version>> {
         let answering = self.answering();
-        let answering = answering.iter().flat_map(|a| {
-            let variants = a.split.iter().flat_map(|(_, versions)| versions);
-            std::iter::once(&a.stable).chain(variants)
-        });
+        let answering = answering.iter().flat_map(|answering| answering.versions());
         let held = state.held.iter().filter_map(|held| held.loaded.as_ref());
         let mut all: Vec<Arc<Version>> = Vec::new();
         for version in answering.chain(held) {

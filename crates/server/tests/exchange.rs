@@ -19,7 +19,7 @@ use fixture::{Artifact, Behaviour, LABELS, Setup, Storage};
 use flywheel_contract::artifact::{DATA_PROFILE_FILE, WEIGHTS_FILE};
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::profile::{DataProfile, PROJECTIONS};
-use flywheel_contract::serving::{Assignment, Cleared, Crash, LoadState, Mirror, ServedVersion, Stats};
+use flywheel_contract::serving::{Assignment, Canary, Cleared, Crash, LoadState, Mirror, ServedVersion, Stats};
 use flywheel_contract::split::Split;
 use process::{Program, assert_fails};
 use rustix::process::Signal;
@@ -36,6 +36,7 @@ fn assignment(generation: u64, serve: &str, versions: &[&ServedVersion]) -> Assi
         versions: versions.iter().map(|v| (*v).clone()).collect(),
         split: None,
         mirror: None,
+        canary: None,
         cleared: Vec::new(),
     }
 }
@@ -424,6 +425,65 @@ fn a_version_that_ends_the_process_is_held_back_and_the_stable_one_answers() {
     until("it is tried again", || {
         (state(&program.stats(), "intent-v2") == Some(LoadState::Ready)).then_some(())
     });
+}
+
+#[test]
+fn a_canary_answers_in_its_pods_and_nowhere_else() {
+    let two = Two::new();
+    let (one, other) = two.versions();
+    let exact = two.exact();
+    let scratch = tempfile::tempdir().unwrap();
+    let canary = |generation: u64, share: u16| Assignment {
+        canary: Some(Canary {
+            version: other.clone(),
+            step: 0,
+            since: None,
+            pods: [("mine".to_owned(), share)].into(),
+        }),
+        ..assignment(generation, "intent-v1", &[&one])
+    };
+    let start = |pod: &str, scratch: Option<&Path>| {
+        let setup = Setup {
+            assignment: canary(1, 2500),
+            ..two.setup()
+        };
+        let mut program = Program::serve_as(pod, &setup, scratch);
+        program.wait_ready();
+        program
+    };
+    let holds = |program: &Program, expected: LoadState| {
+        until("the canary is there", || {
+            (state(&program.stats(), "intent-v2") == Some(expected)).then_some(())
+        });
+    };
+    let share = |program: &Program, key: Option<&str>| {
+        let versions = (0..200).map(|_| asked(program, &two, &exact, key));
+        versions.filter(|version| version == "intent-v2").count()
+    };
+    let (mine, another) = (start("mine", Some(scratch.path())), start("another", None));
+    holds(&mine, LoadState::Ready);
+    assert_eq!(mine.stats().serving.as_deref(), Some("intent-v1"));
+    assert!((48..=52).contains(&share(&mine, None)), "evenly");
+    assert!((48..=52).contains(&share(&mine, Some("user-1"))), "whatever the key");
+    assert_eq!((share(&another, None), another.stats().versions.len()), (0, 1));
+
+    // Other shares act at once.
+    mine.assign(&canary(2, 10_000));
+    until("all are answered with it", || (share(&mine, None) == 200).then_some(()));
+    // It ends the process: the pod answers on, with the stable version.
+    abort(mine, scratch.path(), Some(&other));
+    let mine = start("mine", Some(scratch.path()));
+    holds(&mine, LoadState::Failed);
+    assert!(crash(&mine.stats(), "intent-v2").is_some());
+    assert_eq!(share(&mine, None), 0);
+    mine.assign(&assignment(3, "intent-v1", &[&one]));
+    answers_with(&mine, "intent-v1");
+    // The pod of another name reads the same file.
+    another.assign(&canary(3, 1));
+    until("the assignment is followed", || {
+        (another.stats().generation == 3).then_some(())
+    });
+    assert_eq!(another.stats().versions.len(), 1);
 }
 
 #[test]

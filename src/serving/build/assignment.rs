@@ -27,6 +27,7 @@ pub fn name(service: &str) -> String {
 pub fn next(update: &Update, present: Option<&Assignment>, now: Timestamp) -> Assignment {
     if let Some(present) = present
         && Content::of(present) == update.content
+        && present.canary == update.canary
         && present.cleared == update.cleared
     {
         return present.clone();
@@ -34,6 +35,7 @@ pub fn next(update: &Update, present: Option<&Assignment>, now: Timestamp) -> As
     let milliseconds = u64::try_from(now.as_millisecond()).unwrap_or(0);
     let generation = present.map_or(milliseconds, |a| milliseconds.max(a.generation.saturating_add(1)));
     Assignment {
+        canary: update.canary.clone(),
         cleared: update.cleared.clone(),
         ..update.content.clone().assigned(generation)
     }

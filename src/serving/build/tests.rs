@@ -1,7 +1,7 @@
 use flywheel_api::InferenceService;
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::scalar::Digest;
-use flywheel_contract::serving::{Assignment, ServedVersion};
+use flywheel_contract::serving::{Assignment, Canary, ServedVersion};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::serving::Exchange;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -50,11 +50,30 @@ fn the_objects_of_a_service() {
         }],
         split: None,
         mirror: None,
+        canary: None,
         cleared: Vec::new(),
     };
     let map = assignment::build(&service, &assigned).unwrap();
-    assert_eq!(assignment::read(&map), Some(assigned));
+    assert_eq!(assignment::read(&map), Some(assigned.clone()));
     insta::assert_json_snapshot!("assignment", map);
+    let by_steps = Assignment {
+        canary: Some(Canary {
+            version: ServedVersion {
+                name: "intent-v2".to_owned(),
+                artifact: ArtifactRef {
+                    uri: "s3://models/intent/2".into(),
+                    digest: Digest::sha256(&"cd".repeat(32)),
+                },
+            },
+            step: 1,
+            since: Some(1_700_000_060_000),
+            pods: [("intent-7d4b9c-abcde".to_owned(), 5000)].into(),
+        }),
+        ..assigned
+    };
+    let map = assignment::build(&service, &by_steps).unwrap();
+    assert_eq!(assignment::read(&map), Some(by_steps));
+    insta::assert_json_snapshot!("assignment_by_steps", map);
     insta::assert_json_snapshot!(
         "revision",
         revision::build(&service, &"0123456789abcdef".repeat(4), 3, &rendered).unwrap()

@@ -7,12 +7,14 @@
 
 mod blame;
 mod pods;
+mod rollout;
 pub mod scale;
 mod standing;
 mod update;
 
 pub use blame::{Ended, How, Verdict, verdict};
 pub use pods::{PodView, Stage, Trouble};
+pub use rollout::{RolloutView, Stand, canary_pods, roll, shares};
 pub use standing::{DeploymentView, Judgement, Standing, View, judge};
 pub use update::{Content, PodSays, Progress, Update, Wanted, must_ask, update};
 

@@ -8,7 +8,7 @@
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::{Failure, FailureClass};
 use flywheel_contract::serving::{
-    Assignment, Cleared, LoadState, MAX_CLEARED, Mirror, ServedVersion, Stats, VersionStats,
+    Assignment, Canary, Cleared, LoadState, MAX_CLEARED, Mirror, ServedVersion, Stats, VersionStats,
 };
 use flywheel_contract::split::Split;
 
@@ -115,6 +115,7 @@ impl Content {
             versions: self.versions,
             split: self.split,
             mirror: self.mirror,
+            canary: None,
             cleared: Vec::new(),
         }
     }
@@ -173,7 +174,9 @@ impl PodSays {
             .find(|v| v.name == version.name && v.digest == version.artifact.digest)
     }
 
-    fn holds(&self, version: &ServedVersion) -> bool {
+    /// Whether it can answer with the version.
+    #[must_use]
+    pub fn holds(&self, version: &ServedVersion) -> bool {
         self.version(version).is_some_and(|v| v.state == LoadState::Ready)
     }
 
@@ -188,7 +191,7 @@ impl PodSays {
     }
 
     /// Why it cannot load the version or holds it back for good, as long as it follows the newest assignment.
-    fn failure(&self, version: &ServedVersion, generation: u64) -> Option<&Failure> {
+    pub(super) fn failure(&self, version: &ServedVersion, generation: u64) -> Option<&Failure> {
         self.stats.as_ref().filter(|s| s.generation >= generation)?;
         let says = self.version(version).filter(|v| v.state == LoadState::Failed)?;
         let judged = says.crash.as_ref().map(|crash| verdict(crash, self.ended));
@@ -266,6 +269,8 @@ impl Progress {
 pub struct Update {
     /// What it says.
     pub content: Content,
+    /// The version that comes by steps.
+    pub canary: Option<Canary>,
     /// The crashes that it clears.
     pub cleared: Vec<Cleared>,
     /// How far it is.
@@ -276,8 +281,28 @@ impl Update {
     fn new(content: Content, progress: Progress) -> Self {
         Self {
             content,
+            canary: None,
             cleared: Vec::new(),
             progress,
+        }
+    }
+
+    /// The same with a version that some pods have beside.
+    pub(super) fn beside(self, canary: Option<Canary>, present: &Assignment, pods: &[PodSays]) -> Self {
+        let beside = canary.as_ref().map(|canary| &canary.version);
+        let held: Vec<&ServedVersion> = self.content.versions.iter().chain(beside).collect();
+        Self {
+            cleared: cleared(&held, Some(present), pods),
+            canary,
+            ..self
+        }
+    }
+
+    /// The same, but nothing changes.
+    pub(super) fn held(self, present: &Assignment) -> Self {
+        Self {
+            content: Content::of(present),
+            ..self
         }
     }
 }
@@ -300,15 +325,16 @@ pub fn must_ask(wanted: Option<&Wanted>, present: Option<&Assignment>, settled: 
 #[must_use]
 pub fn update(wanted: Option<&Wanted>, present: Option<&Assignment>, pods: &[PodSays]) -> Option<Update> {
     let update = changed(wanted, present, pods)?;
+    let held: Vec<&ServedVersion> = update.content.versions.iter().collect();
     Some(Update {
-        cleared: cleared(&update.content, present, pods),
+        cleared: cleared(&held, present, pods),
         ..update
     })
 }
 
 /// The crashes that are cleared: those that were stay so as long as their versions are held.
-fn cleared(content: &Content, present: Option<&Assignment>, pods: &[PodSays]) -> Vec<Cleared> {
-    let held = |cleared: &Cleared| content.versions.iter().any(|v| v.artifact.digest == cleared.digest);
+fn cleared(versions: &[&ServedVersion], present: Option<&Assignment>, pods: &[PodSays]) -> Vec<Cleared> {
+    let held = |cleared: &Cleared| versions.iter().any(|v| v.artifact.digest == cleared.digest);
     let before = present.iter().flat_map(|assignment| &assignment.cleared);
     let mut all: Vec<Cleared> = before.filter(|cleared| held(cleared)).cloned().collect();
     for cleared in pods.iter().flat_map(PodSays::clears).filter(held) {
@@ -487,6 +513,7 @@ mod tests {
             versions: versions.iter().map(|name| version(name)).collect(),
             split: None,
             mirror: None,
+            canary: None,
             cleared: Vec::new(),
         }
     }

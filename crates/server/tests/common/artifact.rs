@@ -234,6 +234,7 @@ impl Artifact {
                 versions: vec![self.version("intent-v3", uri)],
                 split: None,
                 mirror: None,
+                canary: None,
                 cleared: Vec::new(),
             },
         }

@@ -166,6 +166,7 @@ impl Pod {
             versions: vec![version],
             split: None,
             mirror: None,
+            canary: None,
             cleared: Vec::new(),
         });
         let (data, inside, server) = runtime.block_on(async {

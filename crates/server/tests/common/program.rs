@@ -99,7 +99,16 @@ impl Program {
 
     /// With a scratch folder that outlives it.
     pub fn serve_from(setup: &Setup, scratch: Option<&Path>) -> Self {
-        Self::start(|home| arguments(home, setup, scratch))
+        Self::serve_as("", setup, scratch)
+    }
+
+    /// As the pod of this name.
+    pub fn serve_as(pod: &str, setup: &Setup, scratch: Option<&Path>) -> Self {
+        Self::start(|home| {
+            let mut arguments = arguments(home, setup, scratch);
+            arguments.extend(["--pod".to_owned(), pod.to_owned()]);
+            arguments
+        })
     }
 
     /// Gives it another assignment, as the kubelet does: the file is exchanged in one step.

@@ -1,0 +1,797 @@
+//! A new version by steps: which pods answer with it, with which share of their requests, and when the next step comes.
+//!
+//! A version that ends its process must not reach every pod at once. So it begins on few pods, which get more of it in turn, and
+//! one pod is always left to the version before, until the last step is over and all change over as in a hot update. Step and
+//! time stand in the assignment, so that an operator that restarts, or a spec that changes in the middle, needs no other memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flywheel_api::inference_service::{Rollout, RolloutStep};
+use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::serving::{Assignment, Canary, ServedVersion};
+use flywheel_contract::split::{BUCKETS, BUCKETS_PER_PERCENT};
+use jiff::Timestamp;
+
+use super::blame::How;
+use super::update::{PodSays, Update, Wanted, update};
+
+/// One pod in so many has a version in its first step, where its share asks for no more.
+const ONE_POD_OF: usize = 10;
+
+/// What a rollout depends on beside versions and pods.
+#[derive(Clone, Copy, Debug)]
+pub struct RolloutView<'a> {
+    /// `spec.rollout`.
+    pub spec: Option<&'a Rollout>,
+    /// Why the version of `modelVersion` was rejected, where it was.
+    pub rejected: Option<&'a str>,
+    /// Names of the pods that count, whether or not they answer now.
+    pub alive: &'a [String],
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// How a version comes to the pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stand {
+    /// None is on its way.
+    Done,
+    /// Some pods answer with it, or load it.
+    Step {
+        /// The version.
+        version: String,
+        /// Number of the step, from 1.
+        step: usize,
+        /// Steps.
+        steps: usize,
+        /// Its share of the requests.
+        percent: i32,
+        /// Pods that are to answer with it.
+        pods: usize,
+        /// When the next step comes at the earliest, once they do.
+        until: Option<Timestamp>,
+        /// No next step comes.
+        paused: bool,
+    },
+    /// The steps are over, and all pods load it and change over.
+    Last {
+        /// The version.
+        version: String,
+    },
+    /// There is one pod, and one is always left to the version before.
+    TooFew {
+        /// The version.
+        version: String,
+    },
+    /// A pod of the canary cannot load it.
+    Failed {
+        /// The version.
+        version: String,
+        /// The pod.
+        pod: String,
+        /// What it says.
+        failure: Failure,
+    },
+    /// It ended the process of a pod: it is to be rejected.
+    Reject {
+        /// The version.
+        version: String,
+        /// How.
+        why: String,
+    },
+    /// It was rejected.
+    RolledBack {
+        /// The version.
+        version: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Pods that answer with a canary of this weight, of so many: as many as the share is of all, at least one in [`ONE_POD_OF`], and
+/// never the last one.
+#[must_use]
+pub fn canary_pods(weight_percent: i32, pods: usize) -> usize {
+    let wanted = (pods * weight(weight_percent)).div_ceil(100);
+    wanted.max(pods.div_ceil(ONE_POD_OF)).min(pods.saturating_sub(1))
+}
+
+/// The buckets that a canary gets in each of so many pods, of all that answer.
+///
+/// Together they are exactly its weight of all pods' buckets, as far as its pods have so many; those of two pods differ by one
+/// bucket (0.01 % of a pod's requests) at most.
+#[must_use]
+pub fn shares(weight_percent: i32, pods: usize, holders: usize) -> Vec<u16> {
+    let total = pods * weight(weight_percent) * usize::from(BUCKETS_PER_PERCENT);
+    let total = total.min(holders * usize::from(BUCKETS));
+    let share = |holder: usize| total / holders + usize::from(holder < total % holders);
+    (0..holders)
+        .map(|holder| u16::try_from(share(holder)).unwrap_or(BUCKETS))
+        .collect()
+}
+
+/// Percents as the schema bounds them.
+fn weight(percent: i32) -> usize {
+    usize::try_from(percent).unwrap_or(0).min(100)
+}
+
+/// The next assignment, by steps where the spec has some, and how the rollout stands. `wanted`, `pods`: as of [`update`]. A
+/// version that was rejected is not taken, with or without steps.
+#[must_use]
+pub fn roll(
+    view: &RolloutView<'_>,
+    wanted: Option<&Wanted>,
+    present: Option<&Assignment>,
+    pods: &[PodSays],
+) -> Option<(Update, Stand)> {
+    let before = present.and_then(|present| Some((present, present.serving()?)));
+    let (Some(wanted), Some((present, serving))) = (wanted, before) else {
+        return Some((update(wanted, present, pods)?, Stand::Done));
+    };
+    let version = &wanted.serve;
+    if version == serving {
+        return Some((update(Some(wanted), Some(present), pods)?, Stand::Done));
+    }
+    let name = || version.name.clone();
+    let stay = |canary| without(wanted, serving).stays(present, pods, canary);
+    if let Some(why) = view.rejected {
+        let stand = Stand::RolledBack {
+            version: name(),
+            why: why.to_owned(),
+        };
+        return Some((stay(None)?, stand));
+    }
+    let begun = present.canary.as_ref().filter(|canary| canary.version == *version);
+    // As without steps: nobody answers, so there is nothing to keep; and a version that was made anew under its name cannot be
+    // held beside itself.
+    let at_once = (begun.is_none() && pods.is_empty()) || version.name == serving.name;
+    let Some(spec) = view.spec.filter(|_| !at_once) else {
+        return Some((update(Some(wanted), Some(present), pods)?, Stand::Done));
+    };
+    if let Some((pod, failure)) = pods.iter().find_map(|pod| Some((pod, blamed(pod, version, present)?))) {
+        let stand = Stand::Reject {
+            version: name(),
+            why: why(pod, failure),
+        };
+        return Some((stay(None)?, stand));
+    }
+
+    let seen = Seen::of(begun, present, view.alive, pods);
+    let (step, since) = next_step(spec, begun, &seen, view.now);
+    let Some(now) = spec.steps.get(step) else {
+        return last(wanted, present, begun, &seen, pods, step);
+    };
+    let holders = holders(now, begun, view.alive, pods);
+    let same = begun.is_some_and(|begun| begun.pods.keys().eq(holders.keys()));
+    let since = since.filter(|_| same);
+    let failed = pods.iter().filter(|pod| holders.contains_key(&pod.name));
+    let failed = failed
+        .filter_map(|pod| Some((pod.name.clone(), pod.failure(version, present.generation)?.clone())))
+        .next();
+    let stand = match failed {
+        _ if holders.is_empty() => Stand::TooFew { version: name() },
+        Some((pod, failure)) => Stand::Failed {
+            version: name(),
+            pod,
+            failure,
+        },
+        None => Stand::Step {
+            version: name(),
+            step: step + 1,
+            steps: spec.steps.len(),
+            percent: now.weight_percent,
+            pods: holders.len(),
+            until: since.and_then(|since| until(now, since)),
+            paused: spec.paused,
+        },
+    };
+    let canary = Canary {
+        version: version.clone(),
+        step: u32::try_from(step).unwrap_or(u32::MAX),
+        since,
+        pods: holders,
+    };
+    Some((stay(Some(canary))?, stand))
+}
+
+/// What is wanted, with the version that answers now.
+fn without(wanted: &Wanted, serving: &ServedVersion) -> Wanted {
+    let beside = |name: &str| name != serving.name && name != wanted.serve.name;
+    let mirror = wanted.mirror.clone().filter(|mirror| beside(&mirror.version));
+    Wanted {
+        serve: serving.clone(),
+        others: wanted
+            .others
+            .iter()
+            .filter(|other| beside(&other.name))
+            .cloned()
+            .collect(),
+        shares: Vec::new(),
+        mirror,
+        salt: wanted.salt.clone(),
+    }
+}
+
+impl Wanted {
+    fn stays(&self, present: &Assignment, pods: &[PodSays], canary: Option<Canary>) -> Option<Update> {
+        let update = update(Some(self), Some(present), pods)?;
+        Some(update.beside(canary, present, pods))
+    }
+}
+
+/// Why the process of a pod ended, where this version is to blame for that.
+fn blamed<'a>(pod: &'a PodSays, version: &ServedVersion, present: &Assignment) -> Option<&'a Failure> {
+    let failure = pod.failure(version, present.generation)?;
+    let by_itself = || matches!(pod.ended?.how, How::Signal(_) | How::Told).then_some(());
+    match failure.reason {
+        FailureReason::ExecutionCrashed => Some(failure),
+        FailureReason::LoadCrashed => by_itself().map(|()| failure),
+        _ => None,
+    }
+}
+
+/// The same in words.
+fn why(pod: &PodSays, failure: &Failure) -> String {
+    let how = match pod.ended.map(|ended| ended.how) {
+        Some(How::Signal(signal)) => format!(" by signal {signal}"),
+        Some(How::Told) => " as its liveness probe failed".to_owned(),
+        Some(How::OutOfMemory) => " as memory ran out, and not for the first time".to_owned(),
+        Some(How::Killed | How::Code(_)) | None => " again".to_owned(),
+    };
+    let doing = match failure.reason {
+        FailureReason::LoadCrashed => "loaded",
+        _ => "computed with",
+    };
+    format!("the server of pod {} ended{how} while it {doing} it", pod.name)
+}
+
+/// What the canary's pods say, those that are there.
+struct Seen {
+    /// All answer with it as the assignment says.
+    all: bool,
+    /// One says that it does not, or is not ready.
+    lacking: bool,
+}
+
+impl Seen {
+    fn of(begun: Option<&Canary>, present: &Assignment, alive: &[String], pods: &[PodSays]) -> Self {
+        let mut seen = Self {
+            all: true,
+            lacking: false,
+        };
+        for name in begun.iter().flat_map(|canary| canary.pods.keys()) {
+            let pod = pods.iter().find(|pod| pod.name == *name);
+            let stats = pod.map(|pod| pod.stats.as_ref());
+            match (pod, stats, begun) {
+                (None, ..) if !alive.contains(name) => {}
+                // Whether it still does nobody knows.
+                (Some(_), Some(None), _) => seen.all = false,
+                (Some(pod), Some(Some(stats)), Some(canary)) if pod.holds(&canary.version) => {
+                    // In the middle of a step only its shares change.
+                    seen.all &= canary.since.is_some() || stats.generation >= present.generation;
+                }
+                _ => (seen.all, seen.lacking) = (false, true),
+            }
+        }
+        seen
+    }
+}
+
+/// The step, from 0, and since when its pods answer, in milliseconds.
+fn next_step(spec: &Rollout, begun: Option<&Canary>, seen: &Seen, now: Timestamp) -> (usize, Option<i64>) {
+    let Some(begun) = begun else {
+        return (0, None);
+    };
+    let step = usize::try_from(begun.step).unwrap_or(usize::MAX).min(spec.steps.len());
+    let answers = seen.all && !begun.pods.is_empty();
+    let since = match begun.since {
+        // A pod that came back without it, or not yet: its time begins anew.
+        _ if seen.lacking => None,
+        None if answers => Some(now.as_millisecond()),
+        since => since,
+    };
+    let over = spec
+        .steps
+        .get(step)
+        .zip(since)
+        .and_then(|(step, since)| until(step, since))
+        .is_some_and(|until| until <= now);
+    if over && answers && !spec.paused {
+        (step + 1, None)
+    } else {
+        (step, since)
+    }
+}
+
+/// When a step is over.
+fn until(step: &RolloutStep, since: i64) -> Option<Timestamp> {
+    let until = since.saturating_add(i64::from(step.duration_seconds) * 1000);
+    Timestamp::from_millisecond(until).ok()
+}
+
+/// The pods that answer with the canary, and their shares: those that do already, then others in the order of their names.
+///
+/// One that does not answer with it now counts, and stays, as long as it is there: it may have ended because of the version, and
+/// another one in its place would end as well.
+fn holders(step: &RolloutStep, begun: Option<&Canary>, alive: &[String], pods: &[PodSays]) -> BTreeMap<String, u16> {
+    let has = |name: &String| begun.is_some_and(|begun| begun.pods.contains_key(name));
+    let pod = |name: &String| pods.iter().find(|pod| pod.name == *name);
+    let well = |name: &String| {
+        begun
+            .zip(pod(name))
+            .is_some_and(|(begun, pod)| pod.holds(&begun.version))
+    };
+    let members: BTreeSet<&String> = alive.iter().filter(|name| has(name) || pod(name).is_some()).collect();
+    let all = members.len();
+    let (present, others): (Vec<&String>, Vec<&String>) = members.into_iter().partition(|name| has(name));
+    let (well, doubtful): (Vec<&String>, Vec<&String>) = present.into_iter().partition(|name| well(name));
+    let count = canary_pods(step.weight_percent, all).max(doubtful.len());
+    let chosen = doubtful.into_iter().chain(well).chain(others).take(count);
+    let chosen: BTreeSet<&String> = chosen.collect();
+    let shares = shares(step.weight_percent, all, chosen.len());
+    chosen.into_iter().cloned().zip(shares).collect()
+}
+
+/// After the last step: the two phases of a hot update, while the canary's pods go on.
+fn last(
+    wanted: &Wanted,
+    present: &Assignment,
+    begun: Option<&Canary>,
+    seen: &Seen,
+    pods: &[PodSays],
+    step: usize,
+) -> Option<(Update, Stand)> {
+    let stand = Stand::Last {
+        version: wanted.serve.name.clone(),
+    };
+    let canary = begun.map(|begun| Canary {
+        step: u32::try_from(step).unwrap_or(u32::MAX),
+        since: None,
+        ..begun.clone()
+    });
+    let all = update(Some(wanted), Some(present), pods)?;
+    if all.content.serve != wanted.serve.name {
+        return Some((all.beside(canary, present, pods), stand));
+    }
+    if seen.all && !pods.is_empty() {
+        return Some((all, stand));
+    }
+    // A pod of the canary that does not answer now may have ended because of it: none changes over before that is known.
+    let held = all.held(present);
+    Some((held.beside(canary, present, pods), stand))
+}
+
+#[cfg(test)]
+mod tests {
+    use flywheel_contract::SCHEMA_VERSION;
+    use flywheel_contract::scalar::Digest;
+    use flywheel_contract::serving::{Crash, LoadState, Mirror, Stats, VersionStats};
+    use flywheel_contract::trainer::ArtifactRef;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::serving::{Ended, must_ask};
+
+    const START: i64 = 1_800_000_000;
+
+    fn version(name: &str) -> ServedVersion {
+        let digit = name.bytes().last().map_or('0', char::from);
+        ServedVersion {
+            name: name.to_owned(),
+            artifact: ArtifactRef {
+                uri: format!("s3://models/{name}").as_str().into(),
+                digest: Digest::sha256(&digit.to_string().repeat(64)),
+            },
+        }
+    }
+
+    fn spec(steps: &[(i32, i32)]) -> Rollout {
+        Rollout {
+            steps: steps
+                .iter()
+                .map(|(weight_percent, duration_seconds)| RolloutStep {
+                    weight_percent: *weight_percent,
+                    duration_seconds: *duration_seconds,
+                })
+                .collect(),
+            paused: false,
+        }
+    }
+
+    fn crash(times: u32) -> Crash {
+        Crash {
+            id: "1".to_owned(),
+            at: START,
+            times,
+            together: false,
+            last: true,
+        }
+    }
+
+    /// A pod: the assignment that it followed last, as it is for this pod, and whether it answers.
+    #[derive(Clone)]
+    struct Follower {
+        follows: Assignment,
+        ready: bool,
+    }
+
+    /// Pods that follow the assignment as far as they are told to.
+    struct World {
+        spec: Rollout,
+        wanted: Wanted,
+        rejected: Option<String>,
+        present: Assignment,
+        seconds: i64,
+        /// By name.
+        pods: BTreeMap<String, Follower>,
+        /// The pod that holds the canary back, and how its process ended.
+        held_back: Option<(String, Crash, How)>,
+    }
+
+    impl World {
+        fn new(pods: usize, steps: &[(i32, i32)]) -> Self {
+            let present = Assignment {
+                schema_version: SCHEMA_VERSION,
+                generation: 1,
+                serve: "v1".to_owned(),
+                versions: vec![version("v1")],
+                split: None,
+                mirror: None,
+                canary: None,
+                cleared: Vec::new(),
+            };
+            let pod = Follower {
+                follows: present.clone(),
+                ready: true,
+            };
+            Self {
+                spec: spec(steps),
+                wanted: Wanted::only(version("v2")),
+                rejected: None,
+                present,
+                seconds: START,
+                pods: (0..pods).map(|n| (format!("p{n:02}"), pod.clone())).collect(),
+                held_back: None,
+            }
+        }
+
+        fn says(&self) -> Vec<PodSays> {
+            let ready = self.pods.iter().filter(|(_, pod)| pod.ready);
+            ready.map(|(name, pod)| self.say(name, &pod.follows)).collect()
+        }
+
+        /// A pod has loaded what its assignment lists.
+        fn say(&self, name: &str, follows: &Assignment) -> PodSays {
+            let held = self.held_back.as_ref().filter(|(pod, ..)| pod == name);
+            let versions = follows.versions.iter().cloned().map(|served| {
+                let crash = held.filter(|_| served.name == "v2").map(|(_, crash, _)| crash.clone());
+                VersionStats {
+                    name: served.name,
+                    digest: served.artifact.digest,
+                    state: if crash.is_some() {
+                        LoadState::Failed
+                    } else {
+                        LoadState::Ready
+                    },
+                    precision: None,
+                    agreement: None,
+                    failure: crash
+                        .as_ref()
+                        .map(|_| Failure::new(FailureReason::ExecutionCrashed, "ended")),
+                    crash,
+                }
+            });
+            PodSays {
+                name: name.to_owned(),
+                ended: held.map(|(.., how)| Ended {
+                    how: *how,
+                    at: Timestamp::from_second(START).unwrap(),
+                }),
+                stats: Some(Stats {
+                    schema_version: SCHEMA_VERSION,
+                    ready: true,
+                    generation: follows.generation,
+                    serving: Some(follows.serve.clone()),
+                    versions: versions.collect(),
+                    answered: [0; 3],
+                    in_flight: 0,
+                    uptime_seconds: 1.0,
+                    load: None,
+                }),
+            }
+        }
+
+        /// One look of an operator that has just started: the stand, and the assignment is written.
+        fn look(&mut self) -> Stand {
+            let alive: Vec<String> = self.pods.keys().cloned().collect();
+            let view = RolloutView {
+                spec: Some(&self.spec),
+                rejected: self.rejected.as_deref(),
+                alive: &alive,
+                now: Timestamp::from_second(self.seconds).unwrap(),
+            };
+            let (update, stand) = roll(&view, Some(&self.wanted), Some(&self.present), &self.says()).unwrap();
+            let next = Assignment {
+                canary: update.canary,
+                cleared: update.cleared,
+                ..update.content.assigned(self.present.generation)
+            };
+            if next != self.present {
+                self.present = Assignment {
+                    generation: self.present.generation + 1,
+                    ..next
+                };
+            }
+            if let Stand::Reject { why, .. } = &stand {
+                self.rejected = Some(why.clone());
+            }
+            stand
+        }
+
+        fn follow(&mut self) {
+            for (name, pod) in &mut self.pods {
+                pod.follows = self.present.clone().of_pod(name);
+            }
+        }
+
+        fn canary(&self) -> Vec<(&str, u16)> {
+            let canary = self.present.canary.iter().flat_map(|canary| &canary.pods);
+            canary.map(|(name, share)| (name.as_str(), *share)).collect()
+        }
+    }
+
+    fn word(stand: &Stand) -> &'static str {
+        match stand {
+            Stand::Done => "done",
+            Stand::Step { until: None, .. } => "loading",
+            Stand::Step { .. } => "answering",
+            Stand::Last { .. } => "last",
+            Stand::TooFew { .. } => "too few",
+            Stand::Failed { .. } => "failed",
+            Stand::Reject { .. } => "reject",
+            Stand::RolledBack { .. } => "rolled back",
+        }
+    }
+
+    #[test]
+    fn shares_are_raised_so_that_the_whole_adds_up() {
+        for (weight, pods, expected) in [
+            (5, 0, vec![]),
+            (5, 1, vec![]),
+            (5, 2, vec![1000]),
+            (5, 20, vec![5000, 5000]),
+            (10, 10, vec![10_000]),
+            (5, 3, vec![1500]),
+            (33, 3, vec![9900]),
+            (34, 3, vec![5100, 5100]),
+            (35, 10, vec![8750, 8750, 8750, 8750]),
+            (7, 40, vec![7000, 7000, 7000, 7000]),
+            (1, 70, vec![1000; 7]),
+            (1, 73, vec![913, 913, 913, 913, 912, 912, 912, 912]),
+            // One pod is always left.
+            (99, 2, vec![10_000]),
+            (80, 3, vec![10_000, 10_000]),
+        ] {
+            let holders = canary_pods(weight, pods);
+            assert_eq!(shares(weight, pods, holders), expected, "{weight} % of {pods}");
+        }
+    }
+
+    #[test]
+    fn a_version_goes_by_steps_and_then_to_all() {
+        let mut world = World::new(3, &[(5, 60), (50, 0)]);
+        assert_eq!(word(&world.look()), "loading");
+        assert_eq!(world.canary(), [("p00", 1500)]);
+        assert_eq!(world.present.versions, [version("v1")], "no other pod is to load it");
+        assert!(must_ask(Some(&world.wanted), Some(&world.present), true));
+        world.seconds += 1000;
+        assert_eq!(word(&world.look()), "loading", "the time of loading does not count");
+        world.follow();
+        assert_eq!(word(&world.look()), "answering");
+        world.follow();
+        world.seconds += 59;
+        assert_eq!(word(&world.look()), "answering");
+        world.spec.paused = true;
+        world.seconds += 1000;
+        assert_eq!(word(&world.look()), "answering", "paused");
+        world.spec.paused = false;
+        assert_eq!(word(&world.look()), "loading");
+        assert_eq!(world.canary(), [("p00", 7500), ("p01", 7500)]);
+        world.follow();
+        assert_eq!(
+            word(&world.look()),
+            "last",
+            "a step without a duration is over once its pods answer"
+        );
+        assert_eq!(world.present.versions, [version("v1"), version("v2")]);
+        assert_eq!((world.present.serve.as_str(), world.canary().len()), ("v1", 2));
+        world.pods.get_mut("p01").unwrap().follows = world.present.clone();
+        assert_eq!(word(&world.look()), "last");
+        assert_eq!(world.present.serve, "v1", "not all have it");
+        world.follow();
+        assert_eq!(word(&world.look()), "last");
+        assert_eq!((world.present.serve.as_str(), world.canary().len()), ("v2", 0));
+        assert_eq!(world.present.versions, [version("v2")]);
+        world.follow();
+        assert_eq!(word(&world.look()), "done");
+    }
+
+    #[test]
+    fn a_version_that_ends_a_pod_is_rejected_and_reaches_no_other() {
+        for (times, how, expected) in [
+            (1, How::Signal(6), "reject"),
+            (1, How::Told, "reject"),
+            (1, How::OutOfMemory, "loading"),
+            (2, How::OutOfMemory, "reject"),
+        ] {
+            let mut world = World::new(10, &[(10, 60)]);
+            world.look();
+            world.follow();
+            assert_eq!(word(&world.look()), "answering");
+            world.follow();
+            // Its process has ended; whose fault that was is not known.
+            world.pods.get_mut("p00").unwrap().ready = false;
+            world.seconds += 600;
+            assert_eq!(word(&world.look()), "loading", "its time is not over");
+            assert_eq!(world.canary(), [("p00", 10_000)], "no other pod in its place");
+            world.pods.get_mut("p00").unwrap().ready = true;
+            world.held_back = Some(("p00".to_owned(), crash(times), how));
+            world.follow();
+            let stand = world.look();
+            assert_eq!(word(&stand), expected, "{how:?} {times}");
+            if expected != "reject" {
+                assert_eq!(world.present.cleared.len(), 1, "it is tried once more");
+                assert_eq!(world.canary(), [("p00", 10_000)]);
+                world.held_back = None;
+                world.follow();
+                assert_eq!(word(&world.look()), "answering", "its time begins anew");
+                continue;
+            }
+            assert_eq!((world.canary().len(), world.present.serve.as_str()), (0, "v1"));
+            assert_eq!(world.present.versions, [version("v1")]);
+            world.held_back = None;
+            world.follow();
+            let stand = world.look();
+            assert_eq!(word(&stand), "rolled back");
+            // Nor without steps, as long as that stands.
+            world.spec.steps.clear();
+            assert_eq!(word(&world.look()), "rolled back");
+            assert_eq!(world.present.serve, "v1");
+        }
+    }
+
+    #[test]
+    fn all_pods_change_over_only_while_those_of_the_canary_answer() {
+        let mut world = World::new(3, &[(5, 0)]);
+        world.look();
+        world.follow();
+        assert_eq!(word(&world.look()), "last");
+        world.follow();
+        world.pods.get_mut("p00").unwrap().ready = false;
+        assert_eq!(word(&world.look()), "last");
+        assert_eq!(world.present.serve, "v1", "it may have ended because of it");
+        world.held_back = Some(("p00".to_owned(), crash(1), How::Signal(11)));
+        world.pods.get_mut("p00").unwrap().ready = true;
+        world.follow();
+        assert_eq!(word(&world.look()), "reject");
+        assert_eq!(world.present.versions, [version("v1")]);
+        // A pod that is gone holds nothing up.
+        let mut world = World::new(3, &[(5, 0)]);
+        world.look();
+        world.follow();
+        world.look();
+        world.follow();
+        world.pods.remove("p00");
+        world.look();
+        assert_eq!(world.present.serve, "v2");
+    }
+
+    #[test]
+    fn what_has_no_second_pod_or_nothing_to_keep() {
+        let mut world = World::new(1, &[(5, 0)]);
+        assert_eq!(word(&world.look()), "too few");
+        assert_eq!(world.canary(), []);
+        world.pods.insert("p01".to_owned(), world.pods["p00"].clone());
+        assert_eq!(word(&world.look()), "loading");
+        // Nobody answers, so it is taken at once, but not in the middle of a rollout.
+        let mut world = World::new(2, &[(5, 60)]);
+        world.pods.values_mut().for_each(|pod| pod.ready = false);
+        assert_eq!(word(&world.look()), "done");
+        assert_eq!(world.present.serve, "v2");
+        let mut world = World::new(2, &[(5, 60)]);
+        world.look();
+        world.pods.values_mut().for_each(|pod| pod.ready = false);
+        assert_eq!(word(&world.look()), "loading");
+        assert_eq!(world.present.serve, "v1");
+        // The way back.
+        world.wanted = Wanted::only(version("v1"));
+        assert_eq!(word(&world.look()), "done");
+        assert_eq!((world.present.serve.as_str(), world.canary().len()), ("v1", 0));
+        // Another version in the middle begins at the first step.
+        let mut world = World::new(2, &[(5, 0), (6, 60)]);
+        world.look();
+        world.follow();
+        world.look();
+        assert_eq!(world.present.canary.as_ref().unwrap().step, 1);
+        world.wanted = Wanted::only(version("v3"));
+        world.look();
+        let canary = world.present.canary.as_ref().unwrap();
+        assert_eq!((canary.step, canary.version.name.as_str()), (0, "v3"));
+    }
+
+    #[test]
+    fn copies_go_on_beside_and_are_never_those_of_a_version_that_answers() {
+        for (copied, held) in [("v3", vec!["v1", "v3"]), ("v1", vec!["v1"])] {
+            let mut world = World::new(2, &[(5, 60)]);
+            world.wanted.others = vec![version(copied)];
+            world.wanted.mirror = Some(Mirror {
+                version: copied.to_owned(),
+                percent: 10,
+            });
+            world.look();
+            let names: Vec<&str> = world.present.versions.iter().map(|v| v.name.as_str()).collect();
+            assert_eq!((names, world.canary().len()), (held, 1));
+        }
+    }
+
+    proptest! {
+        /// However many pods and steps there are, and whenever pods follow, or one ends: the shares are exact, few pods have the
+        /// version at first and never all, no step is left out, and a version that ended a pod reaches no other one.
+        #[test]
+        fn few_pods_at_first_and_no_step_left_out(
+            pods in 2_usize..40,
+            weights in prop::collection::btree_set(1_i32..=99, 1..4),
+            durations in prop::collection::vec(0_i32..4, 4),
+            follows in prop::collection::vec(any::<bool>(), 40),
+            ends in prop::option::of(1_usize..20),
+        ) {
+            let steps: Vec<(i32, i32)> = weights.into_iter().zip(durations).collect();
+            let mut world = World::new(pods, &steps);
+            let (mut step, mut had, mut ended) = (0, BTreeSet::new(), false);
+            for (tick, follows) in follows.iter().chain(&[true; 80]).enumerate() {
+                world.seconds += 1;
+                if *follows {
+                    world.follow();
+                }
+                let before = world.canary().first().map(|(name, _)| (*name).to_owned());
+                if !ended && Some(tick) == ends && world.present.serve == "v1" && let Some(pod) = before {
+                    let held = world.pods[&pod].follows.generation == world.present.generation;
+                    if held {
+                        ended = true;
+                        world.held_back = Some((pod, crash(1), How::Signal(6)));
+                    }
+                }
+                let stand = world.look();
+                let holders: Vec<(String, u16)> =
+                    world.canary().into_iter().map(|(name, share)| (name.to_owned(), share)).collect();
+                prop_assert!(holders.len() < pods, "one is always left");
+                if let Stand::Step { step: now, percent, .. } = &stand {
+                    prop_assert!(*now == step || *now == step + 1, "step {} after {}", now, step);
+                    step = *now;
+                    let weight = usize::try_from(*percent).unwrap();
+                    let few = pods.div_ceil(10).max((pods * weight).div_ceil(100));
+                    prop_assert!(holders.len() <= few);
+                    let sum: usize = holders.iter().map(|(_, share)| usize::from(*share)).sum();
+                    prop_assert_eq!(sum, (weight * pods * 100).min(holders.len() * 10_000));
+                }
+                if world.present.serve == "v2" {
+                    prop_assert!(!ended && step == steps.len(), "after all steps");
+                }
+                had.extend(holders.into_iter().map(|(name, _)| name));
+                if ended {
+                    prop_assert!(["reject", "rolled back"].contains(&word(&stand)), "{}", word(&stand));
+                    prop_assert_eq!(world.canary(), []);
+                    prop_assert_eq!(&world.present.versions, &[version("v1")]);
+                    world.held_back = None;
+                }
+                // Another operator, at the same moment, has nothing to add while pods have not moved.
+                let written = world.present.clone();
+                world.look();
+                let (now, then) = (&world.present, &written);
+                prop_assert_eq!((&now.serve, &now.versions), (&then.serve, &then.versions));
+                prop_assert_eq!(now, then);
+            }
+            prop_assert_eq!(world.present.serve.as_str(), if ended { "v1" } else { "v2" });
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! A new version by steps.
+
+use super::*;
+
+const BOTH: [(&str, &str); 2] = [("intent-v1", "Ready"), ("intent-v2", "Ready")];
+
+impl World {
+    /// The two pods of `intent-v1`, and `intent-v2` is to come by this step.
+    async fn rolling() -> Self {
+        let world = Self::serving().await;
+        world.version("intent-v2", "intent", Some("True"));
+        world.spec(
+            json!({"modelVersion": "intent-v2", "rollout": {"steps": [{"weightPercent": 10, "durationSeconds": 60}]}}),
+        );
+        assert_eq!(world.writes().await, ["apply configmaps", "apply status"]);
+        assert_eq!(world.assigned(), ["intent-v1"], "the other pod is not to load it");
+        assert_eq!(world.canary(), [("a".to_owned(), 2000)]);
+        world
+    }
+
+    fn canary(&self) -> Vec<(String, u16)> {
+        let canary = self.assignment().canary;
+        canary.into_iter().flat_map(|canary| canary.pods).collect()
+    }
+
+    fn rollout(&self) -> (String, String, String) {
+        let status = self.service().status.unwrap();
+        let condition = find(&status.conditions, "RolloutProgressing").unwrap();
+        (
+            condition.status.clone(),
+            condition.reason.clone(),
+            condition.message.clone(),
+        )
+    }
+
+    fn traffic(&self) -> Vec<(String, i32, Option<i32>)> {
+        let traffic = self.service().status.unwrap().traffic;
+        traffic
+            .into_iter()
+            .map(|t| (t.model_version, t.pods, t.percent))
+            .collect()
+    }
+
+    /// The server of pod `a` ended so while it computed with the canary, and is there again.
+    fn came_back(&self, ended: &Value) {
+        let path = format!("{PODS}a");
+        let mut pod = self.object(&path);
+        let mut state = json!({"restartCount": 1, "lastState": {"terminated": {"finishedAt": "2027-01-15T08:00:00Z"}}});
+        merge(&mut state["lastState"]["terminated"], ended);
+        merge(&mut pod["status"]["containerStatuses"][0], &state);
+        self.put(&path, pod);
+        let mut says = stats(u64::MAX, "intent-v1", &BOTH);
+        merge(
+            &mut says["versions"][1],
+            &json!({"state": "Failed", "failure": {"reason": "ExecutionCrashed", "message": "the server ended"},
+                "crash": {"id": "c1", "at": 1_800_000_000, "times": 1, "together": false, "last": true}}),
+        );
+        self.say("a", says);
+    }
+}
+
+#[tokio::test]
+async fn a_version_comes_by_steps_and_the_status_shows_what_pods_answer_with() {
+    let mut world = World::rolling().await;
+    let (status, reason, message) = world.rollout();
+    assert_eq!((status.as_str(), reason.as_str()), ("True", "RolloutStep"));
+    assert!(message.starts_with("step 1 of 1: 1 pod(s) load intent-v2"), "{message}");
+    assert_eq!(world.ready().0, "True", "clients notice nothing");
+    assert_eq!(world.traffic(), [("intent-v1".to_owned(), 2, None)]);
+    assert_eq!(world.writes().await, NOTHING);
+
+    world.say("a", stats(u64::MAX, "intent-v1", &BOTH));
+    assert_eq!(world.writes().await, ["apply configmaps", "apply status"]);
+    let (writes, again) = world.reconcile().await;
+    assert_eq!(
+        (writes.as_slice(), again),
+        (&NOTHING.map(str::to_owned)[..], Duration::from_secs(60))
+    );
+    let traffic = [
+        ("intent-v1".to_owned(), 2, Some(90)),
+        ("intent-v2".to_owned(), 1, Some(10)),
+    ];
+    assert_eq!(world.traffic(), traffic);
+    let status = world.service().status.unwrap();
+    assert_eq!(
+        (status.canary.as_deref(), status.model_version.as_deref()),
+        (Some("intent-v2 10%"), Some("intent-v1"))
+    );
+    let (_, _, message) = world.rollout();
+    assert!(
+        message.contains("The next step comes at 2027-01-15T08:01:00Z"),
+        "{message}"
+    );
+    world.seconds += 59;
+    assert_eq!(world.writes().await, NOTHING);
+    world.spec(json!({"rollout": {"paused": true}}));
+    world.seconds += 600;
+    assert_eq!(world.writes().await, ["apply status"]);
+    assert_eq!(world.rollout().1, "RolloutPaused");
+    world.spec(json!({"rollout": {"paused": false}}));
+
+    // The last step is over: all load it, and change over once all have it.
+    world.reconcile().await;
+    assert_eq!(world.assigned(), ["intent-v1", "intent-v2"]);
+    assert_eq!(world.canary().len(), 1, "its pod goes on");
+    assert_eq!(
+        (world.rollout().1.as_str(), world.ready().1.as_str()),
+        ("RolloutLastStep", "VersionLoading")
+    );
+    world.say("b", stats(u64::MAX, "intent-v1", &BOTH));
+    world.reconcile().await;
+    assert_eq!(
+        (world.assigned(), world.canary()),
+        (vec!["intent-v2".to_owned()], vec![])
+    );
+    let after = stats(u64::MAX, "intent-v2", &[("intent-v2", "Ready")]);
+    world.say("a", after.clone());
+    world.say("b", after);
+    world.reconcile().await;
+    assert_eq!(
+        (world.rollout().1.as_str(), world.ready().0.as_str()),
+        ("RolloutComplete", "True")
+    );
+    assert_eq!(world.traffic(), [("intent-v2".to_owned(), 2, None)]);
+    assert_eq!(world.service().status.unwrap().canary, None);
+    assert_eq!(world.writes().await, NOTHING);
+}
+
+#[tokio::test]
+async fn a_canary_that_ends_a_pod_is_rejected_for_good() {
+    let world = World::rolling().await;
+    world.say("a", stats(u64::MAX, "intent-v1", &BOTH));
+    world.reconcile().await;
+    world.came_back(&json!({"exitCode": 134, "reason": "Error"}));
+    // First the rejection, since the pod forgets what it knows with the version.
+    assert_eq!(
+        world.writes().await,
+        ["merge modelversions", "apply configmaps", "apply status"]
+    );
+    assert_eq!(
+        (world.assigned(), world.canary()),
+        (vec!["intent-v1".to_owned()], vec![])
+    );
+    let (status, reason, message) = world.rollout();
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "RolledBack"));
+    let words = "intent-v2 is rejected: the server of pod a ended by signal 6 while it computed with it. The pods answer with intent-v1";
+    assert!(message.starts_with(words), "{message}");
+    assert!(
+        message.ends_with("kubectl annotate modelversion intent-v2 flywheel.dev/rejected-"),
+        "{message}"
+    );
+    assert_eq!(world.ready().0, "True");
+    world.say("a", stats(u64::MAX, "intent-v1", &[BOTH[0]]));
+    assert_eq!(world.writes().await, NOTHING);
+    // Not without steps either.
+    world.spec(json!({"rollout": null}));
+    world.reconcile().await;
+    assert_eq!(world.assigned(), ["intent-v1"]);
+    assert_eq!(world.rollout().1, "RolledBack");
+
+    // Somebody has looked at it.
+    world.spec(json!({"rollout": {"steps": [{"weightPercent": 10, "durationSeconds": 60}]}}));
+    let path = format!("{VERSIONS}intent-v2");
+    let mut version = world.object(&path);
+    version["metadata"]["annotations"] = Value::Null;
+    world.put(&path, version);
+    world.reconcile().await;
+    assert_eq!(world.canary(), [("a".to_owned(), 2000)]);
+}
+
+#[tokio::test]
+async fn a_canary_whose_rejection_is_refused_reaches_no_other_pod() {
+    let world = World::rolling().await;
+    world.say("a", stats(u64::MAX, "intent-v1", &BOTH));
+    world.reconcile().await;
+    let before = world.assignment();
+    world.came_back(&json!({"exitCode": 139, "reason": "Error"}));
+    world.state.lock().unwrap().refused = Some("modelversions");
+    let refused = Box::pin(super::super::reconcile(
+        Arc::new(world.service()),
+        Arc::new(world.context()),
+    ));
+    assert!(refused.await.is_err());
+    assert_eq!(world.assignment(), before, "the pod holds it back, and no other has it");
+    world.state.lock().unwrap().refused = None;
+    world.reconcile().await;
+    assert_eq!(world.canary(), []);
+}
+
+#[tokio::test]
+async fn a_canary_is_not_rejected_for_memory_that_ran_out_once() {
+    let world = World::rolling().await;
+    world.say("a", stats(u64::MAX, "intent-v1", &BOTH));
+    world.reconcile().await;
+    world.came_back(&json!({"exitCode": 137, "reason": "OOMKilled"}));
+    assert_eq!(world.writes().await, ["apply configmaps", "apply status"]);
+    let assignment = world.assignment();
+    assert_eq!(assignment.cleared.len(), 1);
+    assert_eq!(world.canary(), [("a".to_owned(), 2000)]);
+    assert_eq!(world.rollout().1, "RolloutStep");
+}
+
+#[tokio::test]
+async fn a_canary_needs_a_second_pod() {
+    let world = World::new(json!({"replicas": 1}));
+    world.reconcile().await;
+    world.deployment_status(1, 1, 1);
+    world.pod("a", "intent-v1", true);
+    world.reconcile().await;
+    world.version("intent-v2", "intent", Some("True"));
+    world.spec(
+        json!({"modelVersion": "intent-v2", "rollout": {"steps": [{"weightPercent": 10, "durationSeconds": 60}]}}),
+    );
+    world.reconcile().await;
+    let (status, reason, message) = world.rollout();
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "InsufficientReplicas"));
+    assert!(message.contains("Raise replicas"), "{message}");
+    assert_eq!(
+        (world.assigned(), world.canary()),
+        (vec!["intent-v1".to_owned()], vec![])
+    );
+    assert_eq!(world.ready().0, "True");
+}
