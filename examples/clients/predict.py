@@ -28,7 +28,7 @@ def predict(url, texts, seconds=2.0):
                 reason = json.load(error)["error"]
                 raise SystemExit(f"{error.code} {reason['reason']}: {reason['message']}") from None
             time.sleep(float(error.headers.get("Retry-After", 1)))
-        except (urllib.error.URLError, ConnectionError):
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
             # No answer, and a question changes nothing: it may be sent again.
             if not left:
                 raise

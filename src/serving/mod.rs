@@ -1,6 +1,6 @@
 //! InferenceService: pods that answer with a ModelVersion, behind a Service of the same name.
 //!
-//! The Service listens on port 80 and leads to the pods' data port. What a service runs with is kept in a
+//! The Service listens on port 80, with TLS on 443, and leads to the pods' data port. What a service runs with is kept in a
 //! ControllerRevision and applied as it is until the user's inputs change ([`build::template`]). Which version the pods answer
 //! with is in a ConfigMap that they follow while they run ([`build::assignment`]): first all load it, then all change over. A
 //! version that cannot be served or loaded changes nothing of the pods that answer: they go on, and status says why.
@@ -75,19 +75,28 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     let intent = decide(&spec.model, "modelVersion", &spec.model_version, &observed.version);
     let (wanted, beside) = wanted(&service, &observed, &intent);
     let (exchange, again) = exchange(observed.exchange_view(), context.now());
-    let (update, stand) = versions(&service, &mut observed, wanted.as_ref(), &context)
+    let (mut update, stand) = versions(&service, &mut observed, wanted.as_ref(), &context)
         .await
         .unzip();
-    if let Some(Stand::Reject { why, .. }) = &stand {
-        // Before the pods let it go: with it goes what they know of it.
-        apply::reject(&service, why, &observed, &context).await?;
+    let mut refused = None;
+    if let Some(Stand::Reject { why, .. }) = &stand
+        && let Err(error) = apply::reject(&service, why, &observed, &context).await
+    {
+        let Some((reason, message)) = error.problem() else {
+            return Err(error);
+        };
+        refused = Some(Hold::refused(reason, message));
+        // The pods let it go only after that: with it goes what they know of it. Until then they hold it back.
+        update = update
+            .zip(observed.assignment.as_ref())
+            .map(|(update, present)| update.postponed(present));
     }
     let assignment = update
         .as_ref()
         .map(|update| assignment::next(update, observed.assignment.as_ref(), context.now()));
     let serve = assignment.as_ref().map(|a| a.serve.as_str());
     let (workload, hold) = workload(&service, &observed, intent, serve, &context)?;
-    let mut hold = hold.or(beside);
+    let mut hold = hold.or(refused).or(beside);
 
     let device = workload.as_ref().and_then(|w| device(&w.rendered));
     let mut has_service = observed.has_service;
@@ -112,8 +121,10 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
                 if let (Some(update), Some(assignment)) = (&update, &assignment) {
                     let behind = observed.behind(update, assignment);
                     apply::nudge(&behind, assignment.generation, &context).await?;
-                    let settled =
-                        update.progress == Progress::Settled && observed.assignment.as_ref() == Some(assignment);
+                    let waits = matches!(stand, Some(Stand::Step { until: None, .. }));
+                    let settled = update.progress == Progress::Settled
+                        && observed.assignment.as_ref() == Some(assignment)
+                        && !waits;
                     looks = context.assignments.note(&uid, assignment, settled);
                 }
             }
@@ -140,28 +151,29 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     if observed.placement.is_some() || starts || judgement.reason == reasons::PENDING {
         again = again.min(WAITING_TO_START);
     }
+    let following = if looks <= QUICK_LOOKS {
+        FOLLOWING
+    } else {
+        FOLLOWING_FOR_LONG
+    };
     match update.map(|update| update.progress) {
-        Some(Progress::Loading { .. } | Progress::Switching { .. }) if looks <= QUICK_LOOKS => {
-            again = again.min(FOLLOWING);
-        }
-        Some(Progress::Loading { .. } | Progress::Switching { .. }) => again = again.min(FOLLOWING_FOR_LONG),
+        Some(Progress::Loading { .. } | Progress::Switching { .. }) => again = again.min(following),
         Some(Progress::Failed { .. }) => again = again.min(WAITING_TO_START),
-        Some(Progress::Settled) if looks > 0 => again = again.min(FOLLOWING),
+        Some(Progress::Settled) if looks > 0 => again = again.min(following),
         Some(Progress::Settled) | None => {}
     }
     Ok(match stand {
         // The pods are to answer with it soon.
-        Some(Stand::Step { until: None, .. }) if looks <= QUICK_LOOKS => again.min(FOLLOWING),
-        Some(Stand::Step { until: None, .. } | Stand::Last { .. } | Stand::Reject { .. }) => {
-            again.min(FOLLOWING_FOR_LONG)
-        }
+        Some(Stand::Step { until: None, .. }) => again.min(following),
+        Some(Stand::Last { .. } | Stand::Reject { .. }) => again.min(FOLLOWING_FOR_LONG),
         Some(Stand::Step {
             until: Some(until),
             paused: false,
             ..
         }) => {
             let left = Duration::try_from(until.duration_since(context.now())).unwrap_or_default();
-            again.min(left.max(FOLLOWING))
+            // It may be over and a pod not say that it answers.
+            again.min(left.max(FOLLOWING_FOR_LONG))
         }
         Some(Stand::Failed { .. }) => again.min(WAITING_TO_START),
         Some(Stand::Step { .. } | Stand::Done | Stand::TooFew { .. } | Stand::RolledBack { .. }) | None => again,

@@ -168,11 +168,17 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>) -> Option<Desir
             reasons::UNKNOWN,
             "there is no version that could answer yet".to_owned(),
         ),
-        Some(Stand::Done) => desired(
-            Status::False,
-            reasons::ROLLOUT_COMPLETE,
-            format!("no version is on its way; the pods are to answer with {serving}"),
-        ),
+        Some(Stand::Done) => match &outcome.hold {
+            // It is not on its way, nor has it arrived.
+            Some(hold) if service.spec.model_version != serving => {
+                desired(Status::False, hold.reason, hold.message.clone())
+            }
+            _ => desired(
+                Status::False,
+                reasons::ROLLOUT_COMPLETE,
+                format!("no version is on its way; the pods are to answer with {serving}"),
+            ),
+        },
         Some(Stand::Step {
             version,
             step,
@@ -180,11 +186,17 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>) -> Option<Desir
             percent,
             pods,
             until,
+            waits_for,
             paused,
         }) => {
             let what = format!("step {step} of {steps}: {pods} pod(s)");
             let message = match until {
-                None => format!("{what} load {version}, which is to get {percent} of 100 requests"),
+                None => {
+                    let pod = waits_for.as_ref().map_or_else(String::new, |pod| {
+                        format!("; pod {pod} does not answer with it, or does not say (kubectl describe pod {pod})")
+                    });
+                    format!("{what} load {version}, which is to get {percent} of 100 requests{pod}")
+                }
                 Some(until) => {
                     let next = if *paused {
                         format!("Set rollout.paused to false to go on, or modelVersion to {serving} to go back")
@@ -201,7 +213,15 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>) -> Option<Desir
             };
             desired(Status::True, reason, message)
         }
-        Some(Stand::Last { version }) => desired(
+        Some(Stand::Last { version, paused: true }) => desired(
+            Status::True,
+            reasons::ROLLOUT_PAUSED,
+            format!(
+                "the steps are over: all pods load {version}. Set rollout.paused to false, and they change over, or modelVersion \
+                 to {serving} to go back"
+            ),
+        ),
+        Some(Stand::Last { version, .. }) => desired(
             Status::True,
             reasons::ROLLOUT_LAST_STEP,
             format!("the steps are over: all pods load {version}, and change over once the last of them has it"),
@@ -218,7 +238,7 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>) -> Option<Desir
             Status::False,
             reasons::VERSION_LOAD_FAILED,
             format!(
-                "pod {pod} cannot load {version} ({failure}). The pods answer with {serving}. Set modelVersion to another version, \
+                "pod {pod} cannot answer with {version} ({failure}). The pods answer with {serving}. Set modelVersion to another version, \
                  or back to {serving}"
             ),
         ),

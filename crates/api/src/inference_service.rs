@@ -169,7 +169,7 @@ pub struct Rollout {
     /// least one in ten, and never the last one. After the last step all pods change over to it.
     #[schemars(length(min = 1, max = 10), extend("x-kubernetes-list-type" = "atomic"))]
     pub steps: Vec<RolloutStep>,
-    /// Goes on to no further step while true. To go back, set `modelVersion` to the version before.
+    /// Goes on to no further step while true, nor to the change of all pods after the last. To go back, set `modelVersion` to the version before.
     #[serde(default)]
     pub paused: bool,
 }

@@ -137,7 +137,7 @@ impl Server {
     }
 
     /// Ends: unready at once, then [`LEAVE`] of answering as before, then only what has begun, at most [`DRAIN`], then
-    /// connections are closed. 24 s in all, within the 30 s of a pod.
+    /// connections are closed. 24 s in all; spans have 2 s after that. The pod's grace covers both and its preStop hook.
     pub async fn drain(self) {
         self.app.advance(Phase::Leaving);
         tracing::info!("told to end; unready, still answering");

@@ -255,7 +255,10 @@ fn a_pod_that_leaves_says_goaway_and_answers_what_has_begun() {
         let (late, _connection) = connect(pod.data).await;
         match ask(&late, "/predict", &[JSON], &text("sleep 0")).await {
             Ok(answer) => assert!(matches!(answer.status, 200 | 503), "{}", answer.status),
-            Err(error) => assert!(error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR), "{error}"),
+            Err(error) => assert!(
+                error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR),
+                "{error}"
+            ),
         }
         assert_eq!(slow.await.unwrap().unwrap().status, 200);
         tokio::time::timeout(PATIENCE, connection)

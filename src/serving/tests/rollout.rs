@@ -176,12 +176,10 @@ async fn a_canary_whose_rejection_is_refused_reaches_no_other_pod() {
     let before = world.assignment();
     world.came_back(&json!({"exitCode": 139, "reason": "Error"}));
     world.state.lock().unwrap().refused = Some("modelversions");
-    let refused = Box::pin(super::super::reconcile(
-        Arc::new(world.service()),
-        Arc::new(world.context()),
-    ));
-    assert!(refused.await.is_err());
+    let (writes, _) = world.reconcile().await;
+    assert_eq!(writes, ["merge modelversions", "apply status"]);
     assert_eq!(world.assignment(), before, "the pod holds it back, and no other has it");
+    assert_eq!(world.ready().1, "ChildRefused", "and whoever can mend it hears of it");
     world.state.lock().unwrap().refused = None;
     world.reconcile().await;
     assert_eq!(world.canary(), []);
@@ -220,4 +218,35 @@ async fn a_canary_needs_a_second_pod() {
         (vec!["intent-v1".to_owned()], vec![])
     );
     assert_eq!(world.ready().0, "True");
+}
+
+#[tokio::test]
+async fn a_canary_that_takes_long_is_looked_at_once_a_second() {
+    let world = World::rolling().await;
+    let operator = Arc::new(world.context());
+    let again = async || world.reconcile_by(Arc::clone(&operator)).await.1;
+    assert_eq!(again().await, Duration::from_millis(200));
+    for _ in 0..60 {
+        again().await;
+    }
+    assert_eq!(again().await, Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_version_that_is_no_good_in_the_middle_has_not_arrived() {
+    let world = World::rolling().await;
+    world.say("a", stats(u64::MAX, "intent-v1", &BOTH));
+    world.reconcile().await;
+    world.version("intent-v2", "intent", Some("False"));
+    world.reconcile().await;
+    assert_eq!(
+        (world.assigned(), world.canary()),
+        (vec!["intent-v1".to_owned()], vec![])
+    );
+    let (status, reason, message) = world.rollout();
+    assert_eq!(status, "False");
+    assert!(
+        reason != "RolloutComplete" && message.contains("intent-v2"),
+        "{reason}: {message}"
+    );
 }

@@ -32,8 +32,9 @@ pub struct Ended {
     pub at: Timestamp,
 }
 
-/// Exit codes above this one are 128 and the number of a signal.
+/// Exit codes from here on are this number and that of a signal, of which there are [`LAST_SIGNAL`].
 const SIGNALS: i32 = 128;
+const LAST_SIGNAL: i32 = 64;
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
@@ -42,7 +43,9 @@ impl Ended {
     #[must_use]
     pub fn of(state: &ContainerStateTerminated) -> Option<Self> {
         let code = state.exit_code;
-        let signal = state.signal.or((code > SIGNALS).then_some(code - SIGNALS));
+        // A runtime that lost sight of the process says 255.
+        let signal = Some(code - SIGNALS).filter(|signal| (1..=LAST_SIGNAL).contains(signal));
+        let signal = state.signal.or(signal);
         let how = match signal {
             _ if state.reason.as_deref() == Some("OOMKilled") => How::OutOfMemory,
             Some(SIGKILL) => How::Killed,
@@ -109,6 +112,8 @@ mod tests {
             (134, None, "Error", How::Signal(6)),
             (139, None, "Error", How::Signal(11)),
             (1, None, "Error", How::Code(1)),
+            (255, None, "Unknown", How::Code(255)),
+            (192, None, "Error", How::Signal(64)),
             (101, None, "Error", How::Code(101)),
         ] {
             let state = ContainerStateTerminated {

@@ -50,6 +50,8 @@ pub enum Stand {
         pods: usize,
         /// When the next step comes at the earliest, once they do.
         until: Option<Timestamp>,
+        /// One of them that does not yet, or of which it is not known.
+        waits_for: Option<String>,
         /// No next step comes.
         paused: bool,
     },
@@ -57,6 +59,8 @@ pub enum Stand {
     Last {
         /// The version.
         version: String,
+        /// They do not change over.
+        paused: bool,
     },
     /// There is one pod, and one is always left to the version before.
     TooFew {
@@ -148,10 +152,10 @@ pub fn roll(
     let Some(spec) = view.spec.filter(|_| !at_once) else {
         return Some((update(Some(wanted), Some(present), pods)?, Stand::Done));
     };
-    if let Some((pod, failure)) = pods.iter().find_map(|pod| Some((pod, blamed(pod, version, present)?))) {
+    if let Some(pod) = pods.iter().find(|pod| blamed(pod, version, present).is_some()) {
         let stand = Stand::Reject {
             version: name(),
-            why: why(pod, failure),
+            why: why(pod),
         };
         return Some((stay(None)?, stand));
     }
@@ -159,11 +163,12 @@ pub fn roll(
     let seen = Seen::of(begun, present, view.alive, pods);
     let (step, since) = next_step(spec, begun, &seen, view.now);
     let Some(now) = spec.steps.get(step) else {
-        return last(wanted, present, begun, &seen, pods, step);
+        return last(wanted, present, begun, &seen, pods, (step, spec.paused));
     };
     let holders = holders(now, begun, view.alive, pods);
-    let same = begun.is_some_and(|begun| begun.pods.keys().eq(holders.keys()));
-    let since = since.filter(|_| same);
+    // Who leaves costs no time, who comes begins it anew.
+    let known = begun.is_some_and(|begun| holders.keys().all(|name| begun.pods.contains_key(name)));
+    let since = since.filter(|_| known && !holders.is_empty());
     let failed = pods.iter().filter(|pod| holders.contains_key(&pod.name));
     let failed = failed
         .filter_map(|pod| Some((pod.name.clone(), pod.failure(version, present.generation)?.clone())))
@@ -182,6 +187,7 @@ pub fn roll(
             percent: now.weight_percent,
             pods: holders.len(),
             until: since.and_then(|since| until(now, since)),
+            waits_for: seen.waits_for.clone().or_else(|| holders.keys().next().cloned()),
             paused: spec.paused,
         },
     };
@@ -219,30 +225,27 @@ impl Wanted {
     }
 }
 
-/// Why the process of a pod ended, where this version is to blame for that.
+/// Why the process of a pod ended, where this version, and no other one, is to blame for that. What ended while it was loaded is
+/// not known as well, and is no more than a pod that cannot load it.
 fn blamed<'a>(pod: &'a PodSays, version: &ServedVersion, present: &Assignment) -> Option<&'a Failure> {
     let failure = pod.failure(version, present.generation)?;
-    let by_itself = || matches!(pod.ended?.how, How::Signal(_) | How::Told).then_some(());
-    match failure.reason {
-        FailureReason::ExecutionCrashed => Some(failure),
-        FailureReason::LoadCrashed => by_itself().map(|()| failure),
-        _ => None,
-    }
+    let alone = pod
+        .version(version)?
+        .crash
+        .as_ref()
+        .is_some_and(|crash| !crash.together);
+    (failure.reason == FailureReason::ExecutionCrashed && alone).then_some(failure)
 }
 
 /// The same in words.
-fn why(pod: &PodSays, failure: &Failure) -> String {
+fn why(pod: &PodSays) -> String {
     let how = match pod.ended.map(|ended| ended.how) {
         Some(How::Signal(signal)) => format!(" by signal {signal}"),
         Some(How::Told) => " as its liveness probe failed".to_owned(),
         Some(How::OutOfMemory) => " as memory ran out, and not for the first time".to_owned(),
         Some(How::Killed | How::Code(_)) | None => " again".to_owned(),
     };
-    let doing = match failure.reason {
-        FailureReason::LoadCrashed => "loaded",
-        _ => "computed with",
-    };
-    format!("the server of pod {} ended{how} while it {doing} it", pod.name)
+    format!("the server of pod {} ended{how} while it computed with it", pod.name)
 }
 
 /// What the canary's pods say, those that are there.
@@ -251,6 +254,8 @@ struct Seen {
     all: bool,
     /// One says that it does not, or is not ready.
     lacking: bool,
+    /// The first that does not, or does not say.
+    waits_for: Option<String>,
 }
 
 impl Seen {
@@ -258,6 +263,7 @@ impl Seen {
         let mut seen = Self {
             all: true,
             lacking: false,
+            waits_for: None,
         };
         for name in begun.iter().flat_map(|canary| canary.pods.keys()) {
             let pod = pods.iter().find(|pod| pod.name == *name);
@@ -271,6 +277,9 @@ impl Seen {
                     seen.all &= canary.since.is_some() || stats.generation >= present.generation;
                 }
                 _ => (seen.all, seen.lacking) = (false, true),
+            }
+            if !seen.all && seen.waits_for.is_none() {
+                seen.waits_for = Some(name.clone());
             }
         }
         seen
@@ -326,6 +335,7 @@ fn holders(step: &RolloutStep, begun: Option<&Canary>, alive: &[String], pods: &
     let (present, others): (Vec<&String>, Vec<&String>) = members.into_iter().partition(|name| has(name));
     let (well, doubtful): (Vec<&String>, Vec<&String>) = present.into_iter().partition(|name| well(name));
     let count = canary_pods(step.weight_percent, all).max(doubtful.len());
+    let count = count.min(alive.len().saturating_sub(1));
     let chosen = doubtful.into_iter().chain(well).chain(others).take(count);
     let chosen: BTreeSet<&String> = chosen.collect();
     let shares = shares(step.weight_percent, all, chosen.len());
@@ -339,10 +349,11 @@ fn last(
     begun: Option<&Canary>,
     seen: &Seen,
     pods: &[PodSays],
-    step: usize,
+    (step, paused): (usize, bool),
 ) -> Option<(Update, Stand)> {
     let stand = Stand::Last {
         version: wanted.serve.name.clone(),
+        paused,
     };
     let canary = begun.map(|begun| Canary {
         step: u32::try_from(step).unwrap_or(u32::MAX),
@@ -353,10 +364,11 @@ fn last(
     if all.content.serve != wanted.serve.name {
         return Some((all.beside(canary, present, pods), stand));
     }
-    if seen.all && !pods.is_empty() {
+    if seen.all && !pods.is_empty() && !paused {
         return Some((all, stand));
     }
-    // A pod of the canary that does not answer now may have ended because of it: none changes over before that is known.
+    // A pod of the canary that does not answer now may have ended because of it: none changes over before that is known, or
+    // while it is paused.
     let held = all.held(present);
     Some((held.beside(canary, present, pods), stand))
 }
@@ -609,6 +621,10 @@ mod tests {
         assert_eq!(word(&world.look()), "last");
         assert_eq!(world.present.serve, "v1", "not all have it");
         world.follow();
+        world.spec.paused = true;
+        assert_eq!(word(&world.look()), "last");
+        assert_eq!(world.present.serve, "v1", "paused");
+        world.spec.paused = false;
         assert_eq!(word(&world.look()), "last");
         assert_eq!((world.present.serve.as_str(), world.canary().len()), ("v2", 0));
         assert_eq!(world.present.versions, [version("v2")]);
@@ -658,6 +674,54 @@ mod tests {
             assert_eq!(word(&world.look()), "rolled back");
             assert_eq!(world.present.serve, "v1");
         }
+    }
+
+    #[test]
+    fn what_is_not_its_own_doing_for_certain_rejects_no_version() {
+        let mut world = World::new(3, &[(10, 60)]);
+        world.look();
+        world.follow();
+        world.look();
+        let together = Crash {
+            together: true,
+            ..crash(2)
+        };
+        world.held_back = Some(("p00".to_owned(), together, How::Signal(6)));
+        world.follow();
+        assert_eq!(word(&world.look()), "failed", "another one ended as well, twice");
+        assert_eq!(world.canary().len(), 1, "and nobody else takes it");
+        assert_eq!(world.rejected, None);
+    }
+
+    #[test]
+    fn who_leaves_costs_a_step_no_time_and_who_comes_begins_it_anew() {
+        let mut world = World::new(4, &[(50, 60)]);
+        world.look();
+        world.follow();
+        assert_eq!(word(&world.look()), "answering");
+        assert_eq!(world.canary().len(), 2);
+        let since = |world: &World| world.present.canary.as_ref().unwrap().since;
+        let begun = since(&world);
+        world.seconds += 30;
+        for gone in ["p02", "p03"] {
+            world.pods.remove(gone);
+        }
+        world.follow();
+        assert_eq!(word(&world.look()), "answering");
+        assert_eq!((world.canary().len(), since(&world)), (1, begun));
+        for come in ["p02", "p03"] {
+            world.pods.insert(come.to_owned(), world.pods["p01"].clone());
+        }
+        world.follow();
+        assert_eq!(word(&world.look()), "loading");
+        assert_eq!((world.canary().len(), since(&world)), (2, None));
+        // However many do not answer, one pod is left to the version before.
+        for gone in ["p02", "p03"] {
+            world.pods.remove(gone);
+        }
+        world.pods.values_mut().for_each(|pod| pod.ready = false);
+        world.look();
+        assert_eq!(world.canary().len(), 1);
     }
 
     #[test]

@@ -167,7 +167,7 @@ pub struct PodSays {
 }
 
 impl PodSays {
-    fn version(&self, version: &ServedVersion) -> Option<&VersionStats> {
+    pub(super) fn version(&self, version: &ServedVersion) -> Option<&VersionStats> {
         let versions = &self.stats.as_ref()?.versions;
         versions
             .iter()
@@ -303,6 +303,16 @@ impl Update {
         Self {
             content: Content::of(present),
             ..self
+        }
+    }
+
+    /// The same, but the assignment stays as it is, with its canary.
+    #[must_use]
+    pub fn postponed(self, present: &Assignment) -> Self {
+        Self {
+            canary: present.canary.clone(),
+            cleared: present.cleared.clone(),
+            ..self.held(present)
         }
     }
 }
