@@ -54,8 +54,8 @@ beside() { # functions: at once, since each waits for most of its time; the word
 # One selection of packages for all, so that dependencies are built with one set of features.
 # What computes, in one lane: trainings with threads of their own slow each other down by far more than their number.
 learning() {
-  KILLS=${ALL:+100} test_with --workspace --test training --test resume --test together --test bad_input --test requests --test exchange --test hostile \
-    --test open_inference --test openapi --test http2 --test tls --test traces --test clients --test program --test commands --test store --test sets --test artifact --test parity
+  KILLS=${ALL:+100} test_with --workspace --test training --test resume --test together --test bad_input --test hostile --test program \
+    --test commands --test store --test sets --test artifact --test parity
 }
 waiting() { # what waits: for limits to pass, for other programs
   local code=0
@@ -65,8 +65,10 @@ waiting() { # what waits: for limits to pass, for other programs
 }
 # With what the others leave of the processors.
 fuzzing() { FUZZ_SECONDS=60 nice -n 19 scripts/fuzz.sh; }
-# The mutants' schemas make the API server's heap grow, and its garbage collector then takes a third of the processor.
-schemas() { GOGC=400 test_with --workspace --test crds; }
+protocols() { # of the serving pod
+  test_with --workspace --test requests --test exchange --test open_inference --test openapi --test http2 --test tls --test traces --test clients
+}
+schemas() { test_with --workspace --test crds; }
 units() { # and lint, which builds as well, once they run
   local code=0
   test_with --workspace --lib --bins || code=$?
@@ -84,7 +86,7 @@ variables=$("$bin/flywheel-localcluster" env) || exit 1
 eval "$variables"
 stage "build: tests" test_with --workspace --no-run || exit 1
 stage "trainer, server, store, data, learn, CLI" beside learning waiting fuzzing || true
-stage "rules, CRDs, chart, real API server; units, lint" beside schemas planes units || true
+stage "CRDs, chart, API server; protocols; units, lint" beside schemas planes protocols units || true
 stage "install: images, chart" make install || exit 1
 stage "example data" make example-data || exit 1
 # Two at a time: most of their time is waiting.

@@ -23,13 +23,13 @@ use flywheel_api::{InferenceService, ModelVersion, TrainingJob, manifest};
 use futures::StreamExt as _;
 use http::Method;
 use plane::{Plane, Refusal, collection, path, root, with, without};
-use schema::Crd;
+use schema::{Crd, Site};
 use serde_json::{Value, json};
 
 /// Requests in flight at once.
 const CONCURRENCY: usize = 16;
-/// Mutants that exist at once; the API server keeps each one's schema compiled.
-const BATCH: usize = 48;
+/// Most deletions that a mutant takes on at once: each CRD costs the API server a fifth of a second of a processor.
+const SHARED: usize = 8;
 /// A CRD must stay well below what etcd and client-side apply take.
 const CRD_MAX_BYTES: usize = 64 * 1024;
 
@@ -208,82 +208,137 @@ async fn each_rule_and_bound_refuses_with_the_fields_path() {
     println!("crds: {count} bad objects refused with the field's path");
 }
 
+/// A restriction to take away, and what it refuses.
+struct Deletion<'a> {
+    crd: &'a Crd,
+    bases: &'a [Value],
+    site: Site,
+    cases: Vec<Case>,
+}
+
+/// Deletions that one mutant takes on at once. A case is refused with its field and the word of its restriction, so one that
+/// another node's restriction refuses as well still shows its own deletion.
+fn shared(deletions: &[Deletion<'_>]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = vec![];
+    for (i, deletion) in deletions.iter().enumerate() {
+        let fits = |group: &&mut Vec<usize>| {
+            let apart = |j: &usize| {
+                let other: &Deletion<'_> = &deletions[*j];
+                let nodes_differ =
+                    other.site.schema != deletion.site.schema && other.site.instance != deletion.site.instance;
+                std::ptr::eq(other.crd, deletion.crd) && nodes_differ && !other.site.is_rule()
+            };
+            !deletion.site.is_rule() && group.len() < SHARED && group.iter().all(apart)
+        };
+        match groups.iter_mut().find(fits) {
+            Some(group) => group.push(i),
+            None => groups.push(vec![i]),
+        }
+    }
+    groups
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_rule_bound_pattern_or_enum_is_idle() {
     let (plane, crds) = start().await;
-    let bases: Vec<Value> = good().into_values().collect();
+    let good: Vec<Value> = good().into_values().collect();
+    let bases: Vec<Vec<Value>> = crds.iter().map(|crd| schema::bases(crd, &good)).collect();
     let start = Instant::now();
-    let mut mutants = vec![];
-    for crd in &crds {
-        let bases = schema::bases(crd, &bases);
-        for site in crd.sites(&bases) {
-            let cases = cases::of_site(crd, &site, &bases);
-            mutants.push((crd, bases.clone(), site, cases));
-        }
-    }
-    let (mut red, mut dear, mut refused, mut idle) = (0, 0, 0, vec![]);
-    let mut by_keyword: BTreeMap<&str, usize> = BTreeMap::new();
-    for (batch, part) in mutants.chunks(BATCH).enumerate() {
-        let answers: Vec<(String, Outcome)> = futures::stream::iter(part.iter().enumerate())
-            .map(|(i, (crd, bases, site, cases))| {
-                let plane = &plane;
-                let group = format!("m{}.mutants.flywheel.dev", batch * BATCH + i);
-                async move {
-                    let mutant = crd.mutant(site, &group);
-                    let outcome = match establish(plane, &mutant).await {
-                        Err(e) if e.message.contains("exceeds budget") => Outcome::Dear,
-                        // A key of a list that is a map must be required, says Kubernetes itself.
-                        Err(e) if e.message.contains("x-kubernetes-list-map-keys") => Outcome::Refused,
-                        Err(e) => panic!("{site}: {}", e.message),
-                        Ok(()) => {
-                            // What is good is good to the mutant, too: else everything would look red.
-                            let good = with(
-                                &without(&bases[site.base], "/status"),
-                                "/apiVersion",
-                                json!(format!("{group}/v1alpha1")),
-                            );
-                            let path = format!("{}?dryRun=All&fieldValidation=Strict", collection(&good));
-                            let accepted = plane.send(Method::POST, &path, Some(&good)).await;
-                            assert!(accepted.is_ok(), "{site}: {accepted:?}");
-                            let mut outcome = Outcome::Idle;
-                            for case in cases {
-                                if fault(plane, &group, case).await.is_some() {
-                                    outcome = Outcome::Red;
-                                    break;
-                                }
-                            }
-                            outcome
-                        }
-                    };
-                    let name = mutant["metadata"]["name"].as_str().unwrap();
-                    let crd = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
-                    let _ = plane.send(Method::DELETE, &crd, None).await;
-                    (site.to_string(), outcome)
-                }
+    let deletions: Vec<Deletion<'_>> = crds
+        .iter()
+        .zip(&bases)
+        .flat_map(|(crd, bases)| {
+            crd.sites(bases).into_iter().map(move |site| Deletion {
+                crd,
+                bases,
+                cases: cases::of_site(crd, &site, bases),
+                site,
             })
-            .buffer_unordered(CONCURRENCY)
-            .collect()
-            .await;
-        for (site, outcome) in answers {
-            match outcome {
-                Outcome::Red => red += 1,
-                Outcome::Dear => dear += 1,
-                Outcome::Refused => refused += 1,
-                Outcome::Idle => idle.push(site),
-            }
+        })
+        .collect();
+    let groups = shared(&deletions);
+    let answers: Vec<(String, Outcome)> = futures::stream::iter(groups.iter().enumerate())
+        .map(|(i, group)| {
+            let group = group.iter().map(|j| &deletions[*j]).collect();
+            without_them(&plane, group, format!("m{i}"))
+        })
+        .buffer_unordered(CONCURRENCY)
+        .concat()
+        .await;
+    let (mut red, mut dear, mut refused, mut idle) = (0, 0, 0, vec![]);
+    assert_eq!(answers.len(), deletions.len());
+    for (site, outcome) in answers {
+        match outcome {
+            Outcome::Red => red += 1,
+            Outcome::Dear => dear += 1,
+            Outcome::Refused => refused += 1,
+            Outcome::Idle => idle.push(site),
         }
     }
-    for (_, _, site, _) in &mutants {
-        *by_keyword.entry(site.keyword.word()).or_default() += 1;
+    let mut by_keyword: BTreeMap<&str, usize> = BTreeMap::new();
+    for deletion in &deletions {
+        *by_keyword.entry(deletion.site.keyword.word()).or_default() += 1;
     }
     println!(
         "crds: {} deletions ({by_keyword:?}): {red} turned a case red, {dear} made the CRD too dear, \
          {refused} made it invalid, {} idle; {} s",
-        mutants.len(),
+        deletions.len(),
         idle.len(),
         start.elapsed().as_secs()
     );
     assert!(idle.is_empty(), "idle:\n{}", idle.join("\n"));
+}
+
+/// What becomes of each case once a CRD lacks its restriction. A CRD that is refused is tried with half of the deletions, until
+/// it is known which one is to blame.
+async fn without_them(plane: &Plane, mut deletions: Vec<&Deletion<'_>>, name: String) -> Vec<(String, Outcome)> {
+    let group = format!("{name}.mutants.flywheel.dev");
+    let sites: Vec<&Site> = deletions.iter().map(|deletion| &deletion.site).collect();
+    let mutant = deletions[0].crd.mutant(&sites, &group);
+    let established = establish(plane, &mutant).await;
+    if established.is_err() && deletions.len() > 1 {
+        let rest = deletions.split_off(deletions.len() / 2);
+        let mut answers = Box::pin(without_them(plane, deletions, format!("{name}a"))).await;
+        answers.extend(Box::pin(without_them(plane, rest, format!("{name}b"))).await);
+        return answers;
+    }
+    if established.is_ok() {
+        // What is good is good to the mutant, too: else everything would look red. Before cases leave objects of that name.
+        for Deletion { bases, site, .. } in &deletions {
+            let good = with(
+                &without(&bases[site.base], "/status"),
+                "/apiVersion",
+                json!(format!("{group}/v1alpha1")),
+            );
+            let path = format!("{}?dryRun=All&fieldValidation=Strict", collection(&good));
+            let accepted = plane.send(Method::POST, &path, Some(&good)).await;
+            assert!(accepted.is_ok(), "{site}: {accepted:?}");
+        }
+    }
+    let mut answers = vec![];
+    for Deletion { site, cases, .. } in deletions {
+        let outcome = match &established {
+            Err(e) if e.message.contains("exceeds budget") => Outcome::Dear,
+            // A key of a list that is a map must be required, says Kubernetes itself.
+            Err(e) if e.message.contains("x-kubernetes-list-map-keys") => Outcome::Refused,
+            Err(e) => panic!("{site}: {}", e.message),
+            Ok(()) => {
+                let mut outcome = Outcome::Idle;
+                for case in cases {
+                    if fault(plane, &group, case).await.is_some() {
+                        outcome = Outcome::Red;
+                        break;
+                    }
+                }
+                outcome
+            }
+        };
+        answers.push((site.to_string(), outcome));
+    }
+    let name = mutant["metadata"]["name"].as_str().unwrap();
+    let crd = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
+    let _ = plane.send(Method::DELETE, &crd, None).await;
+    answers
 }
 
 enum Outcome {

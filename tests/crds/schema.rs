@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::plane::with;
 
@@ -52,6 +52,13 @@ pub struct Site {
     /// A good object that has a value there, by its place in the list, and the value's JSON pointer.
     pub base: usize,
     pub instance: String,
+}
+
+impl Site {
+    /// Whether it is a CEL rule.
+    pub fn is_rule(&self) -> bool {
+        matches!(self.keyword, Keyword::Rule(_))
+    }
 }
 
 impl fmt::Display for Site {
@@ -200,30 +207,38 @@ impl Crd {
         self.schema().pointer(&site.schema).unwrap()
     }
 
-    /// The CRD under another group, without the site's restriction.
-    pub fn mutant(&self, site: &Site, group: &str) -> Value {
+    /// The CRD under another group, without the restrictions of these sites, of which one node has one rule at most.
+    pub fn mutant(&self, sites: &[&Site], group: &str) -> Value {
         let names = &self.object["spec"]["names"];
         let plural = names["plural"].as_str().unwrap();
         let mut version = self.object["spec"]["versions"][0].clone();
         version.as_object_mut().unwrap().remove("additionalPrinterColumns");
         let schema = version.pointer_mut("/schema/openAPIV3Schema").unwrap();
-        let node = schema.pointer_mut(&site.schema).unwrap().as_object_mut().unwrap();
-        match &site.keyword {
-            Keyword::Plain(word) => drop(node.remove(*word).unwrap()),
-            Keyword::Required(name) => node["required"].as_array_mut().unwrap().retain(|n| n != name),
-            Keyword::Rule(i) => drop(node[RULES].as_array_mut().unwrap().remove(*i)),
-        }
-        if node
-            .get("required")
-            .is_some_and(|r| r.as_array().is_some_and(Vec::is_empty))
-        {
-            node.remove("required");
+        for site in sites {
+            forget(
+                schema.pointer_mut(&site.schema).unwrap().as_object_mut().unwrap(),
+                &site.keyword,
+            );
         }
         forget_descriptions(schema);
         json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
             "metadata": {"name": format!("{plural}.{group}")},
             "spec": {"group": group, "scope": "Namespaced", "versions": [version],
                 "names": {"kind": names["kind"], "plural": plural, "singular": names["singular"]}}})
+    }
+}
+
+fn forget(node: &mut Map<String, Value>, keyword: &Keyword) {
+    match keyword {
+        Keyword::Plain(word) => drop(node.remove(*word).unwrap()),
+        Keyword::Required(name) => node["required"].as_array_mut().unwrap().retain(|n| n != name),
+        Keyword::Rule(i) => drop(node[RULES].as_array_mut().unwrap().remove(*i)),
+    }
+    if node
+        .get("required")
+        .is_some_and(|r| r.as_array().is_some_and(Vec::is_empty))
+    {
+        node.remove("required");
     }
 }
 
