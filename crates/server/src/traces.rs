@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, HeaderName, Method, Response, Version};
 use axum::middleware::Next;
 use flywheel_contract::names::READYZ_PATH;
 use flywheel_contract::serving::ServiceIdentity;
-use flywheel_wire::trace_context::{self, TRACEPARENT_HEADER, TRACESTATE_HEADER};
+use flywheel_wire::trace_context::TRACESTATE_HEADER;
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId,
     TraceState, Tracer as _, TracerProvider as _,
@@ -28,9 +28,8 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span, SpanData};
 use opentelemetry_sdk::{Resource, trace};
 
 use crate::app::App;
-use crate::http::grpc_code;
+use crate::http::{grpc_code, span_above};
 
-const TRACEPARENT: HeaderName = HeaderName::from_static(TRACEPARENT_HEADER);
 const TRACESTATE: HeaderName = HeaderName::from_static(TRACESTATE_HEADER);
 /// Longest wait at the end of the process for the last spans to leave.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -184,12 +183,7 @@ fn fits(path: &str, route: &str) -> bool {
 /// The context of the span above; an empty one where there is none.
 fn parent(headers: &HeaderMap) -> Context {
     let context = || {
-        let mut values = headers.get_all(TRACEPARENT).iter();
-        let parent = trace_context::parse(values.next()?.as_bytes())?;
-        // Two of them are as good as none.
-        if values.next().is_some() {
-            return None;
-        }
+        let parent = span_above(headers)?;
         let states: Vec<&str> = headers
             .get_all(TRACESTATE)
             .iter()
@@ -329,7 +323,11 @@ impl trace::SpanExporter for Told {
 
 #[cfg(test)]
 mod tests {
+    use flywheel_wire::trace_context::TRACEPARENT_HEADER;
+
     use super::*;
+
+    const TRACEPARENT: HeaderName = HeaderName::from_static(TRACEPARENT_HEADER);
 
     #[test]
     fn codes_have_the_names_of_the_conventions() {

@@ -465,6 +465,23 @@ impl World {
     }
 
     /// One reconcile by an operator that has just started; what it wrote, and when it wants to look again.
+    /// The server of a pod ended so while it computed with the second of its versions, and is there again.
+    fn came_back(&self, name: &str, versions: &[(&str, &str)], ended: &Value) {
+        let path = format!("{PODS}{name}");
+        let mut pod = self.object(&path);
+        let mut state = json!({"restartCount": 1, "lastState": {"terminated": {"finishedAt": "2027-01-15T08:00:00Z"}}});
+        merge(&mut state["lastState"]["terminated"], ended);
+        merge(&mut pod["status"]["containerStatuses"][0], &state);
+        self.put(&path, pod);
+        let mut says = stats(u64::MAX, "intent-v1", versions);
+        merge(
+            &mut says["versions"][1],
+            &json!({"state": "Failed", "failure": {"reason": "ExecutionCrashed", "message": "the server ended"},
+                "crash": {"id": "c1", "at": 1_800_000_000, "times": 1, "together": false, "last": true}}),
+        );
+        self.say(name, says);
+    }
+
     async fn reconcile(&self) -> (Vec<String>, Duration) {
         self.reconcile_by(Arc::new(self.context())).await
     }
@@ -826,19 +843,7 @@ async fn a_pod_that_came_back_without_a_version_is_seen_and_judged() {
         let before = world.assignment();
 
         // Between two looks at pods that all follow its server ends and is started again.
-        let path = format!("{PODS}b");
-        let mut pod = world.object(&path);
-        let mut state = json!({"restartCount": 1, "lastState": {"terminated": {"finishedAt": "2027-01-15T08:00:00Z"}}});
-        merge(&mut state["lastState"]["terminated"], &ended);
-        merge(&mut pod["status"]["containerStatuses"][0], &state);
-        world.put(&path, pod);
-        let mut says = stats(u64::MAX, "intent-v1", &both);
-        merge(
-            &mut says["versions"][1],
-            &json!({"state": "Failed", "failure": {"reason": "ExecutionCrashed", "message": "the server ended"},
-                "crash": {"id": "c1", "at": 1_800_000_000, "times": 1, "together": false, "last": true}}),
-        );
-        world.say("b", says);
+        world.came_back("b", &both, &ended);
         let mut context = world.context();
         context.assignments = Arc::into_inner(operator).unwrap().assignments;
         operator = Arc::new(context);

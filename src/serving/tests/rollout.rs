@@ -40,23 +40,6 @@ impl World {
             .map(|t| (t.model_version, t.pods, t.percent))
             .collect()
     }
-
-    /// The server of pod `a` ended so while it computed with the canary, and is there again.
-    fn came_back(&self, ended: &Value) {
-        let path = format!("{PODS}a");
-        let mut pod = self.object(&path);
-        let mut state = json!({"restartCount": 1, "lastState": {"terminated": {"finishedAt": "2027-01-15T08:00:00Z"}}});
-        merge(&mut state["lastState"]["terminated"], ended);
-        merge(&mut pod["status"]["containerStatuses"][0], &state);
-        self.put(&path, pod);
-        let mut says = stats(u64::MAX, "intent-v1", &BOTH);
-        merge(
-            &mut says["versions"][1],
-            &json!({"state": "Failed", "failure": {"reason": "ExecutionCrashed", "message": "the server ended"},
-                "crash": {"id": "c1", "at": 1_800_000_000, "times": 1, "together": false, "last": true}}),
-        );
-        self.say("a", says);
-    }
 }
 
 #[tokio::test]
@@ -131,7 +114,7 @@ async fn a_canary_that_ends_a_pod_is_rejected_for_good() {
     let world = World::rolling().await;
     world.say("a", stats(u64::MAX, "intent-v1", &BOTH));
     world.reconcile().await;
-    world.came_back(&json!({"exitCode": 134, "reason": "Error"}));
+    world.came_back("a", &BOTH, &json!({"exitCode": 134, "reason": "Error"}));
     // First the rejection, since the pod forgets what it knows with the version.
     assert_eq!(
         world.writes().await,
@@ -174,7 +157,7 @@ async fn a_canary_whose_rejection_is_refused_reaches_no_other_pod() {
     world.say("a", stats(u64::MAX, "intent-v1", &BOTH));
     world.reconcile().await;
     let before = world.assignment();
-    world.came_back(&json!({"exitCode": 139, "reason": "Error"}));
+    world.came_back("a", &BOTH, &json!({"exitCode": 139, "reason": "Error"}));
     world.state.lock().unwrap().refused = Some("modelversions");
     let (writes, _) = world.reconcile().await;
     assert_eq!(writes, ["merge modelversions", "apply status"]);
@@ -190,7 +173,7 @@ async fn a_canary_is_not_rejected_for_memory_that_ran_out_once() {
     let world = World::rolling().await;
     world.say("a", stats(u64::MAX, "intent-v1", &BOTH));
     world.reconcile().await;
-    world.came_back(&json!({"exitCode": 137, "reason": "OOMKilled"}));
+    world.came_back("a", &BOTH, &json!({"exitCode": 137, "reason": "OOMKilled"}));
     assert_eq!(world.writes().await, ["apply configmaps", "apply status"]);
     let assignment = world.assignment();
     assert_eq!(assignment.cleared.len(), 1);

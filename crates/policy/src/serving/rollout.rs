@@ -376,26 +376,14 @@ fn last(
 #[cfg(test)]
 mod tests {
     use flywheel_contract::SCHEMA_VERSION;
-    use flywheel_contract::scalar::Digest;
     use flywheel_contract::serving::{Crash, LoadState, Mirror, Stats, VersionStats};
-    use flywheel_contract::trainer::ArtifactRef;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::serving::update::tests::version;
     use crate::serving::{Ended, must_ask};
 
     const START: i64 = 1_800_000_000;
-
-    fn version(name: &str) -> ServedVersion {
-        let digit = name.bytes().last().map_or('0', char::from);
-        ServedVersion {
-            name: name.to_owned(),
-            artifact: ArtifactRef {
-                uri: format!("s3://models/{name}").as_str().into(),
-                digest: Digest::sha256(&digit.to_string().repeat(64)),
-            },
-        }
-    }
 
     fn spec(steps: &[(i32, i32)]) -> Rollout {
         Rollout {

@@ -494,7 +494,7 @@ fn silent(pods: &[PodSays]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use flywheel_contract::failure::FailureReason;
     use flywheel_contract::scalar::Digest;
     use flywheel_contract::serving::Crash;
@@ -504,7 +504,8 @@ mod tests {
     use super::*;
     use crate::serving::How;
 
-    fn version(name: &str) -> ServedVersion {
+    /// A version of this name; its digest follows from the last letter.
+    pub(in crate::serving) fn version(name: &str) -> ServedVersion {
         let digit = name.bytes().last().map_or('0', char::from);
         ServedVersion {
             name: name.to_owned(),

@@ -17,6 +17,7 @@ use flywheel_wire::error::{ErrorReason, Refusal};
 pub(crate) use data::router as data_router;
 pub(crate) use grpc::{code as grpc_code, is_grpc};
 pub(crate) use inside::router as inside_router;
+pub(crate) use request::span_above;
 
 /// Seconds after which a client may try again.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");

@@ -22,6 +22,13 @@ const EXPERIMENT_KEY: HeaderName = HeaderName::from_static(EXPERIMENT_KEY_HEADER
 const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static(request_timeout::REQUEST_TIMEOUT_HEADER);
 const TRACEPARENT: HeaderName = HeaderName::from_static(trace_context::TRACEPARENT_HEADER);
 
+/// The span that a request names above its own; two of them are as good as none.
+pub(crate) fn span_above(headers: &HeaderMap) -> Option<trace_context::Parent<'_>> {
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    let parent = trace_context::parse(values.next()?.as_bytes())?;
+    values.next().is_none().then_some(parent)
+}
+
 /// Why this pod does not answer now.
 fn unavailable(phase: Phase) -> Refusal {
     if phase >= Phase::Leaving {
@@ -178,18 +185,13 @@ impl<'a> Question<'a> {
         app.requests.send_modify(|n| *n += 1);
         app.metrics.demand.begin();
         let sent = headers.get(REQUEST_ID).map(HeaderValue::as_bytes);
-        let mut traces = headers.get_all(TRACEPARENT).iter();
-        let trace = traces.next().and_then(|value| trace_context::parse(value.as_bytes()));
         Self {
             app,
             id: sent
                 .and_then(request_id::accepted)
                 .map_or_else(|| app.next_id(), str::to_owned),
             start: Instant::now(),
-            // Two of them are as good as none.
-            trace: trace
-                .filter(|_| traces.next().is_none())
-                .map(|parent| parent.trace.to_owned()),
+            trace: span_above(headers).map(|parent| parent.trace.to_owned()),
             served: Served::now(app, headers),
             named: OnceLock::new(),
             status: None,
