@@ -159,7 +159,7 @@ fuzz: ## The parsers of what clients send (FUZZ_SECONDS=10 for each of TARGETS=)
 	@scripts/fuzz.sh
 
 .PHONY: test-faults
-test-faults: ## Trainers killed, stopped, cut off on the running cluster; their times (TRIALS=20; needs A100=2, install, example-data)
+test-faults: ## Trainers and servers killed, stopped, cut off on the running cluster; their times (TRIALS=20; needs A100=2 T4=2, install, example-data)
 	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && export TRIALS=$${TRIALS:-20} FAULT_ROWS=$$(mktemp) && \
 	  $(WITH_TORCH) $(CARGO) test --profile $(PROFILE) --locked --workspace --test faults -- --nocapture && python3 bench/faults.py $$FAULT_ROWS
 

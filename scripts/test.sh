@@ -81,7 +81,7 @@ bin=${CARGO_TARGET_DIR:?run it through make}/ci
 
 stage "setup: packages, libtorch, python, programs" make setup || exit 1
 stage "build: programs and images" make images || exit 1
-stage "cluster: four nodes" make cluster A100=2 || exit 1
+stage "cluster: five nodes" make cluster A100=2 T4=2 || exit 1
 variables=$("$bin/flywheel-localcluster" env) || exit 1
 eval "$variables"
 stage "build: tests" test_with --workspace --no-run || exit 1

@@ -83,6 +83,14 @@ where
         self.scope(namespace)?.get(&ObjectRef::new(name).within(namespace))
     }
 
+    /// The object of this name, of a kind that has no namespaces.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<Arc<K>> {
+        self.scopes
+            .iter()
+            .find_map(|(_, store)| store.get(&ObjectRef::new(name)))
+    }
+
     /// The objects of a namespace that `keep` wants, in the order of their names.
     #[must_use]
     pub fn list(&self, namespace: &str, keep: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
@@ -126,7 +134,7 @@ macro_rules! caches {
         #[derive(Clone, Debug)]
         pub struct Caches {
             $($(#[$doc])* pub $field: Cache<$kind>,)+
-            /// Nodes: names, labels and what pods may have on them; `None` where the operator works in some namespaces only and may not ask.
+            /// Nodes: names, labels, what pods may have on them and whether they are ready; `None` where the operator works in some namespaces only and may not ask.
             pub nodes: Option<Cache<Node>>,
         }
 
@@ -293,8 +301,16 @@ prune! {
         node.spec = None;
         if let Some(status) = node.status.as_mut() {
             let allocatable = status.allocatable.take();
+            let mut conditions = status.conditions.take().unwrap_or_default();
+            conditions.retain(|c| c.type_ == "Ready");
+            for condition in &mut conditions {
+                // Every kubelet's heartbeat changes it.
+                condition.last_heartbeat_time = None;
+                condition.message = None;
+            }
             *status = Default::default();
             status.allocatable = allocatable;
+            status.conditions = (!conditions.is_empty()).then_some(conditions);
         }
     },
 }
@@ -329,16 +345,18 @@ mod tests {
     }
 
     #[test]
-    fn a_node_keeps_its_labels_and_what_pods_may_have_on_it_only() {
+    fn a_node_keeps_its_labels_what_pods_may_have_on_it_and_whether_it_is_ready() {
         let mut node: Node = serde_json::from_value(serde_json::json!({
             "metadata": {"name": "n", "labels": {"a": "b"}, "annotations": {"c": "d"}},
             "spec": {"podCIDR": "10.0.0.0/24"},
-            "status": {"allocatable": {"nvidia.com/gpu": "8"}, "capacity": {"nvidia.com/gpu": "8"}, "images": [{"names": ["i"]}]}
+            "status": {"allocatable": {"nvidia.com/gpu": "8"}, "capacity": {"nvidia.com/gpu": "8"}, "images": [{"names": ["i"]}],
+                "conditions": [{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": "Unknown", "message": "m",
+                    "lastHeartbeatTime": "2026-01-01T00:00:00Z"}]}
         }))
         .unwrap();
         node.prune();
         let kept = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {"a": "b"}},
-            "status": {"allocatable": {"nvidia.com/gpu": "8"}}});
+            "status": {"allocatable": {"nvidia.com/gpu": "8"}, "conditions": [{"type": "Ready", "status": "Unknown"}]}});
         assert_eq!(serde_json::to_value(&node).unwrap(), kept);
     }
 

@@ -100,6 +100,10 @@ pub struct Context {
     pub assignments: crate::serving::AssignmentMemo,
     /// What is known of the load, per InferenceService.
     pub scales: crate::serving::ScaleMemo,
+    /// What failed, per InferenceService.
+    pub recoveries: crate::serving::RecoveryMemo,
+    /// What is seen of nodes whose pods do not answer.
+    pub nodes: crate::cluster::nodes::NodeWatch,
     /// Held while a ModelVersion gets its number.
     pub version_numbers: tokio::sync::Mutex<()>,
 }
@@ -136,6 +140,8 @@ impl Context {
             progress: crate::training::ProgressMemo::default(),
             assignments: crate::serving::AssignmentMemo::default(),
             scales: crate::serving::ScaleMemo::default(),
+            recoveries: crate::serving::RecoveryMemo::default(),
+            nodes: crate::cluster::nodes::NodeWatch::default(),
             version_numbers: tokio::sync::Mutex::new(()),
         }
     }
@@ -157,6 +163,7 @@ impl Context {
         self.progress.retain(&alive);
         self.assignments.retain(&alive);
         self.scales.retain(&alive, &self.metrics);
+        self.recoveries.retain(&alive);
     }
 
     /// The writer with this field manager.

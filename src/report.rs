@@ -1,7 +1,12 @@
 //! The part of a status that is the same for every kind: the summary conditions.
 
-use flywheel_api::conditions::{Desired, Status, merge, types};
+use flywheel_api::conditions::{Desired, Status, merge, reasons, types};
+use flywheel_api::recovery::{Incident, RecoveryStatus};
+use flywheel_policy::recovery::incident;
+use flywheel_policy::recovery::serving::News;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use crate::kubeio::Note;
 
 /// How an object stands, in kstatus's terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +33,42 @@ pub fn summary(standing: Standing, reason: &str, message: &str) -> Vec<Desired> 
         Standing::Stalled => conditions.push(Desired::new(types::STALLED, Status::True, reason, message)),
     }
     conditions
+}
+
+/// What a status tells of these incidents. How long there is no room grows all the time, so it is told once it is over.
+#[must_use]
+pub fn recovery(incidents: &[Incident]) -> Option<RecoveryStatus> {
+    let told = incidents.iter().map(|incident| Incident {
+        capacity_seconds: incident.capacity_seconds.filter(|_| incident.replace_seconds.is_some()),
+        ..incident.clone()
+    });
+    let status = RecoveryStatus {
+        incidents: told.collect(),
+    };
+    (!status.incidents.is_empty()).then_some(status)
+}
+
+/// The event about an incident.
+#[must_use]
+pub fn incident_note(news: &News) -> Note {
+    match news {
+        News::Began(incident) => Note {
+            warning: true,
+            reason: incident.cause.as_str().to_owned(),
+            action: "Recover",
+            text: incident::what(incident),
+        },
+        News::Over(incident) => Note {
+            warning: false,
+            reason: reasons::RECOVERED.to_owned(),
+            action: "Recover",
+            text: format!(
+                "{}; recovered in {}",
+                incident::what(incident),
+                incident::told(incident)
+            ),
+        },
+    }
 }
 
 /// The condition list of an object of this generation at this time; see [`merge`].

@@ -17,6 +17,7 @@ use flywheel_api::names::{
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt as _, Stream, StreamExt as _};
+use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
 use kube::runtime::reflector::{ObjectRef, store::Writer};
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
@@ -32,6 +33,7 @@ use crate::admin::{self, BEAT, Beats};
 use crate::backoff::Backoff;
 use crate::cache::{Cache, CacheWriters, Caches, Prune};
 use crate::client::{ClientError, watch_config};
+use crate::cluster::nodes;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::kubeio::{HasStatus, Kind, within};
@@ -574,6 +576,23 @@ fn start_controllers(
         |o, c| Box::pin(serving::reconcile(o, c)),
     );
     tasks.spawn(sweep(Arc::clone(context), beats.clone(), stop.clone()));
+    let (trained, served, of_nodes) = (triggers.training.clone(), triggers.serving.clone(), Arc::clone(context));
+    tasks.spawn(nodes::follow_nodes(
+        Arc::clone(context),
+        beats.clone(),
+        stop.clone(),
+        move |changed| {
+            let on_them = |pod: &Pod| nodes::node_of(pod).is_some_and(|node| changed.contains(node));
+            for pod in of_nodes.caches.pods.all(on_them) {
+                let namespace = pod.namespace().unwrap_or_default();
+                if let Some(name) = pod.labels().get(LABEL_TRAINING_JOB) {
+                    trained.send(&namespace, name);
+                } else if let Some(name) = pod.labels().get(LABEL_INFERENCE_SERVICE) {
+                    served.send(&namespace, name);
+                }
+            }
+        },
+    ));
     let services = triggers.serving.clone();
     tasks.spawn(serving::scale::follow_load(
         Arc::clone(context),
@@ -750,30 +769,33 @@ mod tests {
             context.progress.due(uid, now);
             context.assignments.note(uid, &assignment, true);
             let service = json!({"metadata": {"name": uid, "namespace": "team", "uid": uid}, "spec": {"model": "m", "modelVersion": "v"}});
-            context.scales.due(&serde_json::from_value(service).unwrap(), now);
+            let service = serde_json::from_value(service).unwrap();
+            context.scales.due(&service, now);
+            context.recoveries.note(&service);
         }
         let context = Arc::new(context);
         let knows = |uid: &str| {
-            let kept: [&dyn Debug; 6] = [
+            let kept: [&dyn Debug; 7] = [
                 &context.backoff,
                 &context.applied,
                 &context.statuses,
                 &context.progress,
                 &context.assignments,
                 &context.scales,
+                &context.recoveries,
             ];
             kept.map(|memo| format!("{memo:?}").contains(&format!("{uid:?}")))
         };
-        assert_eq!((knows("alive"), knows("gone")), ([true; 6], [true; 6]));
+        assert_eq!((knows("alive"), knows("gone")), ([true; 7], [true; 7]));
 
         let (stop, stopped) = watch::channel(false);
         let sweeping = tokio::spawn(sweep(Arc::clone(&context), Beats::default(), stopped));
         let deadline = Instant::now() + Duration::from_secs(10);
-        while knows("gone") != [false; 6] {
+        while knows("gone") != [false; 7] {
             assert!(Instant::now() < deadline, "{:?} is kept", knows("gone"));
             tokio::task::yield_now().await;
         }
-        assert_eq!(knows("alive"), [true; 6]);
+        assert_eq!(knows("alive"), [true; 7]);
         stop.send_replace(true);
         sweeping.await.unwrap();
         scenario.finish().await;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
+use flywheel_policy::recovery::serving::News;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -98,6 +99,21 @@ fn histogram() -> Histogram {
     Histogram::new(SECONDS)
 }
 
+/// Labels of a stage of a recovery.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RecoveryLabels {
+    kind: String,
+    cause: String,
+    stage: String,
+}
+
+/// Upper bounds of the recovery histogram, in seconds, up to twice the promise.
+const RECOVERY_SECONDS: [f64; 12] = [1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0];
+
+fn recovery_histogram() -> Histogram {
+    Histogram::new(RECOVERY_SECONDS)
+}
+
 /// The operator's counters.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -110,6 +126,7 @@ pub struct Metrics {
     leads: Gauge<i64, AtomicI64>,
     services: [OfServices; 5],
     resized: Family<ServiceLabels, Counter<u64, AtomicU64>>,
+    recoveries: Family<RecoveryLabels, Histogram, fn() -> Histogram>,
     registry: Arc<Registry>,
 }
 
@@ -161,6 +178,12 @@ impl Default for Metrics {
             "Decisions that changed the number of pods that a service's load wants",
             resized.clone(),
         );
+        let recoveries = Family::new_with_constructor(recovery_histogram as fn() -> Histogram);
+        registry.register(
+            "recovery_seconds",
+            "How long a recovery took, by what failed and by stage; the stage total leaves out time without room",
+            recoveries.clone(),
+        );
         Self {
             reconciles,
             seconds,
@@ -171,6 +194,7 @@ impl Default for Metrics {
             leads,
             services,
             resized,
+            recoveries,
             registry: Arc::new(registry),
         }
     }
@@ -237,6 +261,33 @@ impl Metrics {
     /// Another number of pods is wanted.
     pub fn resized(&self, of: &ServiceLabels) {
         self.resized.get_or_create(of).inc();
+    }
+
+    /// An incident of an object of `kind` is over.
+    pub fn recovery(&self, kind: &str, news: &News) {
+        let News::Over(incident) = news else {
+            return;
+        };
+        let counted = incident
+            .seconds()
+            .saturating_sub(incident.capacity_seconds.unwrap_or(0));
+        let stages = [
+            ("detect", Some(incident.detect_seconds)),
+            ("decide", incident.decide_seconds),
+            ("replace", incident.replace_seconds),
+            ("recover", incident.recover_seconds),
+            ("total", Some(counted)),
+        ];
+        for (stage, seconds) in stages {
+            let labels = RecoveryLabels {
+                kind: kind.to_owned(),
+                cause: incident.cause.as_str().to_owned(),
+                stage: stage.to_owned(),
+            };
+            if let Some(seconds) = seconds {
+                self.recoveries.get_or_create(&labels).observe(f64::from(seconds));
+            }
+        }
     }
 
     /// A service is gone, or is not looked at any more.

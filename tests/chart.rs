@@ -730,6 +730,7 @@ fn daily_work() -> Vec<(String, Ask)> {
             "the pod of a training attempt, deleted",
             Ask::Delete(path(&pod("ours"))),
         ),
+        ("a serving pod, deleted", Ask::Delete(path(&serving_pod()))),
         (
             "a serving pod, told of an assignment",
             Ask::Patch(path(&serving_pod()), nudge("1")),
@@ -1056,27 +1057,22 @@ fn misdeeds() -> Vec<(&'static str, Ask, &'static str)> {
         (
             "delete of a pod without owner",
             Ask::Delete("/api/v1/namespaces/team/pods/unowned".into()),
-            "deletes only pods of Jobs",
+            "deletes only training pods of Jobs and serving pods of ReplicaSets",
         ),
         (
             "delete of a DaemonSet's pod",
             Ask::Delete("/api/v1/namespaces/team/pods/daemon".into()),
-            "deletes only pods of Jobs",
-        ),
-        (
-            "delete of a serving pod",
-            Ask::Delete(path(&serving_pod())),
-            "deletes only pods",
+            "deletes only training pods of Jobs and serving pods of ReplicaSets",
         ),
         (
             "delete of a serving pod that carries a TrainingJob's name",
             Ask::Delete("/api/v1/namespaces/team/pods/mislabelled".into()),
-            "deletes only pods of Jobs",
+            "deletes only training pods of Jobs and serving pods of ReplicaSets",
         ),
         (
             "delete of a verifying pod",
             Ask::Delete(path(&verifying_pod())),
-            "deletes only pods with the label flywheel.dev/training-job",
+            "deletes only training pods of Jobs and serving pods of ReplicaSets",
         ),
         (
             "the host's network",

@@ -1,4 +1,6 @@
-//! What every kind asks of the cluster: whether the nodes of an accelerator class can take its pods.
+//! What every kind asks of the cluster: whether the nodes of an accelerator class can take its pods, and which nodes are lost.
+
+pub mod nodes;
 
 use flywheel_api::conditions::{cut_words, reasons};
 use flywheel_policy::placement::{NodeView, PodSchedulingView, Problem, problem, unseen};

@@ -9,6 +9,7 @@ pub mod apply;
 pub mod build;
 mod memo;
 pub mod observe;
+mod recovery;
 mod rejection;
 pub mod report;
 pub mod scale;
@@ -27,6 +28,7 @@ use flywheel_policy::serving::{
 use kube::ResourceExt as _;
 
 pub use memo::AssignmentMemo;
+pub use recovery::RecoveryMemo;
 pub use scale::ScaleMemo;
 
 use crate::context::Context;
@@ -36,6 +38,7 @@ use apply::{Objects, Store};
 use build::template::{Rendered, inputs_hash, render};
 use build::{assignment, config_map, deployment, disruption_budget, network_policy, revision, service};
 use observe::{Observed, ask, observe};
+use recovery::{recover, replace};
 use report::Outcome;
 
 /// How soon pods that have not started are looked at again: neither new nodes nor passing time trigger anything.
@@ -65,10 +68,11 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         // Children go by their owner references.
         context.assignments.forget(&uid);
         context.scales.forget(&uid, &context.metrics);
+        context.recoveries.forget(&uid);
         return Ok(RESYNC);
     }
     if Goal::of(&service.spec).is_none() {
-        context.scales.forget(&uid, &context.metrics);
+        context.scales.unfollow(&uid, &context.metrics);
     }
     let mut observed = observe(&service, &context);
     let spec = &service.spec;
@@ -98,13 +102,20 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     let (workload, hold) = workload(&service, &observed, intent, serve, &context)?;
     let mut hold = hold.or(refused).or(beside);
 
+    let recovery = recover(&service, &observed, &context);
+    // Before the Deployment is made smaller again, which would take any of its pods.
+    replace(&recovery.plan, &observed, &context).await?;
+    let surge = i32::try_from(recovery.plan.surge).unwrap_or(0);
     let device = workload.as_ref().and_then(|w| device(&w.rendered));
     let mut has_service = observed.has_service;
     let mut present = observed.deployment.as_deref().cloned();
     // A Deployment begins its life with one pod, so none is made before somebody asks for pods.
     let wanted = present.is_some() || observed.size > 0;
     let mut looks = 0;
-    if let Some(workload) = workload.filter(|_| wanted) {
+    if let Some(mut workload) = workload.filter(|_| wanted) {
+        if workload.replicas > 0 {
+            workload.replicas = workload.replicas.saturating_add(surge);
+        }
         let objects = objects(
             &service,
             workload,
@@ -144,9 +155,16 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         update: update.as_ref(),
         stand: stand.as_ref(),
         device,
+        recovery: &recovery,
     };
     let judgement = report::report(&service, &observed, &outcome, &context).await?;
     let mut again = again.unwrap_or(RESYNC);
+    if let Some(wait) = recovery.plan.again {
+        again = again.min(wait);
+    }
+    if recovery.incidents.iter().any(|incident| !incident.is_over()) {
+        again = again.min(WAITING_TO_START);
+    }
     let starts = observed.pods.iter().any(|p| p.stage <= Stage::Starting);
     if observed.placement.is_some() || starts || judgement.reason == reasons::PENDING {
         again = again.min(WAITING_TO_START);

@@ -13,6 +13,7 @@ use flywheel_policy::serving::{
     DeploymentView, Exchange, ExchangeView, PodSays, PodView, Progress, Stage, Update, VersionView,
 };
 use futures::{FutureExt as _, StreamExt as _, stream};
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt as _;
@@ -20,6 +21,7 @@ use kube::ResourceExt as _;
 use super::build::{GPUS, assignment, deployment};
 use super::rejection;
 use super::scale::size;
+use crate::cluster::nodes::address;
 use crate::cluster::placement_problem;
 use crate::context::Context;
 use crate::scrape::ScrapeError;
@@ -61,6 +63,8 @@ pub struct Observed {
     pub pods: Vec<PodView>,
     /// Their objects, in the same order.
     pub pod_objects: Vec<Arc<Pod>>,
+    /// Those that were told to end.
+    pub leaving: Vec<Arc<Pod>>,
     /// What those that answer say of themselves, once they were asked.
     pub says: Vec<PodSays>,
     /// Why pods have no node.
@@ -84,6 +88,8 @@ pub struct Pods {
     pub replica_sets: Vec<Arc<ReplicaSet>>,
     /// Its pods that count, with their objects.
     pub pods: Vec<(PodView, Arc<Pod>)>,
+    /// Those that were told to end.
+    pub leaving: Vec<Arc<Pod>>,
 }
 
 impl Pods {
@@ -105,11 +111,17 @@ impl Pods {
         });
         let set_uids: Vec<String> = replica_sets.iter().filter_map(|set| set.uid()).collect();
         let ours = |pod: &Pod| set_uids.iter().any(|uid| is_controlled_by(&pod.metadata, uid));
-        let pods = caches.pods.list(&namespace, ours).into_iter();
+        let (leaving, pods): (Vec<Arc<Pod>>, Vec<Arc<Pod>>) = caches
+            .pods
+            .list(&namespace, ours)
+            .into_iter()
+            .partition(|pod| pod.metadata.deletion_timestamp.is_some());
         Self {
             deployment,
             replica_sets,
+            leaving,
             pods: pods
+                .into_iter()
                 .filter_map(|pod| Some((PodView::of(&pod, SERVER, context.now())?, pod)))
                 .collect(),
         }
@@ -131,6 +143,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
         deployment,
         replica_sets,
         pods,
+        leaving,
     } = Pods::of(service, context);
     let (pods, pod_objects): (Vec<PodView>, Vec<Arc<Pod>>) = pods.into_iter().unzip();
     let replicas = deployment.as_ref().and_then(|d| d.spec.as_ref()?.replicas);
@@ -174,6 +187,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
             .newest(&uid, cached.and_then(|map| assignment::read(map))),
         pods,
         pod_objects,
+        leaving,
         says: Vec::new(),
         placement,
         size,
@@ -223,8 +237,7 @@ pub async fn ask(observed: &Observed, context: &Context) -> Vec<PodSays> {
 }
 
 async fn ask_one(view: &PodView, pod: &Pod, context: &Context) -> PodSays {
-    let ip = pod.status.as_ref().and_then(|s| s.pod_ip.as_ref()?.parse().ok());
-    let stats = match ip {
+    let stats = match address(pod) {
         Some(ip) => context.scraper.get_json(ip, INSIDE_PORT, STATS_PATH).await,
         None => Err(ScrapeError::Unreachable("the pod has no address".to_owned())),
     };
@@ -286,18 +299,22 @@ impl Observed {
             };
         };
         let view = deployment_view(present);
-        let none_free = self
-            .placement
-            .as_ref()
-            .is_some_and(|p| p.reason == reasons::INSUFFICIENT_GPU);
         ExchangeView {
             now: deployment::exchange_of(present),
             old_pods: view.observed && view.replicas > view.updated,
-            waiting_since: if none_free {
-                self.pods.iter().filter_map(|p| p.waiting_since).min()
-            } else {
-                None
-            },
+            waiting_since: self.no_room_since(),
         }
+    }
+
+    /// Since when a pod waits for a free GPU of the class, where none is free.
+    #[must_use]
+    pub fn no_room_since(&self) -> Option<Timestamp> {
+        let placement = self.placement.as_ref()?;
+        let none_free = placement.reason == reasons::INSUFFICIENT_GPU;
+        self.pods
+            .iter()
+            .filter(|_| none_free)
+            .filter_map(|p| p.waiting_since)
+            .min()
     }
 }

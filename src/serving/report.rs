@@ -7,14 +7,16 @@ use flywheel_api::names::ANNOTATION_REJECTED;
 use flywheel_api::scaling::{LoadStatus, ScalingStatus};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::split::{BUCKETS_PER_PERCENT, Split};
+use flywheel_policy::recovery::incident;
 use flywheel_policy::serving::scale::{Goal, Shown};
 use flywheel_policy::serving::{Hold, Judgement, PodSays, Progress, Stand, Standing, Update, View, judge};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::ResourceExt as _;
+use kube::{Resource as _, ResourceExt as _};
 
 use super::build;
 use super::observe::{Observed, deployment_view};
+use super::recovery::Recovery;
 use crate::context::Context;
 use crate::error::Error;
 use crate::kubeio::{Note, SERVING_MANAGER};
@@ -54,6 +56,8 @@ pub struct Outcome<'a> {
     pub stand: Option<&'a Stand>,
     /// What the pods compute on.
     pub device: Option<Device>,
+    /// What failed, and what is done about it.
+    pub recovery: &'a Recovery,
 }
 
 /// Writes the status where it changed, and an event where the summary did.
@@ -87,6 +91,14 @@ pub async fn report(
     desired.extend(judgement.conditions.iter().cloned());
     let of_load = OfLoad::of(service, context.scales.shown(&service.uid().unwrap_or_default()));
     desired.extend(of_load.conditions);
+    let incidents = &outcome.recovery.incidents;
+    let wishes = &service.spec.recovery;
+    desired.push(incident::judge(
+        incidents,
+        wishes.deadline_seconds,
+        wishes.mode,
+        context.now(),
+    ));
     let rollout = of_rollout(service, outcome);
     desired.extend(rollout.clone());
     let canary = Canary::of(outcome.update, &observed.says);
@@ -123,10 +135,15 @@ pub async fn report(
         pods: Some(format!("{}/{}", judgement.ready, observed.size)),
         load: of_load.load,
         scaling: of_load.scaling,
+        recovery: report::recovery(incidents),
         selector: Some(build::selector_text(&service.name_any())),
         device: outcome.device,
     };
     let writes = context.writes(SERVING_MANAGER);
+    for news in &outcome.recovery.news {
+        context.metrics.recovery(&InferenceService::kind(&()), news);
+        writes.event(service, &report::incident_note(news)).await;
+    }
     let changed = find(present, types::READY).is_none_or(|c| c.reason != judgement.reason);
     let written = writes.status(service, &status).await?;
     if written && changed && !PASSING.contains(&judgement.reason) {

@@ -1,11 +1,11 @@
-//! How many pods a service has: a look each second or two at what its pods are asked and do, and what is decided from it.
+//! How many pods a service has: a look each second or two at what its pods are asked and do, and what is decided from it. Also
+//! where nothing is to be decided pods are looked at: those that do not answer make their nodes suspects.
 //!
 //! It goes on beside the reconciles, which follow what was decided last, so that a burst is answered within two seconds
 //! however many objects wait. What is remembered lives in this process alone: a new leader begins with the size that the
 //! Deployment has and lets nothing shrink before it has seen enough.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use flywheel_contract::names::{INSIDE_PORT, STATS_PATH};
 use flywheel_contract::serving::{Load, Stats};
 use flywheel_policy::serving::Stage;
 use flywheel_policy::serving::scale::{Decision, Goal, Look, ReadyPod, Said, Scaler, Shown, StartingPod};
+use flywheel_policy::training::attempt::is_out_of_contact;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -24,6 +25,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::observe::Pods;
 use crate::admin::Beats;
+use crate::cluster::nodes::{address, node_of};
 use crate::context::Context;
 use crate::telemetry::{Metrics, ServiceFigures, ServiceLabels};
 
@@ -160,6 +162,19 @@ impl ScaleMemo {
         resized || changed
     }
 
+    /// Forgets what is known of the load of a service that nothing is decided for.
+    pub(crate) fn unfollow(&self, uid: &str, metrics: &Metrics) {
+        let mut services = self.services();
+        let Some(known) = services.get_mut(uid).filter(|known| known.decision.is_some()) else {
+            return;
+        };
+        metrics.forget(&known.labels);
+        let begun = known.begun.unwrap_or_default();
+        known.scaler = Scaler::new(begun);
+        (known.decision, known.shown, known.wait) = (None, None, STEADY);
+        known.decisions.clear();
+    }
+
     /// Forgets all other services.
     pub fn retain(&self, alive: &HashSet<String>, metrics: &Metrics) {
         self.services().retain(|uid, known| {
@@ -179,7 +194,7 @@ impl ScaleMemo {
     }
 }
 
-/// Looks at all services that want it until `stop` is told. `changed` is told the namespace and name of a service whose size
+/// Looks at the pods of all services until `stop` is told. `changed` is told the namespace and name of a service whose size
 /// or status is to change.
 pub async fn follow_load(
     context: Arc<Context>,
@@ -197,7 +212,7 @@ pub async fn follow_load(
             _ = stop.wait_for(|stop| *stop) => break,
         }
         beats.beat(NAME);
-        let services = context.caches.inference_services.all(|s| Goal::of(&s.spec).is_some());
+        let services = context.caches.inference_services.all(|s| s.spec.replicas > 0);
         // In a list first: a lazy iterator of futures ties lifetimes so that no caller can be sent between threads.
         let looks: Vec<_> = services.iter().map(|service| look(service, &asked, &context)).collect();
         let mut looks = stream::iter(looks).buffer_unordered(SERVICES_AT_ONCE);
@@ -216,7 +231,6 @@ pub(super) async fn look<'a>(
     asked: &Semaphore,
     context: &Context,
 ) -> Option<&'a InferenceService> {
-    let goal = Goal::of(&service.spec)?;
     let turn = context.scales.due(service, context.clock.even())?;
     let pods = Pods::of(service, context);
     let (ready, others): (Vec<_>, Vec<_>) = pods.pods.iter().partition(|(view, _)| view.stage == Stage::Ready);
@@ -227,6 +241,11 @@ pub(super) async fn look<'a>(
         answers.push(ready_pod(pod, in_turn(index, turn, count), asked, context));
     }
     let ready: Vec<ReadyPod> = stream::iter(answers).buffered(ASKED).collect().await;
+    // The control plane takes the readiness of pods whose node it has lost; whether that is lost they still tell.
+    for (_, pod) in others.iter().filter(|(_, pod)| is_out_of_contact(pod)).take(ASKED) {
+        load(pod, asked, context).await;
+    }
+    let goal = Goal::of(&service.spec)?;
     let look = Look {
         at: context.clock.even(),
         ready,
@@ -288,7 +307,7 @@ fn created(pod: &Pod, context: &Context) -> Timestamp {
 
 /// What a pod was asked and did; `None` where it does not say.
 async fn load(pod: &Pod, asked: &Semaphore, context: &Context) -> Option<Load> {
-    let ip: IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+    let ip = address(pod)?;
     // It is never closed.
     let _permit = asked.acquire().await.ok()?;
     let stats = context
@@ -296,6 +315,9 @@ async fn load(pod: &Pod, asked: &Semaphore, context: &Context) -> Option<Load> {
         .get_json::<Stats>(ip, INSIDE_PORT, STATS_PATH)
         .await;
     context.metrics.scrape("load", stats.is_ok());
+    if let Some(node) = node_of(pod) {
+        context.nodes.read(node, &stats, context.clock.even());
+    }
     match stats {
         Ok(stats) => stats.load,
         Err(error) => {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flywheel_contract::termination::Position;
+use flywheel_policy::recovery::incident::seconds;
 use flywheel_policy::training::KEPT_ATTEMPTS;
 use flywheel_policy::training::hang::{Look, Watch};
 use jiff::Timestamp;
@@ -27,6 +28,10 @@ struct Known {
     watch: Watch,
     /// How far the last attempts were when they were last heard of.
     positions: Vec<(u32, Position)>,
+    /// The attempt that `watch` is about.
+    attempt: u32,
+    /// When its pods were first and last seen without room, since something failed.
+    no_room: Option<(Timestamp, Timestamp)>,
 }
 
 impl ProgressMemo {
@@ -52,6 +57,7 @@ impl ProgressMemo {
         if known.pod != pod {
             pod.clone_into(&mut known.pod);
             known.watch = Watch::default();
+            known.attempt = attempt;
         }
         known.watch.add(look, now);
         if let Some(position) = known.watch.position() {
@@ -61,6 +67,30 @@ impl ProgressMemo {
             known.positions.drain(..surplus);
         }
         known.watch.clone()
+    }
+
+    /// Since when the pod of this attempt did not answer, or not work, when it was last looked at.
+    pub(crate) fn silent_since(&self, uid: &str, attempt: u32) -> Option<Timestamp> {
+        let jobs = self.jobs();
+        let known = jobs.get(uid).filter(|known| known.attempt == attempt)?;
+        known.watch.silent_since()
+    }
+
+    /// Seconds for which there was no room since something failed that goes on. `is`: there is none now.
+    pub(crate) fn without_room(&self, uid: &str, goes_on: bool, is: bool, now: Timestamp) -> i32 {
+        let mut jobs = self.jobs();
+        if !goes_on {
+            if let Some(known) = jobs.get_mut(uid) {
+                known.no_room = None;
+            }
+            return 0;
+        }
+        let known = jobs.entry(uid.to_owned()).or_default();
+        if is {
+            let (since, _) = known.no_room.unwrap_or((now, now));
+            known.no_room = Some((since, now));
+        }
+        known.no_room.map_or(0, |(since, until)| seconds(since, until))
     }
 
     /// How far an attempt was when its pod was last heard.

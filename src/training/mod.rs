@@ -3,6 +3,7 @@
 pub mod build;
 mod memo;
 mod observe;
+mod recovery;
 mod report;
 
 #[cfg(test)]
@@ -14,6 +15,7 @@ use std::time::Duration;
 use flywheel_api::TrainingJob;
 use flywheel_api::conditions::reasons;
 use flywheel_api::names::{self, ANNOTATION_ENDED, ANNOTATION_GIVEN_UP};
+use flywheel_api::recovery::RecoveryMode;
 use flywheel_contract::termination::Trained;
 use flywheel_policy::training::{Decision, Intent, Phase, Wishes, decide, version_conflict};
 use k8s_openapi::api::batch::v1::Job;
@@ -52,6 +54,7 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
     let wishes = Wishes {
         suspend: job.spec.suspend,
         max_restarts: u32::try_from(job.spec.recovery.max_restarts).unwrap_or(0),
+        only_observe: job.spec.recovery.mode == RecoveryMode::Observe,
     };
     let mut decision = decide(wishes, &observation.observed, context.now());
     if let Err(error) = apply(&job, &context, &observation, &decision).await {

@@ -1,7 +1,6 @@
 //! What there is: attempts from their Jobs and pods, the ModelVersion, what the scheduler and the pods say, and whether the
 //! running attempt still works, of which the pod with index 0 tells.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use flywheel_api::conditions::{find, types};
@@ -29,6 +28,7 @@ use kube::{Api, ResourceExt as _};
 use super::build::job::gpus;
 use super::report::state_word;
 use super::version_name;
+use crate::cluster::nodes::{address, node_of};
 use crate::cluster::placement_problem;
 use crate::context::Context;
 use crate::error::Error;
@@ -59,6 +59,12 @@ impl Observation {
             .iter()
             .find(|(n, _)| *n == attempt)
             .map(|(_, job)| job.as_ref())
+    }
+
+    /// The node of the pod of an attempt with this completion index, as far as it is known.
+    pub fn node_of(&self, attempt: u32, of: u32) -> Option<String> {
+        let mut pods = self.pods.iter().filter(|(n, pod)| *n == attempt && index(pod) == of);
+        pods.find_map(|(_, pod)| node_of(pod)).map(str::to_owned)
     }
 
     /// What the running pod, or the last words of one that ran, tell of the data checks.
@@ -218,15 +224,18 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                     }
                     let peers = || of_job().filter(|p| lives(p, TRAINER));
                     let several = view.nodes > 1;
+                    let seems_lost = |pod: &Pod| is_out_of_contact(pod) || context.nodes.lost(pod, context).is_some();
+                    let held = peers().any(|p| seems_lost(p)) && context.nodes.is_held(context);
+                    let is_lost = |pod: &Pod| !held && seems_lost(pod);
                     let around = Surroundings {
-                        out_of_contact: is_out_of_contact(pod),
+                        out_of_contact: is_lost(pod),
                         answered_before,
                         all_run_since: peers()
                             .filter(|_| several)
                             .filter_map(|p| running_since(p, TRAINER))
                             .max(),
                         lost_peer: peers()
-                            .filter(|p| is_out_of_contact(p))
+                            .filter(|p| is_lost(p))
                             .map(|p| index(p))
                             .find(|index| *index > 0),
                     };
@@ -358,12 +367,7 @@ fn without_pod_name(message: &str) -> &str {
 
 /// What the running pod tells. That it cannot be read is no error.
 async fn scrape(context: &Context, attempt: u32, pod: &Pod) -> Look {
-    let ip: Option<IpAddr> = pod
-        .status
-        .as_ref()
-        .and_then(|s| s.pod_ip.as_ref())
-        .and_then(|ip| ip.parse().ok());
-    let Some(ip) = ip else {
+    let Some(ip) = address(pod) else {
         return Look::Unreachable;
     };
     let read = context
@@ -371,6 +375,9 @@ async fn scrape(context: &Context, attempt: u32, pod: &Pod) -> Look {
         .get_json::<Progress>(ip, INSIDE_PORT, PROGRESS_PATH)
         .await;
     context.metrics.scrape("progress", read.is_ok());
+    if let Some(node) = node_of(pod) {
+        context.nodes.read(node, &read, context.clock.even());
+    }
     if let Err(error) = &read {
         tracing::debug!(%error, "the pod's progress could not be read");
     }

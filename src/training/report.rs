@@ -5,16 +5,18 @@ use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::training_job::{ProgressStatus, ResultStatus, SinkStatus, TrainingJobStatus};
 use flywheel_contract::progress::Progress;
 use flywheel_contract::termination::{Outcome, Position};
+use flywheel_policy::recovery::serving::News;
 use flywheel_policy::training::attempt::{AttemptState, End};
 use flywheel_policy::training::{AttemptView, Decision, Intent, Phase};
-use kube::ResourceExt as _;
+use kube::{Resource as _, ResourceExt as _};
 
 use super::observe::Observation;
+use super::recovery::Incidents;
 use super::{build, version_name};
 use crate::context::Context;
 use crate::error::Error;
 use crate::kubeio::{Note, TRAINING_MANAGER};
-use crate::report::{Standing, conditions, summary};
+use crate::report::{self, Standing, conditions, summary};
 
 /// Reasons that nobody needs to look at.
 const GOOD_NEWS: [&str; 4] = [
@@ -33,8 +35,9 @@ pub async fn report(
 ) -> Result<(), Error> {
     let present = job.status.clone().unwrap_or_default();
     let uid = job.uid().unwrap_or_default();
-    let mut status = status(job, context, observation, decision, &present, Figures::Kept);
-    let fresh = self::status(job, context, observation, decision, &present, Figures::Fresh);
+    let incidents = Incidents::of(job, context, observation, decision);
+    let told = |figures| status(job, context, observation, decision, &incidents, &present, figures);
+    let (mut status, fresh) = (told(Figures::Kept), told(Figures::Fresh));
     let phase = |s: &TrainingJobStatus| s.progress.as_ref().and_then(|p| p.phase.clone());
     if fresh != status
         && (status != present || phase(&fresh) != phase(&status) || context.progress.due(&uid, context.now()))
@@ -47,6 +50,13 @@ pub async fn report(
     let writes = context.writes(TRAINING_MANAGER);
     if !writes.status(job, &status).await? {
         return Ok(());
+    }
+    for news in &incidents.news {
+        context.metrics.recovery(&TrainingJob::kind(&()), news);
+        // That it began is told with the restart.
+        if matches!(news, News::Over(_)) {
+            writes.event(job, &report::incident_note(news)).await;
+        }
     }
     for note in notes(&present, &status, decision) {
         tracing::info!(
@@ -159,6 +169,7 @@ fn status(
     context: &Context,
     observation: &Observation,
     decision: &Decision,
+    incidents: &Incidents,
     present: &TrainingJobStatus,
     figures: Figures,
 ) -> TrainingJobStatus {
@@ -199,15 +210,12 @@ fn status(
         Figures::Kept => (Vec::new(), None),
         Figures::Fresh => observation.figures(),
     };
+    let mut desired = desired(decision, attempt > 0, health);
+    desired.push(incidents.condition.clone());
     TrainingJobStatus {
         observed_generation: job.metadata.generation,
         state: Some(state_word(decision.phase).to_owned()),
-        conditions: conditions(
-            &present.conditions,
-            &desired(decision, attempt > 0, health),
-            job.metadata.generation,
-            context.now(),
-        ),
+        conditions: conditions(&present.conditions, &desired, job.metadata.generation, context.now()),
         nodes: Some(nodes(job, observation, decision, present, figures)),
         attempt: (attempt > 0).then_some(i64::from(attempt)),
         restarts: (attempt > 0).then(|| i64::from(attempt.saturating_sub(1))),
@@ -261,6 +269,7 @@ fn status(
             .as_ref()
             .and_then(|p| p.precision)
             .or(present.precision),
+        recovery: report::recovery(&incidents.all),
     }
 }
 

@@ -213,6 +213,22 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
                 set("/server/timeoutMilliseconds", json!(199)),
             ]
         }
+        "deadlineSeconds must be at least 170 s, which a recovery may take, and the largest tolerationSeconds of trainer.pod.tolerations together" =>
+        {
+            vec![with(
+                &set("/recovery/deadlineSeconds", json!(300)),
+                "/trainer/pod/tolerations/0/tolerationSeconds",
+                json!(131),
+            )]
+        }
+        "deadlineSeconds must be at least 170 s, which a recovery may take, and the largest tolerationSeconds of server.pod.tolerations together" =>
+        {
+            vec![with(
+                &set("/recovery/deadlineSeconds", json!(300)),
+                "/server/pod/tolerations/0/tolerationSeconds",
+                json!(131),
+            )]
+        }
         "labels under flywheel.dev/ and app.kubernetes.io/ are Flywheel's own" => vec![
             set("/labels/flywheel.dev~1attempt", json!("1")),
             set("/labels/app.kubernetes.io~1name", json!("x")),

@@ -95,6 +95,8 @@ fn full_status(kind: &str) -> Value {
                 "macroF1": "0.8900", "time": "2026-01-01T00:00:00Z"}],
             "tracking": {"tensorBoard": {"uri": "s3://b/k", "problem": "p"}, "mlflow": {"uri": "http://m", "problem": "p"}},
             "result": {"modelVersion": "v", "metrics": [{"name": "test/accuracy", "value": "0.9"}]}, "device": "Cpu", "precision": "BFloat16",
+            "recovery": {"incidents": [{"cause": "NodeLost", "object": "o", "node": "n", "message": "m", "began": "2026-01-01T00:00:00Z",
+                "detectSeconds": 1, "decideSeconds": 1, "replaceSeconds": 1, "recoverSeconds": 1, "capacitySeconds": 1, "podsBefore": 2}]},
             "dataset": {"rows": 9, "train": 5, "validation": 2, "test": 1, "golden": 1, "empty": 0, "duplicates": 0, "conflicts": 1,
                 "nearDuplicates": 1, "nearDuplicatesBySets": [{"set": "test", "of": "train", "rows": 1, "identical": 0}],
                 "uncompared": 0, "labels": 2, "validationLabels": 2, "testLabels": 1, "goldenLabels": 1, "largestLabel": 3,
@@ -108,6 +110,8 @@ fn full_status(kind: &str) -> Value {
             "load": {"qps": "480", "concurrency": "9.1", "latencyP99Milliseconds": 41},
             "scaling": {"desiredReplicas": 3, "targetPerReplica": "170", "capacityPerReplica": "240", "startSeconds": 4,
                 "decisions": [{"time": "2026-01-01T00:00:00Z", "from": 1, "to": 3, "reason": "LoadRose", "message": "m"}]},
+            "recovery": {"incidents": [{"cause": "NodeLost", "object": "o", "node": "n", "message": "m", "began": "2026-01-01T00:00:00Z",
+                "detectSeconds": 1, "decideSeconds": 1, "replaceSeconds": 1, "recoverSeconds": 1, "capacitySeconds": 1, "podsBefore": 2}]},
             "traffic": [{"modelVersion": "v", "pods": 1, "percent": 100, "precision": "Float16", "agreement": {"texts": 200, "same": 199}}]})
         }
     }

@@ -163,6 +163,25 @@ pub fn predict(address: &str, body: &Value) -> (u16, Value) {
     )
 }
 
+/// The process of the server in the pod of this name, where it runs.
+pub fn find_server(pod: &str) -> Option<u32> {
+    let all = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let host = format!("HOSTNAME={pod}");
+    let mut found = all.filter_map(|entry| {
+        let process: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
+        let environment = std::fs::read(entry.path().join("environ")).ok()?;
+        let environment = String::from_utf8_lossy(&environment);
+        (name.trim() == "flywheel-server" && environment.split('\0').any(|pair| pair == host)).then_some(process)
+    });
+    found.next()
+}
+
+/// The process of the server in the pod of this name.
+pub fn server_of(pod: &str) -> u32 {
+    find_server(pod).expect("the server's process")
+}
+
 /// Runs `tests/python/bad_inputs.py`, which makes and looks at what lies in a bucket.
 pub fn bucket(name: &str, arguments: &[&str]) -> String {
     let cache = need("FLYWHEEL_CACHE");

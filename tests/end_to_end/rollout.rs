@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{apply, condition, delete, describe, get, kubectl, list, localcluster, predict, run, wait};
+use crate::cluster::{
+    apply, condition, delete, describe, get, kubectl, list, localcluster, predict, run, server_of, wait,
+};
 
 const NAME: &str = "careful";
 const NAMESPACE: &str = "intent";
@@ -186,20 +188,6 @@ fn refuse_next(root: &str) -> bool {
         }
     }
     any
-}
-
-/// The process of the server in the pod of this name.
-fn server_of(pod: &str) -> u32 {
-    let all = std::fs::read_dir("/proc").expect("/proc").flatten();
-    let host = format!("HOSTNAME={pod}");
-    let mut found = all.filter_map(|entry| {
-        let process: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
-        let environment = std::fs::read(entry.path().join("environ")).ok()?;
-        let environment = String::from_utf8_lossy(&environment);
-        (name.trim() == "flywheel-server" && environment.split('\0').any(|pair| pair == host)).then_some(process)
-    });
-    found.next().expect("the server's process")
 }
 
 /// Requests to the pod that end with the value.

@@ -1,8 +1,9 @@
 //! Faults on purpose, with real pods on a real cluster: a trainer that is killed, one that is stopped, a node that the
-//! API server no longer reaches while its pods go on writing, and a training on two nodes that loses one of its pods or
-//! nodes. Training must go on from its newest checkpoint within the promised time, and the old writers must commit nothing.
+//! API server no longer reaches while its pods go on writing, a training on two nodes that loses one of its pods or nodes,
+//! and a service that loses its servers, pods and a node. Training must go on from its newest checkpoint, and as many pods
+//! answer as before, within the promised time; the old writers must commit nothing.
 //!
-//! Needs the local cluster with two A100 nodes, the chart and the example's data (`make test-faults`). `TRIALS` jobs are on
+//! Needs the local cluster with two A100 and two T4 nodes, the chart and the example's data (`make test-faults`). `TRIALS` jobs are on
 //! the node that is hidden; the processes that are killed (one) and stopped (one for every four trials) run on the other.
 
 #![allow(
@@ -16,6 +17,7 @@
 #[allow(dead_code, reason = "shared with the end-to-end test")]
 #[path = "../end_to_end/cluster.rs"]
 mod cluster;
+mod service;
 mod two_nodes;
 
 use std::collections::BTreeSet;
@@ -425,15 +427,17 @@ fn training_goes_on_after_every_fault_and_old_writers_commit_nothing() {
     let _gpus = ManyGpus::simulate();
 
     let to_stop: Vec<String> = (1..=trials.div_ceil(4)).map(|n| format!("stopped-{n}")).collect();
-    let (killed, stopped, hidden) = std::thread::scope(|scope| {
+    let (killed, stopped, hidden, served) = std::thread::scope(|scope| {
         let killed = scope.spawn(killed);
+        let served = scope.spawn(service::run);
         let stopped: Vec<_> = to_stop.iter().map(|name| scope.spawn(|| stopped(name))).collect();
         let hidden = hidden(trials);
         let stopped: Vec<_> = stopped.into_iter().map(|one| one.join().expect("stopped")).collect();
-        (killed.join().expect("killed"), stopped, hidden)
+        let served = served.join().expect("the service");
+        (killed.join().expect("killed"), stopped, hidden, served)
     });
     let pair = two_nodes::run();
-    println!("\nfrom the fault to a newer checkpoint of the next attempt (the store is looked at each half second)");
+    println!("\nfrom the fault to a newer checkpoint of the next attempt, or to as many pods that answer as before");
     let mut rows = vec![("trainer killed", killed, CRASH_CAP)];
     for (found, took) in stopped {
         rows.extend([
@@ -446,9 +450,10 @@ fn training_goes_on_after_every_fault_and_old_writers_commit_nothing() {
             .into_iter()
             .map(|took| ("node hidden from the API server", took, PARTITION_CAP)),
     );
+    rows.extend(served);
     rows.extend(pair);
     for (what, took, cap) in &rows {
-        println!("  {what:<34} {:6.1} s  cap {} s", took.as_secs_f64(), cap.as_secs());
+        println!("  {what:<54} {:6.1} s  cap {} s", took.as_secs_f64(), cap.as_secs());
     }
     if let Ok(file) = std::env::var("FAULT_ROWS") {
         let rows: Vec<Value> = rows

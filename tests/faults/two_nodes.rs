@@ -92,7 +92,7 @@ fn all_end(attempt: u64, what: &str) {
 }
 
 /// The node is on the network again, whatever happened.
-struct Heals(String);
+pub struct Heals(pub String);
 
 impl Drop for Heals {
     fn drop(&mut self) {

@@ -55,6 +55,8 @@ pub mod types {
         SCALING_ACTIVE = "ScalingActive",
         /// InferenceService: `objectives` are held, and the pods that there may be can hold them.
         OBJECTIVES_MET = "ObjectivesMet",
+        /// TrainingJob, InferenceService: the last failure of the infrastructure was recovered from in time.
+        RECOVERY_WITHIN_DEADLINE = "RecoveryWithinDeadline",
     }
 }
 
@@ -188,6 +190,14 @@ pub mod reasons {
         OBJECTIVE_MISSED = "ObjectiveMissed",
         /// The pods that there may be cannot carry `objectives.qps`.
         OBJECTIVE_OUT_OF_REACH = "ObjectiveOutOfReach",
+        /// Nothing has failed yet.
+        NO_INCIDENT = "NoIncident",
+        /// Something failed, and its recovery goes on.
+        RECOVERING = "Recovering",
+        /// What failed is as it was before.
+        RECOVERED = "Recovered",
+        /// A recovery took, or takes, longer than `recovery.deadlineSeconds`.
+        RECOVERY_OVERDUE = "RecoveryOverdue",
         /// The spec breaks a rule that the API server did not check.
         INVALID_SPEC = "InvalidSpec",
     }

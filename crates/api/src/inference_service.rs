@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::pod::{Accelerator, Image, LocalReference, PodSettings, Resources, Storage};
+use crate::recovery::{RecoveryStatus, ServiceRecovery};
 use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
 
 /// Serves a ModelVersion.
@@ -39,6 +40,7 @@ use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
 #[x_kube(validation = Rule::new("!has(self.experiment) || self.experiment.variants.exists(v, v.modelVersion == self.modelVersion)").message("one of the variants must be the version of modelVersion, which answers before and after the experiment").field_path(".experiment.variants"))]
 #[x_kube(validation = Rule::new("!has(self.rollout) || !has(self.experiment)").message("a service has a rollout or an experiment, not both: each divides the requests").field_path(".rollout"))]
 #[x_kube(validation = Rule::new("!has(self.mirror) || (self.mirror.modelVersion != self.modelVersion && (!has(self.experiment) || !self.experiment.variants.exists(v, v.modelVersion == self.mirror.modelVersion)))").message("the version of mirror must be one that does not answer").field_path(".mirror.modelVersion"))]
+#[x_kube(validation = Rule::new("!has(self.server.pod) || !has(self.server.pod.tolerations) || self.server.pod.tolerations.all(t, !has(t.tolerationSeconds) || t.tolerationSeconds == 0 || self.recovery.deadlineSeconds >= 170 + t.tolerationSeconds)").message("deadlineSeconds must be at least 170 s, which a recovery may take, and the largest tolerationSeconds of server.pod.tolerations together").field_path(".recovery.deadlineSeconds"))]
 #[x_kube(validation = Rule::new("!has(self.objectives) || self.objectives.latencyP99Milliseconds <= self.server.timeoutMilliseconds").message("latencyP99Milliseconds must not be above server.timeoutMilliseconds, after which requests are answered 504").field_path(".objectives.latencyP99Milliseconds"))]
 pub struct InferenceServiceSpec {
     /// Name of the model.
@@ -73,6 +75,9 @@ pub struct InferenceServiceSpec {
     /// Another version that gets a copy of some requests. Its answers are compared and thrown away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror>,
+    /// What happens after a failure of pods, nodes or GPUs.
+    #[serde(default)]
+    pub recovery: ServiceRecovery,
     /// How the pods reach the bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
@@ -298,6 +303,9 @@ pub struct InferenceServiceStatus {
     /// How many pods the load wants, where `scaling` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<ScalingStatus>,
+    /// What was recovered from, and how long it took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoveryStatus>,
     /// Selector of the pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,

@@ -10,6 +10,7 @@ pub mod manifest;
 pub mod model_version;
 pub mod names;
 pub mod pod;
+pub mod recovery;
 pub mod scaling;
 pub mod training_job;
 

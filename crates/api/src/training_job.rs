@@ -17,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::pod::{Image, PodSettings, Resources, Storage};
+use crate::recovery::{RecoveryMode, RecoveryStatus, default_deadline};
 
 /// Most bytes of each text that a pod tells of a place that figures go to; the longest URI has room.
 const SINK_TEXT_MAX: usize = 1200;
@@ -44,6 +45,7 @@ const SINK_TEXT_MAX: usize = 1200;
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("self.hyperparameters.batchSize >= self.trainer.numNodes * self.trainer.accelerator.count").message("batchSize must be at least trainer.numNodes * trainer.accelerator.count: each GPU takes a part of every batch").field_path(".hyperparameters.batchSize"))]
 #[x_kube(validation = Rule::new("has(self.dataset.golden) || !has(self.output.gates) || !self.output.gates.exists(gate, gate.metric.startsWith('golden/'))").message("a gate on golden/... needs dataset.golden").field_path(".output.gates"))]
+#[x_kube(validation = Rule::new("!has(self.trainer.pod) || !has(self.trainer.pod.tolerations) || self.trainer.pod.tolerations.all(t, !has(t.tolerationSeconds) || t.tolerationSeconds == 0 || self.recovery.deadlineSeconds >= 170 + t.tolerationSeconds)").message("deadlineSeconds must be at least 170 s, which a recovery may take, and the largest tolerationSeconds of trainer.pod.tolerations together").field_path(".recovery.deadlineSeconds"))]
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; apply a new TrainingJob").field_path(".model"))]
 #[x_kube(validation = Rule::new("self.dataset == oldSelf.dataset").message("dataset cannot be changed; apply a new TrainingJob").field_path(".dataset"))]
 #[x_kube(validation = Rule::new("self.hyperparameters == oldSelf.hyperparameters").message("hyperparameters cannot be changed; apply a new TrainingJob").field_path(".hyperparameters"))]
@@ -159,6 +161,15 @@ fn one() -> i32 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Recovery {
+    /// Whether pods that run and do no work, or whose node or GPU is lost, are replaced, or only told of. What has ended by
+    /// itself is followed by another attempt in both.
+    #[serde(default)]
+    pub mode: RecoveryMode,
+    /// Seconds within which a failure is to be recovered from, as long as there are nodes for it; `RecoveryWithinDeadline` tells
+    /// whether it was.
+    #[serde(default = "default_deadline")]
+    #[schemars(range(min = 170, max = 604_800))]
+    pub deadline_seconds: i32,
     /// Attempts after the first that came no further than the checkpoint they began with. A pod that was deleted, evicted
     /// or preempted does not count.
     #[serde(default = "default_max_restarts")]
@@ -169,6 +180,8 @@ pub struct Recovery {
 impl Default for Recovery {
     fn default() -> Self {
         Self {
+            mode: RecoveryMode::default(),
+            deadline_seconds: default_deadline(),
             max_restarts: default_max_restarts(),
         }
     }
@@ -246,6 +259,9 @@ pub struct TrainingJobStatus {
     /// Number format of the forward and backward pass that the pods chose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
+    /// What was recovered from, and how long it took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoveryStatus>,
 }
 
 /// How far a training is; at most one write a minute.

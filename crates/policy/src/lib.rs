@@ -3,6 +3,7 @@
 pub mod models;
 pub mod placement;
 pub mod preparation;
+pub mod recovery;
 pub mod remedy;
 pub mod serving;
 pub mod training;

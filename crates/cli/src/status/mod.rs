@@ -8,8 +8,10 @@ use flywheel_api::conditions::{find, types};
 use flywheel_api::names::{
     LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_INFERENCE_SERVICE, LABEL_MODEL_VERSION, SERVER, VERIFIER, is_controlled_by,
 };
+use flywheel_api::recovery::RecoveryStatus;
 use flywheel_api::scaling::{LoadStatus, ScalingStatus};
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
+use flywheel_policy::recovery::incident;
 use futures::future::try_join_all;
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
@@ -71,6 +73,7 @@ async fn training_job(cluster: &Cluster, name: &str) -> Result<(View, String), E
             progress.checkpoint_step.map(|step| format!("at step {step}")),
         ),
         ("Class", Some(job.spec.trainer.accelerator.class.clone())),
+        ("Recovery", status.recovery.as_ref().and_then(recovery)),
         ("Metrics", status.result.as_ref().map(|r| view::metrics(&r.metrics))),
     ];
     // The newest first: what matters now.
@@ -129,6 +132,7 @@ async fn inference_service(cluster: &Cluster, name: &str) -> Result<(View, Strin
         ("Pods", status.pods),
         ("Load", status.load.as_ref().map(load)),
         ("Size", status.scaling.as_ref().map(size)),
+        ("Recovery", status.recovery.as_ref().and_then(recovery)),
         ("Class", Some(service.spec.accelerator.class.clone())),
     ];
     let labels = format!("{LABEL_COMPONENT}={SERVER},{LABEL_INFERENCE_SERVICE}={name}");
@@ -177,6 +181,17 @@ fn size(scaling: &ScalingStatus) -> String {
     let last = scaling.decisions.first();
     parts.extend(last.map(|d| format!("{} -> {} at {}: {}", d.from, d.to, d.time.0, d.message)));
     parts.join("; ")
+}
+
+/// What failed last, or goes on being recovered from.
+fn recovery(recovery: &RecoveryStatus) -> Option<String> {
+    let incident = recovery.incidents.first()?;
+    let how = if incident.is_over() {
+        format!("recovered in {}", incident::told(incident))
+    } else {
+        format!("goes on, so far {}", incident::told(incident))
+    };
+    Some(format!("{}; {how}", incident::what(incident)))
 }
 
 /// An object that need not be there.

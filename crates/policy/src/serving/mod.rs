@@ -226,6 +226,9 @@ mod tests {
             trouble: None,
             restarts: 0,
             ended: None,
+            backs_off: false,
+            changed: None,
+            created: None,
         };
         let (loading, fell_out) = ([pod(Stage::Loading)], [pod(Stage::Unready)]);
         type Row<'a> = (&'a str, bool, Option<&'a str>, &'a [PodView], bool);

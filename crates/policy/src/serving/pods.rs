@@ -53,6 +53,12 @@ pub struct PodView {
     pub restarts: i32,
     /// How its server ended last.
     pub ended: Option<Ended>,
+    /// Its node waits, longer with each time, before it starts the server again.
+    pub backs_off: bool,
+    /// When it last began, or ceased, to be ready.
+    pub changed: Option<Timestamp>,
+    /// When it was made.
+    pub created: Option<Timestamp>,
 }
 
 /// Most bytes of the kubelet's or a program's own words in a message.
@@ -112,6 +118,12 @@ impl PodView {
             ended: container
                 .and_then(|c| c.last_state.as_ref()?.terminated.as_ref())
                 .and_then(Ended::of),
+            backs_off: container.and_then(|c| c.state.as_ref()?.waiting.as_ref()?.reason.as_deref())
+                == Some("CrashLoopBackOff"),
+            changed: condition(pod, "Ready")
+                .and_then(|c| c.last_transition_time.as_ref())
+                .map(|t| t.0),
+            created: pod.metadata.creation_timestamp.as_ref().map(|t| t.0),
             name,
         })
     }

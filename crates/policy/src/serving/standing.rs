@@ -375,6 +375,9 @@ mod tests {
             trouble: None,
             restarts: 0,
             ended: None,
+            backs_off: false,
+            changed: None,
+            created: None,
         }
     }
 

@@ -175,7 +175,7 @@ const ENDING_MAX: Duration = Duration::from_secs(30);
 const OVERDUE: Duration = Duration::from_secs(10);
 
 /// What is said of a pod whose node is lost.
-const NO_ANSWER: &str = "its node does not answer";
+pub(crate) const NO_ANSWER: &str = "its node does not answer";
 
 /// How many pods a Job has at a time.
 #[must_use]
@@ -593,7 +593,8 @@ fn grace(pod: &Pod) -> Duration {
 }
 
 /// When the pod was told to end: the deletion timestamp is the end of its grace.
-fn deletion_asked(pod: &Pod) -> Option<Timestamp> {
+#[must_use]
+pub fn deletion_asked(pod: &Pod) -> Option<Timestamp> {
     let deadline = pod.metadata.deletion_timestamp.as_ref()?.0;
     deadline.checked_sub(grace(pod)).ok()
 }
@@ -754,7 +755,8 @@ fn is_over_its_limit(pod: &Pod) -> bool {
 }
 
 /// What took the pod away beside a deletion: eviction, preemption, its node.
-fn disruption(pod: &Pod) -> Option<String> {
+#[must_use]
+pub fn disruption(pod: &Pod) -> Option<String> {
     if is_over_its_limit(pod) {
         return None;
     }

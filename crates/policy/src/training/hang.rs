@@ -55,6 +55,9 @@ const UNREACHED_MIN: Duration = Duration::from_secs(10);
 /// Scrapes that must have failed to reach it.
 const UNREACHED_SCRAPES_MIN: u32 = 2;
 
+/// What is said of a pod whose node is lost by what is seen of it.
+pub(crate) const NODE_LOST: &str = "its node answers neither the control plane nor the operator";
+
 /// What one scrape gave.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Look {
@@ -135,7 +138,8 @@ impl Verdict {
 /// What is known of a pod besides its own words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Surroundings {
-    /// The control plane has lost its node ([`super::attempt::is_out_of_contact`]).
+    /// Its node is lost to the control plane ([`super::attempt::is_out_of_contact`]), or to all who look at it
+    /// ([`crate::recovery::nodes`]).
     pub out_of_contact: bool,
     /// It has answered before, if not to this process: so it can be reached, and silence means something.
     pub answered_before: bool,
@@ -178,6 +182,16 @@ impl Watch {
         }
     }
 
+    /// Since when it has not answered, or not worked as far as its last answer tells; where it has answered and worked, none.
+    #[must_use]
+    pub fn silent_since(&self) -> Option<Timestamp> {
+        let still = || {
+            let heartbeat = seconds(self.last.as_ref()?.heartbeat_seconds?)?;
+            self.heard?.checked_sub(heartbeat).ok()
+        };
+        self.unanswered.map(|row| row.since).or_else(still)
+    }
+
     /// How far the training was at the last answer.
     #[must_use]
     pub fn position(&self) -> Option<Position> {
@@ -205,12 +219,7 @@ impl Watch {
         let lasted = since(row.since)?;
         if around.out_of_contact || around.lost_peer.is_some() {
             let lost = row.scrapes >= UNREACHED_SCRAPES_MIN && lasted >= UNREACHED_MIN;
-            return lost.then(|| {
-                (
-                    Cause::NodeLost,
-                    "its node answers neither the control plane nor the operator".to_owned(),
-                )
-            });
+            return lost.then(|| (Cause::NodeLost, NODE_LOST.to_owned()));
         }
         // A refusal may be a firewall's, so it counts only for a pod that could be read once. A connection that is taken
         // says by itself that the pod can be reached: it may stand still before anybody has heard of it.

@@ -26,6 +26,8 @@ pub struct Wishes {
     pub suspend: bool,
     /// Restarts that count.
     pub max_restarts: u32,
+    /// Leave alone what runs, whatever is seen of it.
+    pub only_observe: bool,
 }
 
 /// One attempt, as its Job and pods show it.
@@ -315,7 +317,7 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
         AttemptState::Ended(ended) => Some((ended.clone(), Over::Ended)),
         AttemptState::Ending(ended) => Some((ended.clone(), Over::Ending)),
         // A suspension ends the pod as well, and costs nothing.
-        AttemptState::Running if !wishes.suspend => observed
+        AttemptState::Running if !wishes.suspend && !wishes.only_observe => observed
             .verdict
             .as_ref()
             .map(|verdict| (verdict.ended(), Over::GivenUp(verdict))),

@@ -102,6 +102,7 @@ fn seen(attempts: Vec<AttemptView>) -> Observed {
 const WISHES: Wishes = Wishes {
     suspend: false,
     max_restarts: 2,
+    only_observe: false,
 };
 
 fn start(attempt: u32, counted: u32) -> Intent {
@@ -1002,6 +1003,15 @@ fn a_verdict_is_written_before_the_pod_goes_and_the_next_attempt_follows_it() {
     };
     let suspended = with(suspend, Some(verdict(Cause::Hung)));
     assert!(matches!(suspended.intent, Intent::SetSuspend { .. }), "{suspended:?}");
+    let only_observe = Wishes {
+        only_observe: true,
+        ..WISHES
+    };
+    let left_alone = with(only_observe, Some(verdict(Cause::Hung)));
+    assert_eq!(
+        (left_alone.phase, left_alone.intent, left_alone.stop),
+        (Phase::Running, Intent::Wait, vec![])
+    );
 }
 
 #[test]
@@ -1402,7 +1412,7 @@ proptest! {
         };
         let result = |end: &End| matches!(end, End::Told(Outcome::Trained(_)));
         prop_assume!(!result(&earlier.end));
-        let decision = decide(Wishes { suspend, max_restarts }, &observed, at(0));
+        let decision = decide(Wishes { suspend, max_restarts, ..WISHES }, &observed, at(0));
         if let Intent::StartAttempt { attempt: next, counted: then } = decision.intent {
             prop_assert!(next > number && next > told);
             prop_assert!(then <= max_restarts);
@@ -1433,7 +1443,7 @@ proptest! {
     /// Attempts that never come further than where they began end after `maxRestarts` restarts, however they end.
     #[test]
     fn without_progress_there_is_an_end(max_restarts in 0u32..6, ends in prop::collection::vec(any_end(), 40)) {
-        let wishes = Wishes { suspend: false, max_restarts };
+        let wishes = Wishes { max_restarts, ..WISHES };
         let (mut number, mut counted, mut failures) = (1, 0, 0);
         for end in ends {
             let free = matches!(end, End::Lost { .. } | End::GpuFault { .. }) || end == failed(FailureReason::Fenced);
@@ -1455,7 +1465,7 @@ proptest! {
     fn without_progress_there_is_an_end_whatever_is_deleted(
         max_restarts in 0u32..6, ends in prop::collection::vec((any_end(), any::<bool>()), 40),
     ) {
-        let wishes = Wishes { suspend: false, max_restarts };
+        let wishes = Wishes { max_restarts, ..WISHES };
         let (mut number, mut counted, mut failures) = (1, 0, 0);
         for (end, is_deleted) in ends {
             let free = matches!(end, End::Lost { .. } | End::GpuFault { .. }) || end == failed(FailureReason::Fenced);

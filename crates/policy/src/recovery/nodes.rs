@@ -1,0 +1,252 @@
+//! Which nodes are lost, from what their pods and their leases show.
+//!
+//! Ages are those of the operator's own even clock: a lease counts as silent when it does not change while it is looked at, so
+//! that no node's clock is compared with another one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+/// Reads of a node's pods in a row that must have had no answer before its lease is looked at, and before it can be lost.
+const UNANSWERED_MIN: u32 = 2;
+/// For how long its pods must not have answered. A connection that breaks in the middle costs a read or two.
+const UNANSWERED_FOR: Duration = Duration::from_secs(3);
+/// For how long a lease must not have changed: kubelets renew it each 10 s, so it was left out once for certain.
+const LEASE_SILENCE: Duration = Duration::from_secs(20);
+/// Looks at a lease that must have found it the same, so that a pause of the operator is not taken for the node's.
+const LEASE_LOOKS_MIN: u32 = 4;
+/// Time between two looks at a lease.
+pub const LEASE_INTERVAL: Duration = Duration::from_secs(4);
+/// A node that nobody asked about for this long is forgotten.
+const KEPT: Duration = Duration::from_secs(120);
+/// Lost nodes from which on their share counts: in a cluster of two, one is half of it.
+const HELD_MIN: usize = 3;
+/// Percent of all nodes that may be lost before nothing is ended any more.
+const HELD_PERCENT: usize = 30;
+
+/// Whether so many of these nodes are lost that it is more likely that those who look are cut off.
+#[must_use]
+pub fn is_held(lost: usize, all: usize) -> bool {
+    lost >= HELD_MIN && lost.saturating_mul(100) > all.saturating_mul(HELD_PERCENT)
+}
+
+/// What is seen of the nodes whose pods do not answer. The others are not kept.
+#[derive(Clone, Debug, Default)]
+pub struct Nodes {
+    suspects: BTreeMap<String, Suspect>,
+}
+
+#[derive(Clone, Debug)]
+struct Suspect {
+    since: Timestamp,
+    unanswered: u32,
+    lease: Option<Lease>,
+    /// When it was last asked about.
+    asked: Timestamp,
+}
+
+#[derive(Clone, Debug)]
+struct Lease {
+    renewed: String,
+    since: Timestamp,
+    looked: Timestamp,
+    looks: u32,
+}
+
+impl Nodes {
+    /// A pod of the node answered, if only that nobody listens.
+    pub fn answered(&mut self, node: &str) {
+        self.suspects.remove(node);
+    }
+
+    /// A pod of the node did not answer.
+    pub fn unanswered(&mut self, node: &str, now: Timestamp) {
+        self.suspects.retain(|_, suspect| since(suspect.asked, now) < KEPT);
+        let suspect = self.suspects.entry(node.to_owned()).or_insert(Suspect {
+            since: now,
+            unanswered: 0,
+            lease: None,
+            asked: now,
+        });
+        suspect.unanswered = suspect.unanswered.saturating_add(1);
+        suspect.asked = now;
+    }
+
+    /// Nodes whose leases are to be looked at now; they count as looked at.
+    pub fn due(&mut self, now: Timestamp) -> Vec<String> {
+        let due = self.suspects.iter_mut().filter(|(_, suspect)| {
+            let looked = suspect.lease.as_ref().map(|lease| lease.looked);
+            suspect.unanswered >= UNANSWERED_MIN && looked.is_none_or(|looked| since(looked, now) >= LEASE_INTERVAL)
+        });
+        due.map(|(node, suspect)| {
+            if let Some(lease) = &mut suspect.lease {
+                lease.looked = now;
+            }
+            node.clone()
+        })
+        .collect()
+    }
+
+    /// What a node's lease says of its last renewal; where it could not be read, nothing is known.
+    pub fn lease(&mut self, node: &str, renewed: Option<String>, now: Timestamp) {
+        let Some(suspect) = self.suspects.get_mut(node) else {
+            return;
+        };
+        let Some(renewed) = renewed else {
+            suspect.lease = None;
+            return;
+        };
+        match &mut suspect.lease {
+            Some(lease) if lease.renewed == renewed => {
+                lease.looks = lease.looks.saturating_add(1);
+                lease.looked = now;
+            }
+            lease => {
+                *lease = Some(Lease {
+                    renewed,
+                    since: now,
+                    looked: now,
+                    looks: 1,
+                });
+            }
+        }
+    }
+
+    /// Since when a node is lost, if it is; `not_ready`: the control plane itself has lost it.
+    #[must_use]
+    pub fn lost(&self, node: &str, not_ready: bool, now: Timestamp) -> Option<Timestamp> {
+        let suspect = self.suspects.get(node)?;
+        let unanswered = suspect.unanswered >= UNANSWERED_MIN && since(suspect.since, now) >= UNANSWERED_FOR;
+        let lease = suspect.lease.as_ref();
+        let silent =
+            lease.is_some_and(|lease| lease.looks >= LEASE_LOOKS_MIN && since(lease.since, now) >= LEASE_SILENCE);
+        (unanswered && (silent || not_ready)).then_some(suspect.since)
+    }
+
+    /// Names of all that are lost by their pods and their leases.
+    #[must_use]
+    pub fn all_lost(&self, now: Timestamp) -> Vec<&str> {
+        let names = self.suspects.keys();
+        names
+            .filter(|node| self.lost(node, false, now).is_some())
+            .map(String::as_str)
+            .collect()
+    }
+}
+
+/// Time since then; none where a clock went back.
+fn since(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// A node whose pods are read each second from `from` on without an answer, and whose lease says `renewed(second)`.
+    fn watched(
+        nodes: &mut Nodes,
+        seconds: std::ops::Range<i64>,
+        renewed: impl Fn(i64) -> Option<String>,
+    ) -> Option<i64> {
+        for second in seconds {
+            nodes.unanswered("n", at(second));
+            for node in nodes.due(at(second)) {
+                nodes.lease(&node, renewed(second), at(second));
+            }
+            if nodes.lost("n", false, at(second)).is_some() {
+                return Some(second);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_node_is_lost_when_neither_its_pods_nor_its_lease_say_anything() {
+        let mut nodes = Nodes::default();
+        let lost = watched(&mut nodes, 0..60, |_| Some("then".to_owned()));
+        assert_eq!(lost, Some(21), "20 s after its lease was first looked at");
+        assert_eq!(
+            nodes.lost("n", false, at(21)),
+            Some(at(0)),
+            "since its pods were silent"
+        );
+        assert_eq!(nodes.all_lost(at(21)), ["n"]);
+        nodes.answered("n");
+        assert_eq!(nodes.lost("n", true, at(22)), None, "one answer is enough");
+    }
+
+    #[test]
+    fn one_sign_alone_is_not_enough() {
+        let renews = |second: i64| Some(format!("{}", second / 10));
+        assert_eq!(
+            watched(&mut Nodes::default(), 0..600, renews),
+            None,
+            "its lease is renewed"
+        );
+        assert_eq!(
+            watched(&mut Nodes::default(), 0..600, |_| None),
+            None,
+            "its lease cannot be read"
+        );
+        let nodes = Nodes::default();
+        assert_eq!(nodes.lost("n", true, at(0)), None, "its pods answer");
+    }
+
+    #[test]
+    fn the_control_plane_s_word_stands_for_the_lease() {
+        let mut nodes = Nodes::default();
+        for second in 0..3 {
+            nodes.unanswered("n", at(second));
+            assert_eq!(nodes.lost("n", true, at(second)), None, "a read or two");
+        }
+        assert_eq!(nodes.lost("n", true, at(3)), Some(at(0)));
+    }
+
+    #[test]
+    fn a_pause_of_the_operator_is_not_the_node_s() {
+        let mut nodes = Nodes::default();
+        let same = |_| Some("then".to_owned());
+        assert_eq!(watched(&mut nodes, 0..3, same), None);
+        // It stood still for a minute; the lease it sees first was renewed just before.
+        assert_eq!(watched(&mut nodes, 63..66, same), None, "looked at twice only");
+        assert_eq!(watched(&mut nodes, 66..90, same), Some(71));
+    }
+
+    #[test]
+    fn leases_are_looked_at_every_few_seconds() {
+        let mut nodes = Nodes::default();
+        let mut looks = 0;
+        for second in 0..21 {
+            nodes.unanswered("n", at(second));
+            for node in nodes.due(at(second)) {
+                looks += 1;
+                nodes.lease(&node, Some("then".to_owned()), at(second));
+            }
+        }
+        assert_eq!(looks, 5);
+        nodes.unanswered("other", at(200));
+        assert!(!nodes.suspects.contains_key("n"), "nobody asks about it any more");
+    }
+
+    #[test]
+    fn where_many_seem_lost_nothing_is_ended() {
+        for (lost, all, held) in [
+            (1, 1, false),
+            (1, 2, false),
+            (2, 3, false),
+            (3, 10, false),
+            (3, 9, true),
+            (100, 1000, false),
+            (301, 1000, true),
+            (3, 0, true),
+        ] {
+            assert_eq!(is_held(lost, all), held, "{lost} of {all}");
+        }
+    }
+}

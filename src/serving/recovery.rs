@@ -1,0 +1,173 @@
+//! What is done about pods of a service that are beyond help, and what is remembered of its incidents.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use flywheel_api::InferenceService;
+use flywheel_api::names::SERVER;
+use flywheel_api::recovery::{Incident, IncidentCause};
+use flywheel_policy::recovery::serving::{Leaving, Ledger, Look, News, Place, Plan, PodSight, View, plan};
+use flywheel_policy::training::attempt::{deletion_asked, disruption, unhealthy_device};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
+use super::observe::Observed;
+use crate::cluster::nodes::node_of;
+use crate::context::Context;
+use crate::error::Error;
+use crate::kubeio::SERVING_MANAGER;
+
+/// Replacements of crash-looping pods that are remembered: more than the policy counts.
+const REPLACED_KEPT: usize = 16;
+
+/// What is kept of each service. Losing it costs the incidents that begin while nobody leads, and lets a pod that ends again
+/// and again be replaced a few times more.
+#[derive(Debug, Default)]
+pub struct RecoveryMemo {
+    services: Mutex<HashMap<String, Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    ledger: Ledger,
+    replaced: Vec<Timestamp>,
+}
+
+impl RecoveryMemo {
+    fn services(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of a service; of one that is seen for the first time, what its status tells.
+    fn known<'a>(services: &'a mut HashMap<String, Known>, service: &InferenceService) -> &'a mut Known {
+        services.entry(service.uid().unwrap_or_default()).or_insert_with(|| {
+            let told = service.status.as_ref().and_then(|status| status.recovery.as_ref());
+            Known {
+                ledger: Ledger::new(told.map(|told| told.incidents.as_slice()).unwrap_or_default()),
+                replaced: Vec::new(),
+            }
+        })
+    }
+
+    /// Begins to know a service.
+    #[cfg(test)]
+    pub(crate) fn note(&self, service: &InferenceService) {
+        Self::known(&mut self.services(), service);
+    }
+
+    /// Forgets all other services.
+    pub fn retain(&self, alive: &HashSet<String>) {
+        self.services().retain(|uid, _| alive.contains(uid));
+    }
+
+    /// Forgets a service.
+    pub fn forget(&self, uid: &str) {
+        self.services().remove(uid);
+    }
+}
+
+/// What is decided, and what came of it so far.
+#[derive(Debug)]
+pub struct Recovery {
+    /// What to do.
+    pub plan: Plan,
+    /// The incidents for the status.
+    pub incidents: Vec<Incident>,
+    /// What is new of them.
+    pub news: Vec<News>,
+}
+
+/// Decides about the pods as they were observed.
+#[must_use]
+pub fn recover(service: &InferenceService, observed: &Observed, context: &Context) -> Recovery {
+    let now = context.now();
+    let gpu = context.settings.class(&service.spec.accelerator.class).ok();
+    let sights: Vec<PodSight> = observed
+        .pods
+        .iter()
+        .zip(&observed.pod_objects)
+        .map(|(view, pod)| {
+            let place = Place {
+                node_lost: context.nodes.lost(pod, context),
+                unhealthy_gpu: gpu
+                    .and_then(|class| unhealthy_device(pod, SERVER, &class.resource))
+                    .map(str::to_owned),
+            };
+            PodSight::of(view, &pod.uid().unwrap_or_default(), node_of(pod), &place, now)
+        })
+        .collect();
+    let leaving: Vec<Leaving> = observed.leaving.iter().filter_map(|pod| leaving(pod)).collect();
+    let exchange = observed.exchange_view();
+    let size = u32::try_from(observed.size).unwrap_or(0);
+    let mut services = context.recoveries.services();
+    let known = RecoveryMemo::known(&mut services, service);
+    let plan = plan(
+        &View {
+            size,
+            pods: &sights,
+            mode: service.spec.recovery.mode,
+            held: context.nodes.is_held(context),
+            exchanging: exchange.old_pods,
+            no_room_since: observed.no_room_since(),
+            proven: known.ledger.proven(&sights),
+            replaced: &known.replaced,
+        },
+        now,
+    );
+    let look = Look {
+        size,
+        pods: &sights,
+        leaving: &leaving,
+        exchanging: exchange.old_pods,
+        no_room: observed.no_room_since().is_some(),
+        plan: &plan,
+    };
+    let news = known.ledger.look(&look, now);
+    let crashes = plan
+        .replace
+        .iter()
+        .filter(|replace| replace.cause == IncidentCause::CrashLoop);
+    known.replaced.extend(crashes.map(|_| now));
+    let surplus = known.replaced.len().saturating_sub(REPLACED_KEPT);
+    known.replaced.drain(..surplus);
+    Recovery {
+        plan,
+        incidents: known.ledger.incidents(),
+        news,
+    }
+}
+
+/// Deletes the pods that are to go.
+///
+/// # Errors
+/// The API server does not do it; it is tried again with the next look.
+pub async fn replace(plan: &Plan, observed: &Observed, context: &Context) -> Result<(), Error> {
+    let writes = context.writes(SERVING_MANAGER);
+    for replace in &plan.replace {
+        let uid = Some(replace.uid.as_str());
+        let Some(pod) = observed
+            .pod_objects
+            .iter()
+            .find(|pod| pod.metadata.uid.as_deref() == uid)
+        else {
+            continue;
+        };
+        writes.delete(pod.as_ref()).await?;
+        tracing::warn!(
+            pod = replace.name,
+            cause = replace.cause.as_str(),
+            why = replace.why,
+            "a pod is deleted, so that another one takes its place"
+        );
+    }
+    Ok(())
+}
+
+fn leaving(pod: &Pod) -> Option<Leaving> {
+    Some(Leaving {
+        uid: pod.uid()?,
+        asked: deletion_asked(pod)?,
+        how: disruption(pod).unwrap_or_else(|| "it was deleted".to_owned()),
+    })
+}

@@ -1,0 +1,98 @@
+//! The incidents of a TrainingJob, from what was observed and decided.
+
+use flywheel_api::TrainingJob;
+use flywheel_api::conditions::{Desired, reasons};
+use flywheel_api::names::training_attempt;
+use flywheel_api::recovery::{Incident, IncidentCause};
+use flywheel_policy::recovery::incident::{Failure, judge};
+use flywheel_policy::recovery::serving::News;
+use flywheel_policy::recovery::training::{Look, failure, next};
+use flywheel_policy::training::attempt::{AttemptState, EndedAttempt};
+use flywheel_policy::training::{Decision, Intent, Phase};
+use kube::ResourceExt as _;
+
+use super::observe::Observation;
+use crate::context::Context;
+
+/// What failed, and what became of it.
+pub struct Incidents {
+    /// For the status.
+    pub all: Vec<Incident>,
+    /// What is new of them.
+    pub news: Vec<News>,
+    /// What the condition says.
+    pub condition: Desired,
+}
+
+impl Incidents {
+    /// After this decision.
+    pub fn of(job: &TrainingJob, context: &Context, observation: &Observation, decision: &Decision) -> Self {
+        let (name, now) = (job.name_any(), context.now());
+        let told = job.status.as_ref().and_then(|status| status.recovery.as_ref());
+        let told = told.map(|told| told.incidents.as_slice()).unwrap_or_default();
+        let observed = &observation.observed;
+        let no_room = observed
+            .placement
+            .as_ref()
+            .is_some_and(|problem| [reasons::INSUFFICIENT_GPU, reasons::NO_MATCHING_GPU].contains(&problem.reason));
+        let goes_on = told.iter().any(|incident| !incident.is_over());
+        let uid = job.uid().unwrap_or_default();
+        let latest = observed.attempts.last();
+        let steps = |step: u64, from: Option<u64>| step > from.unwrap_or(0);
+        let look = Look {
+            object: training_attempt(&name, observed.highest_attempt()),
+            failure: failed(job, context, observation, decision),
+            starts: matches!(decision.intent, Intent::StartAttempt { .. }),
+            running: latest.is_some_and(|attempt| attempt.state == AttemptState::Running),
+            trains: decision.phase == Phase::Complete
+                || observation
+                    .progress
+                    .as_ref()
+                    .is_some_and(|progress| steps(progress.step, progress.resumed_from_step)),
+            wanted: !matches!(decision.phase, Phase::Suspended | Phase::Failed),
+            no_room_seconds: context.progress.without_room(&uid, goes_on, no_room, now),
+        };
+        let (all, news) = next(told, &look, now);
+        let wishes = &job.spec.recovery;
+        Self {
+            condition: judge(&all, wishes.deadline_seconds, wishes.mode, now),
+            all,
+            news,
+        }
+    }
+}
+
+/// What failed, where another attempt is to follow the latest one, or would if the operator were to end it.
+fn failed(job: &TrainingJob, context: &Context, observation: &Observation, decision: &Decision) -> Option<Failure> {
+    let (name, now) = (job.name_any(), context.now());
+    let observed = &observation.observed;
+    let of = |number: u32, ended: &EndedAttempt| {
+        let index = ended.told_by.map_or(0, |told| told.index);
+        failure(
+            &training_attempt(&name, number),
+            observation.node_of(number, index).as_deref(),
+            ended,
+            context.progress.silent_since(&job.uid().unwrap_or_default(), number),
+            now,
+        )
+    };
+    if let Some(latest) = observed.attempts.last().filter(|a| a.number >= observed.told_attempt) {
+        if let Some(verdict) = &observed.verdict {
+            return Some(of(latest.number, &verdict.ended()));
+        }
+        return match &latest.state {
+            AttemptState::Ended(ended) | AttemptState::Ending(ended) if decision.phase == Phase::Restarting => {
+                Some(of(latest.number, ended))
+            }
+            _ => None,
+        };
+    }
+    let gone = observed.told_attempt > 0 && decision.phase == Phase::Restarting;
+    gone.then(|| Failure {
+        cause: IncidentCause::PodLost,
+        object: training_attempt(&name, observed.told_attempt),
+        node: None,
+        how: "its Job was deleted".to_owned(),
+        began: now,
+    })
+}
