@@ -2,7 +2,8 @@
 
 use flywheel_policy::placement::LabelTerm;
 use k8s_openapi::api::core::v1::{
-    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, TopologySpreadConstraint,
+    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm,
+    TopologySpreadConstraint,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,7 +30,13 @@ impl Unusable {
 }
 
 /// The pod's affinity. The class's terms and the user's required node terms are OR lists, so their cross product says both.
-pub(super) fn affinity(class: &[LabelTerm], theirs: Option<&Value>) -> Result<Option<Affinity>, Unusable> {
+///
+/// Nodes of the names `avoided` are taken only where no other one has room.
+pub(super) fn affinity(
+    class: &[LabelTerm],
+    theirs: Option<&Value>,
+    avoided: &[String],
+) -> Result<Option<Affinity>, Unusable> {
     let path = "affinity";
     let mut affinity: Affinity = match theirs {
         Some(value) => strict(value, path)?,
@@ -80,14 +87,34 @@ pub(super) fn affinity(class: &[LabelTerm], theirs: Option<&Value>) -> Result<Op
     let required = (!terms.is_empty()).then_some(NodeSelector {
         node_selector_terms: terms,
     });
+    let mut preferred = node.preferred_during_scheduling_ignored_during_execution;
+    if !avoided.is_empty() {
+        preferred.get_or_insert_default().push(others_than(avoided));
+    }
     let node = NodeAffinity {
         required_during_scheduling_ignored_during_execution: required,
-        preferred_during_scheduling_ignored_during_execution: node.preferred_during_scheduling_ignored_during_execution,
+        preferred_during_scheduling_ignored_during_execution: preferred,
     };
     if node != NodeAffinity::default() {
         affinity.node_affinity = Some(node);
     }
     Ok((affinity != Affinity::default()).then_some(affinity))
+}
+
+/// Any node but these, as strongly as can be wished.
+fn others_than(avoided: &[String]) -> PreferredSchedulingTerm {
+    let other_than = |name: &String| NodeSelectorRequirement {
+        key: "metadata.name".to_owned(),
+        operator: "NotIn".to_owned(),
+        values: Some(vec![name.clone()]),
+    };
+    PreferredSchedulingTerm {
+        weight: 100,
+        preference: NodeSelectorTerm {
+            match_expressions: None,
+            match_fields: Some(avoided.iter().map(other_than).collect()),
+        },
+    }
 }
 
 /// The pod's spread constraints.

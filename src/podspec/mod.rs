@@ -93,6 +93,8 @@ pub struct PodInputs<'a> {
     pub class: Option<&'a AcceleratorClass>,
     /// GPUs of that class.
     pub gpus: u32,
+    /// Names of nodes that are taken only where no other one has room.
+    pub avoided: &'a [String],
     /// Image.
     pub image: &'a str,
     /// When the kubelet asks the registry.
@@ -144,6 +146,7 @@ impl<'a> PodInputs<'a> {
             annotations: BTreeMap::new(),
             class: None,
             gpus: 0,
+            avoided: &[],
             image,
             image_pull_policy: settings.image_pull_policy,
             args: Vec::new(),
@@ -208,7 +211,8 @@ pub fn template(inputs: PodInputs<'_>) -> Result<core::PodTemplateSpec, PodSpecE
     let terms = inputs
         .class
         .map_or(&[] as &[LabelTerm], |class| class.label_terms.as_slice());
-    let affinity = affinity::affinity(terms, settings.affinity.as_ref()).map_err(|p| at(&p.path, p.message))?;
+    let affinity =
+        affinity::affinity(terms, settings.affinity.as_ref(), inputs.avoided).map_err(|p| at(&p.path, p.message))?;
     let spread = affinity::spread(settings.topology_spread_constraints.as_deref().unwrap_or_default())
         .map_err(|p| at(&p.path, p.message))?;
     let annotations =

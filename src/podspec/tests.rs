@@ -58,6 +58,7 @@ fn with_class<T>(
         annotations: BTreeMap::new(),
         class: Some(class),
         gpus: 1,
+        avoided: &[],
         image: "registry.example/server:1",
         image_pull_policy: ImagePullPolicy::IfNotPresent,
         args: vec!["serve".to_owned()],

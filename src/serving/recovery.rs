@@ -15,7 +15,7 @@ use kube::ResourceExt as _;
 use super::observe::Observed;
 use crate::cluster::nodes::node_of;
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::kubeio::SERVING_MANAGER;
 
 /// Replacements of crash-looping pods that are remembered: more than the policy counts.
@@ -141,7 +141,8 @@ pub fn recover(service: &InferenceService, observed: &Observed, context: &Contex
 /// Deletes the pods that are to go.
 ///
 /// # Errors
-/// The API server does not do it; it is tried again with the next look.
+/// The API server does not answer; it is tried again with the next look. Where the operator may not do it, pods go when
+/// Kubernetes takes them.
 pub async fn replace(plan: &Plan, observed: &Observed, context: &Context) -> Result<(), Error> {
     let writes = context.writes(SERVING_MANAGER);
     for replace in &plan.replace {
@@ -153,7 +154,14 @@ pub async fn replace(plan: &Plan, observed: &Observed, context: &Context) -> Res
         else {
             continue;
         };
-        writes.delete(pod.as_ref()).await?;
+        match writes.delete(pod.as_ref()).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                tracing::warn!(pod = replace.name, %error, "a pod that is beyond help may not be deleted");
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
         tracing::warn!(
             pod = replace.name,
             cause = replace.cause.as_str(),

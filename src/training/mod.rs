@@ -32,6 +32,7 @@ use crate::error::Error;
 use crate::kubeio::{Created, TRAINING_MANAGER, Writes, owner_reference, within};
 use crate::run::RESYNC;
 use observe::Observation;
+use recovery::Incidents;
 
 /// When to look again at a job that only its user can help, where the cause is outside of its spec.
 const BLOCKED: Duration = Duration::from_secs(30);
@@ -57,7 +58,8 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
         only_observe: job.spec.recovery.mode == RecoveryMode::Observe,
     };
     let mut decision = decide(wishes, &observation.observed, context.now());
-    if let Err(error) = apply(&job, &context, &observation, &decision).await {
+    let incidents = Incidents::of(&job, &context, &observation, &decision);
+    if let Err(error) = apply(&job, &context, &observation, &decision, &incidents).await {
         let Some((reason, mut message)) = error.problem() else {
             return Err(error);
         };
@@ -78,7 +80,7 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
             again: BLOCKED,
         };
     }
-    report::report(&job, &context, &observation, &decision).await?;
+    report::report(&job, &context, &observation, &decision, &incidents).await?;
     Ok(decision.again)
 }
 
@@ -88,6 +90,7 @@ async fn apply(
     context: &Context,
     observation: &Observation,
     decision: &Decision,
+    incidents: &Incidents,
 ) -> Result<(), Error> {
     let writes = context.writes(TRAINING_MANAGER);
     let uid = job.uid().unwrap_or_default();
@@ -102,7 +105,13 @@ async fn apply(
     }
     match &decision.intent {
         Intent::StartAttempt { attempt, counted } => {
-            let built = build::job::job(job, *attempt, *counted, &context.settings)?;
+            let built = build::job::job(
+                job,
+                *attempt,
+                *counted,
+                &incidents.avoided(job, context),
+                &context.settings,
+            )?;
             let namespace = job.namespace().unwrap_or_default();
             // First, since it is the name that a stranger has most likely taken; pods look for each other by it.
             if let Some(service) = build::service::service(job)? {

@@ -5,6 +5,7 @@ use flywheel_api::conditions::{Desired, reasons};
 use flywheel_api::names::training_attempt;
 use flywheel_api::recovery::{Incident, IncidentCause};
 use flywheel_policy::recovery::incident::{Failure, judge};
+use flywheel_policy::recovery::quarantine::avoided;
 use flywheel_policy::recovery::serving::News;
 use flywheel_policy::recovery::training::{Look, failure, next};
 use flywheel_policy::training::attempt::{AttemptState, EndedAttempt};
@@ -59,6 +60,22 @@ impl Incidents {
             all,
             news,
         }
+    }
+}
+
+impl Incidents {
+    /// Nodes that a new attempt is to keep away from.
+    pub fn avoided(&self, job: &TrainingJob, context: &Context) -> Vec<String> {
+        let mine = job.uid();
+        let jobs = context.caches.training_jobs.all(|other| other.uid() != mine);
+        let services = context.caches.inference_services.all(|_| true);
+        let told = jobs.iter().filter_map(|other| other.status.as_ref()?.recovery.as_ref());
+        let told = told.chain(
+            services
+                .iter()
+                .filter_map(|service| service.status.as_ref()?.recovery.as_ref()),
+        );
+        avoided(&self.all, told.flat_map(|told| &told.incidents), context.now())
     }
 }
 

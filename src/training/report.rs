@@ -32,11 +32,11 @@ pub async fn report(
     context: &Context,
     observation: &Observation,
     decision: &Decision,
+    incidents: &Incidents,
 ) -> Result<(), Error> {
     let present = job.status.clone().unwrap_or_default();
     let uid = job.uid().unwrap_or_default();
-    let incidents = Incidents::of(job, context, observation, decision);
-    let told = |figures| status(job, context, observation, decision, &incidents, &present, figures);
+    let told = |figures| status(job, context, observation, decision, incidents, &present, figures);
     let (mut status, fresh) = (told(Figures::Kept), told(Figures::Fresh));
     let phase = |s: &TrainingJobStatus| s.progress.as_ref().and_then(|p| p.phase.clone());
     if fresh != status

@@ -46,7 +46,7 @@ fn stored_policy() -> k8s_openapi::api::networking::v1::NetworkPolicy {
 }
 
 fn stored_attempt(owner: &TrainingJob, attempt: u32) -> Job {
-    let built = build::job::job(owner, attempt, 0, &Settings::example()).unwrap();
+    let built = build::job::job(owner, attempt, 0, &[], &Settings::example()).unwrap();
     stored_job(&built, &format!("job-{attempt}-uid"))
 }
 
@@ -771,7 +771,7 @@ fn mlflow_gets_its_credentials_by_reference() {
         "storage": {"secretRef": {"name": "s3"}},
         "tracking": {"mlflow": {"uri": "https://mlflow.example.com", "secretRef": {"name": "mlflow"}}}
     }}));
-    let built = build::job::job(&job, 1, 0, &Settings::example()).unwrap();
+    let built = build::job::job(&job, 1, 0, &[], &Settings::example()).unwrap();
     let spec = built.spec.unwrap().template.spec.unwrap();
     let from = spec.containers[0].env_from.as_ref().unwrap();
     let names: Vec<&str> = from
@@ -1449,7 +1449,7 @@ async fn a_configuration_that_no_pod_can_carry_is_invalid() {
         .map(|i| json!({"uri": format!("s3://data/{}{i}.csv", "x".repeat(900))}))
         .collect();
     let job = training_job(&json!({"spec": {"dataset": {"sources": sources}}}));
-    let error = build::job::job(&job, 1, 0, &Settings::example()).unwrap_err();
+    let error = build::job::job(&job, 1, 0, &[], &Settings::example()).unwrap_err();
     let (reason, message) = error.problem().unwrap();
     assert_eq!(reason, "InvalidSpec");
     assert!(message.contains("65536"), "{message}");
@@ -1497,11 +1497,27 @@ fn golden_objects() {
         "storage": {"secretRef": {"name": "s3"}, "endpoint": "http://minio:9000"},
         "checkpoint": {"uri": "s3://checkpoints/intent", "intervalSeconds": 120, "keep": 5}
     }}));
-    insta::assert_json_snapshot!("job", build::job::job(&job, 2, 1, &Settings::example()).unwrap());
+    let avoids = build::job::job(&job, 2, 1, &["a100-7".to_owned()], &Settings::example()).unwrap();
+    let affinity = avoids
+        .spec
+        .unwrap()
+        .template
+        .spec
+        .unwrap()
+        .affinity
+        .unwrap()
+        .node_affinity
+        .unwrap();
+    assert_eq!(
+        serde_json::to_value(affinity.preferred_during_scheduling_ignored_during_execution).unwrap(),
+        json!([{"weight": 100, "preference": {"matchFields": [
+            {"key": "metadata.name", "operator": "NotIn", "values": ["a100-7"]}]}}])
+    );
+    insta::assert_json_snapshot!("job", build::job::job(&job, 2, 1, &[], &Settings::example()).unwrap());
     let two_nodes = of_two_nodes(&json!({}));
     insta::assert_json_snapshot!(
         "job_of_two_nodes",
-        build::job::job(&two_nodes, 2, 1, &Settings::example()).unwrap()
+        build::job::job(&two_nodes, 2, 1, &[], &Settings::example()).unwrap()
     );
     insta::assert_json_snapshot!("service", build::service::service(&two_nodes).unwrap());
     assert_eq!(

@@ -133,6 +133,7 @@ pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &S
         annotations,
         class: Some(class),
         gpus: super::GPUS,
+        avoided: &[],
         image: server
             .image
             .as_ref()

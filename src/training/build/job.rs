@@ -100,12 +100,19 @@ pub(crate) fn tried_once(metadata: ObjectMeta, nodes: u32, template: PodTemplate
     }
 }
 
-/// The Job of attempt `attempt`, after `counted` restarts that count.
+/// The Job of attempt `attempt`, after `counted` restarts that count; its pods keep away from the nodes `avoided` where others
+/// have room.
 ///
 /// # Errors
 /// The accelerator class is unknown, the configuration is too long, a pod setting is impossible, or the result would lie in
 /// the pod itself.
-pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings) -> Result<Job, Error> {
+pub fn job(
+    owner: &TrainingJob,
+    attempt: u32,
+    counted: u32,
+    avoided: &[String],
+    settings: &Settings,
+) -> Result<Job, Error> {
     let spec = &owner.spec;
     let board = spec.tracking.as_ref().and_then(|t| t.tensor_board.as_ref());
     for (field, uri) in [
@@ -154,6 +161,7 @@ pub fn job(owner: &TrainingJob, attempt: u32, counted: u32, settings: &Settings)
         labels: labels.clone(),
         class: Some(class),
         gpus: gpus(owner),
+        avoided,
         args: vec!["train".to_owned()],
         env: vec![config(&configuration)?],
         env_secrets: mlflow.and_then(|m| m.secret_ref.as_ref()).into_iter().collect(),

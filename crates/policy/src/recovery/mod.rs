@@ -9,5 +9,6 @@
 
 pub mod incident;
 pub mod nodes;
+pub mod quarantine;
 pub mod serving;
 pub mod training;

@@ -18,6 +18,9 @@ const LEASE_SILENCE: Duration = Duration::from_secs(20);
 const LEASE_LOOKS_MIN: u32 = 4;
 /// Time between two looks at a lease.
 pub const LEASE_INTERVAL: Duration = Duration::from_secs(4);
+/// Time between two reads without an answer from which on the later one begins anew: pods are read every five seconds at the
+/// least while they are to answer, and a pod that was not for a while says nothing of its node.
+const GAP: Duration = Duration::from_secs(15);
 /// A node that nobody asked about for this long is forgotten.
 const KEPT: Duration = Duration::from_secs(120);
 /// Lost nodes from which on their share counts: in a cluster of two, one is half of it.
@@ -62,7 +65,8 @@ impl Nodes {
 
     /// A pod of the node did not answer.
     pub fn unanswered(&mut self, node: &str, now: Timestamp) {
-        self.suspects.retain(|_, suspect| since(suspect.asked, now) < KEPT);
+        let kept = |of: &str| if of == node { GAP } else { KEPT };
+        self.suspects.retain(|of, suspect| since(suspect.asked, now) < kept(of));
         let suspect = self.suspects.entry(node.to_owned()).or_insert(Suspect {
             since: now,
             unanswered: 0,
@@ -213,9 +217,13 @@ mod tests {
         let mut nodes = Nodes::default();
         let same = |_| Some("then".to_owned());
         assert_eq!(watched(&mut nodes, 0..3, same), None);
-        // It stood still for a minute; the lease it sees first was renewed just before.
-        assert_eq!(watched(&mut nodes, 63..66, same), None, "looked at twice only");
-        assert_eq!(watched(&mut nodes, 66..90, same), Some(71));
+        // It stood still for a minute.
+        assert_eq!(watched(&mut nodes, 63..120, same), Some(84));
+        assert_eq!(
+            nodes.lost("n", false, at(84)),
+            Some(at(63)),
+            "what was before says nothing"
+        );
     }
 
     #[test]

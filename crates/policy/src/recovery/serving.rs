@@ -12,7 +12,7 @@ use std::time::Duration;
 use flywheel_api::recovery::{Incident, IncidentCause, RecoveryMode};
 use jiff::Timestamp;
 
-use super::incident::{Failure, Reached, advance, kept, open, without_room};
+use super::incident::{Failure, Reached, advance, kept, open, seconds, without_room};
 use crate::serving::{PodView, SPARE_GPU_WAIT, Stage};
 
 /// Starts of a container again after which the kubelet waits for 40 s and more.
@@ -26,8 +26,12 @@ const REPLACED_MAX: usize = 3;
 const CRASHES_WINDOW: Duration = Duration::from_secs(600);
 /// Percent of a service's pods that are asked for beside placeholders at once; at least one.
 const SURGE_PERCENT: u32 = 10;
+/// Age at which a pod that the scheduler gave to a lost node, of which it does not know yet, goes to find another one.
+const MISPLACED: Duration = Duration::from_secs(5);
 /// Incidents of a service that are followed at once.
 const OPEN_MAX: usize = 20;
+/// Seconds within which a kubelet takes the readiness of a pod whose program ended.
+const NOTICED_SECONDS: i32 = 5;
 /// Longest time without room that is added between two looks; after a longer one nobody knows.
 const LOOK_MAX_SECONDS: i32 = 90;
 
@@ -51,6 +55,10 @@ pub struct PodSight {
     pub node: Option<String>,
     /// How far it is.
     pub stage: Stage,
+    /// When it was made.
+    pub created: Option<Timestamp>,
+    /// When its program ended last.
+    pub ended: Option<Timestamp>,
     /// What does not pass by itself, or not in time.
     pub fault: Option<Fault>,
     /// What it would have failed of if it had answered before.
@@ -109,6 +117,8 @@ impl PodSight {
             uid: uid.to_owned(),
             node: node.map(str::to_owned),
             stage: view.stage,
+            created: view.created,
+            ended: ended.map(|ended| ended.at),
             fault: fault(view, place, now),
             unready: Failure {
                 cause,
@@ -234,13 +244,19 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
     }
     let faulty = || view.pods.iter().filter_map(|pod| Some((pod, pod.fault.as_ref()?)));
     for (pod, fault) in faulty() {
-        let at_once = match fault.cause {
-            IncidentCause::NodeLost => !view.held,
-            IncidentCause::ImagePullFailed => true,
-            _ => false,
+        let left = match fault.cause {
+            IncidentCause::NodeLost if view.held => None,
+            IncidentCause::NodeLost if pod.stage <= Stage::Starting => {
+                let age = Duration::try_from(now.duration_since(pod.created.unwrap_or(now))).unwrap_or_default();
+                Some(MISPLACED.saturating_sub(age))
+            }
+            IncidentCause::NodeLost | IncidentCause::ImagePullFailed => Some(Duration::ZERO),
+            _ => None,
         };
-        if at_once {
-            plan.replace.push(Replace::of(pod, fault));
+        match left {
+            Some(Duration::ZERO) => plan.replace.push(Replace::of(pod, fault)),
+            Some(left) => plan.again = Some(plan.again.map_or(left, |again| again.min(left))),
+            None => {}
         }
     }
     // While pods are exchanged there is one more, or one less, anyway.
@@ -281,7 +297,7 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
     {
         let waited = Duration::try_from(now.duration_since(since)).unwrap_or_default();
         match SPARE_GPU_WAIT.checked_sub(waited) {
-            Some(left) if !left.is_zero() => plan.again = Some(left),
+            Some(left) if !left.is_zero() => plan.again = Some(plan.again.map_or(left, |again| again.min(left))),
             // It leaves its GPU to the one that waits. One that answers still does so.
             _ => go = u32::from(placeholders.first().is_some_and(|(pod, _)| pod.stage < Stage::Ready)),
         }
@@ -420,7 +436,14 @@ impl Ledger {
         }
         for pod in look.pods {
             let fell_out = self.answered.contains_key(&pod.uid) && !pod.answers();
-            if fell_out || pod.fault.is_some() {
+            // It may say more by now.
+            let goes_on = self.open.iter().any(|(uid, _)| *uid == pod.uid) && !pod.answers();
+            // Nothing that answered is lost with a node or GPU on which a pod only began.
+            let fails = pod.fault.as_ref().is_some_and(|fault| {
+                let by_itself = [IncidentCause::CrashLoop, IncidentCause::ImagePullFailed].contains(&fault.cause);
+                by_itself || self.looked.is_none()
+            });
+            if fell_out || goes_on || fails {
                 failures.push((pod.uid.clone(), pod.failure()));
             }
         }
@@ -451,7 +474,7 @@ impl Ledger {
                 .iter()
                 .filter(|pod| pod.fault.is_none() && pod.stage >= Stage::Starting),
         );
-        let passed = self.looked.map_or(0, |looked| super::incident::seconds(looked, now));
+        let passed = self.looked.map_or(0, |looked| seconds(looked, now));
         let still_wanted = |incident: &Incident| {
             let before = incident
                 .pods_before
@@ -462,6 +485,14 @@ impl Ledger {
         for (uid, incident) in &mut self.open {
             let needed = still_wanted(incident);
             let pod = look.pods.iter().find(|pod| pod.uid == *uid);
+            // Between two looks it may have ended and begun to answer again.
+            let ended = pod.and_then(|pod| pod.ended);
+            if incident.cause == IncidentCause::PodUnready
+                && ended.is_some_and(|ended| seconds(ended, incident.began.0) <= NOTICED_SECONDS)
+            {
+                incident.cause = IncidentCause::PodFailed;
+                "its program ended".clone_into(&mut incident.message);
+            }
             // What has no fault is mended by those whose pods they are; the others wait for us.
             let waits = pod.is_some_and(|pod| pod.fault.is_some());
             let acted = look.plan.surge > 0 || look.plan.replace.iter().any(|replace| replace.uid == *uid);
@@ -499,6 +530,8 @@ mod tests {
             uid: name.to_owned(),
             node: Some(format!("node of {name}")),
             stage,
+            created: Some(at(90)),
+            ended: None,
             fault: None,
             unready: Failure {
                 cause: IncidentCause::PodUnready,
@@ -620,6 +653,13 @@ mod tests {
             1,
             "which says nothing of crashes"
         );
+        let misplaced = |created| PodSight {
+            created: Some(at(created)),
+            ..faulty("b", Stage::Starting, NodeLost)
+        };
+        let (young, older) = ([ready("a"), misplaced(96)], [ready("a"), misplaced(95)]);
+        assert_eq!(planned(|_| {}, 2, &young), nothing, "it would come there again");
+        assert_eq!(planned(|_| {}, 2, &older).1, ["b"]);
         assert_eq!(planned(|v| v.exchanging = true, 2, &crash), nothing);
         assert_eq!(planned(|v| v.exchanging = true, 2, &lost).1, ["b"]);
         assert_eq!(planned(|v| v.proven = false, 2, &crash), nothing, "it may end anywhere");
@@ -708,10 +748,10 @@ mod tests {
             },
             ..pod("b", stage)
         };
-        assert_eq!(
-            told(&service.look(92, &[ready("a"), ended(Stage::Starting)])),
-            ["b PodFailed"]
-        );
+        let unready = service.look(92, &[ready("a"), pod("b", Stage::Unready)]);
+        assert_eq!(told(&unready), ["b PodUnready"]);
+        let says_more = service.look(94, &[ready("a"), ended(Stage::Starting)]);
+        assert_eq!(told(&says_more), [""; 0]);
         assert_eq!(told(&service.look(95, &[ready("a"), ended(Stage::Loading)])), [""; 0]);
         let over = service.look(101, &[ready("a"), ready("b")]);
         assert_eq!(
@@ -720,6 +760,20 @@ mod tests {
         );
         assert_eq!(told(&service.look(102, &[ready("a"), ready("b")])), [""; 0]);
         assert_eq!(service.ledger.incidents().len(), 1);
+    }
+
+    #[test]
+    fn a_program_that_ended_between_two_looks_is_known_by_its_end() {
+        let mut service = Service::of(2);
+        service.look(80, &[ready("a"), ready("b")]);
+        service.look(92, &[ready("a"), pod("b", Stage::Unready)]);
+        let back = PodSight {
+            ended: Some(at(86)),
+            ..ready("b")
+        };
+        service.look(95, &[ready("a"), back]);
+        let incident = &service.ledger.incidents()[0];
+        assert_eq!((incident.cause, incident.is_over()), (IncidentCause::PodFailed, true));
     }
 
     #[test]
