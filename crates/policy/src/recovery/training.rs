@@ -65,13 +65,15 @@ pub fn failure(
         End::Hung { how } => (IncidentCause::Hung, how.clone()),
         End::GpuFault { how } => (IncidentCause::GpuFault, how.clone()),
     };
+    // A pod that missed another one says nothing against its own node.
+    let missed = matches!(&ended.end, End::Told(Outcome::Failed(failure)) if failure.reason == FailureReason::PeerLost);
     // A deleted pod has its end when its grace is over; a lost node was silent long before its pods were.
     let at = ended.at.map_or(now, |at| at.min(now));
     let silent = silent_since.filter(|_| matches!(cause, IncidentCause::NodeLost | IncidentCause::Hung));
     Failure {
         cause,
         object: object.to_owned(),
-        node: node.map(str::to_owned),
+        node: node.filter(|_| !missed).map(str::to_owned),
         how,
         began: silent.map_or(at, |silent| silent.min(at)),
     }
@@ -182,6 +184,9 @@ mod tests {
             );
             assert_eq!((failure.cause, failure.began), (cause, at(began)), "{end:?}");
         }
+        let told = flywheel_contract::failure::Failure::new(FailureReason::PeerLost, "pod 1 is gone");
+        let missed = ended(End::Told(Outcome::Failed(told)), 100);
+        assert_eq!(failure("j-train-1", Some("n"), &missed, None, at(110)).node, None);
         let ends_later = failure(
             "j-train-1",
             None,
