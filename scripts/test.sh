@@ -76,7 +76,7 @@ units() { # and lint, which builds as well, once they run
   return $code
 }
 faults() { test_with --workspace --test faults -- --nocapture; }
-planes() { test_with --workspace --test house --test chart --test control_plane --test arguments --test process; }
+planes() { CRASH_POINTS=${ALL:+all} test_with --workspace --test house --test chart --test control_plane --test arguments --test process; }
 bin=${CARGO_TARGET_DIR:?run it through make}/ci
 
 stage "setup: packages, libtorch, python, programs" make setup || exit 1

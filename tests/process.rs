@@ -1,5 +1,5 @@
-//! The operator as a process: told to end while it starts, losing the leadership to its standby, and with a training of
-//! several nodes beside the real Job controller.
+//! The operator as a process: told to end while it starts, lost in all ways while its standby is not, killed before and after
+//! each of its writes, and with a training of several nodes beside the real Job controller.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,6 +9,10 @@
     reason = "a test's helpers, too, end the test by a panic"
 )]
 
+#[path = "process/crash_points.rs"]
+mod crash_points;
+#[path = "process/kubelet.rs"]
+mod kubelet;
 mod plane;
 #[path = "process/several_nodes.rs"]
 mod several_nodes;
@@ -55,29 +59,19 @@ struct Operator {
 }
 
 impl Operator {
-    /// Starts one with its files in this folder.
+    /// Starts one for all namespaces with its files in this folder.
     fn start(folder: &Path, identity: &str, kubeconfig: &str) -> Self {
-        let (settings, config) = (
-            folder.join("settings.yaml"),
-            folder.join(format!("{identity}.kubeconfig")),
-        );
-        std::fs::write(&settings, SETTINGS).unwrap();
-        std::fs::write(&config, kubeconfig).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_flywheel-operator"))
-            .args([
-                "--admin-addr=127.0.0.1:0",
-                "--log-format=text",
-                "--lease-namespace",
-                NAMESPACE,
-            ])
-            .args(["--identity", identity])
-            .arg("--settings")
-            .arg(settings)
-            .env("KUBECONFIG", config)
-            .env("RUST_LOG", "info")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::run(command(folder, NAMESPACE, SETTINGS, identity, kubeconfig), identity)
+    }
+
+    /// Starts one that works in one namespace, where its Lease is as well, so that many can work beside each other.
+    fn start_in(namespace: &str, folder: &Path, identity: &str, kubeconfig: &str) -> Self {
+        let settings = format!("namespaces: [{namespace}]\n{SETTINGS}");
+        Self::run(command(folder, namespace, &settings, identity, kubeconfig), identity)
+    }
+
+    fn run(mut command: Command, identity: &str) -> Self {
+        let mut child = command.spawn().unwrap();
         let (sender, lines) = mpsc::channel();
         let log = BufReader::new(child.stdout.take().unwrap());
         let name = identity.to_owned();
@@ -106,9 +100,19 @@ impl Operator {
         }
     }
 
-    fn terminate(&self) {
+    fn signal(&self, signal: Signal) {
         let id = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        kill_process(id, Signal::TERM).unwrap();
+        kill_process(id, signal).unwrap();
+    }
+
+    fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Ends it at once.
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// How it ends, within this time.
@@ -129,6 +133,23 @@ impl Drop for Operator {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The operator's command line, with its files in this folder.
+fn command(folder: &Path, namespace: &str, settings: &str, identity: &str, kubeconfig: &str) -> Command {
+    let file = |kind: &str| folder.join(format!("{identity}.{kind}"));
+    std::fs::write(file("settings"), settings).unwrap();
+    std::fs::write(file("kubeconfig"), kubeconfig).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flywheel-operator"));
+    command
+        .args(["--admin-addr=127.0.0.1:0", "--log-format=text"])
+        .args(["--lease-namespace", namespace, "--identity", identity])
+        .arg("--settings")
+        .arg(file("settings"))
+        .env("KUBECONFIG", file("kubeconfig"))
+        .env("RUST_LOG", "info")
+        .stdout(Stdio::piped());
+    command
 }
 
 fn kubeconfig(server: &str) -> String {

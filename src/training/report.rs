@@ -177,8 +177,10 @@ fn status(
         Intent::StartAttempt { attempt, .. } => attempt,
         _ => observation.observed.highest_attempt(),
     };
-    let result = match (&decision.intent, decision.phase) {
-        (Intent::Complete(trained), _) => Some(ResultStatus {
+    // Also where the version is made already: whoever made it may have been killed before this was written.
+    let trained = observation.observed.result().map(|(_, trained)| trained);
+    let result = match (trained, decision.phase) {
+        (Some(trained), Phase::Complete) => Some(ResultStatus {
             model_version: version_name(job),
             metrics: trained.metrics.clone(),
         }),
@@ -224,9 +226,9 @@ fn status(
             .filter(|_| attempt > 0)
             .map(i64::from)
             .or(present.counted_restarts),
-        progress: match (&decision.intent, decision.phase, &observation.progress) {
+        progress: match (trained, decision.phase, &observation.progress) {
             // The last that was read may be a minute old. Its checkpoints went when the result was committed.
-            (Intent::Complete(trained), ..) => Some(ProgressStatus {
+            (Some(trained), Phase::Complete, _) => Some(ProgressStatus {
                 step: Some(format!("{0}/{0}", trained.steps)),
                 phase: Some(format!("{:?}", flywheel_contract::progress::Phase::Done)),
                 eta_seconds: None,

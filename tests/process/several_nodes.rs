@@ -1,14 +1,14 @@
 //! A TrainingJob of two nodes on a real API server with its Job controller, scheduler and endpoints controller; the kubelets
 //! are played here. What the operator takes for the cause of an end depends on when the Job controller deletes which pods.
 
-use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::failure::FailureReason;
 use flywheel_contract::scalar::{Digest, Metric};
 use flywheel_contract::termination::{Outcome, Position, TerminationMessage, Trained};
 use flywheel_contract::trainer::ArtifactRef;
 use http::Method;
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::kubelet::{self, now, patch};
 use super::plane::Plane;
 use super::{Operator, plane_with_crds};
 
@@ -17,9 +17,15 @@ const PODS: &str = "/api/v1/namespaces/team/pods";
 const TRAINING_JOB: &str = "/apis/flywheel.dev/v1alpha1/namespaces/team/trainingjobs/intent";
 const SERVICE: &str = "/api/v1/namespaces/team/services/intent-train";
 
-/// Whole seconds, as Kubernetes writes them.
-fn now() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+const NAMES: [&str; 2] = ["n-0", "n-1"];
+
+/// An address that leads nowhere.
+fn address(pod: &Value) -> &'static str {
+    if pod["spec"]["nodeName"] == NAMES[0] {
+        "192.0.2.1"
+    } else {
+        "192.0.2.2"
+    }
 }
 
 /// The kubelets of two nodes with two GPUs each.
@@ -29,39 +35,16 @@ struct Nodes<'a> {
 
 impl<'a> Nodes<'a> {
     async fn start(plane: &'a Plane) -> Self {
-        let amounts = json!({"cpu": "8", "memory": "32Gi", "pods": "110", "nvidia.com/gpu": "2"});
-        for name in ["n-0", "n-1"] {
-            plane
-                .create(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}))
-                .await;
-            let status = json!({"status": {"capacity": amounts, "allocatable": amounts, "conditions": [{
-                "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "m",
-                "lastHeartbeatTime": now(), "lastTransitionTime": now()
-            }]}});
-            Self::patch(plane, &format!("/api/v1/nodes/{name}/status"), &status).await;
-            plane
-                .create(
-                    &json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name,
-                    "namespace": "kube-node-lease"}, "spec": {"holderIdentity": name, "leaseDurationSeconds": 40}}),
-                )
-                .await;
+        for name in NAMES {
+            kubelet::node(plane, name, 2).await;
         }
-        let nodes = Self { plane };
-        nodes.beat().await;
-        nodes
-    }
-
-    async fn patch(plane: &Plane, path: &str, body: &Value) {
-        let patched = plane.send(Method::PATCH, path, Some(body)).await;
-        patched.unwrap_or_else(|e| panic!("{path}: {}", e.message));
+        Self { plane }
     }
 
     /// Both nodes are well.
     async fn beat(&self) {
-        for name in ["n-0", "n-1"] {
-            let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
-            let time = format!("{:.6}", Timestamp::now());
-            Self::patch(self.plane, &path, &json!({"spec": {"renewTime": time}})).await;
+        for name in NAMES {
+            kubelet::beat(self.plane, name).await;
         }
     }
 
@@ -84,27 +67,12 @@ impl<'a> Nodes<'a> {
             .await
     }
 
-    async fn status(&self, pod: &Value, phase: &str, state: &Value) {
-        let (name, node) = (pod["metadata"]["name"].as_str().unwrap(), &pod["spec"]["nodeName"]);
-        // Addresses that lead nowhere.
-        let ip = if node == "n-0" { "192.0.2.1" } else { "192.0.2.2" };
-        let ready = if phase == "Running" { "True" } else { "False" };
-        let status = json!({"status": {
-            "phase": phase, "podIP": ip, "podIPs": [{"ip": ip}],
-            "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": now()}],
-            "containerStatuses": [{"name": "trainer", "image": "i", "imageID": "", "ready": phase == "Running", "restartCount": 0,
-                "state": state}]
-        }});
-        Self::patch(self.plane, &format!("{PODS}/{name}/status"), &status).await;
-    }
-
     /// Both pods of an attempt run.
     async fn run(&self, attempt: u32) -> [Value; 2] {
         self.beat().await;
         let pods = [self.pod(attempt, 0).await, self.pod(attempt, 1).await];
         for pod in &pods {
-            self.status(pod, "Running", &json!({"running": {"startedAt": now()}}))
-                .await;
+            kubelet::run(self.plane, pod, address(pod)).await;
         }
         self.until_state("Running", "2/2").await;
         pods
@@ -112,19 +80,11 @@ impl<'a> Nodes<'a> {
 
     /// A pod's container ends in this way.
     async fn end(&self, pod: &Value, code: i32, message: &str) {
-        let phase = if code == 0 { "Succeeded" } else { "Failed" };
-        let reason = if code == 0 { "Completed" } else { "Error" };
-        let state = json!({"terminated": {"exitCode": code, "reason": reason, "message": message, "startedAt": now(),
-            "finishedAt": now()}});
-        self.status(pod, phase, &state).await;
+        kubelet::end(self.plane, pod, address(pod), code, message).await;
     }
 
     async fn fail(&self, pod: &Value, reason: FailureReason, position: Option<Position>) {
-        let message = TerminationMessage {
-            position,
-            ..TerminationMessage::new(Outcome::Failed(Failure::new(reason, "words")))
-        };
-        self.end(pod, 1, &message.to_json()).await;
+        self.end(pod, 1, &kubelet::failure(reason, position)).await;
     }
 
     /// The kubelet has ended a pod that was told to.
@@ -298,14 +258,14 @@ async fn several_nodes_begin_and_end_together() {
 
     // Both are suspended and go on under the same number.
     let pods = nodes.run(4).await;
-    Nodes::patch(&plane, TRAINING_JOB, &json!({"spec": {"suspend": true}})).await;
+    patch(&plane, TRAINING_JOB, &json!({"spec": {"suspend": true}})).await;
     for pod in &pods {
         nodes.until_deleted(pod).await;
         nodes.fail(pod, FailureReason::Interrupted, None).await;
     }
     nodes.until_state("Suspended", "0/0").await;
     nodes.take_away(&pods).await;
-    Nodes::patch(&plane, TRAINING_JOB, &json!({"spec": {"suspend": false}})).await;
+    patch(&plane, TRAINING_JOB, &json!({"spec": {"suspend": false}})).await;
     let pods = nodes.run(4).await;
     hosts(vec!["intent-train-4-0".to_owned(), "intent-train-4-1".to_owned()]).await;
 
@@ -316,7 +276,7 @@ async fn several_nodes_begin_and_end_together() {
     ]}]);
     let broken = json!({"status": {"containerStatuses": [{"name": "trainer", "image": "i", "imageID": "", "ready": true,
         "restartCount": 0, "state": {"running": {"startedAt": now()}}, "allocatedResourcesStatus": gpus}]}});
-    Nodes::patch(&plane, &format!("{PODS}/{name}/status"), &broken).await;
+    patch(&plane, &format!("{PODS}/{name}/status"), &broken).await;
     for pod in &pods {
         nodes.until_deleted(pod).await;
         nodes.fail(pod, FailureReason::Interrupted, None).await;

@@ -108,6 +108,19 @@ impl Observed {
         self.attempts.last().map_or(0, |a| a.number).max(self.told_attempt)
     }
 
+    /// The result, and the attempt that told it, while its pod is there. Any attempt may bring one: a pod that was given up may
+    /// have committed it in its last seconds.
+    #[must_use]
+    pub fn result(&self) -> Option<(u32, &Trained)> {
+        self.attempts.iter().rev().find_map(|attempt| match &attempt.state {
+            AttemptState::Ended(EndedAttempt {
+                end: End::Told(Outcome::Trained(trained)),
+                ..
+            }) => Some((attempt.number, trained)),
+            _ => None,
+        })
+    }
+
     /// Counted restarts before the attempt that follows the one of which the status alone tells, by what it tells. That its
     /// Job was deleted adds none.
     fn told_count(&self) -> Option<u32> {
@@ -295,15 +308,7 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
     if observed.version_made || observed.ended == Some(Ended::Complete) {
         return finished(Phase::Complete, reasons::TRAINED, COMPLETE_MESSAGE);
     }
-    // Any attempt may bring the result: a pod that was given up may have committed it in its last seconds.
-    let result = observed.attempts.iter().rev().find_map(|attempt| match &attempt.state {
-        AttemptState::Ended(ended) => match &ended.end {
-            End::Told(Outcome::Trained(trained)) => Some((attempt.number, trained)),
-            _ => None,
-        },
-        _ => None,
-    });
-    if let Some((number, trained)) = result {
+    if let Some((number, trained)) = observed.result() {
         return Decision {
             intent: Intent::Complete(Box::new(trained.clone())),
             remove: live(&observed.attempts, Some(number)),

@@ -1,0 +1,577 @@
+//! The operator killed before and after each of its writes of a whole training and of a service that grows and shrinks again.
+//! Whenever that is, all ends as if nothing had happened.
+//!
+//! etcd, API server, scheduler, and the controllers of Jobs and Deployments are real; the kubelet is played. Each run has a
+//! namespace, a proxy and an operator of its own.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use flywheel_api::names::{ANNOTATION_APPLIED, LABEL_ATTEMPT, LABEL_COMPONENT, SERVER, VERIFIER};
+use flywheel_contract::SCHEMA_VERSION;
+use flywheel_contract::failure::FailureReason;
+use flywheel_contract::names::{ASSIGNMENT_FILE, INSIDE_PORT, STATS_PATH};
+use flywheel_contract::scalar::{Digest, Metric, Precision};
+use flywheel_contract::serving::{Assignment, LoadState, ServedVersion, Stats, VersionStats};
+use flywheel_contract::termination::{Outcome, TerminationMessage, Trained, Verified};
+use flywheel_contract::trainer::ArtifactRef;
+use flywheel_testkit::{Moment, Point, Proxy};
+use futures::{StreamExt as _, stream};
+use http::Method;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::ListParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::plane::Plane;
+use super::{Operator, kubeconfig, kubelet, plane_with_crds};
+
+const NODE: &str = "n-0";
+/// Address of trainers, which leads nowhere.
+const NOWHERE: &str = "192.0.2.1";
+/// As many GPUs as all runs want at once, with room.
+const GPUS: u32 = 500;
+/// Runs at once. They wait most of the time.
+const TOGETHER: usize = 12;
+/// Without `CRASH_POINTS=all` only each so many-th write is one at which the operator is killed.
+const EACH: usize = 4;
+/// Time between two looks of a kubelet.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long nothing may have changed at the end.
+const STILL: Duration = Duration::from_secs(2);
+/// From a crash to the state that would have been without it, beside what the scenario takes.
+const CONVERGES_WITHIN: Duration = Duration::from_secs(30);
+
+/// Where a Deployment or ReplicaSet says which configuration its pods have.
+const CONFIG_DIGEST: &str = "/spec/template/metadata/annotations/flywheel.dev~1config-digest";
+
+/// What is compared: all that the operator writes, and what follows from that.
+const KINDS: [&str; 12] = [
+    "/apis/flywheel.dev/v1alpha1/trainingjobs",
+    "/apis/flywheel.dev/v1alpha1/modelversions",
+    "/apis/flywheel.dev/v1alpha1/inferenceservices",
+    "/apis/batch/v1/jobs",
+    "/apis/apps/v1/deployments",
+    "/apis/apps/v1/replicasets",
+    "/apis/apps/v1/controllerrevisions",
+    "/apis/policy/v1/poddisruptionbudgets",
+    "/apis/networking.k8s.io/v1/networkpolicies",
+    "/api/v1/services",
+    "/api/v1/configmaps",
+    "/api/v1/pods",
+];
+
+#[derive(Clone, Copy, Debug)]
+enum Scenario {
+    Training,
+    Scale,
+}
+
+/// One run of a scenario.
+struct Run<'a> {
+    plane: &'a Plane,
+    namespace: String,
+    /// Address of its serving pods.
+    servers: String,
+}
+
+impl Run<'_> {
+    fn path(&self, collection: &str) -> String {
+        let (group, resource) = collection.rsplit_once('/').unwrap();
+        format!("{group}/namespaces/{}/{resource}", self.namespace)
+    }
+
+    async fn list(&self, collection: &str) -> Vec<Value> {
+        let list = self
+            .plane
+            .send(Method::GET, &self.path(collection), None)
+            .await
+            .unwrap();
+        list["items"].as_array().unwrap().clone()
+    }
+
+    async fn object(&self, collection: &str, name: &str) -> Option<Value> {
+        let path = format!("{}/{name}", self.path(collection));
+        self.plane.send(Method::GET, &path, None).await.ok()
+    }
+
+    /// Does what a kubelet does at once: starts what has a node, and takes away what is to end. The pods before that.
+    async fn tend(&self) -> Vec<Value> {
+        tokio::time::sleep(LOOK).await;
+        let pods = self.list("/api/v1/pods").await;
+        for pod in &pods {
+            let path = kubelet::pod_path(pod);
+            if pod["metadata"]["deletionTimestamp"].is_string() {
+                let at_once = json!({"gracePeriodSeconds": 0});
+                let _ = self.plane.send(Method::DELETE, &path, Some(&at_once)).await;
+            } else if pod["spec"]["nodeName"].is_string() && pod["status"]["phase"] == "Pending" {
+                let serves = pod["metadata"]["labels"][LABEL_COMPONENT] == SERVER;
+                let address = if serves { &self.servers } else { NOWHERE };
+                kubelet::run(self.plane, pod, address).await;
+            }
+        }
+        pods
+    }
+
+    /// Waits, tending the pods, for an object that satisfies this.
+    async fn until(&self, what: &str, collection: &str, name: &str, is: impl Fn(&Value) -> bool) {
+        let is = &is;
+        self.plane
+            .until(&format!("{what} in {}", self.namespace), || async move {
+                self.tend().await;
+                self.object(collection, name)
+                    .await
+                    .filter(|object| is(object))
+                    .map(|_| ())
+            })
+            .await;
+    }
+
+    /// The running pod with this label.
+    async fn running(&self, label: &str, value: &str) -> Value {
+        let what = format!("a running pod with {label}={value} in {}", self.namespace);
+        self.plane
+            .until(&what, || async {
+                let pods = self.tend().await;
+                pods.into_iter()
+                    .find(|pod| pod["metadata"]["labels"][label] == value && pod["status"]["phase"] == "Running")
+            })
+            .await
+    }
+
+    async fn succeed(&self, pod: &Value, outcome: Outcome) {
+        let message = TerminationMessage::new(outcome).to_json();
+        kubelet::end(self.plane, pod, NOWHERE, 0, &message).await;
+    }
+
+    async fn create(&self, kind: &str, name: &str, spec: Value) {
+        self.plane
+            .create(
+                &json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": kind, "spec": spec,
+                "metadata": {"name": name, "namespace": self.namespace}}),
+            )
+            .await;
+    }
+
+    async fn play(&self, scenario: Scenario) {
+        match scenario {
+            Scenario::Training => self.training().await,
+            Scenario::Scale => self.scale().await,
+        }
+    }
+
+    /// A training whose first pod fails, and whose result becomes a version.
+    async fn training(&self) {
+        let spec = json!({"task": "TextClassification", "model": {"pretrained": {"uri": "s3://b/m"}},
+            "dataset": {"sources": [{"uri": "s3://b/d.csv"}]}, "output": {"model": "intent", "uri": "s3://b/o"}});
+        self.create("TrainingJob", "intent", spec).await;
+        let runs = |attempt: u32| async move {
+            let pod = self.running(LABEL_ATTEMPT, &attempt.to_string()).await;
+            self.until("it runs", KINDS[0], "intent", |job| {
+                job["status"]["state"] == "Running" && job["status"]["attempt"] == attempt
+            })
+            .await;
+            pod
+        };
+        let pod = runs(1).await;
+        let failed = kubelet::failure(FailureReason::StorageUnavailable, None);
+        kubelet::end(self.plane, &pod, NOWHERE, 1, &failed).await;
+        let pod = runs(2).await;
+        let trained = Trained {
+            artifact: ArtifactRef {
+                uri: "s3://b/o/u/attempt-2".into(),
+                digest: Digest::sha256(&"0".repeat(64)),
+            },
+            dataset_digest: Digest::sha256(&"1".repeat(64)),
+            metrics: vec![Metric::new("test/accuracy", 0.9)],
+            steps: 100,
+        };
+        self.succeed(&pod, Outcome::Trained(trained)).await;
+        self.until("it is complete", KINDS[0], "intent", |job| {
+            job["status"]["state"] == "Complete"
+        })
+        .await;
+        self.verified().await;
+    }
+
+    /// The version's artifact is found to be what it should be.
+    async fn verified(&self) {
+        let pod = self.running(LABEL_COMPONENT, VERIFIER).await;
+        self.succeed(&pod, Outcome::Verified(Verified { files: 3, bytes: 1000 }))
+            .await;
+        let what = format!("a verified version in {}", self.namespace);
+        let verified = |version: &Value| {
+            let conditions = version["status"]["conditions"].as_array();
+            let mut conditions = conditions.into_iter().flatten();
+            conditions.any(|c| c["type"] == "Verified" && c["status"] == "True")
+        };
+        self.plane
+            .until(&what, || async {
+                self.list(KINDS[1]).await.iter().any(verified).then_some(())
+            })
+            .await;
+    }
+
+    /// A service of one pod, then of three, then of one again.
+    async fn scale(&self) {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let spec = json!({"model": "intent", "version": 1,
+            "artifact": {"uri": "s3://b/o/u/attempt-1", "digest": digest}});
+        self.create("ModelVersion", "intent-v1", spec).await;
+        self.verified().await;
+        let spec =
+            json!({"model": "intent", "modelVersion": "intent-v1", "replicas": 1, "accelerator": {"class": "a100"}});
+        self.create("InferenceService", "intent", spec).await;
+        for replicas in [1, 3, 1] {
+            let path = format!("{}/intent", self.path(KINDS[2]));
+            kubelet::patch(self.plane, &path, &json!({"spec": {"replicas": replicas}})).await;
+            self.until(&format!("{replicas} ready"), KINDS[2], "intent", |service| {
+                let status = &service["status"];
+                status["observedGeneration"] == service["metadata"]["generation"]
+                    && status["pods"] == format!("{replicas}/{replicas}")
+            })
+            .await;
+            self.until(&format!("{replicas} pods"), KINDS[4], "intent", |deployment| {
+                deployment["status"]["replicas"] == replicas
+            })
+            .await;
+        }
+    }
+
+    /// All there is, without what differs from run to run: uids, times, versions, and names by chance.
+    async fn state(&self) -> Vec<String> {
+        let pods = self.tend().await;
+        let mut objects = Vec::new();
+        for kind in KINDS {
+            let list = if kind.ends_with("/pods") {
+                pods.clone()
+            } else {
+                self.list(kind).await
+            };
+            objects.extend(list.into_iter().map(|object| (kind, object)));
+        }
+        let mut chance = vec![
+            (self.namespace.clone(), "NAMESPACE".to_owned()),
+            (self.servers.clone(), "SERVERS".to_owned()),
+        ];
+        for (kind, object) in &objects {
+            let (metadata, kind) = (&object["metadata"], kind.rsplit('/').next().unwrap());
+            let made = metadata["generateName"].as_str().map(|prefix| format!("{prefix}*"));
+            let name = metadata["name"].as_str().unwrap().to_owned();
+            let shown = made.as_ref().unwrap_or(&name);
+            chance.push((
+                metadata["uid"].as_str().unwrap().to_owned(),
+                format!("UID of {kind}/{shown}"),
+            ));
+            // A training's version is named after the uid of the training.
+            if kind == "modelversions" {
+                chance.push((name.clone(), "VERSION".to_owned()));
+            }
+            if let Some(made) = made {
+                chance.push((name, made));
+            }
+            if let Some(hash) = metadata["labels"]["pod-template-hash"].as_str() {
+                chance.push((hash.to_owned(), "HASH".to_owned()));
+            }
+            // The pods' configuration holds names and uids.
+            if let Some(digest) = object.pointer(CONFIG_DIGEST).and_then(Value::as_str) {
+                let short = digest.trim_start_matches("sha256:").get(..8).unwrap();
+                chance.push((digest.to_owned(), "DIGEST".to_owned()));
+                chance.push((short.to_owned(), "DIGEST".to_owned()));
+            }
+            // It begins with the time.
+            if let Some(assignment) = assignment(object) {
+                chance.push((assignment.generation.to_string(), "GENERATION".to_owned()));
+            }
+        }
+        // A name may be part of a longer one.
+        chance.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
+        let mut state: Vec<String> = objects
+            .into_iter()
+            .map(|(kind, mut object)| {
+                let metadata = object["metadata"].as_object_mut().unwrap();
+                metadata.retain(|key, _| key != "managedFields" && key != "resourceVersion");
+                if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+                    annotations.remove(ANNOTATION_APPLIED);
+                }
+                if let Some(spec) = object["spec"].as_object_mut() {
+                    spec.retain(|key, _| key != "clusterIP" && key != "clusterIPs");
+                }
+                timeless(&mut object);
+                let text = serde_json::to_string_pretty(&object).unwrap();
+                let text = chance.iter().fold(text, |text, (from, to)| text.replace(from, to));
+                format!("{kind} {text}")
+            })
+            .collect();
+        state.sort_unstable();
+        state
+    }
+
+    /// The state, once it has stayed the same for a while; with `wanted` only this one counts, and what there is when it has
+    /// not come.
+    async fn end(&self, wanted: Option<&Vec<String>>) -> Vec<String> {
+        let deadline = Instant::now() + CONVERGES_WITHIN;
+        let (mut last, mut since) = (self.state().await, Instant::now());
+        loop {
+            let state = self.state().await;
+            if state != last {
+                (last, since) = (state, Instant::now());
+            }
+            let fits = wanted.is_none_or(|wanted| *wanted == last);
+            if (fits && since.elapsed() >= STILL) || Instant::now() >= deadline {
+                return last;
+            }
+        }
+    }
+}
+
+/// Replaces all that is a time, and what tells how long a recovery took.
+fn timeless(value: &mut Value) {
+    match value {
+        Value::String(text) if text.parse::<Timestamp>().is_ok() => *text = "TIME".to_owned(),
+        Value::String(text) => {
+            if let Some((incident, _)) = text.split_once(" failed at ") {
+                *text = incident.to_owned();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(timeless),
+        Value::Object(fields) => {
+            let lasts = ["detectSeconds", "decideSeconds", "replaceSeconds", "recoverSeconds"];
+            fields.retain(|key, _| !lasts.contains(&key.as_str()));
+            fields.values_mut().for_each(timeless);
+        }
+        _ => {}
+    }
+}
+
+/// What a ConfigMap says to serving pods.
+fn assignment(object: &Value) -> Option<Assignment> {
+    serde_json::from_str(object["data"][ASSIGNMENT_FILE].as_str()?).ok()
+}
+
+/// Serving pods of a namespace, all at one address of their own, that follow their assignment at once.
+async fn serve(client: Client, namespace: String) -> (String, tokio::task::JoinHandle<()>) {
+    let answer = move || {
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+        async move {
+            let maps = maps.list(&ListParams::default()).await.unwrap();
+            let found = maps
+                .items
+                .iter()
+                .find_map(|map| assignment(&serde_json::to_value(map).unwrap()));
+            let assignment = found.unwrap();
+            let loaded = |version: &ServedVersion| VersionStats {
+                name: version.name.clone(),
+                digest: version.artifact.digest.clone(),
+                state: LoadState::Ready,
+                precision: Some(Precision::Float32),
+                agreement: None,
+                failure: None,
+                crash: None,
+            };
+            axum::Json(Stats {
+                schema_version: SCHEMA_VERSION,
+                ready: true,
+                generation: assignment.generation,
+                serving: Some(assignment.serve),
+                versions: assignment.versions.iter().map(loaded).collect(),
+                answered: [0; 3],
+                in_flight: 0,
+                uptime_seconds: 1.0,
+                load: None,
+            })
+        }
+    };
+    let router = axum::Router::new().route(STATS_PATH, axum::routing::get(answer));
+    // Beyond the addresses that control planes take.
+    let mut addresses = (1..u8::MAX).flat_map(|b| (1..u8::MAX).map(move |c| Ipv4Addr::new(127, 130, b, c)));
+    let (address, listener) = loop {
+        let address = addresses.next().unwrap();
+        if let Ok(listener) = TcpListener::bind((address, INSIDE_PORT)).await {
+            break (address, listener);
+        }
+    };
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (address.to_string(), serving)
+}
+
+/// Lines that only one of two states has.
+fn difference(wanted: &[String], found: &[String]) -> String {
+    let lines = |state: &[String]| -> BTreeSet<String> {
+        let of = |object: &String| {
+            let kind = object.split(' ').next().unwrap().to_owned();
+            object
+                .lines()
+                .map(|line| format!("{kind}: {}", line.trim()))
+                .collect::<Vec<_>>()
+        };
+        state.iter().flat_map(of).collect()
+    };
+    let (left, right) = (lines(wanted), lines(found));
+    let missing = left.difference(&right).map(|line| format!("- {line}\n"));
+    missing
+        .chain(right.difference(&left).map(|line| format!("+ {line}\n")))
+        .collect()
+}
+
+/// What came of a run.
+struct Ending {
+    state: Vec<String>,
+    writes: usize,
+    reached: bool,
+}
+
+/// A client that passes on what it hears.
+async fn client(plane: &Plane) -> Client {
+    let kubeconfig = Kubeconfig::read_from(plane.control.kubeconfig()).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    let mut config = config.unwrap();
+    config.default_retry = false;
+    config.read_timeout = None;
+    Client::try_from(config).unwrap()
+}
+
+async fn run(
+    plane: &Plane,
+    folder: &Path,
+    name: &str,
+    scenario: Scenario,
+    point: Option<Point>,
+    wanted: Option<&Vec<String>>,
+) -> Ending {
+    let namespace = format!("{scenario:?}-{name}").to_lowercase();
+    plane
+        .create(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))
+        .await;
+    let (servers, serving) = serve(plane.client(), namespace.clone()).await;
+    let run = Run {
+        plane,
+        namespace,
+        servers,
+    };
+    let account = run.path("/api/v1/serviceaccounts") + "/default";
+    plane
+        .until(&account, || async {
+            plane.send(Method::GET, &account, None).await.ok()
+        })
+        .await;
+    let proxy = Proxy::start(client(plane).await).await;
+    let start = {
+        let (namespace, folder, config) = (run.namespace.clone(), folder.to_owned(), kubeconfig(&proxy.server()));
+        // The same name, as a container has that is started again in its pod.
+        move || Operator::start_in(&namespace, &folder, &namespace, &config)
+    };
+    let operator = Arc::new(Mutex::new(start()));
+    if let Some(point) = point {
+        let operator = Arc::clone(&operator);
+        proxy.at(point, move || {
+            let mut operator = operator.lock().unwrap();
+            operator.kill();
+            *operator = start();
+        });
+    }
+    run.play(scenario).await;
+    let state = run.end(wanted).await;
+    serving.abort();
+    let reached = point.is_some() && !proxy.is_planned();
+    Ending {
+        state,
+        writes: proxy.writes().len(),
+        reached,
+    }
+}
+
+/// How a scenario ends that nobody disturbs: twice the same.
+async fn undisturbed(plane: &Plane, folder: &Path, scenario: Scenario) -> Ending {
+    let (one, other) = tokio::join!(
+        run(plane, folder, "one", scenario, None, None),
+        run(plane, folder, "other", scenario, None, None)
+    );
+    assert!(
+        one.state == other.state,
+        "{scenario:?}: {}",
+        difference(&one.state, &other.state)
+    );
+    // What is written together in one run may be written one by one in another.
+    if one.writes < other.writes { one } else { other }
+}
+
+/// Kills the operator at these points of a scenario, whose undisturbed run ended so; how many it was killed at.
+async fn disturb(plane: &Plane, folder: &Path, points: Vec<(Scenario, &Ending, Point)>) -> usize {
+    let runs = points.into_iter().map(|(scenario, undisturbed, point)| async move {
+        let name = format!("{}-{:?}", point.write, point.moment);
+        let ending = run(plane, folder, &name, scenario, Some(point), Some(&undisturbed.state)).await;
+        let differs = difference(&undisturbed.state, &ending.state);
+        (
+            ending.reached,
+            ending.state == undisturbed.state,
+            format!("{scenario:?} {point:?}\n{differs}"),
+        )
+    });
+    let endings: Vec<_> = stream::iter(runs).buffer_unordered(TOGETHER).collect().await;
+    let wrong: Vec<_> = endings
+        .iter()
+        .filter(|(_, same, _)| !same)
+        .map(|(.., differs)| differs.as_str())
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{} of {} end in another way:\n{}",
+        wrong.len(),
+        endings.len(),
+        wrong.join("\n")
+    );
+    endings.iter().filter(|(reached, ..)| *reached).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whenever_it_is_killed_all_ends_as_if_it_had_not_been() {
+    let plane = plane_with_crds(true).await;
+    kubelet::node(&plane, NODE, GPUS).await;
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let all = std::env::var("CRASH_POINTS").is_ok_and(|points| points == "all");
+    let each = if all { 1 } else { EACH };
+    let beats = async {
+        loop {
+            kubelet::beat(&plane, NODE).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+    };
+    let work = async {
+        let begin = Instant::now();
+        let (training, scale) = tokio::join!(
+            undisturbed(&plane, folder, Scenario::Training),
+            undisturbed(&plane, folder, Scenario::Scale)
+        );
+        let scenarios = [(Scenario::Training, &training), (Scenario::Scale, &scale)];
+        let mut points = Vec::new();
+        for (scenario, undisturbed) in scenarios {
+            for write in (1..=undisturbed.writes).step_by(each) {
+                let both = [Moment::Before, Moment::After];
+                points.extend(both.map(|moment| (scenario, undisturbed, Point { write, moment })));
+            }
+        }
+        let planned = points.len();
+        let reached = disturb(&plane, folder, points).await;
+        println!(
+            "killed at {reached} of {planned} crash points (every {each}. of {} writes of a training and {} of a scaling, before \
+             and after it) in {:.0} s: each run ended as the undisturbed one",
+            training.writes,
+            scale.writes,
+            begin.elapsed().as_secs_f64()
+        );
+        // A run may have fewer writes than both undisturbed ones, and then none of that number.
+        assert!(reached * 10 >= planned * 9, "{reached} of {planned} points");
+    };
+    tokio::select! {
+        () = beats => {}
+        () = work => {}
+    }
+}
