@@ -2,7 +2,7 @@
 # Installs the Debian or Ubuntu packages that the builds need; does nothing where they are there. What the local cluster
 # needs is installed by `flywheel-localcluster programs --install-packages`.
 set -euo pipefail
-packages=(binutils ca-certificates curl g++ python3-venv unzip)
+packages=(binutils ca-certificates curl faketime g++ python3-venv unzip)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")

@@ -3,12 +3,17 @@
 
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::header::USER_AGENT;
 use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ClientBuilder};
 use kube::runtime::watcher;
 use kube::{Client, Config};
 use tower::buffer::BufferLayer;
 use tower::retry::RetryLayer;
+use tower::util::MapRequestLayer;
+
+use crate::lease::LeaseHandle;
 
 /// Longest wait for a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,27 +44,52 @@ pub enum ClientError {
     Retry(String),
 }
 
+/// Who asks: each request says so in its `User-Agent`, so that the API server's audit log tells which replica wrote what, and
+/// under which leadership.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Name of this replica.
+    pub identity: String,
+    /// Whether it leads.
+    pub lease: LeaseHandle,
+}
+
+impl Caller {
+    /// Such as `flywheel-operator/0.1.0 (flywheel-operator-5d8f-x2k4; lease 3)`, the latter while it leads.
+    fn user_agent(&self) -> HeaderValue {
+        const PROGRAM: &str = concat!("flywheel-operator/", env!("CARGO_PKG_VERSION"));
+        let lease = self.lease.term().map(|term| format!("; lease {term}"));
+        HeaderValue::from_str(&format!("{PROGRAM} ({}{})", self.identity, lease.unwrap_or_default()))
+            .unwrap_or(HeaderValue::from_static(PROGRAM))
+    }
+}
+
 /// A client with our timeouts and retries, from KUBECONFIG or the pod's service account.
 ///
 /// # Errors
 /// No configuration, or one that cannot be used.
-pub async fn connect() -> Result<Client, ClientError> {
+pub async fn connect(caller: Caller) -> Result<Client, ClientError> {
     let config = Config::infer().await.map_err(|e| ClientError::Config(Box::new(e)))?;
-    build(config)
+    build(config, caller)
 }
 
 /// A client for this configuration.
 ///
 /// # Errors
 /// The configuration cannot be used.
-pub fn build(mut config: Config) -> Result<Client, ClientError> {
+pub fn build(mut config: Config, caller: Caller) -> Result<Client, ClientError> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = None;
     config.default_retry = false;
     let policy =
         RetryPolicy::new(RETRY_FIRST, RETRY_LONGEST, RETRIES, true).map_err(|e| ClientError::Retry(e.to_string()))?;
+    let sign = MapRequestLayer::new(move |mut request: http::Request<Body>| {
+        request.headers_mut().insert(USER_AGENT, caller.user_agent());
+        request
+    });
     Ok(ClientBuilder::try_from(config)
         .map_err(|e| ClientError::Build(Box::new(e)))?
+        .with_layer(&sign)
         .with_layer(&BufferLayer::<http::Request<Body>>::new(BUFFER))
         .with_layer(&RetryLayer::new(policy))
         .build())

@@ -40,8 +40,8 @@ pub struct LeaseHandle {
 enum Held {
     /// Not leading.
     No,
-    /// Renewed at this time.
-    Since(Instant),
+    /// Renewed at this time, after so many changes of the leader.
+    Since { renewed: Instant, term: i32 },
     /// There is no election: tests.
     Always,
 }
@@ -72,8 +72,18 @@ impl LeaseHandle {
     fn valid_at(&self, now: Instant) -> bool {
         match *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) {
             Held::No => false,
-            Held::Since(at) => now.saturating_duration_since(at) < RENEW_DEADLINE,
+            Held::Since { renewed, .. } => now.saturating_duration_since(renewed) < RENEW_DEADLINE,
             Held::Always => true,
+        }
+    }
+
+    /// How often the leader had changed when this replica began to lead; `None` where it does not lead, or there is no
+    /// election.
+    #[must_use]
+    pub fn term(&self) -> Option<i32> {
+        match *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) {
+            Held::Since { term, .. } => Some(term),
+            Held::No | Held::Always => None,
         }
     }
 
@@ -243,8 +253,11 @@ pub async fn run(
         }
         let now = Instant::now();
         let leads = election.leads(now);
-        handle.set(match election.renewed {
-            Some(at) if leads => Held::Since(at),
+        handle.set(match (election.renewed, &election.seen) {
+            (Some(renewed), Some(seen)) if leads => Held::Since {
+                renewed,
+                term: seen.transitions,
+            },
             _ => Held::No,
         });
         if leads != was_leading {

@@ -32,7 +32,7 @@ use tracing::Instrument as _;
 use crate::admin::{self, BEAT, Beats};
 use crate::backoff::Backoff;
 use crate::cache::{Cache, CacheWriters, Caches, Prune};
-use crate::client::{ClientError, watch_config};
+use crate::client::{Caller, ClientError, watch_config};
 use crate::cluster::nodes;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
@@ -126,12 +126,12 @@ pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
 /// It cannot start, or had to stop.
 pub async fn run(arguments: Arguments, told_to_stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let mut told_to_stop = std::pin::pin!(told_to_stop);
+    let handle = LeaseHandle::none();
     let (settings, client, listener) = tokio::select! {
-        prepared = prepare(&arguments) => prepared?,
+        prepared = prepare(&arguments, handle.clone()) => prepared?,
         () = &mut told_to_stop => return Ok(()),
     };
     let (caches, writers) = Caches::new(&settings.namespaces);
-    let handle = LeaseHandle::none();
     let metrics = Metrics::default();
     let context = Arc::new(Context::new(
         client.clone(),
@@ -230,9 +230,13 @@ fn ended_early(ended: Option<Result<String, tokio::task::JoinError>>) -> RunErro
 }
 
 /// What there must be before anything runs: settings, a client, the admin port.
-async fn prepare(arguments: &Arguments) -> Result<(Settings, Client, TcpListener), RunError> {
+async fn prepare(arguments: &Arguments, lease: LeaseHandle) -> Result<(Settings, Client, TcpListener), RunError> {
     let settings = Settings::load(&arguments.settings)?;
-    let client = crate::client::connect().await?;
+    let caller = Caller {
+        identity: arguments.identity.clone(),
+        lease,
+    };
+    let client = crate::client::connect(caller).await?;
     let listener = TcpListener::bind(arguments.admin_addr)
         .await
         .map_err(|source| RunError::Admin {

@@ -16,6 +16,8 @@ mod kubelet;
 mod plane;
 #[path = "process/several_nodes.rs"]
 mod several_nodes;
+#[path = "process/takeover.rs"]
+mod takeover;
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -254,7 +256,10 @@ impl Wire {
 /// An API server that serves our kinds, with the namespaces of the operator and of a team; with `controllers`, Kubernetes'
 /// own run as well.
 async fn plane_with_crds(controllers: bool) -> Plane {
-    let plane = Plane::start(controllers).await;
+    with_crds(Plane::start(controllers).await).await
+}
+
+async fn with_crds(plane: Plane) -> Plane {
     plane.ctl(&["apply", "--server-side", "-f", root().join("crds").to_str().unwrap()]);
     for kind in ["trainingjobs", "modelversions", "inferenceservices"] {
         let path = format!("/apis/flywheel.dev/v1alpha1/{kind}");

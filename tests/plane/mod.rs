@@ -38,10 +38,16 @@ impl Plane {
     /// etcd and an API server; with `controllers` also controller manager and scheduler. `FLYWHEEL_TEST_KUBERNETES`
     /// names another version than the usual one.
     pub async fn start(controllers: bool) -> Self {
+        Self::start_with(controllers, false).await
+    }
+
+    /// The same; with `audit` the API server also notes who wrote what.
+    pub async fn start_with(controllers: bool, audit: bool) -> Self {
         let kubernetes = std::env::var("FLYWHEEL_TEST_KUBERNETES").unwrap_or_else(|_| KUBERNETES.to_owned());
         let control = ControlPlane::start(&ControlPlaneOptions {
             kubernetes,
             controllers,
+            audit,
         })
         .unwrap();
         let kubeconfig = Kubeconfig::read_from(control.kubeconfig()).unwrap();

@@ -428,7 +428,7 @@ struct Ending {
 }
 
 /// A client that passes on what it hears.
-async fn client(plane: &Plane) -> Client {
+pub async fn client(plane: &Plane) -> Client {
     let kubeconfig = Kubeconfig::read_from(plane.control.kubeconfig()).unwrap();
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
     let mut config = config.unwrap();

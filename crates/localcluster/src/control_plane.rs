@@ -219,6 +219,16 @@ pub(crate) fn listens(address: Ipv4Addr, port: u16) -> bool {
     TcpStream::connect_timeout(&(address, port).into(), Duration::from_millis(500)).is_ok()
 }
 
+/// Who wrote what and when, without the content.
+const AUDIT_POLICY: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: Metadata
+  verbs: [create, update, patch, delete, deletecollection]
+";
+
 /// What a lone control plane is to have.
 #[derive(Debug, Clone)]
 pub struct ControlPlaneOptions {
@@ -227,6 +237,8 @@ pub struct ControlPlaneOptions {
     /// Whether controller manager and scheduler run too. Without them no Job makes pods, nothing is collected as
     /// garbage and namespaces stay in deletion, but it is up sooner.
     pub controllers: bool,
+    /// Whether the API server notes who wrote what ([`ControlPlane::audit_log`]).
+    pub audit: bool,
 }
 
 impl Default for ControlPlaneOptions {
@@ -234,6 +246,7 @@ impl Default for ControlPlaneOptions {
         ControlPlaneOptions {
             kubernetes: KUBERNETES.into(),
             controllers: false,
+            audit: false,
         }
     }
 }
@@ -285,7 +298,17 @@ impl ControlPlane {
         };
         let etcd = plane.start_one(&layout.etcd()?, Some(&folder))?;
         layout.wait_for_etcd(&etcd)?;
-        let server = plane.start_one(&layout.api_server(&pki)?, None)?;
+        let mut server = layout.api_server(&pki)?;
+        if options.audit {
+            let policy = folder.join("etc/audit-policy.yaml");
+            paths::write(&policy, AUDIT_POLICY)?;
+            server = server
+                .arg("--audit-policy-file")
+                .arg(policy)
+                .arg("--audit-log-path")
+                .arg(plane.audit_log());
+        }
+        let server = plane.start_one(&server, None)?;
         layout.wait_for_api(&server, &plane.kubectl)?;
         if options.controllers {
             let manager = plane.start_one(&layout.controller_manager(&pki)?, None)?;
@@ -315,6 +338,11 @@ impl ControlPlane {
     /// A kubectl for it.
     pub fn kubectl(&self) -> &Kubectl {
         &self.kubectl
+    }
+
+    /// The API server's audit log, if it keeps one: a line of JSON for each write that it has answered.
+    pub fn audit_log(&self) -> PathBuf {
+        self.folder.join("log/audit.log")
     }
 
     /// The folder with its logs (`log/apiserver.log`).

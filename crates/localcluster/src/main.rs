@@ -256,6 +256,7 @@ fn run(action: Action) -> Result<ExitCode> {
             let plane = ControlPlane::start(&ControlPlaneOptions {
                 kubernetes: kubernetes_version,
                 controllers,
+                audit: false,
             })?;
             let Some((program, arguments)) = command.split_first() else {
                 return Ok(ExitCode::SUCCESS);
