@@ -26,8 +26,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use flywheel_testkit::Proxy;
 use http::Method;
 use jiff::{SignedDuration, Timestamp};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
 use plane::{Plane, root};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -273,6 +276,29 @@ async fn with_crds(plane: Plane) -> Plane {
             .await;
     }
     plane
+}
+
+/// A namespace in which pods can be made.
+async fn namespace_with_account(plane: &Plane, namespace: &str) {
+    plane
+        .create(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))
+        .await;
+    let account = format!("/api/v1/namespaces/{namespace}/serviceaccounts/default");
+    plane
+        .until(&account, || async {
+            plane.send(Method::GET, &account, None).await.ok()
+        })
+        .await;
+}
+
+/// A proxy before this API server, which passes on what it hears.
+async fn proxy(plane: &Plane) -> Proxy {
+    let kubeconfig = Kubeconfig::read_from(plane.control.kubeconfig()).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    let mut config = config.unwrap();
+    config.default_retry = false;
+    config.read_timeout = None;
+    Proxy::start(Client::try_from(config).unwrap()).await
 }
 
 /// The Lease as it stands.

@@ -1,5 +1,7 @@
 //! The kubelet as these tests play it: nodes that are well, and what containers do.
 
+use std::time::Duration;
+
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::termination::{Outcome, Position, TerminationMessage};
 use http::Method;
@@ -7,6 +9,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::plane::{Plane, path};
+
+/// An address that leads nowhere.
+pub const NOWHERE: &str = "192.0.2.1";
+/// As often as a kubelet renews the lease of its node.
+const BEAT: Duration = Duration::from_secs(10);
 
 /// Whole seconds, as Kubernetes writes them.
 pub fn now() -> String {
@@ -44,6 +51,14 @@ pub async fn beat(plane: &Plane, name: &str) {
     let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
     let time = format!("{:.6}", Timestamp::now());
     patch(plane, &path, &json!({"spec": {"renewTime": time}})).await;
+}
+
+/// The node is well for ever.
+pub async fn keep_well(plane: &Plane, name: &str) {
+    loop {
+        beat(plane, name).await;
+        tokio::time::sleep(BEAT).await;
+    }
 }
 
 /// What a pod's one container does.

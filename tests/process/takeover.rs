@@ -13,8 +13,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::plane::Plane;
-use super::{Operator, SETTINGS, command, kubeconfig, kubelet, time, with_crds};
-use crate::crash_points::client;
+use super::{Operator, SETTINGS, command, kubeconfig, kubelet, namespace_with_account, proxy, time, with_crds};
 
 /// From the loss of a leader to the first write of the next: a lease of 15 s, and a moment to begin.
 const LOST_MAX: SignedDuration = SignedDuration::from_secs(18);
@@ -25,8 +24,6 @@ const SKEW: SignedDuration = SignedDuration::from_mins(10);
 /// Time between two new TrainingJobs.
 const WORK: Duration = Duration::from_millis(500);
 const NODE: &str = "n-0";
-/// Address of trainers, which leads nowhere.
-const NOWHERE: &str = "192.0.2.1";
 
 /// How a leader is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +170,7 @@ impl Site<'_> {
         self.shows("a", of_leader).await;
         let mut standby = self.replica("b", of_standby);
         self.train("kept", false).await;
-        kubelet::run(self.plane, &self.pod().await, NOWHERE).await;
+        kubelet::run(self.plane, &self.pod().await, kubelet::NOWHERE).await;
         self.until_it_runs().await;
         let before = self.pod().await;
         // The standby has seen renewals, so it knows when the last one was.
@@ -311,12 +308,6 @@ async fn the_standby_works_soon_and_never_beside_the_leader() {
     let plane = with_crds(Plane::start_with(true, true).await).await;
     kubelet::node(&plane, NODE, 100).await;
     let folder = tempfile::tempdir().unwrap();
-    let beats = async {
-        loop {
-            kubelet::beat(&plane, NODE).await;
-            tokio::time::sleep(Duration::from_secs(10)).await;
-        }
-    };
     let cases = [
         (Loss::Killed, Clock::Right),
         (Loss::Terminated, Clock::Right),
@@ -330,15 +321,8 @@ async fn the_standby_works_soon_and_never_beside_the_leader() {
         let (plane, folder) = (&plane, folder.path());
         async move {
             let namespace = format!("{loss:?}-{clock:?}").to_lowercase();
-            let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
-            plane.create(&object).await;
-            let account = format!("/api/v1/namespaces/{namespace}/serviceaccounts/default");
-            plane
-                .until(&account, || async {
-                    plane.send(Method::GET, &account, None).await.ok()
-                })
-                .await;
-            let proxy = Proxy::start(client(plane).await).await;
+            namespace_with_account(plane, &namespace).await;
+            let proxy = proxy(plane).await;
             let site = Site {
                 plane,
                 folder,
@@ -357,7 +341,7 @@ async fn the_standby_works_soon_and_never_beside_the_leader() {
         }
     });
     let took = tokio::select! {
-        () = beats => unreachable!("it goes on for ever"),
+        () = kubelet::keep_well(&plane, NODE) => unreachable!("it goes on for ever"),
         took = futures::future::join_all(runs) => took,
     };
     for (loss, took) in took {
