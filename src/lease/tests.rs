@@ -111,8 +111,10 @@ fn a_leader_that_finds_another_holder_has_lost_and_one_that_restarts_takes_its_o
 fn a_handle_expires_by_itself() {
     let handle = LeaseHandle::none();
     assert!(!handle.still_valid());
+    assert_eq!(handle.term(), None);
     let now = Instant::now();
-    handle.set(Held::Since(now));
+    handle.set(Held::Since { renewed: now, term: 3 });
+    assert_eq!(handle.term(), Some(3));
     assert!(handle.valid_at(now + Duration::from_secs(9)));
     assert!(!handle.valid_at(now + RENEW_DEADLINE));
     assert!(LeaseHandle::always().still_valid());
