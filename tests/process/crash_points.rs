@@ -31,6 +31,7 @@ use tokio::net::TcpListener;
 use super::plane::Plane;
 use super::{Operator, kubeconfig, kubelet, namespace_with_account, plane_with_crds, proxy};
 
+/// The one node.
 const NODE: &str = "n-0";
 /// As many GPUs as all runs want at once, with room.
 const GPUS: u32 = 500;
@@ -533,7 +534,7 @@ async fn whenever_it_is_killed_all_ends_as_if_it_had_not_been() {
         let mut points = Vec::new();
         for (scenario, undisturbed) in scenarios {
             let creates = |write: usize| undisturbed.writes.get(write - 1).is_some_and(|w| w.starts_with("POST"));
-            let chosen = |write: &usize| all || creates(*write) || write % EACH == 0;
+            let chosen = |write: &usize| all || creates(*write) || write.is_multiple_of(EACH);
             for write in (1..=undisturbed.writes.len() + BEYOND).filter(chosen) {
                 let both = [Moment::Before, Moment::After];
                 points.extend(both.map(|moment| (scenario, undisturbed, Point { write, moment })));

@@ -23,6 +23,7 @@ const RELEASED_MAX: SignedDuration = SignedDuration::from_secs(3);
 const SKEW: SignedDuration = SignedDuration::from_mins(10);
 /// Time between two new TrainingJobs.
 const WORK: Duration = Duration::from_millis(500);
+/// The one node.
 const NODE: &str = "n-0";
 
 /// How a leader is lost.
