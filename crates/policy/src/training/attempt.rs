@@ -259,7 +259,9 @@ pub fn state(job: &Job, pods: &[&Pod], all_ran: bool, container: &str, now: Time
         }
         let last = ends
             .iter()
-            .filter(|(pod, _)| index(pod) == of && !suspended && is_of_this_run(pod))
+            .filter(|(pod, _)| index(pod) == of && !suspended)
+            // The Job controller makes none in the place of one that has not ended, and on a lost node it never does.
+            .filter(|(pod, _)| is_of_this_run(pod) || is_out_of_contact(pod))
             .max_by_key(|(pod, end)| (end.at, made(pod)));
         match last {
             Some((_, end)) if of > 0 && end.end == End::Told(Outcome::Assisted) => Sight::Assisted,
@@ -1966,6 +1968,29 @@ mod tests {
             state(&resumed, &views, true, "trainer", at("00:02:02")),
             AttemptState::Running
         );
+    }
+
+    #[test]
+    fn a_resumed_job_whose_old_pod_never_ends_is_lost() {
+        let resumed = |status| {
+            let mut resumed = job_of(2);
+            resumed.status = serde_json::from_value(status).unwrap();
+            resumed
+        };
+        let out_of_contact =
+            json!([{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]);
+        // The Job controller waits for its end before it makes another one, and its node cannot say so.
+        let old = nth(1, told_at("00:01:00"), running(out_of_contact));
+        let ends = nth(1, told_at("00:01:00"), runs_well());
+        for begun in [json!({"startTime": "2026-01-01T00:02:00Z"}), json!({})] {
+            let job = resumed(begun);
+            let of = |pod| word(&state(&job, &[pod], false, "trainer", at("00:02:10")));
+            assert_eq!((of(&old), of(&ends)), ("Lost", "NoPod"), "{job:?}");
+        }
+        let mut suspended = resumed(json!({}));
+        suspended.spec.as_mut().unwrap().suspend = Some(true);
+        let none = AttemptState::NoPod { refused: None };
+        assert_eq!(state(&suspended, &[&old], false, "trainer", at("00:10:00")), none);
     }
 
     #[test]
