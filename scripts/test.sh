@@ -72,6 +72,7 @@ schemas() { test_with --workspace --test crds; }
 units() { # and lint, which builds as well, once they run
   local code=0
   test_with --workspace --lib --bins || code=$?
+  SCHEDULES=${ALL:+1000000} test_with --workspace --test schedules -- --nocapture || code=$?
   nice make lint || code=$?
   return $code
 }
