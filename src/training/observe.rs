@@ -238,6 +238,7 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                             .filter(|p| is_lost(p))
                             .map(|p| index(p))
                             .find(|index| *index > 0),
+                        held,
                     };
                     let watch =
                         context

@@ -147,6 +147,9 @@ pub struct Surroundings {
     pub all_run_since: Option<Timestamp>,
     /// Index of another of these pods whose node the control plane has lost.
     pub lost_peer: Option<u32>,
+    /// The node of one of these pods seems lost, and so do so many others ([`crate::recovery::nodes::is_held`]) that more
+    /// likely those who look are cut off: then nothing is ended for what is not heard.
+    pub held: bool,
 }
 
 impl Watch {
@@ -201,6 +204,9 @@ impl Watch {
     /// Whether the pod is to be given up, after what was seen until `now`.
     #[must_use]
     pub fn verdict(&self, around: Surroundings, now: Timestamp) -> Option<Verdict> {
+        if around.held {
+            return None;
+        }
         let (cause, how) = match &self.unanswered {
             None => without_work(self.last.as_ref()?, around, now)?,
             Some(row) => self.without_answer(row, around, now)?,

@@ -428,6 +428,7 @@ impl Leader {
                         .filter(|pod| is_lost(pod))
                         .map(|pod| pod.index)
                         .find(|index| *index > 0),
+                    held,
                 };
                 self.hear(view.number, pod.uid, look, now);
                 let fault = |pod: &Pod| unhealthy_device(pod, TRAINER, GPU).map(str::to_owned);

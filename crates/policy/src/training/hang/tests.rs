@@ -14,6 +14,7 @@ const REACHABLE: Surroundings = Surroundings {
     answered_before: false,
     all_run_since: None,
     lost_peer: None,
+    held: false,
 };
 
 fn at(seconds: f64) -> Timestamp {
@@ -563,4 +564,34 @@ fn injected_hangs_are_found_in_time() {
     println!(
         "hang detection: {found} of 600 injected hangs found, the slowest {slowest:.1} s after the last sign of life"
     );
+}
+
+#[test]
+fn nothing_is_given_up_while_many_nodes_seem_lost() {
+    let mut watch = Watch::default();
+    watch.add(answered(progress(Phase::Training, Some(0.2), 9.0, Some(0.2))), at(0.0));
+    // Its program has ended, and its kubelet cannot say so.
+    for scrape in 1..=30 {
+        watch.add(Look::Refused, at(f64::from(scrape) * SCRAPE));
+    }
+    let held = Surroundings {
+        held: true,
+        ..REACHABLE
+    };
+    let now = at(31.0 * SCRAPE);
+    assert_eq!(
+        watch.verdict(REACHABLE, now).map(|verdict| verdict.cause),
+        Some(Cause::Hung)
+    );
+    assert_eq!(watch.verdict(held, now), None);
+    let mut stands_still = Watch::default();
+    stands_still.add(
+        answered(progress(Phase::Training, Some(90.0), 99.0, Some(0.2))),
+        at(0.0),
+    );
+    assert_eq!(
+        stands_still.verdict(REACHABLE, at(0.0)).map(|verdict| verdict.cause),
+        Some(Cause::Hung)
+    );
+    assert_eq!(stands_still.verdict(held, at(0.0)), None);
 }
