@@ -154,6 +154,8 @@ pub struct JobObject {
     finished: Option<(bool, Second)>,
     /// Indices whose pod was made since it started.
     made: Vec<u32>,
+    /// It was suspended while pods of it ran.
+    was_suspended: bool,
     pub given_up: Option<String>,
     pub ended: Option<String>,
     pub object: Job,
@@ -469,6 +471,7 @@ impl Cluster {
             started: None,
             finished: None,
             made: Vec::new(),
+            was_suspended: false,
             given_up: None,
             ended: None,
             object: Job::default(),
@@ -479,11 +482,13 @@ impl Cluster {
     }
 
     /// Whether nothing of this Job's attempt is to be waited for: it says so, or a pod of it has ended, is to end or is gone.
+    /// One that was suspended may be followed where a late watch still shows its old pod, on a node that was lost.
     fn is_over(&self, job: &JobObject) -> bool {
         let ends = |pod: &PodObject| pod.is_over() || pod.deadline.is_some();
         let gone = |index: &u32| !self.pods.iter().any(|pod| pod.job == job.uid && pod.index == *index);
         job.given_up.is_some()
             || job.ended.is_some()
+            || job.was_suspended
             || job.finished.is_some()
             || job.made.iter().any(gone)
             || self.pods.iter().any(|pod| pod.job == job.uid && ends(pod))
@@ -629,6 +634,7 @@ impl Cluster {
                 if job.started.is_some() {
                     self.change_job(job.uid, |job| {
                         job.started = None;
+                        job.was_suspended = true;
                         job.made.clear();
                     });
                 }
@@ -951,6 +957,8 @@ impl Cluster {
             process.storeless_since.or(Some(now))
         };
         if !store {
+            // Only what is to be saved waits; its store's client gives up before that looks like a hang.
+            self.processes[place].worked = now;
             if process
                 .storeless_since
                 .is_some_and(|since| now - since >= STORE_PATIENCE)
