@@ -283,15 +283,21 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
     // Those that do not answer first.
     placeholders.sort_by_key(|(pod, fault)| (pod.stage, fault.since, pod.name.as_str()));
     let held = count(placeholders.iter());
-    // Of those that nothing is done about nobody waits.
-    let stuck = count(faulty()).saturating_sub(held);
+    // Nobody waits for those that nothing is done about.
+    let stuck = count(faulty().filter(|(_, fault)| fault.cause == IncidentCause::CrashLoop && !may_crash));
     let at_once = (view.size.saturating_mul(SURGE_PERCENT) / 100).max(1);
     // Pods that stand in for placeholders answer.
     let spare = answering
         .saturating_add(stuck)
         .saturating_add(held)
         .saturating_sub(view.size);
-    let mut go = spare.min(held);
+    // One that answers goes only where another one answers.
+    let may_go = if answering > 0 {
+        held
+    } else {
+        count(placeholders.iter().filter(|(pod, _)| pod.stage < Stage::Ready))
+    };
+    let mut go = spare.min(may_go);
     if go == 0
         && let Some(since) = view.no_room_since
     {
@@ -667,6 +673,17 @@ mod tests {
         assert_eq!(planned(|v| v.replaced = &often, 2, &crash), nothing);
         let long_ago = [at(-600), at(2), at(3)];
         assert_eq!(planned(|v| v.replaced = &long_ago, 2, &crash).0, 1);
+        // One that is to go for its node is no other one.
+        let alone = [
+            faulty("a", Stage::Ready, GpuFault),
+            faulty("b", Stage::Unready, NodeLost),
+        ];
+        assert_eq!(planned(|_| {}, 1, &alone), (1, vec!["b".to_owned()]));
+        let only = [
+            faulty("a", Stage::Ready, GpuFault),
+            faulty("b", Stage::Starting, CrashLoop),
+        ];
+        assert_eq!(planned(|v| v.replaced = &often, 1, &only), (1, vec![]));
         // One that nothing is done about does not hold up the others.
         let mixed = [
             ready("a"),

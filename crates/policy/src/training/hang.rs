@@ -91,7 +91,8 @@ struct Unanswered {
     /// Those that came as far as the pod's machine, and those among them whose connection it took.
     arrived: u32,
     taken: u32,
-    /// The first of the latter.
+    /// The first of each. Where none failed to arrive before, the silence begins with the last answer.
+    arrived_since: Option<Timestamp>,
     taken_since: Option<Timestamp>,
 }
 
@@ -172,9 +173,14 @@ impl Watch {
                     scrapes: 0,
                     arrived: 0,
                     taken: 0,
+                    arrived_since: None,
                     taken_since: None,
                 });
                 let taken = look == Look::Silent;
+                if look != Look::Unreachable {
+                    let first = if row.scrapes == 0 { row.since } else { now };
+                    row.arrived_since.get_or_insert(first);
+                }
                 row.scrapes = row.scrapes.saturating_add(1);
                 row.arrived = row.arrived.saturating_add(u32::from(look != Look::Unreachable));
                 row.taken = row.taken.saturating_add(u32::from(taken));
@@ -231,7 +237,8 @@ impl Watch {
         // says by itself that the pod can be reached: it may stand still before anybody has heard of it.
         let known = around.answered_before || self.heard.is_some();
         let (scrapes, lasted) = if known {
-            (row.arrived, lasted)
+            // While nothing arrived there may have been no way to it, nor for its kubelet to say that it has ended.
+            (row.arrived, since(row.arrived_since?)?)
         } else {
             (row.taken, since(row.taken_since?)?)
         };

@@ -730,12 +730,6 @@ impl Leader {
                 .iter()
                 .any(|other| other.stage == Stage::Ready && !goes(other.uid));
             let answers = pod.stage == Stage::Ready;
-            let has_stuck = |uid: Uid| {
-                let stuck = sights.iter().filter(|sight| sight.uid != uid.to_string());
-                stuck
-                    .filter_map(|sight| sight.fault.as_ref())
-                    .any(|fault| fault.cause != IncidentCause::GpuFault)
-            };
             match replace.cause {
                 IncidentCause::NodeLost => {
                     self.check_brake(cluster);
@@ -750,8 +744,6 @@ impl Leader {
                     }
                 }
                 IncidentCause::GpuFault if !answers || another => {}
-                // The policy counts a pod that it is about to replace as one of which nobody waits.
-                IncidentCause::GpuFault if has_stuck(pod.uid) => {}
                 _ if !answers => {}
                 cause => cluster.violated(format!("pod {} answers and goes for {cause:?}", pod.uid)),
             }

@@ -567,6 +567,22 @@ fn injected_hangs_are_found_in_time() {
 }
 
 #[test]
+fn a_pod_that_could_not_be_reached_is_not_silent_before_it_can() {
+    let mut watch = Watch::default();
+    watch.add(answered(progress(Phase::Training, Some(0.2), 9.0, Some(0.2))), at(0.0));
+    for scrape in 1..=30 {
+        watch.add(Look::Unreachable, at(f64::from(scrape) * SCRAPE));
+    }
+    let back = 31.0 * SCRAPE;
+    for scrape in 0..30 {
+        let now = back + f64::from(scrape) * SCRAPE;
+        watch.add(Look::Refused, at(now));
+        let hangs = watch.verdict(REACHABLE, at(now)).is_some();
+        assert_eq!(hangs, now - back >= SILENCE_MAX.as_secs_f64(), "{} s later", now - back);
+    }
+}
+
+#[test]
 fn nothing_is_given_up_while_many_nodes_seem_lost() {
     let mut watch = Watch::default();
     watch.add(answered(progress(Phase::Training, Some(0.2), 9.0, Some(0.2))), at(0.0));
