@@ -43,7 +43,7 @@ impl NodeWatch {
     pub fn read<T>(&self, node: &str, read: &Result<T, ScrapeError>, now: Timestamp) {
         match read {
             Ok(_) | Err(ScrapeError::Refused | ScrapeError::Status(_) | ScrapeError::Body(_)) => {
-                self.nodes().answered(node)
+                self.nodes().answered(node, now)
             }
             Err(ScrapeError::Timeout | ScrapeError::Unreachable(_) | ScrapeError::Http(_)) => {
                 self.nodes().unanswered(node, now);
@@ -51,12 +51,15 @@ impl NodeWatch {
         }
     }
 
-    /// Since when the node of this pod is lost, if it is.
+    /// Since when the node of this pod is lost, if it is. Where nodes may not be asked about, none is: there would be no brake.
     #[must_use]
     pub fn lost(&self, pod: &Pod, context: &Context) -> Option<Timestamp> {
+        context.caches.nodes.as_ref()?;
         let node = node_of(pod)?;
         let not_ready = is_out_of_contact(pod) || is_not_ready(node, context);
-        self.nodes().lost(node, not_ready, context.clock.even())
+        let even = context.clock.even();
+        let since = self.nodes().lost(node, not_ready, even)?;
+        context.now().checked_sub(even.duration_since(since)).ok()
     }
 
     /// Whether so many nodes seem lost that nothing is ended for it; never where nodes may not be asked about.

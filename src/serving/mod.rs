@@ -104,7 +104,7 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
 
     let recovery = recover(&service, &observed, &context);
     // Before the Deployment is made smaller again, which would take any of its pods.
-    replace(&recovery.plan, &observed, &context).await?;
+    replace(&service, &recovery.plan, &observed, &context).await?;
     let surge = i32::try_from(recovery.plan.surge).unwrap_or(0);
     let device = workload.as_ref().and_then(|w| device(&w.rendered));
     let mut has_service = observed.has_service;

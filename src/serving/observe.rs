@@ -63,7 +63,7 @@ pub struct Observed {
     pub pods: Vec<PodView>,
     /// Their objects, in the same order.
     pub pod_objects: Vec<Arc<Pod>>,
-    /// Those that were told to end.
+    /// Those that were told to end, or have ended for good.
     pub leaving: Vec<Arc<Pod>>,
     /// What those that answer say of themselves, once they were asked.
     pub says: Vec<PodSays>,
@@ -88,7 +88,7 @@ pub struct Pods {
     pub replica_sets: Vec<Arc<ReplicaSet>>,
     /// Its pods that count, with their objects.
     pub pods: Vec<(PodView, Arc<Pod>)>,
-    /// Those that were told to end.
+    /// Those that were told to end, or have ended for good.
     pub leaving: Vec<Arc<Pod>>,
 }
 
@@ -115,7 +115,7 @@ impl Pods {
             .pods
             .list(&namespace, ours)
             .into_iter()
-            .partition(|pod| pod.metadata.deletion_timestamp.is_some());
+            .partition(|pod| PodView::of(pod, SERVER, context.now()).is_none());
         Self {
             deployment,
             replica_sets,
@@ -304,6 +304,12 @@ impl Observed {
             old_pods: view.observed && view.replicas > view.updated,
             waiting_since: self.no_room_since(),
         }
+    }
+
+    /// Since when a pod waits for which the scheduler finds no node, for whatever reason.
+    #[must_use]
+    pub fn unscheduled_since(&self) -> Option<Timestamp> {
+        self.pods.iter().filter_map(|p| p.waiting_since).min()
     }
 
     /// Since when a pod waits for a free GPU of the class, where none is free.

@@ -18,6 +18,8 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::kubeio::SERVING_MANAGER;
 
+/// News of a service that are kept until the API server takes its status.
+const NEWS_KEPT: usize = 64;
 /// Replacements of crash-looping pods that are remembered: more than the policy counts.
 const REPLACED_KEPT: usize = 16;
 
@@ -31,7 +33,12 @@ pub struct RecoveryMemo {
 #[derive(Debug, Default)]
 struct Known {
     ledger: Ledger,
-    replaced: Vec<Timestamp>,
+    /// Uids of pods that end again and again.
+    crash_loops: HashSet<String>,
+    /// Such pods that were deleted, with the time.
+    replaced: Vec<(String, Timestamp)>,
+    /// What was not told yet.
+    news: Vec<News>,
 }
 
 impl RecoveryMemo {
@@ -45,9 +52,30 @@ impl RecoveryMemo {
             let told = service.status.as_ref().and_then(|status| status.recovery.as_ref());
             Known {
                 ledger: Ledger::new(told.map(|told| told.incidents.as_slice()).unwrap_or_default()),
-                replaced: Vec::new(),
+                ..Known::default()
             }
         })
+    }
+
+    /// What is new of a service's incidents; it counts as told.
+    pub(crate) fn news(&self, uid: &str) -> Vec<News> {
+        let mut services = self.services();
+        services
+            .get_mut(uid)
+            .map(|known| std::mem::take(&mut known.news))
+            .unwrap_or_default()
+    }
+
+    /// Notes that a pod that ended again and again is deleted.
+    fn note_replaced(&self, service: &str, pod: &str, now: Timestamp) {
+        let mut services = self.services();
+        if let Some(known) = services.get_mut(service)
+            && !known.replaced.iter().any(|(uid, _)| uid == pod)
+        {
+            known.replaced.push((pod.to_owned(), now));
+            let surplus = known.replaced.len().saturating_sub(REPLACED_KEPT);
+            known.replaced.drain(..surplus);
+        }
     }
 
     /// Begins to know a service.
@@ -72,10 +100,12 @@ impl RecoveryMemo {
 pub struct Recovery {
     /// What to do.
     pub plan: Plan,
-    /// The incidents for the status.
+    /// Incidents for the status.
     pub incidents: Vec<Incident>,
-    /// What is new of them.
-    pub news: Vec<News>,
+    /// All that are followed.
+    pub all: Vec<Incident>,
+    /// A node is lost, and so many others seem so that no pod is deleted for it.
+    pub held: bool,
 }
 
 /// Decides about the pods as they were observed.
@@ -83,35 +113,45 @@ pub struct Recovery {
 pub fn recover(service: &InferenceService, observed: &Observed, context: &Context) -> Recovery {
     let now = context.now();
     let gpu = context.settings.class(&service.spec.accelerator.class).ok();
+    let mut services = context.recoveries.services();
+    let known = RecoveryMemo::known(&mut services, service);
     let sights: Vec<PodSight> = observed
         .pods
         .iter()
         .zip(&observed.pod_objects)
         .map(|(view, pod)| {
+            let uid = pod.uid().unwrap_or_default();
             let place = Place {
                 node_lost: context.nodes.lost(pod, context),
                 unhealthy_gpu: gpu
                     .and_then(|class| unhealthy_device(pod, SERVER, &class.resource))
                     .map(str::to_owned),
+                crash_loops: known.crash_loops.contains(&uid),
             };
-            PodSight::of(view, &pod.uid().unwrap_or_default(), node_of(pod), &place, now)
+            PodSight::of(view, &uid, node_of(pod), &place, now)
         })
         .collect();
-    let leaving: Vec<Leaving> = observed.leaving.iter().filter_map(|pod| leaving(pod)).collect();
+    let faulty = |cause| {
+        let of_it = move |pod: &&PodSight| pod.fault.as_ref().is_some_and(|fault| fault.cause == cause);
+        sights.iter().filter(of_it).map(|pod| pod.uid.clone())
+    };
+    known.crash_loops = faulty(IncidentCause::CrashLoop).collect();
+    let held = faulty(IncidentCause::NodeLost).next().is_some() && context.nodes.is_held(context);
+    let replaced: Vec<Timestamp> = known.replaced.iter().map(|(_, at)| *at).collect();
+    let no_room_since = observed.unscheduled_since();
+    let leaving: Vec<Leaving> = observed.leaving.iter().filter_map(|pod| leaving(pod, now)).collect();
     let exchange = observed.exchange_view();
     let size = u32::try_from(observed.size).unwrap_or(0);
-    let mut services = context.recoveries.services();
-    let known = RecoveryMemo::known(&mut services, service);
     let plan = plan(
         &View {
             size,
             pods: &sights,
             mode: service.spec.recovery.mode,
-            held: context.nodes.is_held(context),
+            held,
             exchanging: exchange.old_pods,
-            no_room_since: observed.no_room_since(),
+            no_room_since,
             proven: known.ledger.proven(&sights),
-            replaced: &known.replaced,
+            replaced: &replaced,
         },
         now,
     );
@@ -120,21 +160,18 @@ pub fn recover(service: &InferenceService, observed: &Observed, context: &Contex
         pods: &sights,
         leaving: &leaving,
         exchanging: exchange.old_pods,
-        no_room: observed.no_room_since().is_some(),
+        no_room: no_room_since.is_some(),
         plan: &plan,
     };
     let news = known.ledger.look(&look, now);
-    let crashes = plan
-        .replace
-        .iter()
-        .filter(|replace| replace.cause == IncidentCause::CrashLoop);
-    known.replaced.extend(crashes.map(|_| now));
-    let surplus = known.replaced.len().saturating_sub(REPLACED_KEPT);
-    known.replaced.drain(..surplus);
+    known.news.extend(news);
+    let surplus = known.news.len().saturating_sub(NEWS_KEPT);
+    known.news.drain(..surplus);
     Recovery {
         plan,
         incidents: known.ledger.incidents(),
-        news,
+        all: known.ledger.all(),
+        held,
     }
 }
 
@@ -143,7 +180,12 @@ pub fn recover(service: &InferenceService, observed: &Observed, context: &Contex
 /// # Errors
 /// The API server does not answer; it is tried again with the next look. Where the operator may not do it, pods go when
 /// Kubernetes takes them.
-pub async fn replace(plan: &Plan, observed: &Observed, context: &Context) -> Result<(), Error> {
+pub async fn replace(
+    service: &InferenceService,
+    plan: &Plan,
+    observed: &Observed,
+    context: &Context,
+) -> Result<(), Error> {
     let writes = context.writes(SERVING_MANAGER);
     for replace in &plan.replace {
         let uid = Some(replace.uid.as_str());
@@ -155,6 +197,10 @@ pub async fn replace(plan: &Plan, observed: &Observed, context: &Context) -> Res
             continue;
         };
         match writes.delete(pod.as_ref()).await {
+            Ok(()) if replace.cause == IncidentCause::CrashLoop => {
+                let service = service.uid().unwrap_or_default();
+                context.recoveries.note_replaced(&service, &replace.uid, context.now());
+            }
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::Invalid => {
                 tracing::warn!(pod = replace.name, %error, "a pod that is beyond help may not be deleted");
@@ -172,10 +218,19 @@ pub async fn replace(plan: &Plan, observed: &Observed, context: &Context) -> Res
     Ok(())
 }
 
-fn leaving(pod: &Pod) -> Option<Leaving> {
+/// A pod that was told to end, or that its node has ended.
+fn leaving(pod: &Pod, now: Timestamp) -> Option<Leaving> {
+    let told = deletion_asked(pod);
     Some(Leaving {
         uid: pod.uid()?,
-        asked: deletion_asked(pod)?,
-        how: disruption(pod).unwrap_or_else(|| "it was deleted".to_owned()),
+        asked: told.unwrap_or(now),
+        how: disruption(pod).unwrap_or_else(|| {
+            let how = if told.is_some() {
+                "it was deleted"
+            } else {
+                "its node ended it"
+            };
+            how.to_owned()
+        }),
     })
 }

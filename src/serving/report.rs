@@ -41,6 +41,10 @@ const TROUBLES: [&str; 3] = [
     reasons::VERSION_LOAD_FAILED,
 ];
 
+/// What is added while many nodes seem lost.
+const HELD: &str = ". Many nodes seem lost at once, so no pod is deleted for it: most likely it is the operator that is cut off. If \
+                    the nodes are gone, delete their Node objects";
+
 /// What came of applying.
 #[derive(Debug)]
 pub struct Outcome<'a> {
@@ -91,14 +95,12 @@ pub async fn report(
     desired.extend(judgement.conditions.iter().cloned());
     let of_load = OfLoad::of(service, context.scales.shown(&service.uid().unwrap_or_default()));
     desired.extend(of_load.conditions);
-    let incidents = &outcome.recovery.incidents;
-    let wishes = &service.spec.recovery;
-    desired.push(incident::judge(
-        incidents,
-        wishes.deadline_seconds,
-        wishes.mode,
-        context.now(),
-    ));
+    let (recovery, wishes) = (outcome.recovery, &service.spec.recovery);
+    let mut judged = incident::judge(&recovery.all, wishes.deadline_seconds, wishes.mode, context.now());
+    if recovery.held && judged.status != Status::True {
+        judged.message.push_str(HELD);
+    }
+    desired.push(judged);
     let rollout = of_rollout(service, outcome);
     desired.extend(rollout.clone());
     let canary = Canary::of(outcome.update, &observed.says);
@@ -135,14 +137,14 @@ pub async fn report(
         pods: Some(format!("{}/{}", judgement.ready, observed.size)),
         load: of_load.load,
         scaling: of_load.scaling,
-        recovery: report::recovery(incidents),
+        recovery: report::recovery(&recovery.incidents),
         selector: Some(build::selector_text(&service.name_any())),
         device: outcome.device,
     };
     let writes = context.writes(SERVING_MANAGER);
-    for news in &outcome.recovery.news {
-        context.metrics.recovery(&InferenceService::kind(&()), news);
-        writes.event(service, &report::incident_note(news)).await;
+    for news in context.recoveries.news(&service.uid().unwrap_or_default()) {
+        context.metrics.recovery(&InferenceService::kind(&()), &news);
+        writes.event(service, &report::incident_note(&news)).await;
     }
     let changed = find(present, types::READY).is_none_or(|c| c.reason != judgement.reason);
     let written = writes.status(service, &status).await?;

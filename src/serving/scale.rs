@@ -101,7 +101,9 @@ impl ScaleMemo {
             .is_none_or(|begun| now.duration_since(begun).unsigned_abs() >= known.wait);
         due.then(|| {
             known.begun = Some(now);
-            known.turn
+            let turn = known.turn;
+            known.turn = turn.wrapping_add(ASKED);
+            turn
         })
     }
 
@@ -112,7 +114,6 @@ impl ScaleMemo {
             return false;
         };
         let now = look.at;
-        known.turn = known.turn.wrapping_add(ASKED);
         known.scaler.look(look);
         let present = known.decision.as_ref().map_or(present, |before| before.replicas);
         let decision = known.scaler.decide(goal, present, now);
@@ -342,6 +343,12 @@ pub fn size(service: &InferenceService, present: Option<i32>, context: &Context)
     };
     let wanted = context.scales.wanted(&service.uid().unwrap_or_default());
     let wanted = wanted.and_then(|wanted| i32::try_from(wanted).ok());
+    // The Deployment may have pods in the place of others, of which the load knows nothing.
+    let status = service.status.as_ref();
+    let recovery = status.and_then(|status| status.recovery.as_ref());
+    let recovers = recovery.is_some_and(|told| told.incidents.iter().any(|incident| !incident.is_over()));
+    let told = status.and_then(|status| status.scaling.as_ref()).filter(|_| recovers);
+    let present = present.map(|present| told.map_or(present, |told| present.min(told.desired_replicas)));
     // A Deployment at 0 was put there by a version that cannot be served.
     let present = present.filter(|present| *present > 0).unwrap_or(spec.replicas);
     wanted

@@ -14,6 +14,9 @@ use jiff::Timestamp;
 /// Time between two writes that only tell of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Longest time between two looks without room for which there was none between.
+const ROOM_STEP_MAX: i32 = 90;
+
 /// What is kept, per job by its uid.
 #[derive(Debug, Default)]
 pub struct ProgressMemo {
@@ -30,8 +33,8 @@ struct Known {
     positions: Vec<(u32, Position)>,
     /// The attempt that `watch` is about.
     attempt: u32,
-    /// When its pods were first and last seen without room, since something failed.
-    no_room: Option<(Timestamp, Timestamp)>,
+    /// Seconds for which its pods had no room since something failed, and when that was last seen.
+    no_room: Option<(i32, Timestamp)>,
 }
 
 impl ProgressMemo {
@@ -87,10 +90,11 @@ impl ProgressMemo {
         }
         let known = jobs.entry(uid.to_owned()).or_default();
         if is {
-            let (since, _) = known.no_room.unwrap_or((now, now));
-            known.no_room = Some((since, now));
+            let (sum, last) = known.no_room.unwrap_or((0, now));
+            let step = Some(seconds(last, now)).filter(|step| *step <= ROOM_STEP_MAX);
+            known.no_room = Some((sum.saturating_add(step.unwrap_or(0)), now));
         }
-        known.no_room.map_or(0, |(since, until)| seconds(since, until))
+        known.no_room.map_or(0, |(sum, _)| sum)
     }
 
     /// How far an attempt was when its pod was last heard.

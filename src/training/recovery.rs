@@ -1,7 +1,7 @@
 //! The incidents of a TrainingJob, from what was observed and decided.
 
 use flywheel_api::TrainingJob;
-use flywheel_api::conditions::{Desired, reasons};
+use flywheel_api::conditions::{Desired, Status, reasons};
 use flywheel_api::names::training_attempt;
 use flywheel_api::recovery::{Incident, IncidentCause};
 use flywheel_policy::recovery::incident::{Failure, judge};
@@ -14,6 +14,9 @@ use kube::ResourceExt as _;
 
 use super::observe::Observation;
 use crate::context::Context;
+
+/// What is said of a failure that was to be recovered from when the job failed for good.
+const NOT_RECOVERED: &str = "the job failed for good before it was recovered from; Failed says why";
 
 /// What failed, and what became of it.
 pub struct Incidents {
@@ -35,7 +38,7 @@ impl Incidents {
         let no_room = observed
             .placement
             .as_ref()
-            .is_some_and(|problem| [reasons::INSUFFICIENT_GPU, reasons::NO_MATCHING_GPU].contains(&problem.reason));
+            .is_some_and(|problem| problem.reason != reasons::PENDING);
         let goes_on = told.iter().any(|incident| !incident.is_over());
         let uid = job.uid().unwrap_or_default();
         let latest = observed.attempts.last();
@@ -50,16 +53,17 @@ impl Incidents {
                     .progress
                     .as_ref()
                     .is_some_and(|progress| steps(progress.step, progress.resumed_from_step)),
-            wanted: !matches!(decision.phase, Phase::Suspended | Phase::Failed),
+            wanted: decision.phase != Phase::Suspended,
             no_room_seconds: context.progress.without_room(&uid, goes_on, no_room, now),
         };
         let (all, news) = next(told, &look, now);
         let wishes = &job.spec.recovery;
-        Self {
-            condition: judge(&all, wishes.deadline_seconds, wishes.mode, now),
-            all,
-            news,
+        let mut condition = judge(&all, wishes.deadline_seconds, wishes.mode, now);
+        if decision.phase == Phase::Failed && condition.status == Status::Unknown && !all.is_empty() {
+            condition.status = Status::False;
+            NOT_RECOVERED.clone_into(&mut condition.message);
         }
+        Self { condition, all, news }
     }
 }
 

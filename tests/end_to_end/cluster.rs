@@ -163,6 +163,20 @@ pub fn predict(address: &str, body: &Value) -> (u16, Value) {
     )
 }
 
+/// The address of a Service inside the cluster, which is reached from here as well.
+pub fn cluster_ip(namespace: &str, name: &str) -> String {
+    kubectl(&[
+        "get",
+        "service",
+        name,
+        "-n",
+        namespace,
+        "-o",
+        "jsonpath={.spec.clusterIP}",
+    ])
+    .expect("address")
+}
+
 /// The process of the server in the pod of this name, where it runs.
 pub fn find_server(pod: &str) -> Option<u32> {
     let all = std::fs::read_dir("/proc").expect("/proc").flatten();

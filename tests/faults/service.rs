@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::cluster::{
-    apply, condition, delete, describe, find_server, get, kubectl, list, localcluster, run as command, server_of, wait,
+    apply, cluster_ip, condition, delete, describe, find_server, get, kubectl, list, localcluster, run as command,
+    server_of, wait,
 };
 use super::two_nodes::Heals;
 use super::{NAMESPACE, SOON, signal, training};
@@ -214,17 +215,7 @@ fn cut_off() -> [Row; 2] {
     let node = |pod: &Value| pod["spec"]["nodeName"].as_str().expect("node").to_owned();
     assert_ne!(node(&all[0]), node(&all[1]), "one pod on each node");
     let (lost, pod) = (node(&all[0]), name(&all[0]));
-    let address = kubectl(&[
-        "get",
-        "service",
-        NAME,
-        "-n",
-        NAMESPACE,
-        "-o",
-        "jsonpath={.spec.clusterIP}",
-    ])
-    .expect("address");
-    let address = format!("http://{address}/predict");
+    let address = format!("http://{}/predict", cluster_ip(NAMESPACE, NAME));
     command(Command::new(localcluster()).args(["cut", &lost]), None).expect("cut");
     let (fault, _heals) = (Fault::now(), Heals(lost.clone()));
     let over = AtomicBool::new(false);

@@ -6,9 +6,6 @@ use serde::{Deserialize, Serialize};
 
 /// Deadline of an object that names none: the promise.
 pub const DEADLINE_SECONDS: i32 = 300;
-/// Longest that a recovery takes by the budget of `docs/recovery.md`, beside what `pod.tolerations` add. The rules of the
-/// schema say the same number.
-pub const BUDGET_SECONDS: i32 = 170;
 /// Incidents that a status holds.
 pub const INCIDENTS: usize = 5;
 
@@ -53,7 +50,7 @@ pub enum RecoveryMode {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RecoveryStatus {
-    /// The last five, newest first.
+    /// Five at most: those that go on, then the last that are over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5))]
     pub incidents: Vec<Incident>,

@@ -83,11 +83,17 @@ pub fn without_room(incident: &mut Incident, seconds: i32) {
     }
 }
 
-/// The incidents that a status holds, of these with the newest first: open ones before those that are over.
+/// The incidents that a status holds of these: those that go on, then those that are over, each with the newest first; of many
+/// that go on the oldest is the last.
 #[must_use]
 pub fn kept(incidents: &[Incident]) -> Vec<Incident> {
     let mut kept: Vec<Incident> = incidents.to_vec();
     kept.sort_by_key(|incident| (incident.is_over(), std::cmp::Reverse(incident.began.0)));
+    let going_on = kept.iter().take_while(|incident| !incident.is_over()).count();
+    if going_on > INCIDENTS {
+        // The oldest of them says since when.
+        kept.swap(INCIDENTS - 1, going_on - 1);
+    }
     kept.truncate(INCIDENTS);
     kept
 }
@@ -325,5 +331,10 @@ mod tests {
         }
         let began: Vec<i64> = kept(&all).iter().map(|i| i.began.0.as_second()).collect();
         assert_eq!(began, [1, 6, 5, 4, 3]);
+        for incident in &mut all {
+            incident.recover_seconds = None;
+        }
+        let began: Vec<i64> = kept(&all).iter().map(|i| i.began.0.as_second()).collect();
+        assert_eq!(began, [6, 5, 4, 3, 1], "since when it goes on");
     }
 }

@@ -21,8 +21,10 @@ pub const LEASE_INTERVAL: Duration = Duration::from_secs(4);
 /// Time between two reads without an answer from which on the later one begins anew: pods are read every five seconds at the
 /// least while they are to answer, and a pod that was not for a while says nothing of its node.
 const GAP: Duration = Duration::from_secs(15);
-/// A node that nobody asked about for this long is forgotten.
+/// A node of which no pod was read for this long is forgotten.
 const KEPT: Duration = Duration::from_secs(120);
+/// Time after which nobody knows any more that pods of a node can be read.
+const HEARD: Duration = Duration::from_secs(3600);
 /// Lost nodes from which on their share counts: in a cluster of two, one is half of it.
 const HELD_MIN: usize = 3;
 /// Percent of all nodes that may be lost before nothing is ended any more.
@@ -34,10 +36,12 @@ pub fn is_held(lost: usize, all: usize) -> bool {
     lost >= HELD_MIN && lost.saturating_mul(100) > all.saturating_mul(HELD_PERCENT)
 }
 
-/// What is seen of the nodes whose pods do not answer. The others are not kept.
+/// What is seen of the nodes whose pods do not answer, and which answered lately.
 #[derive(Clone, Debug, Default)]
 pub struct Nodes {
     suspects: BTreeMap<String, Suspect>,
+    /// When a pod of each node last answered.
+    answered: BTreeMap<String, Timestamp>,
 }
 
 #[derive(Clone, Debug)]
@@ -45,7 +49,9 @@ struct Suspect {
     since: Timestamp,
     unanswered: u32,
     lease: Option<Lease>,
-    /// When it was last asked about.
+    /// When its lease was last looked at.
+    looked: Option<Timestamp>,
+    /// When a pod of it was last read.
     asked: Timestamp,
 }
 
@@ -53,24 +59,34 @@ struct Suspect {
 struct Lease {
     renewed: String,
     since: Timestamp,
-    looked: Timestamp,
     looks: u32,
 }
 
 impl Nodes {
     /// A pod of the node answered, if only that nobody listens.
-    pub fn answered(&mut self, node: &str) {
+    pub fn answered(&mut self, node: &str, now: Timestamp) {
         self.suspects.remove(node);
+        self.answered.insert(node.to_owned(), now);
     }
 
-    /// A pod of the node did not answer.
+    /// A pod of the node did not answer. Where none ever did, something on the way may keep them from being read, and says
+    /// nothing of the node.
     pub fn unanswered(&mut self, node: &str, now: Timestamp) {
-        let kept = |of: &str| if of == node { GAP } else { KEPT };
-        self.suspects.retain(|of, suspect| since(suspect.asked, now) < kept(of));
+        if !self.answered.contains_key(node) {
+            return;
+        }
+        if self
+            .suspects
+            .get(node)
+            .is_some_and(|suspect| since(suspect.asked, now) >= GAP)
+        {
+            self.suspects.remove(node);
+        }
         let suspect = self.suspects.entry(node.to_owned()).or_insert(Suspect {
             since: now,
             unanswered: 0,
             lease: None,
+            looked: None,
             asked: now,
         });
         suspect.unanswered = suspect.unanswered.saturating_add(1);
@@ -79,14 +95,14 @@ impl Nodes {
 
     /// Nodes whose leases are to be looked at now; they count as looked at.
     pub fn due(&mut self, now: Timestamp) -> Vec<String> {
+        self.suspects.retain(|_, suspect| since(suspect.asked, now) < KEPT);
+        self.answered.retain(|_, at| since(*at, now) < HEARD);
         let due = self.suspects.iter_mut().filter(|(_, suspect)| {
-            let looked = suspect.lease.as_ref().map(|lease| lease.looked);
-            suspect.unanswered >= UNANSWERED_MIN && looked.is_none_or(|looked| since(looked, now) >= LEASE_INTERVAL)
+            let rested = suspect.looked.is_none_or(|looked| since(looked, now) >= LEASE_INTERVAL);
+            suspect.unanswered >= UNANSWERED_MIN && rested
         });
         due.map(|(node, suspect)| {
-            if let Some(lease) = &mut suspect.lease {
-                lease.looked = now;
-            }
+            suspect.looked = Some(now);
             node.clone()
         })
         .collect()
@@ -104,13 +120,11 @@ impl Nodes {
         match &mut suspect.lease {
             Some(lease) if lease.renewed == renewed => {
                 lease.looks = lease.looks.saturating_add(1);
-                lease.looked = now;
             }
             lease => {
                 *lease = Some(Lease {
                     renewed,
                     since: now,
-                    looked: now,
                     looks: 1,
                 });
             }
@@ -152,6 +166,13 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
+    /// The pods of the node have answered.
+    fn heard() -> Nodes {
+        let mut nodes = Nodes::default();
+        nodes.answered("n", at(-1));
+        nodes
+    }
+
     /// A node whose pods are read each second from `from` on without an answer, and whose lease says `renewed(second)`.
     fn watched(
         nodes: &mut Nodes,
@@ -172,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_node_is_lost_when_neither_its_pods_nor_its_lease_say_anything() {
-        let mut nodes = Nodes::default();
+        let mut nodes = heard();
         let lost = watched(&mut nodes, 0..60, |_| Some("then".to_owned()));
         assert_eq!(lost, Some(21), "20 s after its lease was first looked at");
         assert_eq!(
@@ -181,30 +202,33 @@ mod tests {
             "since its pods were silent"
         );
         assert_eq!(nodes.all_lost(at(21)), ["n"]);
-        nodes.answered("n");
+        nodes.answered("n", at(22));
         assert_eq!(nodes.lost("n", true, at(22)), None, "one answer is enough");
     }
 
     #[test]
     fn one_sign_alone_is_not_enough() {
         let renews = |second: i64| Some(format!("{}", second / 10));
+        assert_eq!(watched(&mut heard(), 0..600, renews), None, "its lease is renewed");
         assert_eq!(
-            watched(&mut Nodes::default(), 0..600, renews),
-            None,
-            "its lease is renewed"
-        );
-        assert_eq!(
-            watched(&mut Nodes::default(), 0..600, |_| None),
+            watched(&mut heard(), 0..600, |_| None),
             None,
             "its lease cannot be read"
         );
-        let nodes = Nodes::default();
+        let nodes = heard();
         assert_eq!(nodes.lost("n", true, at(0)), None, "its pods answer");
     }
 
     #[test]
-    fn the_control_plane_s_word_stands_for_the_lease() {
+    fn a_node_that_was_never_heard_is_no_suspect() {
         let mut nodes = Nodes::default();
+        assert_eq!(watched(&mut nodes, 0..600, |_| Some("then".to_owned())), None);
+        assert_eq!(nodes.lost("n", true, at(600)), None);
+    }
+
+    #[test]
+    fn the_control_plane_s_word_stands_for_the_lease() {
+        let mut nodes = heard();
         for second in 0..3 {
             nodes.unanswered("n", at(second));
             assert_eq!(nodes.lost("n", true, at(second)), None, "a read or two");
@@ -214,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_pause_of_the_operator_is_not_the_node_s() {
-        let mut nodes = Nodes::default();
+        let mut nodes = heard();
         let same = |_| Some("then".to_owned());
         assert_eq!(watched(&mut nodes, 0..3, same), None);
         // It stood still for a minute.
@@ -228,7 +252,7 @@ mod tests {
 
     #[test]
     fn leases_are_looked_at_every_few_seconds() {
-        let mut nodes = Nodes::default();
+        let mut nodes = heard();
         let mut looks = 0;
         for second in 0..21 {
             nodes.unanswered("n", at(second));
@@ -238,8 +262,22 @@ mod tests {
             }
         }
         assert_eq!(looks, 5);
-        nodes.unanswered("other", at(200));
-        assert!(!nodes.suspects.contains_key("n"), "nobody asks about it any more");
+        assert_eq!(nodes.due(at(139)), ["n"]);
+        assert_eq!(nodes.due(at(140)), [""; 0], "no pod of it is read any more");
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_read_is_asked_for_no_more_often() {
+        let mut nodes = heard();
+        let mut looks = 0;
+        for second in 0..21 {
+            nodes.unanswered("n", at(second));
+            for node in nodes.due(at(second)) {
+                looks += 1;
+                nodes.lease(&node, None, at(second));
+            }
+        }
+        assert_eq!(looks, 5);
     }
 
     #[test]

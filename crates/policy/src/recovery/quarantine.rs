@@ -69,7 +69,8 @@ mod tests {
     fn nodes_on_which_things_fail_are_kept_away_from_for_a_while() {
         use IncidentCause::{GpuFault, Hung, NodeLost, PodFailed, PodLost};
         let now = at(10_000);
-        let table: Vec<(&str, Vec<Incident>, Vec<Incident>, Vec<&str>)> = vec![
+        type Row<'a> = (&'a str, Vec<Incident>, Vec<Incident>, Vec<&'a str>);
+        let table: Vec<Row<'_>> = vec![
             ("nothing failed", vec![], vec![], vec![]),
             ("its own failure", vec![failed(Hung, "n", 9_000)], vec![], vec!["n"]),
             ("its own deletion", vec![failed(PodLost, "n", 9_000)], vec![], vec![]),

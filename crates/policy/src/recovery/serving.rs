@@ -15,9 +15,10 @@ use jiff::Timestamp;
 use super::incident::{Failure, Reached, advance, kept, open, seconds, without_room};
 use crate::serving::{PodView, SPARE_GPU_WAIT, Stage};
 
-/// Starts of a container again after which the kubelet waits for 40 s and more.
+/// Starts of a container again, over its life, from which on a wait of its kubelet counts: the one after three in a row is of
+/// 40 s, and doubles with each further one.
 const CRASHES: i32 = 3;
-/// Age at which a pod whose image cannot be had is made anew: its node tries again after up to 40 s by then.
+/// Time without its image after which a pod is made anew: its node tries again after up to 40 s by then.
 const IMAGE_WAIT: Duration = Duration::from_secs(75);
 /// Crash-looping pods of one service that are replaced within [`CRASHES_WINDOW`]. What ends more often than that ends wherever
 /// it runs, and its pods and their logs stay.
@@ -42,6 +43,8 @@ pub struct Place {
     pub node_lost: Option<Timestamp>,
     /// A GPU that it holds and its kubelet reports as unhealthy.
     pub unhealthy_gpu: Option<String>,
+    /// It was found to end again and again, and has not answered since: that its kubelet tries again mends nothing yet.
+    pub crash_loops: bool,
 }
 
 /// A pod as recovery sees it.
@@ -91,22 +94,21 @@ impl PodSight {
     /// Of this pod.
     #[must_use]
     pub fn of(view: &PodView, uid: &str, node: Option<&str>, place: &Place, now: Timestamp) -> Self {
-        let ended = view.ended.filter(|_| view.restarts > 0);
-        let (cause, how, began) = match ended {
-            Some(ended)
-                if view
-                    .changed
-                    .is_none_or(|changed| ended.at >= changed || view.stage < Stage::Unready) =>
-            {
-                (
-                    IncidentCause::PodFailed,
-                    view.trouble
-                        .as_ref()
-                        .map_or_else(|| "its program ended".to_owned(), |trouble| trouble.message.clone()),
-                    view.changed.map_or(ended.at, |changed| changed.min(ended.at)),
-                )
-            }
-            _ => (
+        // An older end says nothing of why it is not ready now.
+        let recent = |at: Timestamp| {
+            view.changed
+                .is_none_or(|changed| seconds(at, changed) <= NOTICED_SECONDS)
+        };
+        let ended = view.ended.map(|ended| ended.at);
+        let (cause, how, began) = match ended.filter(|at| recent(*at)) {
+            Some(at) => (
+                IncidentCause::PodFailed,
+                view.trouble
+                    .as_ref()
+                    .map_or_else(|| "its program ended".to_owned(), |trouble| trouble.message.clone()),
+                view.changed.map_or(at, |changed| changed.min(at)),
+            ),
+            None => (
                 IncidentCause::PodUnready,
                 "its readiness check fails".to_owned(),
                 view.changed.unwrap_or(now),
@@ -118,7 +120,7 @@ impl PodSight {
             node: node.map(str::to_owned),
             stage: view.stage,
             created: view.created,
-            ended: ended.map(|ended| ended.at),
+            ended,
             fault: fault(view, place, now),
             unready: Failure {
                 cause,
@@ -163,19 +165,22 @@ fn fault(view: &PodView, place: &Place, now: Timestamp) -> Option<Fault> {
         });
     }
     let trouble = view.trouble.as_ref()?;
-    if view.backs_off && view.restarts >= CRASHES {
+    let crash_loops = place.crash_loops && view.stage < Stage::Ready;
+    if crash_loops || (view.backs_off && view.restarts >= CRASHES) {
         return Some(Fault {
             cause: IncidentCause::CrashLoop,
             how: trouble.message.clone(),
             since: view.changed.unwrap_or(now),
         });
     }
-    let waited = Duration::try_from(now.duration_since(view.created?)).unwrap_or_default();
+    // Its readiness changes when its node takes it, and when it ends.
+    let since = view.created.max(view.changed)?;
+    let waited = Duration::try_from(now.duration_since(since)).unwrap_or_default();
     let image = trouble.reason == flywheel_api::conditions::reasons::IMAGE_PULL_FAILED;
     (image && waited >= IMAGE_WAIT).then(|| Fault {
         cause: IncidentCause::ImagePullFailed,
         how: trouble.message.clone(),
-        since: view.created.unwrap_or(now),
+        since,
     })
 }
 
@@ -243,6 +248,10 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
         return plan;
     }
     let faulty = || view.pods.iter().filter_map(|pod| Some((pod, pod.fault.as_ref()?)));
+    let without_image = faulty()
+        .filter(|(_, fault)| fault.cause == IncidentCause::ImagePullFailed)
+        .min_by_key(|(pod, fault)| (fault.since, pod.uid.as_str()))
+        .map(|(pod, _)| pod.uid.as_str());
     for (pod, fault) in faulty() {
         let left = match fault.cause {
             IncidentCause::NodeLost if view.held => None,
@@ -250,7 +259,11 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
                 let age = Duration::try_from(now.duration_since(pod.created.unwrap_or(now))).unwrap_or_default();
                 Some(MISPLACED.saturating_sub(age))
             }
-            IncidentCause::NodeLost | IncidentCause::ImagePullFailed => Some(Duration::ZERO),
+            IncidentCause::NodeLost => Some(Duration::ZERO),
+            // One after another: it may well be a wrong image.
+            IncidentCause::ImagePullFailed if !view.exchanging && without_image == Some(pod.uid.as_str()) => {
+                Some(Duration::ZERO)
+            }
             _ => None,
         };
         match left {
@@ -312,6 +325,11 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
     plan.replace.extend(going.map(|(pod, fault)| Replace::of(pod, fault)));
     plan.surge = held.saturating_sub(go).min(at_once);
     plan
+}
+
+/// Whether a pod that never answered fails of it, too.
+fn by_itself(cause: IncidentCause) -> bool {
+    [IncidentCause::CrashLoop, IncidentCause::ImagePullFailed].contains(&cause)
 }
 
 fn within(then: Timestamp, window: Duration, now: Timestamp) -> bool {
@@ -377,14 +395,20 @@ impl Ledger {
     /// What the status holds.
     #[must_use]
     pub fn incidents(&self) -> Vec<Incident> {
-        let all: Vec<Incident> = self.open.iter().map(|(_, i)| i).chain(&self.over).cloned().collect();
-        kept(&all)
+        kept(&self.all())
     }
 
     /// Whether a pod of these, or one that was there at the last look, has answered at any time.
     #[must_use]
     pub fn proven(&self, pods: &[PodSight]) -> bool {
         !self.proven.is_empty() || pods.iter().any(PodSight::answers)
+    }
+
+    /// All that go on, and the last that are over.
+    #[must_use]
+    pub fn all(&self) -> Vec<Incident> {
+        let going_on = self.open.iter().map(|(_, incident)| incident);
+        going_on.chain(&self.over).cloned().collect()
     }
 
     /// Adds a look.
@@ -399,8 +423,12 @@ impl Ledger {
         let answering = count(look.pods.iter().filter(|pod| pod.answers()));
         let before = count(self.answered.iter()).max(answering);
         for (uid, failure) in self.failures(look, answering) {
+            let is_there = |of: &String| look.pods.iter().any(|pod| pod.uid == *of);
             let known = |(of, incident): &&mut (String, Incident)| {
-                *of == uid || (of.is_empty() && incident.object == failure.object)
+                let told = of.is_empty() && incident.object == failure.object;
+                // What took its place fails of the same.
+                let goes_on = by_itself(failure.cause) && incident.cause == failure.cause && !is_there(of);
+                *of == uid || told || goes_on
             };
             if let Some((of, incident)) = self.open.iter_mut().find(known) {
                 *of = uid;
@@ -445,10 +473,10 @@ impl Ledger {
             // It may say more by now.
             let goes_on = self.open.iter().any(|(uid, _)| *uid == pod.uid) && !pod.answers();
             // Nothing that answered is lost with a node or GPU on which a pod only began.
-            let fails = pod.fault.as_ref().is_some_and(|fault| {
-                let by_itself = [IncidentCause::CrashLoop, IncidentCause::ImagePullFailed].contains(&fault.cause);
-                by_itself || self.looked.is_none()
-            });
+            let fails = pod
+                .fault
+                .as_ref()
+                .is_some_and(|fault| by_itself(fault.cause) || self.looked.is_none());
             if fell_out || goes_on || fails {
                 failures.push((pod.uid.clone(), pod.failure()));
             }
@@ -503,7 +531,10 @@ impl Ledger {
             let waits = pod.is_some_and(|pod| pod.fault.is_some());
             let acted = look.plan.surge > 0 || look.plan.replace.iter().any(|replace| replace.uid == *uid);
             if look.no_room && incident.replace_seconds.is_none() {
-                without_room(incident, passed.min(LOOK_MAX_SECONDS));
+                without_room(
+                    incident,
+                    passed.min(LOOK_MAX_SECONDS).min(seconds(incident.began.0, now)),
+                );
             }
             let reached = Reached {
                 decided: !waits || acted,
@@ -587,7 +618,8 @@ mod tests {
         let a = || ready("a");
         let gpu = |stage| faulty("b", stage, GpuFault);
         let crash = || faulty("b", Stage::Starting, CrashLoop);
-        let table: Vec<(&str, u32, Vec<PodSight>, (u32, Vec<&str>))> = vec![
+        type Row<'a> = (&'a str, u32, Vec<PodSight>, (u32, Vec<&'a str>));
+        let table: Vec<Row<'_>> = vec![
             ("nothing is wrong", 2, vec![a(), ready("b")], (0, vec![])),
             ("one loads", 2, vec![a(), pod("b", Stage::Loading)], (0, vec![])),
             (
@@ -648,7 +680,7 @@ mod tests {
 
     #[test]
     fn what_keeps_from_acting() {
-        use IncidentCause::{CrashLoop, GpuFault, NodeLost};
+        use IncidentCause::{CrashLoop, GpuFault, ImagePullFailed, NodeLost};
         let nothing = (0, vec![]);
         let lost = [ready("a"), faulty("b", Stage::Ready, NodeLost)];
         let crash = [ready("a"), faulty("b", Stage::Starting, CrashLoop)];
@@ -668,6 +700,10 @@ mod tests {
         assert_eq!(planned(|_| {}, 2, &older).1, ["b"]);
         assert_eq!(planned(|v| v.exchanging = true, 2, &crash), nothing);
         assert_eq!(planned(|v| v.exchanging = true, 2, &lost).1, ["b"]);
+        let without_image = |name| faulty(name, Stage::Starting, ImagePullFailed);
+        let images = [without_image("a"), without_image("b")];
+        assert_eq!(planned(|_| {}, 2, &images).1, ["a"], "one after another");
+        assert_eq!(planned(|v| v.exchanging = true, 2, &images), nothing);
         assert_eq!(planned(|v| v.proven = false, 2, &crash), nothing, "it may end anywhere");
         let often = [at(1), at(2), at(3)];
         assert_eq!(planned(|v| v.replaced = &often, 2, &crash), nothing);
@@ -791,6 +827,93 @@ mod tests {
         service.look(95, &[ready("a"), back]);
         let incident = &service.ledger.incidents()[0];
         assert_eq!((incident.cause, incident.is_over()), (IncidentCause::PodFailed, true));
+    }
+
+    #[test]
+    fn an_old_end_says_nothing_of_today() {
+        let view = |stage, ended: Option<i64>| PodView {
+            name: "a".to_owned(),
+            version: None,
+            stage,
+            scheduling: crate::placement::PodSchedulingView::default(),
+            waiting_since: None,
+            trouble: None,
+            restarts: 1,
+            ended: ended.map(|second| crate::serving::Ended {
+                how: crate::serving::How::Killed,
+                at: at(second),
+            }),
+            backs_off: false,
+            changed: Some(at(10_000)),
+            created: Some(at(0)),
+        };
+        let sight = |stage, ended| PodSight::of(&view(stage, ended), "a", None, &Place::default(), at(10_010)).unready;
+        for stage in [Stage::Starting, Stage::Unready] {
+            let told = sight(stage, Some(100));
+            assert_eq!(
+                (told.cause, told.began),
+                (IncidentCause::PodUnready, at(10_000)),
+                "{stage:?}"
+            );
+            let told = sight(stage, Some(9_999));
+            assert_eq!(
+                (told.cause, told.began),
+                (IncidentCause::PodFailed, at(9_999)),
+                "{stage:?}"
+            );
+        }
+        let later = sight(Stage::Starting, Some(10_008));
+        assert_eq!(
+            (later.cause, later.began),
+            (IncidentCause::PodFailed, at(10_000)),
+            "not ready since then"
+        );
+    }
+
+    #[test]
+    fn one_that_ends_again_and_again_stays_so_while_its_kubelet_tries() {
+        let view = |stage, backs_off, restarts| PodView {
+            name: "a".to_owned(),
+            version: None,
+            stage,
+            scheduling: crate::placement::PodSchedulingView::default(),
+            waiting_since: None,
+            trouble: Some(crate::serving::Trouble {
+                reason: flywheel_api::conditions::reasons::CRASH_LOOP,
+                message: "it ended".to_owned(),
+            }),
+            restarts,
+            ended: None,
+            backs_off,
+            changed: Some(at(0)),
+            created: Some(at(0)),
+        };
+        let cause = |stage, backs_off, restarts, crash_loops| {
+            let place = Place {
+                crash_loops,
+                ..Place::default()
+            };
+            fault(&view(stage, backs_off, restarts), &place, at(100)).map(|fault| fault.cause)
+        };
+        let crash_loop = Some(IncidentCause::CrashLoop);
+        assert_eq!(cause(Stage::Starting, true, 2, false), None);
+        assert_eq!(cause(Stage::Starting, true, 3, false), crash_loop);
+        assert_eq!(cause(Stage::Loading, false, 4, false), None);
+        assert_eq!(cause(Stage::Loading, false, 4, true), crash_loop);
+        assert_eq!(cause(Stage::Ready, false, 4, true), None);
+    }
+
+    #[test]
+    fn what_takes_its_place_and_fails_of_the_same_is_the_same_incident() {
+        let mut service = Service::of(2);
+        service.look(80, &[ready("a"), ready("b")]);
+        let without_image = |name| faulty(name, Stage::Starting, IncidentCause::ImagePullFailed);
+        assert_eq!(
+            told(&service.look(100, &[ready("a"), without_image("c")])).len(),
+            2,
+            "b is gone, c fails"
+        );
+        assert_eq!(told(&service.look(175, &[ready("a"), without_image("d")])), [""; 0]);
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub struct Look {
     pub running: bool,
     /// It takes steps of its own, or the job is complete.
     pub trains: bool,
-    /// Whether anything is to run: not while the spec suspends the job, nor once it has failed.
+    /// Whether anything is to run: not while the spec suspends the job.
     pub wanted: bool,
     /// Seconds of what goes on for which no node had room for its pods.
     pub no_room_seconds: i32,

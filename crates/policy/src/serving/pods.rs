@@ -116,7 +116,10 @@ impl PodView {
             }),
             restarts: container.map_or(0, |c| c.restart_count),
             ended: container
-                .and_then(|c| c.last_state.as_ref()?.terminated.as_ref())
+                .and_then(|c| {
+                    let now = c.state.as_ref().and_then(|s| s.terminated.as_ref());
+                    now.or(c.last_state.as_ref()?.terminated.as_ref())
+                })
                 .and_then(Ended::of),
             backs_off: container.and_then(|c| c.state.as_ref()?.waiting.as_ref()?.reason.as_deref())
                 == Some("CrashLoopBackOff"),

@@ -146,7 +146,7 @@ pub struct Surroundings {
     pub answered_before: bool,
     /// When the last of the pods that train with it began to run; before that it waits for them.
     pub all_run_since: Option<Timestamp>,
-    /// Index of another of these pods whose node the control plane has lost.
+    /// Index of another of these pods whose node is lost, in the same way.
     pub lost_peer: Option<u32>,
     /// The node of one of these pods seems lost, and so do so many others ([`crate::recovery::nodes::is_held`]) that more
     /// likely those who look are cut off: then nothing is ended for what is not heard.

@@ -38,8 +38,8 @@ const PEER_PATIENCE: i64 = 10;
 const LEASE_RENEWAL: i64 = 10;
 /// Seconds without a renewal after which the node controller calls a node not ready.
 const NODE_GRACE: i64 = 40;
-/// Seconds after which pods of such a node are told to end: what pods tolerate by default.
-const TOLERATED: i64 = 300;
+/// Seconds after which pods of such a node are told to end: what ours tolerate.
+const TOLERATED: i64 = 15;
 /// Seconds that a program takes to start.
 const START_SECONDS: i64 = 3;
 

@@ -259,7 +259,7 @@ impl Leader {
     fn read(&mut self, node: usize, answered: bool, now: Second) {
         let name = node.to_string();
         if answered {
-            self.nodes.answered(&name);
+            self.nodes.answered(&name, at(now));
         } else {
             self.nodes.unanswered(&name, at(now));
         }
@@ -651,6 +651,7 @@ impl Leader {
                 let place = Place {
                     node_lost: pod.node.and_then(|node| self.lost(node, pod.out_of_contact, now)),
                     unhealthy_gpu: pod.gpu_broken.then(|| "gpu-0".to_owned()),
+                    crash_loops: false,
                 };
                 PodSight::of(&pod.view(), &pod.uid.to_string(), node.as_deref(), &place, at(now))
             })
@@ -692,7 +693,7 @@ impl Leader {
         if held {
             cluster.counts.add("serving: held");
         }
-        self.check_plan(&plan, &sights, &living, cluster);
+        self.check_plan(&plan, &living, cluster);
         for replace in &plan.replace {
             if replace.cause == IncidentCause::CrashLoop {
                 self.replaced.push(at(now));
@@ -712,7 +713,7 @@ impl Leader {
     }
 
     /// None that answers goes, unless its node is lost by two signs, or its GPU broke and another one answers.
-    fn check_plan(&self, plan: &Plan, sights: &[PodSight], living: &[&ServicePod], cluster: &mut Cluster) {
+    fn check_plan(&self, plan: &Plan, living: &[&ServicePod], cluster: &mut Cluster) {
         for replace in &plan.replace {
             let Some(pod) = living.iter().find(|pod| pod.uid.to_string() == replace.uid) else {
                 cluster.violated("a pod is to be deleted that is not there");

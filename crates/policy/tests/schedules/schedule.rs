@@ -40,7 +40,6 @@ pub const MUST_HAPPEN: &[&str] = &[
     "end: Lost",
     "end: OutOfMemory",
     "end: PeerLost",
-    "end: StorageUnavailable",
     "end: Trained",
     "end: Unclear",
     "end: a failure of the user's",
