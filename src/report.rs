@@ -3,7 +3,7 @@
 use flywheel_api::conditions::{Desired, Status, merge, reasons, types};
 use flywheel_api::recovery::{Incident, RecoveryStatus};
 use flywheel_policy::recovery::incident;
-use flywheel_policy::recovery::serving::News;
+use flywheel_policy::recovery::incident::News;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::kubeio::Note;

@@ -11,7 +11,7 @@ use flywheel_policy::training::attempt::is_out_of_contact;
 use futures::{FutureExt as _, StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use tokio::sync::watch;
 
@@ -54,9 +54,9 @@ impl NodeWatch {
     /// Since when the node of this pod is lost, if it is. Where nodes may not be asked about, none is: there would be no brake.
     #[must_use]
     pub fn lost(&self, pod: &Pod, context: &Context) -> Option<Timestamp> {
-        context.caches.nodes.as_ref()?;
+        let nodes = context.caches.nodes.as_ref()?;
         let node = node_of(pod)?;
-        let not_ready = is_out_of_contact(pod) || is_not_ready(node, context);
+        let not_ready = is_out_of_contact(pod) || nodes.named(node).is_some_and(|node| is_not_ready(&node));
         let even = context.clock.even();
         let since = self.nodes().lost(node, not_ready, even)?;
         context.now().checked_sub(even.duration_since(since)).ok()
@@ -71,8 +71,8 @@ impl NodeWatch {
         let all = cache.all(|_| true);
         let mut lost: BTreeSet<String> = all
             .iter()
+            .filter(|node| is_not_ready(node))
             .filter_map(|node| node.metadata.name.clone())
-            .filter(|node| is_not_ready(node, context))
             .collect();
         lost.extend(
             self.nodes()
@@ -102,10 +102,7 @@ pub fn address(pod: &Pod) -> Option<IpAddr> {
 }
 
 /// Whether the node controller has lost this node.
-fn is_not_ready(node: &str, context: &Context) -> bool {
-    let Some(node) = context.caches.nodes.as_ref().and_then(|nodes| nodes.named(node)) else {
-        return false;
-    };
+fn is_not_ready(node: &Node) -> bool {
     let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.any(|c| c.type_ == "Ready" && c.status != "True")
 }

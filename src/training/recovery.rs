@@ -4,9 +4,8 @@ use flywheel_api::TrainingJob;
 use flywheel_api::conditions::{Desired, Status, reasons};
 use flywheel_api::names::training_attempt;
 use flywheel_api::recovery::{Incident, IncidentCause};
-use flywheel_policy::recovery::incident::{Failure, judge};
+use flywheel_policy::recovery::incident::{Failure, News, judge};
 use flywheel_policy::recovery::quarantine::avoided;
-use flywheel_policy::recovery::serving::News;
 use flywheel_policy::recovery::training::{Look, failure, next};
 use flywheel_policy::training::attempt::{AttemptState, EndedAttempt};
 use flywheel_policy::training::{Decision, Intent, Phase};
@@ -42,7 +41,6 @@ impl Incidents {
         let goes_on = told.iter().any(|incident| !incident.is_over());
         let uid = job.uid().unwrap_or_default();
         let latest = observed.attempts.last();
-        let steps = |step: u64, from: Option<u64>| step > from.unwrap_or(0);
         let look = Look {
             object: training_attempt(&name, observed.highest_attempt()),
             failure: failed(job, context, observation, decision),
@@ -52,7 +50,7 @@ impl Incidents {
                 || observation
                     .progress
                     .as_ref()
-                    .is_some_and(|progress| steps(progress.step, progress.resumed_from_step)),
+                    .is_some_and(|progress| progress.step > progress.resumed_from_step.unwrap_or(0)),
             wanted: decision.phase != Phase::Suspended,
             no_room_seconds: context.progress.without_room(&uid, goes_on, no_room, now),
         };
@@ -65,9 +63,7 @@ impl Incidents {
         }
         Self { condition, all, news }
     }
-}
 
-impl Incidents {
     /// Nodes that a new attempt is to keep away from.
     pub fn avoided(&self, job: &TrainingJob, context: &Context) -> Vec<String> {
         let mine = job.uid();

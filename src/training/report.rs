@@ -5,7 +5,7 @@ use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::training_job::{ProgressStatus, ResultStatus, SinkStatus, TrainingJobStatus};
 use flywheel_contract::progress::Progress;
 use flywheel_contract::termination::{Outcome, Position};
-use flywheel_policy::recovery::serving::News;
+use flywheel_policy::recovery::incident::News;
 use flywheel_policy::training::attempt::{AttemptState, End};
 use flywheel_policy::training::{AttemptView, Decision, Intent, Phase};
 use kube::{Resource as _, ResourceExt as _};

@@ -127,28 +127,13 @@ fn serve() {
     });
 }
 
-fn killed() -> Row {
+/// A server that gets this signal.
+fn signalled(what: &'static str, by: &str) -> Row {
     let pod = name(&pods()[0]);
-    signal(server_of(&pod), "-KILL");
+    signal(server_of(&pod), by);
     let fault = Fault::now();
-    let what = "server killed: two answer";
-    (
-        what,
-        recovers(what, "PodFailed", &pod, &fault, PROCESS_CAP),
-        PROCESS_CAP,
-    )
-}
-
-fn stopped() -> Row {
-    let pod = name(&pods()[0]);
-    signal(server_of(&pod), "-STOP");
-    let fault = Fault::now();
-    let what = "server stopped: two answer";
-    (
-        what,
-        recovers(what, "PodFailed", &pod, &fault, PROCESS_CAP),
-        PROCESS_CAP,
-    )
+    let took = recovers(what, "PodFailed", &pod, &fault, PROCESS_CAP);
+    (what, took, PROCESS_CAP)
 }
 
 fn deleted() -> Row {
@@ -253,7 +238,10 @@ fn cut_off() -> [Row; 2] {
 /// All of them, one after another.
 pub fn run() -> Vec<Row> {
     serve();
-    let mut rows = vec![killed(), stopped()];
+    let mut rows = vec![
+        signalled("server killed: two answer", "-KILL"),
+        signalled("server stopped: two answer", "-STOP"),
+    ];
     rows.extend(cut_off());
     rows.extend([deleted(), crash_looping()]);
     delete("infsvc", NAMESPACE, NAME);

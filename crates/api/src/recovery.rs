@@ -52,7 +52,7 @@ pub enum RecoveryMode {
 pub struct RecoveryStatus {
     /// Five at most: those that go on, then the last that are over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 5))]
+    #[schemars(length(max = INCIDENTS))]
     pub incidents: Vec<Incident>,
 }
 

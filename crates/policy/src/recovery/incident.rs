@@ -31,6 +31,15 @@ pub struct Reached {
     pub recovered: bool,
 }
 
+/// What became of an incident.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It began.
+    Began(Incident),
+    /// It is over.
+    Over(Incident),
+}
+
 /// Most bytes of what was seen in an incident.
 const WORDS_MAX: usize = 256;
 

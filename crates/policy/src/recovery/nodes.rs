@@ -17,7 +17,7 @@ const LEASE_SILENCE: Duration = Duration::from_secs(20);
 /// Looks at a lease that must have found it the same, so that a pause of the operator is not taken for the node's.
 const LEASE_LOOKS_MIN: u32 = 4;
 /// Time between two looks at a lease.
-pub const LEASE_INTERVAL: Duration = Duration::from_secs(4);
+const LEASE_INTERVAL: Duration = Duration::from_secs(4);
 /// Time between two reads without an answer from which on the later one begins anew: pods are read every five seconds at the
 /// least while they are to answer, and a pod that was not for a while says nothing of its node.
 const GAP: Duration = Duration::from_secs(15);
@@ -251,33 +251,21 @@ mod tests {
     }
 
     #[test]
-    fn leases_are_looked_at_every_few_seconds() {
-        let mut nodes = heard();
-        let mut looks = 0;
-        for second in 0..21 {
-            nodes.unanswered("n", at(second));
-            for node in nodes.due(at(second)) {
-                looks += 1;
-                nodes.lease(&node, Some("then".to_owned()), at(second));
+    fn leases_are_looked_at_every_few_seconds_whether_they_can_be_read_or_not() {
+        for renewed in [Some("then".to_owned()), None] {
+            let mut nodes = heard();
+            let mut looks = 0;
+            for second in 0..21 {
+                nodes.unanswered("n", at(second));
+                for node in nodes.due(at(second)) {
+                    looks += 1;
+                    nodes.lease(&node, renewed.clone(), at(second));
+                }
             }
+            assert_eq!(looks, 5, "{renewed:?}");
+            assert_eq!(nodes.due(at(139)), ["n"]);
+            assert_eq!(nodes.due(at(140)), [""; 0], "no pod of it is read any more");
         }
-        assert_eq!(looks, 5);
-        assert_eq!(nodes.due(at(139)), ["n"]);
-        assert_eq!(nodes.due(at(140)), [""; 0], "no pod of it is read any more");
-    }
-
-    #[test]
-    fn a_lease_that_cannot_be_read_is_asked_for_no_more_often() {
-        let mut nodes = heard();
-        let mut looks = 0;
-        for second in 0..21 {
-            nodes.unanswered("n", at(second));
-            for node in nodes.due(at(second)) {
-                looks += 1;
-                nodes.lease(&node, None, at(second));
-            }
-        }
-        assert_eq!(looks, 5);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use flywheel_api::recovery::{Incident, IncidentCause, RecoveryMode};
 use jiff::Timestamp;
 
-use super::incident::{Failure, Reached, advance, kept, open, seconds, without_room};
+use super::incident::{Failure, News, Reached, advance, kept, open, seconds, without_room};
 use crate::serving::{PodView, SPARE_GPU_WAIT, Stage};
 
 /// Starts of a container again, over its life, from which on a wait of its kubelet counts: the one after three in a row is of
@@ -216,6 +216,12 @@ pub struct Plan {
     pub again: Option<Duration>,
 }
 
+impl Plan {
+    fn look_again_in(&mut self, left: Duration) {
+        self.again = Some(self.again.map_or(left, |again| again.min(left)));
+    }
+}
+
 /// A pod to delete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replace {
@@ -268,7 +274,7 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
         };
         match left {
             Some(Duration::ZERO) => plan.replace.push(Replace::of(pod, fault)),
-            Some(left) => plan.again = Some(plan.again.map_or(left, |again| again.min(left))),
+            Some(left) => plan.look_again_in(left),
             None => {}
         }
     }
@@ -316,7 +322,7 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
     {
         let waited = Duration::try_from(now.duration_since(since)).unwrap_or_default();
         match SPARE_GPU_WAIT.checked_sub(waited) {
-            Some(left) if !left.is_zero() => plan.again = Some(plan.again.map_or(left, |again| again.min(left))),
+            Some(left) if !left.is_zero() => plan.look_again_in(left),
             // It leaves its GPU to the one that waits. One that answers still does so.
             _ => go = u32::from(placeholders.first().is_some_and(|(pod, _)| pod.stage < Stage::Ready)),
         }
@@ -355,15 +361,6 @@ pub struct Look<'a> {
     pub no_room: bool,
     /// What was decided at this look.
     pub plan: &'a Plan,
-}
-
-/// What became of an incident.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
-    /// It began.
-    Began(Incident),
-    /// It is over.
-    Over(Incident),
 }
 
 /// The incidents of a service, over its looks.

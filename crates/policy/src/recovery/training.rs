@@ -5,8 +5,7 @@ use flywheel_contract::failure::FailureReason;
 use flywheel_contract::termination::Outcome;
 use jiff::Timestamp;
 
-use super::incident::{Failure, Reached, advance, kept, open};
-use super::serving::News;
+use super::incident::{Failure, News, Reached, advance, kept, open};
 use crate::training::attempt::{End, EndedAttempt, NO_ANSWER};
 use crate::training::hang::NODE_LOST;
 
