@@ -1,6 +1,7 @@
 //! A TrainingJob of two nodes on a real API server with its Job controller, scheduler and endpoints controller; the kubelets
 //! are played here. What the operator takes for the cause of an end depends on when the Job controller deletes which pods.
 
+use flywheel_api::names::ANNOTATION_ENDED;
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::scalar::{Digest, Metric};
 use flywheel_contract::termination::{Outcome, Position, TerminationMessage, Trained};
@@ -129,6 +130,18 @@ impl<'a> Nodes<'a> {
             .await
     }
 
+    /// The operator has written down how this attempt ended. A kubelet leaves it a second and more for that; from a pod that is
+    /// gone at once nobody learns anything.
+    async fn until_known(&self, attempt: u32) {
+        let path = format!("{JOBS}/intent-train-{attempt}");
+        self.plane
+            .until("the end is written down", || async {
+                let job = self.plane.send(Method::GET, &path, None).await.ok()?;
+                job["metadata"]["annotations"][ANNOTATION_ENDED].as_str().map(str::to_owned)
+            })
+            .await;
+    }
+
     /// That there is this attempt, after so many restarts that count, since an event tells this.
     async fn restarted(&self, attempt: u32, counted: &str, why: &str) {
         let job = self.job(attempt).await;
@@ -232,6 +245,7 @@ async fn several_nodes_begin_and_end_together() {
     let path = format!("{PODS}/{}", pods[1]["metadata"]["name"].as_str().unwrap());
     plane.send(Method::DELETE, &path, None).await.unwrap();
     nodes.fail(&pods[1], FailureReason::Interrupted, None).await;
+    nodes.until_known(2).await;
     nodes.take_away(&pods[1..]).await;
     nodes.fail(&pods[0], FailureReason::PeerLost, None).await;
     nodes
