@@ -1,18 +1,22 @@
 //! What the operator knows of the cluster without asking: one cache per kind, shared by all controllers, filled on the
 //! standby as well, and pruned of what nobody reads.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
+use flywheel_api::names::{controller_uid, is_controlled_by};
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use kube::runtime::reflector::{ObjectRef, Store, store::Writer};
+use kube::runtime::reflector::store::{Writer, WriterDropped};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::Event;
 
 /// One kind's objects, of all namespaces that the operator works in.
 #[derive(Clone)]
@@ -20,8 +24,89 @@ pub struct Cache<K>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
-    /// One store per watched namespace; a single one where all are watched.
-    scopes: Vec<(Option<String>, Store<K>)>,
+    /// One per watched namespace; a single one where all are watched.
+    scopes: Vec<Scope<K>>,
+}
+
+#[derive(Clone)]
+struct Scope<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    namespace: Option<String>,
+    store: Store<K>,
+    owned: Owned,
+}
+
+/// Names of objects by the uid of their controller, so that finding an owner's few does not take a look at all. Names that an
+/// owner has no more are possible, hence what is found is asked for its controller.
+type Owned = Arc<RwLock<HashMap<Box<str>, BTreeSet<Box<str>>>>>;
+
+/// What fills the cache of a namespace.
+pub struct CacheWriter<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    namespace: Option<String>,
+    writer: Writer<K>,
+    store: Store<K>,
+    owned: Owned,
+}
+
+impl<K> CacheWriter<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    /// The namespace that is watched (`None`: all).
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
+    /// Follows what the watch tells.
+    pub fn write(&mut self, event: &Event<K>) {
+        if let Event::Apply(object) | Event::Delete(object) = event
+            && let Some(old) = self.store.get(&ObjectRef::from_obj(object))
+        {
+            self.forget(old.meta());
+        }
+        self.writer.apply_watcher_event(event);
+        match event {
+            Event::Apply(object) => self.note(object.meta()),
+            Event::InitDone => {
+                self.owned.write().unwrap_or_else(PoisonError::into_inner).clear();
+                for object in self.store.state() {
+                    self.note(object.meta());
+                }
+            }
+            Event::Delete(_) | Event::Init | Event::InitApply(_) => {}
+        }
+    }
+
+    /// All objects.
+    #[must_use]
+    pub fn objects(&self) -> Vec<Arc<K>> {
+        self.store.state()
+    }
+
+    fn note(&self, meta: &ObjectMeta) {
+        if let (Some(owner), Some(name)) = (controller_uid(meta), &meta.name) {
+            let mut owned = self.owned.write().unwrap_or_else(PoisonError::into_inner);
+            owned.entry(owner.into()).or_default().insert(name.as_str().into());
+        }
+    }
+
+    fn forget(&self, meta: &ObjectMeta) {
+        if let (Some(owner), Some(name)) = (controller_uid(meta), &meta.name) {
+            let mut owned = self.owned.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(names) = owned.get_mut(owner) {
+                names.remove(name.as_str());
+                if names.is_empty() {
+                    owned.remove(owner);
+                }
+            }
+        }
+    }
 }
 
 impl<K> Debug for Cache<K>
@@ -39,15 +124,24 @@ where
 {
     /// Empty caches for these namespaces (`None`: all), with the writers that fill them.
     #[must_use]
-    pub fn new(scopes: &[Option<String>]) -> (Self, Vec<Writer<K>>) {
+    pub fn new(scopes: &[Option<String>]) -> (Self, Vec<CacheWriter<K>>) {
         let mut writers = Vec::new();
         let scopes = scopes
             .iter()
             .map(|namespace| {
                 let writer = Writer::<K>::new(());
-                let reader = writer.as_reader();
-                writers.push(writer);
-                (namespace.clone(), reader)
+                let (store, owned) = (writer.as_reader(), Owned::default());
+                writers.push(CacheWriter {
+                    namespace: namespace.clone(),
+                    writer,
+                    store: store.clone(),
+                    owned: Arc::clone(&owned),
+                });
+                Scope {
+                    namespace: namespace.clone(),
+                    store,
+                    owned,
+                }
             })
             .collect();
         (Self { scopes }, writers)
@@ -59,28 +153,29 @@ where
     pub fn of(objects: impl IntoIterator<Item = K>) -> Self {
         let (cache, mut writers) = Self::new(&[None]);
         for writer in &mut writers {
-            writer.apply_watcher_event(&kube::runtime::watcher::Event::Init);
-            writer.apply_watcher_event(&kube::runtime::watcher::Event::InitDone);
+            writer.write(&Event::Init);
+            writer.write(&Event::InitDone);
         }
         if let Some(writer) = writers.first_mut() {
             for object in objects {
-                writer.apply_watcher_event(&kube::runtime::watcher::Event::Apply(object));
+                writer.write(&Event::Apply(object));
             }
         }
         cache
     }
 
-    fn scope(&self, namespace: &str) -> Option<&Store<K>> {
+    fn scope(&self, namespace: &str) -> Option<&Scope<K>> {
         self.scopes
             .iter()
-            .find(|(scope, _)| scope.as_deref().is_none_or(|scope| scope == namespace))
-            .map(|(_, store)| store)
+            .find(|scope| scope.namespace.as_deref().is_none_or(|scope| scope == namespace))
     }
 
     /// The object of this name.
     #[must_use]
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        self.scope(namespace)?.get(&ObjectRef::new(name).within(namespace))
+        self.scope(namespace)?
+            .store
+            .get(&ObjectRef::new(name).within(namespace))
     }
 
     /// The object of this name, of a kind that has no namespaces.
@@ -88,17 +183,33 @@ where
     pub fn named(&self, name: &str) -> Option<Arc<K>> {
         self.scopes
             .iter()
-            .find_map(|(_, store)| store.get(&ObjectRef::new(name)))
+            .find_map(|scope| scope.store.get(&ObjectRef::new(name)))
     }
 
     /// The objects of a namespace that `keep` wants, in the order of their names.
     #[must_use]
     pub fn list(&self, namespace: &str, keep: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
-        let mut found = self.scope(namespace).map_or_else(Vec::new, |store| {
-            store.state_filter(|k| k.meta().namespace.as_deref() == Some(namespace) && keep(k))
+        let mut found = self.scope(namespace).map_or_else(Vec::new, |scope| {
+            scope
+                .store
+                .state_filter(|k| k.meta().namespace.as_deref() == Some(namespace) && keep(k))
         });
         found.sort_by(|a, b| a.meta().name.cmp(&b.meta().name));
         found
+    }
+
+    /// The objects of a namespace that the owner of this uid controls, in the order of their names.
+    #[must_use]
+    pub fn owned(&self, namespace: &str, owner_uid: &str) -> Vec<Arc<K>> {
+        let Some(scope) = self.scope(namespace) else {
+            return Vec::new();
+        };
+        let owned = scope.owned.read().unwrap_or_else(PoisonError::into_inner);
+        let names = owned.get(owner_uid).into_iter().flatten();
+        names
+            .filter_map(|name| scope.store.get(&ObjectRef::new(name).within(namespace)))
+            .filter(|object| is_controlled_by(object.meta(), owner_uid))
+            .collect()
     }
 
     /// All objects that `keep` wants, of all namespaces.
@@ -106,14 +217,14 @@ where
     pub fn all(&self, keep: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
         self.scopes
             .iter()
-            .flat_map(|(_, store)| store.state_filter(&keep))
+            .flat_map(|scope| scope.store.state_filter(&keep))
             .collect()
     }
 
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.scopes.iter().map(|(_, store)| store.len()).sum()
+        self.scopes.iter().map(|scope| scope.store.len()).sum()
     }
 
     /// Whether there is none.
@@ -122,9 +233,15 @@ where
         self.len() == 0
     }
 
-    /// The stores with their namespaces.
-    pub fn stores(&self) -> impl Iterator<Item = (&Option<String>, &Store<K>)> {
-        self.scopes.iter().map(|(namespace, store)| (namespace, store))
+    /// Ends when it has been filled once.
+    ///
+    /// # Errors
+    /// The watch ended before that.
+    pub async fn wait_until_ready(&self) -> Result<(), WriterDropped> {
+        for scope in &self.scopes {
+            scope.store.wait_until_ready().await?;
+        }
+        Ok(())
     }
 }
 
@@ -140,9 +257,9 @@ macro_rules! caches {
 
         /// The writers that fill [`Caches`], one per watched namespace.
         pub struct CacheWriters {
-            $($(#[$doc])* pub $field: Vec<Writer<$kind>>,)+
+            $($(#[$doc])* pub $field: Vec<CacheWriter<$kind>>,)+
             /// Nodes.
-            pub nodes: Vec<Writer<Node>>,
+            pub nodes: Vec<CacheWriter<Node>>,
         }
 
         impl Caches {
@@ -178,10 +295,10 @@ macro_rules! caches {
             ///
             /// # Errors
             /// A watch ended before that.
-            pub async fn wait_until_ready(&self) -> Result<(), kube::runtime::reflector::store::WriterDropped> {
-                $(for (_, store) in self.$field.stores() { store.wait_until_ready().await?; })+
-                for (_, store) in self.nodes.iter().flat_map(|nodes| nodes.stores()) {
-                    store.wait_until_ready().await?;
+            pub async fn wait_until_ready(&self) -> Result<(), WriterDropped> {
+                $(self.$field.wait_until_ready().await?;)+
+                if let Some(nodes) = &self.nodes {
+                    nodes.wait_until_ready().await?;
                 }
                 Ok(())
             }
@@ -238,7 +355,7 @@ pub trait Prune {
     fn prune(&mut self);
 }
 
-fn prune_metadata(metadata: &mut k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) {
+fn prune_metadata(metadata: &mut ObjectMeta) {
     metadata.managed_fields = None;
     if let Some(annotations) = metadata.annotations.as_mut() {
         // Client-side apply keeps a whole copy of the object here.
@@ -334,6 +451,45 @@ mod tests {
         assert_eq!(names, [Some("1".to_owned()), Some("2".to_owned())]);
         assert!(cache.get("b", "3").is_some() && cache.get("a", "3").is_none());
         assert_eq!(cache.all(|_| true).len(), 3);
+    }
+
+    #[test]
+    fn what_an_owner_controls_is_found_as_it_comes_changes_and_goes() {
+        let owned = |name: &str, owner: &str| -> Pod {
+            let owner = serde_json::json!({"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": owner, "controller": true});
+            let meta = serde_json::json!({"namespace": "a", "name": name, "ownerReferences": [owner]});
+            serde_json::from_value(serde_json::json!({ "metadata": meta })).unwrap()
+        };
+        let (cache, mut writers) = Cache::<Pod>::new(&[None]);
+        let writer = writers.first_mut().unwrap();
+        let names = |owner: &str| -> Vec<String> {
+            let found = cache.owned("a", owner);
+            found.iter().filter_map(|pod| pod.metadata.name.clone()).collect()
+        };
+        for object in [owned("2", "x"), owned("1", "x"), owned("3", "y"), pod("a", "4")] {
+            writer.write(&Event::Apply(object));
+        }
+        assert_eq!(
+            (names("x"), names("y")),
+            (vec!["1".to_owned(), "2".to_owned()], vec!["3".to_owned()])
+        );
+        assert!(cache.owned("b", "x").is_empty());
+        // Another owner takes one, another one is left alone, and a third is deleted.
+        writer.write(&Event::Apply(owned("2", "y")));
+        writer.write(&Event::Apply(pod("a", "1")));
+        writer.write(&Event::Delete(owned("3", "y")));
+        assert_eq!((names("x"), names("y")), (vec![], vec!["2".to_owned()]));
+        assert_eq!(
+            cache.scopes[0].owned.read().unwrap().len(),
+            1,
+            "nothing is kept of an owner of nothing"
+        );
+        // A new list replaces all that was known.
+        writer.write(&Event::Init);
+        writer.write(&Event::InitApply(owned("5", "x")));
+        assert_eq!(names("y"), ["2"], "until it is complete");
+        writer.write(&Event::InitDone);
+        assert_eq!((names("x"), names("y")), (vec!["5".to_owned()], vec![]));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use tower::retry::RetryLayer;
 use tower::util::MapRequestLayer;
 
 use crate::lease::LeaseHandle;
+use crate::pace::{Pace, PaceLayer};
+use crate::telemetry::Metrics;
 
 /// Longest wait for a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,20 +66,20 @@ impl Caller {
     }
 }
 
-/// A client with our timeouts and retries, from KUBECONFIG or the pod's service account.
+/// A client with our timeouts, retries and pace, from KUBECONFIG or the pod's service account.
 ///
 /// # Errors
 /// No configuration, or one that cannot be used.
-pub async fn connect(caller: Caller) -> Result<Client, ClientError> {
+pub async fn connect(caller: Caller, metrics: &Metrics) -> Result<Client, ClientError> {
     let config = Config::infer().await.map_err(|e| ClientError::Config(Box::new(e)))?;
-    build(config, caller)
+    build(config, caller, metrics)
 }
 
 /// A client for this configuration.
 ///
 /// # Errors
 /// The configuration cannot be used.
-pub fn build(mut config: Config, caller: Caller) -> Result<Client, ClientError> {
+pub fn build(mut config: Config, caller: Caller, metrics: &Metrics) -> Result<Client, ClientError> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = None;
     config.default_retry = false;
@@ -91,6 +93,8 @@ pub fn build(mut config: Config, caller: Caller) -> Result<Client, ClientError> 
         .map_err(|e| ClientError::Build(Box::new(e)))?
         .with_layer(&sign)
         .with_layer(&BufferLayer::<http::Request<Body>>::new(BUFFER))
+        .with_layer(&PaceLayer(Pace::new(metrics.clone())))
+        // What waits for another try keeps no turn.
         .with_layer(&RetryLayer::new(policy))
         .build())
 }
@@ -107,7 +111,7 @@ pub fn watch_config() -> watcher::Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{backoff, lease, run};
+    use crate::{backoff, controller, lease};
 
     /// From a fault between us and the API server to our reaction; the rest of the five minutes belongs to scheduling,
     /// image and checkpoint.
@@ -115,10 +119,10 @@ mod tests {
     fn the_worst_cases_that_can_stack_leave_210_seconds() {
         let dead_watch = Duration::from_secs(u64::from(WATCH_TIMEOUT_SECONDS + WATCH_SLACK_SECONDS));
         let dead_leader = lease::LEASE_DURATION + lease::RETRY_PERIOD;
-        let hung_reconcile = run::RECONCILE_TIMEOUT;
+        let hung_reconcile = controller::RECONCILE_TIMEOUT;
         assert!(dead_watch + dead_leader + hung_reconcile + Duration::from_secs(20) <= Duration::from_secs(90));
         assert!(lease::RENEW_DEADLINE + crate::kubeio::WRITE_TIMEOUT <= lease::LEASE_DURATION);
         assert!(backoff::LONGEST <= Duration::from_secs(30));
-        assert!(run::RESYNC <= Duration::from_secs(60));
+        assert!(controller::RESYNC <= Duration::from_secs(60));
     }
 }

@@ -3,55 +3,42 @@
 //! Watches run on the standby as well and fill the caches; only the leader reconciles. What a watch sees becomes triggers
 //! (the object itself, or the objects that a child belongs to), sent to the controllers while they run.
 
-use std::collections::HashSet;
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use flywheel_api::conditions::types;
 use flywheel_api::names::{
     FLYWHEEL, LABEL_INFERENCE_SERVICE, LABEL_MANAGED_BY, LABEL_MODEL_VERSION, LABEL_TRAINING_JOB,
 };
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
-use futures::stream::{self, BoxStream};
-use futures::{FutureExt as _, Stream, StreamExt as _};
+use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
-use kube::runtime::reflector::{ObjectRef, store::Writer};
-use kube::runtime::{WatchStreamExt as _, reflector, watcher};
+use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::Instrument as _;
 
 use crate::admin::{self, BEAT, Beats};
 use crate::backoff::Backoff;
-use crate::cache::{Cache, CacheWriters, Caches, Prune};
+use crate::cache::{CacheWriter, CacheWriters, Caches, Prune};
 use crate::client::{Caller, ClientError, watch_config};
 use crate::cluster::nodes;
 use crate::context::Context;
-use crate::error::{Error, ErrorKind};
-use crate::kubeio::{HasStatus, Kind, within};
+use crate::controller::{self, RECONCILE_TIMEOUT};
+use crate::error::Error;
+use crate::kubeio::{Kind, within};
 use crate::lease::{self, LeaseHandle};
+use crate::queue::Queue;
 use crate::settings::{Settings, SettingsError};
 use crate::telemetry::Metrics;
 use crate::{models, serving, training};
 
-/// Longest reconcile.
-pub const RECONCILE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Every object is looked at again after this time at the latest, whatever the watches missed.
-pub const RESYNC: Duration = Duration::from_secs(60);
-/// Reconciles of one kind at once: they wait for the API server most of the time.
-const CONCURRENCY: u16 = 8;
-/// Wait after a conflict.
-const CONFLICT_DELAY: Duration = Duration::from_secs(1);
-/// Wait after a fault in Flywheel, which trying again does not mend.
-const BUG_DELAY: Duration = Duration::from_secs(60);
 /// How long reconciles that run may go on at shutdown; the pod has 30 s.
 const DRAIN_LIMIT: Duration = Duration::from_secs(15);
 /// How often what belongs to no object is swept.
@@ -127,12 +114,12 @@ pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
 pub async fn run(arguments: Arguments, told_to_stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let mut told_to_stop = std::pin::pin!(told_to_stop);
     let handle = LeaseHandle::none();
+    let metrics = Metrics::default();
     let (settings, client, listener) = tokio::select! {
-        prepared = prepare(&arguments, handle.clone()) => prepared?,
+        prepared = prepare(&arguments, handle.clone(), &metrics) => prepared?,
         () = &mut told_to_stop => return Ok(()),
     };
     let (caches, writers) = Caches::new(&settings.namespaces);
-    let metrics = Metrics::default();
     let context = Arc::new(Context::new(
         client.clone(),
         arguments.namespace.clone(),
@@ -230,13 +217,17 @@ fn ended_early(ended: Option<Result<String, tokio::task::JoinError>>) -> RunErro
 }
 
 /// What there must be before anything runs: settings, a client, the admin port.
-async fn prepare(arguments: &Arguments, lease: LeaseHandle) -> Result<(Settings, Client, TcpListener), RunError> {
+async fn prepare(
+    arguments: &Arguments,
+    lease: LeaseHandle,
+    metrics: &Metrics,
+) -> Result<(Settings, Client, TcpListener), RunError> {
     let settings = Settings::load(&arguments.settings)?;
     let caller = Caller {
         identity: arguments.identity.clone(),
         lease,
     };
-    let client = crate::client::connect(caller).await?;
+    let client = crate::client::connect(caller, metrics).await?;
     let listener = TcpListener::bind(arguments.admin_addr)
         .await
         .map_err(|source| RunError::Admin {
@@ -277,84 +268,22 @@ async fn check_crds(client: &Client, settings: &Settings) -> Result<(), RunError
     check::<InferenceService>(client, settings, "InferenceService").await
 }
 
-/// Where triggers go: to the controllers while they run, else nowhere. A controller that starts looks at every object.
-#[derive(Clone, Default)]
+/// What the controllers are to look at. A controller that starts looks at every object; before that nothing is kept.
+#[derive(Clone)]
 struct Triggers {
-    training: Sink<TrainingJob>,
-    models: Sink<ModelVersion>,
-    serving: Sink<InferenceService>,
+    training: Arc<Queue>,
+    models: Arc<Queue>,
+    serving: Arc<Queue>,
 }
 
-/// The queues of a kind's controllers.
-struct Sink<K: Kind>(Arc<Mutex<Vec<Scoped<K>>>>);
-
-/// The queue of the controller of a namespace (`None`: of all).
-type Scoped<K> = (Option<String>, Arc<Queue<K>>);
-
-/// Objects that a controller is to look at. However often an object changes while the controller is busy, it waits once,
-/// so that the queue is never longer than there are objects.
-struct Queue<K: Kind> {
-    waiting: Mutex<HashSet<ObjectRef<K>>>,
-    filled: Notify,
-}
-
-impl<K: Kind> Queue<K> {
-    fn put(&self, object: ObjectRef<K>) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.insert(object);
-        self.filled.notify_one();
-    }
-
-    /// All that wait, once there is one. Meant for one reader.
-    async fn take(&self) -> HashSet<ObjectRef<K>> {
-        loop {
-            let taken = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-            if !taken.is_empty() {
-                return taken;
-            }
-            self.filled.notified().await;
-        }
-    }
-}
-
-impl<K: Kind> Clone for Sink<K> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<K: Kind> Default for Sink<K> {
+impl Default for Triggers {
     fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
-impl<K: Kind> Sink<K> {
-    fn send(&self, namespace: &str, name: &str) {
-        let sinks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, queue)) = sinks
-            .iter()
-            .find(|(scope, _)| scope.as_deref().is_none_or(|scope| scope == namespace))
-        {
-            queue.put(ObjectRef::new(name).within(namespace));
+        let queue = || Arc::new(Queue::new(controller::OF_ONE_NAMESPACE));
+        Self {
+            training: queue(),
+            models: queue(),
+            serving: queue(),
         }
-    }
-
-    /// What changes from now on, for the controller of this namespace.
-    fn open(&self, scope: Option<String>) -> impl Stream<Item = ObjectRef<K>> + Send + use<K> {
-        let queue = Arc::new(Queue {
-            waiting: Mutex::default(),
-            filled: Notify::new(),
-        });
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((scope, Arc::clone(&queue)));
-        stream::unfold(queue, |queue| async {
-            let taken = queue.take().await;
-            Some((stream::iter(taken), queue))
-        })
-        .flatten()
     }
 }
 
@@ -364,12 +293,12 @@ impl Triggers {
         let Some(namespace) = child.namespace() else { return };
         let labels = child.labels();
         if let Some(name) = labels.get(LABEL_TRAINING_JOB) {
-            self.training.send(&namespace, name);
+            self.training.now(&namespace, name);
         }
         if let Some(name) = labels.get(LABEL_INFERENCE_SERVICE) {
-            self.serving.send(&namespace, name);
+            self.serving.now(&namespace, name);
         } else if let Some(name) = labels.get(LABEL_MODEL_VERSION) {
-            self.models.send(&namespace, name);
+            self.models.now(&namespace, name);
         }
     }
 }
@@ -385,11 +314,11 @@ fn start_watches(
     let ours = watch_config().labels(&format!("{LABEL_MANAGED_BY}={FLYWHEEL}"));
     macro_rules! watch_all {
         ($field:ident, $config:expr, $on_change:expr) => {
-            for (scope, writer) in scopes(&context.caches.$field).into_iter().zip(writers.$field) {
+            for writer in writers.$field {
                 let on_change = $on_change;
                 let name = format!("watch {}", stringify!($field));
                 tasks.spawn(drive(
-                    scoped(&context.client, &scope),
+                    scoped(&context.client, writer.namespace()),
                     $config,
                     writer,
                     on_change,
@@ -405,23 +334,23 @@ fn start_watches(
         move |job: &TrainingJob| {
             triggers
                 .training
-                .send(&job.namespace().unwrap_or_default(), &job.name_any())
+                .now(&job.namespace().unwrap_or_default(), &job.name_any())
         }
     });
     watch_all!(model_versions, watch_config(), {
         let (triggers, context) = (triggers.clone(), Arc::clone(context));
         move |version: &ModelVersion| {
             let (namespace, name) = (version.namespace().unwrap_or_default(), version.name_any());
-            triggers.models.send(&namespace, &name);
+            triggers.models.now(&namespace, &name);
             for service in context
                 .caches
                 .inference_services
                 .list(&namespace, |s| s.spec.versions().contains(&name.as_str()))
             {
-                triggers.serving.send(&namespace, &service.name_any());
+                triggers.serving.now(&namespace, &service.name_any());
             }
             if let Some(job) = version.spec.source.as_ref().and_then(|s| s.training_job.as_ref()) {
-                triggers.training.send(&namespace, &job.name);
+                triggers.training.now(&namespace, &job.name);
             }
         }
     });
@@ -429,12 +358,12 @@ fn start_watches(
         let (triggers, context) = (triggers.clone(), Arc::clone(context));
         move |service: &InferenceService| {
             let namespace = service.namespace().unwrap_or_default();
-            triggers.serving.send(&namespace, &service.name_any());
+            triggers.serving.now(&namespace, &service.name_any());
             for version in service.spec.versions() {
-                triggers.models.send(&namespace, version);
+                triggers.models.now(&namespace, version);
             }
             for served in service.status.iter().flat_map(|s| &s.traffic) {
-                triggers.models.send(&namespace, &served.model_version);
+                triggers.models.now(&namespace, &served.model_version);
             }
             // Those that it has left are named nowhere any more.
             let served = |version: &ModelVersion| {
@@ -443,7 +372,7 @@ fn start_watches(
                 version.spec.model == service.spec.model && served.next().is_some()
             };
             for left in context.caches.model_versions.list(&namespace, served) {
-                triggers.models.send(&namespace, &left.name_any());
+                triggers.models.now(&namespace, &left.name_any());
             }
         }
     });
@@ -481,14 +410,7 @@ fn start_watches(
     }
 }
 
-fn scopes<K>(cache: &Cache<K>) -> Vec<Option<String>>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    cache.stores().map(|(scope, _)| scope.clone()).collect()
-}
-
-fn scoped<K>(client: &Client, scope: &Option<String>) -> Api<K>
+fn scoped<K>(client: &Client, scope: Option<&str>) -> Api<K>
 where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
 {
@@ -503,7 +425,7 @@ where
 async fn drive<K>(
     api: Api<K>,
     config: watcher::Config,
-    writer: Writer<K>,
+    mut writer: CacheWriter<K>,
     on_change: impl Fn(&K) + Send + 'static,
     name: String,
     beats: Beats,
@@ -512,9 +434,7 @@ async fn drive<K>(
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Prune + Send + Sync + 'static,
 {
-    let reader = writer.as_reader();
-    let events = watcher(api, config).default_backoff().modify(K::prune);
-    let mut events: BoxStream<'static, _> = reflector(writer, events).boxed();
+    let mut events = watcher(api, config).default_backoff().modify(K::prune).boxed();
     let mut tick = tokio::time::interval(BEAT);
     // Objects before a new list: those that it lacks were deleted meanwhile.
     let mut before: Vec<Arc<K>> = Vec::new();
@@ -526,15 +446,20 @@ where
                 continue;
             }
         };
+        if let Some(Ok(event)) = &event {
+            if matches!(event, watcher::Event::Init) {
+                before = writer.objects();
+            }
+            writer.write(event);
+        }
         match event {
             Some(Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object))) => on_change(&object),
-            Some(Ok(watcher::Event::Init)) => before = reader.state(),
-            Some(Ok(watcher::Event::InitApply(_))) => {}
+            Some(Ok(watcher::Event::Init | watcher::Event::InitApply(_))) => {}
             Some(Ok(watcher::Event::InitDone)) => {
                 for object in before.drain(..) {
                     on_change(&object);
                 }
-                for object in reader.state() {
+                for object in writer.objects() {
                     on_change(&object);
                 }
             }
@@ -555,30 +480,21 @@ fn start_controllers(
     stop: &watch::Receiver<bool>,
 ) {
     tracing::info!("leading");
-    start_controller(
-        tasks,
-        context,
-        &context.caches.training_jobs,
-        &triggers.training,
-        stop,
-        |o, c| Box::pin(training::reconcile(o, c)),
-    );
-    start_controller(
-        tasks,
-        context,
-        &context.caches.model_versions,
-        &triggers.models,
-        stop,
-        |o, c| Box::pin(models::reconcile(o, c)),
-    );
-    start_controller(
-        tasks,
-        context,
-        &context.caches.inference_services,
-        &triggers.serving,
-        stop,
-        |o, c| Box::pin(serving::reconcile(o, c)),
-    );
+    macro_rules! start {
+        ($cache:ident, $queue:ident, $reconcile:path) => {
+            tasks.spawn(controller::run(
+                Arc::clone(context),
+                context.caches.$cache.clone(),
+                Arc::clone(&triggers.$queue),
+                beats.clone(),
+                stop.clone(),
+                |object, context| Box::pin($reconcile(object, context)),
+            ));
+        };
+    }
+    start!(training_jobs, training, training::reconcile);
+    start!(model_versions, models, models::reconcile);
+    start!(inference_services, serving, serving::reconcile);
     tasks.spawn(sweep(Arc::clone(context), beats.clone(), stop.clone()));
     let (trained, served, of_nodes) = (triggers.training.clone(), triggers.serving.clone(), Arc::clone(context));
     tasks.spawn(nodes::follow_nodes(
@@ -590,9 +506,9 @@ fn start_controllers(
             for pod in of_nodes.caches.pods.all(on_them) {
                 let namespace = pod.namespace().unwrap_or_default();
                 if let Some(name) = pod.labels().get(LABEL_TRAINING_JOB) {
-                    trained.send(&namespace, name);
+                    trained.now(&namespace, name);
                 } else if let Some(name) = pod.labels().get(LABEL_INFERENCE_SERVICE) {
-                    served.send(&namespace, name);
+                    served.now(&namespace, name);
                 }
             }
         },
@@ -602,101 +518,8 @@ fn start_controllers(
         Arc::clone(context),
         beats.clone(),
         stop.clone(),
-        move |namespace, name| services.send(namespace, name),
+        move |namespace, name| services.now(namespace, name),
     ));
-}
-
-/// A reconcile of one kind: the time after which it wants to look again (at most [`RESYNC`]).
-type Reconcile<K> = fn(Arc<K>, Arc<Context>) -> futures::future::BoxFuture<'static, Result<Duration, Error>>;
-
-fn start_controller<K>(
-    tasks: &mut JoinSet<()>,
-    context: &Arc<Context>,
-    cache: &Cache<K>,
-    sink: &Sink<K>,
-    stop: &watch::Receiver<bool>,
-    reconcile: Reconcile<K>,
-) where
-    K: HasStatus,
-{
-    for (scope, store) in cache.stores() {
-        let changes = sink.open(scope.clone());
-        let everything: Vec<ObjectRef<K>> = store.state().iter().map(|o| ObjectRef::from_obj(o.as_ref())).collect();
-        let mut stop = stop.clone();
-        let controller = Controller::for_stream(stream::pending(), store.clone())
-            .reconcile_on(stream::iter(everything).chain(changes))
-            .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
-            .graceful_shutdown_on(async move {
-                let _ = stop.wait_for(|stop| *stop).await;
-            });
-        let run = controller.run(
-            move |object: Arc<K>, context: Arc<Context>| guarded(reconcile, object, context),
-            |_, failed: &Failed, _| Action::requeue(failed.again),
-            Arc::clone(context),
-        );
-        tasks.spawn(run.for_each(|_| async {}));
-    }
-}
-
-/// A reconcile that failed, and when it is tried again.
-#[derive(Debug, thiserror::Error)]
-#[error("{error}")]
-struct Failed {
-    #[source]
-    error: Error,
-    again: Duration,
-}
-
-/// One reconcile: with a time limit, a span, metrics, and a delay that grows with failures in a row.
-async fn guarded<K: HasStatus>(
-    reconcile: Reconcile<K>,
-    object: Arc<K>,
-    context: Arc<Context>,
-) -> Result<Action, Failed> {
-    let kind = K::kind(&());
-    let key = format!(
-        "{kind} {}/{}",
-        object.namespace().unwrap_or_default(),
-        object.name_any()
-    );
-    let uid = object.uid().unwrap_or_default();
-    let span = tracing::info_span!("reconcile", object = key);
-    let started = Instant::now();
-    let object = context.statuses.fresh(object);
-    let work = async {
-        match tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(object, Arc::clone(&context))).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Error::Timeout {
-                what: "the reconcile".to_owned(),
-                limit: RECONCILE_TIMEOUT,
-            }),
-        }
-    };
-    let outcome = work.instrument(span.clone()).await;
-    let result = outcome.as_ref().map_or_else(|e| e.kind().as_str(), |_| "Ok");
-    context.metrics.reconcile(&kind, result, started.elapsed());
-    match outcome {
-        Ok(again) => {
-            context.backoff.succeeded(&uid);
-            Ok(Action::requeue(again.min(RESYNC)))
-        }
-        Err(error) => {
-            let again = match error.kind() {
-                ErrorKind::Conflict => CONFLICT_DELAY,
-                ErrorKind::Transient => context.backoff.failed(&uid),
-                ErrorKind::Invalid => RESYNC,
-                ErrorKind::Bug => BUG_DELAY,
-            };
-            span.in_scope(|| match error.kind() {
-                ErrorKind::Bug => tracing::error!(%error, "a fault in Flywheel"),
-                ErrorKind::Conflict => tracing::debug!(%error, "the object changed meanwhile"),
-                ErrorKind::Transient | ErrorKind::Invalid => {
-                    tracing::warn!(%error, again = again.as_secs(), "the reconcile failed");
-                }
-            });
-            Err(Failed { error, again })
-        }
-    }
 }
 
 /// Removes what no object owns and nobody needs any more, and forgets what was kept of objects that are gone.
@@ -726,33 +549,13 @@ async fn sweep(context: Arc<Context>, beats: Beats, mut stop: watch::Receiver<bo
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use flywheel_testkit::{Scenario, objects};
     use serde_json::json;
 
     use super::*;
-
-    #[tokio::test]
-    async fn an_object_that_changes_often_waits_once() {
-        let sink = Sink::<TrainingJob>::default();
-        sink.send("team", "nobody looks at it yet");
-        let mut queue = std::pin::pin!(sink.open(Some("team".to_owned())));
-        for _ in 0..1000 {
-            sink.send("team", "a");
-            sink.send("team", "b");
-            sink.send("elsewhere", "a");
-        }
-        let mut next = || queue.next().now_or_never().flatten().map(|o| o.name);
-        let mut names = [next(), next()];
-        names.sort();
-        assert_eq!(names, [Some("a".to_owned()), Some("b".to_owned())]);
-        assert_eq!(next(), None);
-        sink.send("team", "a");
-        assert_eq!(next().as_deref(), Some("a"), "it changed again after it was looked at");
-        // And one that waits is woken.
-        let changed = tokio::time::timeout(Duration::from_secs(5), queue.next());
-        let (object, ()) = tokio::join!(changed, async { sink.send("team", "c") });
-        assert_eq!(object.unwrap().unwrap().name, "c");
-    }
+    use crate::cache::Cache;
 
     #[tokio::test]
     async fn what_is_kept_per_object_goes_with_it() {

@@ -127,6 +127,9 @@ pub struct Metrics {
     services: [OfServices; 5],
     resized: Family<ServiceLabels, Counter<u64, AtomicU64>>,
     recoveries: Family<RecoveryLabels, Histogram, fn() -> Histogram>,
+    waiting: Family<KindLabels, Gauge<i64, AtomicI64>>,
+    api_limit: Gauge<i64, AtomicI64>,
+    api_refusals: Counter<u64, AtomicU64>,
     registry: Arc<Registry>,
 }
 
@@ -184,6 +187,20 @@ impl Default for Metrics {
             "How long a recovery took, by what failed and by stage; the stage total leaves out time without room",
             recoveries.clone(),
         );
+        let waiting = Family::default();
+        registry.register("waiting_objects", "Objects that wait to be looked at", waiting.clone());
+        let api_limit = Gauge::default();
+        registry.register(
+            "api_calls_limit",
+            "Calls of the API server that may be under way at once; it falls where the server refuses or is slow",
+            api_limit.clone(),
+        );
+        let api_refusals = Counter::default();
+        registry.register(
+            "api_refusals",
+            "Answers of the API server that it has too much to do (429, 503, 504)",
+            api_refusals.clone(),
+        );
         Self {
             reconciles,
             seconds,
@@ -195,6 +212,9 @@ impl Default for Metrics {
             services,
             resized,
             recoveries,
+            waiting,
+            api_limit,
+            api_refusals,
             registry: Arc::new(registry),
         }
     }
@@ -212,6 +232,23 @@ impl Metrics {
         self.seconds
             .get_or_create(&KindLabels { kind: kind.to_owned() })
             .observe(took.as_secs_f64());
+    }
+
+    /// So many objects of `kind` wait to be looked at.
+    pub fn waiting(&self, kind: &str, count: usize) {
+        self.waiting
+            .get_or_create(&KindLabels { kind: kind.to_owned() })
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many calls of the API server may be under way at once.
+    pub fn api_limit(&self, calls: usize) {
+        self.api_limit.set(i64::try_from(calls).unwrap_or(i64::MAX));
+    }
+
+    /// The API server said that it has too much to do.
+    pub fn api_refusal(&self) {
+        self.api_refusals.inc();
     }
 
     /// A write was answered, or failed.

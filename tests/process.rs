@@ -1,5 +1,5 @@
 //! The operator as a process: told to end while it starts, lost in all ways while its standby is not, killed before and after
-//! each of its writes, and with a training of several nodes beside the real Job controller.
+//! each of its writes, before a server with too much to do, and with a training of several nodes beside the real Job controller.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +13,8 @@
 mod crash_points;
 #[path = "process/kubelet.rs"]
 mod kubelet;
+#[path = "process/overload.rs"]
+mod overload;
 mod plane;
 #[path = "process/several_nodes.rs"]
 mod several_nodes;

@@ -18,6 +18,10 @@ pub fn placement_problem(
     gpus: u32,
     pods: &[PodSchedulingView],
 ) -> Option<Problem> {
+    // That is the rule, and nodes are many.
+    if pods.iter().all(|pod| pod.scheduled) {
+        return None;
+    }
     match &caches.nodes {
         Some(nodes) => {
             let nodes = nodes.all(|_| true);

@@ -48,11 +48,9 @@ impl<K> Applied<K> {
     }
 }
 
-/// Most objects whose last write is remembered.
-const MEMO_MAX: usize = 16_384;
-
 /// What was last applied, and what the API server made of it. It normalises what it stores (`1000m` becomes `1`), so an
-/// object that differs from what was built need not be out of date: it is not where nothing changed since our write.
+/// object that differs from what was built need not be out of date: it is not where nothing changed since our write. One entry
+/// per object that is there, as those that are gone are forgotten.
 #[derive(Debug, Default)]
 pub struct AppliedMemo {
     last: Mutex<HashMap<String, (String, String)>>,
@@ -69,10 +67,6 @@ impl AppliedMemo {
 
     pub(crate) fn remember(&self, uid: String, digest: String, revision: String) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.len() >= MEMO_MAX {
-            // Forgetting costs one write per object.
-            last.clear();
-        }
         last.insert(uid, (digest, revision));
     }
 

@@ -16,9 +16,9 @@ use flywheel_policy::models::{Decision, Intent, Outlook, Verification, decide};
 use kube::ResourceExt as _;
 
 use crate::context::Context;
+use crate::controller::RESYNC;
 use crate::error::Error;
 use crate::kubeio::{Created, MODELS_MANAGER};
-use crate::run::RESYNC;
 
 /// When to look again at a version that only somebody else can help.
 const BLOCKED: Duration = Duration::from_secs(30);

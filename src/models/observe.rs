@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flywheel_api::conditions::{find, types};
-use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MODEL_VERSION, VERIFIER, is_controlled_by};
+use flywheel_api::names::{LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MODEL_VERSION, VERIFIER};
 use flywheel_api::{InferenceService, ModelVersion};
 use flywheel_contract::failure::{FailureClass, FailureReason};
 use flywheel_policy::models::{ServiceView, TryView, Verification, keeps};
@@ -64,23 +64,20 @@ pub async fn observe(version: &ModelVersion, context: &Context) -> Result<Observ
     if observation.known.is_some() {
         return Ok(observation);
     }
-    let jobs = context.caches.jobs.list(&namespace, |j| {
-        let labels = j.labels();
-        labels.get(LABEL_MODEL_VERSION) == Some(&name)
-            && labels.get(LABEL_COMPONENT).map(String::as_str) == Some(VERIFIER)
-            && is_controlled_by(&j.metadata, &uid)
-    });
+    let jobs = context.caches.jobs.owned(&namespace, &uid);
     let mut jobs: Vec<_> = jobs
         .iter()
+        .filter(|j| {
+            let labels = j.labels();
+            labels.get(LABEL_MODEL_VERSION) == Some(&name)
+                && labels.get(LABEL_COMPONENT).map(String::as_str) == Some(VERIFIER)
+        })
         .filter_map(|j| Some((number(j, LABEL_ATTEMPT)?, j)))
         .collect();
     jobs.sort_unstable_by_key(|(tried, _)| *tried);
     let look = |job: &Job| {
         let job_uid = job.uid().unwrap_or_default();
-        let pods = context
-            .caches
-            .pods
-            .list(&namespace, |p| is_controlled_by(&p.metadata, &job_uid));
+        let pods = context.caches.pods.owned(&namespace, &job_uid);
         let pods: Vec<&Pod> = pods.iter().map(Arc::as_ref).collect();
         state(job, &pods, true, VERIFIER, context.now())
     };

@@ -32,8 +32,8 @@ pub use recovery::RecoveryMemo;
 pub use scale::ScaleMemo;
 
 use crate::context::Context;
+use crate::controller::RESYNC;
 use crate::error::Error;
-use crate::run::RESYNC;
 use apply::{Objects, Store};
 use build::template::{Rendered, inputs_hash, render};
 use build::{assignment, config_map, deployment, disruption_budget, network_policy, revision, service};

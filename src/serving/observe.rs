@@ -104,16 +104,14 @@ impl Pods {
             .get(&namespace, &service.name_any())
             .filter(|d| is_controlled_by(&d.metadata, &uid));
         let deployment_uid = deployment.as_ref().and_then(|d| d.uid());
-        let replica_sets = deployment_uid.map_or_else(Vec::new, |uid| {
-            caches
-                .replica_sets
-                .list(&namespace, |set| is_controlled_by(&set.metadata, &uid))
-        });
-        let set_uids: Vec<String> = replica_sets.iter().filter_map(|set| set.uid()).collect();
-        let ours = |pod: &Pod| set_uids.iter().any(|uid| is_controlled_by(&pod.metadata, uid));
-        let (leaving, pods): (Vec<Arc<Pod>>, Vec<Arc<Pod>>) = caches
-            .pods
-            .list(&namespace, ours)
+        let replica_sets = deployment_uid.map_or_else(Vec::new, |uid| caches.replica_sets.owned(&namespace, &uid));
+        let mut all: Vec<Arc<Pod>> = replica_sets
+            .iter()
+            .filter_map(|set| set.uid())
+            .flat_map(|uid| caches.pods.owned(&namespace, &uid))
+            .collect();
+        all.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        let (leaving, pods): (Vec<Arc<Pod>>, Vec<Arc<Pod>>) = all
             .into_iter()
             .partition(|pod| PodView::of(pod, SERVER, context.now()).is_none());
         Self {
@@ -148,9 +146,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
     let (pods, pod_objects): (Vec<PodView>, Vec<Arc<Pod>>) = pods.into_iter().unzip();
     let replicas = deployment.as_ref().and_then(|d| d.spec.as_ref()?.replicas);
     let size = size(service, replicas, context);
-    let config_maps = caches
-        .config_maps
-        .list(&namespace, |m| is_controlled_by(&m.metadata, &uid));
+    let config_maps = caches.config_maps.owned(&namespace, &uid);
     let assignment_map = assignment::name(&name);
     let cached = config_maps.iter().find(|map| map.name_any() == assignment_map);
     let scheduling: Vec<_> = pods.iter().map(|p| p.scheduling.clone()).collect();
@@ -193,7 +189,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
         size,
         revisions: caches
             .controller_revisions
-            .list(&namespace, |r| is_controlled_by(&r.metadata, &uid))
+            .owned(&namespace, &uid)
             .iter()
             .map(|r| r.as_ref().clone())
             .collect(),

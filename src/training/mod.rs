@@ -28,9 +28,9 @@ pub use memo::ProgressMemo;
 pub(crate) use observe::{number, refused_creation};
 
 use crate::context::Context;
+use crate::controller::RESYNC;
 use crate::error::Error;
 use crate::kubeio::{Created, TRAINING_MANAGER, Writes, owner_reference, within};
-use crate::run::RESYNC;
 use observe::Observation;
 use recovery::Incidents;
 

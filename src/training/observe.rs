@@ -109,10 +109,9 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
     let mut jobs: Vec<(u32, Arc<Job>)> = context
         .caches
         .jobs
-        .list(&namespace, |j| {
-            is_ours(j.labels()) && is_controlled_by(&j.metadata, &uid)
-        })
+        .owned(&namespace, &uid)
         .into_iter()
+        .filter(|j| is_ours(j.labels()))
         .filter_map(|j| Some((number(&j, LABEL_ATTEMPT)?, j)))
         .collect();
     jobs.sort_by_key(|(attempt, _)| *attempt);
@@ -137,15 +136,11 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
         }
     }
 
-    let candidates = context.caches.pods.list(&namespace, |p| is_ours(p.labels()));
     let mut pods: Vec<(u32, Arc<Pod>)> = Vec::new();
     let mut attempts = Vec::new();
     for (attempt, child) in &jobs {
         let child_uid = child.uid().unwrap_or_default();
-        let of_job: Vec<&Arc<Pod>> = candidates
-            .iter()
-            .filter(|p| is_controlled_by(&p.metadata, &child_uid))
-            .collect();
+        let of_job = context.caches.pods.owned(&namespace, &child_uid);
         let views: Vec<&Pod> = of_job.iter().map(|p| p.as_ref()).collect();
         // The status is written as soon as all pods run.
         let all_ran = told == *attempt && status.and_then(|s| s.state.as_deref()) == Some(state_word(Phase::Running));
@@ -174,15 +169,19 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
             unrecorded: unrecorded(child, &seen),
             state: seen,
         });
-        pods.extend(of_job.into_iter().map(|pod| (*attempt, Arc::clone(pod))));
+        pods.extend(of_job.into_iter().map(|pod| (*attempt, pod)));
     }
 
     let mut remains = Remains::default();
     if let Some(deleted) = deleted {
-        let left: Vec<&Arc<Pod>> = candidates.iter().filter(|p| is_left_of(p, &deleted, job)).collect();
+        // Its uid is not known any more.
+        let left = context
+            .caches
+            .pods
+            .list(&namespace, |p| is_ours(p.labels()) && is_left_of(p, &deleted, job));
         let views: Vec<&Pod> = left.iter().map(|p| p.as_ref()).collect();
         remains = Remains::of(&views, TRAINER, context.now());
-        pods.extend(left.into_iter().map(|pod| (told, Arc::clone(pod))));
+        pods.extend(left.into_iter().map(|pod| (told, pod)));
     }
 
     let mut placement = None;

@@ -3,7 +3,7 @@
 use flywheel_api::TrainingJob;
 use flywheel_api::conditions::{Desired, Status, reasons};
 use flywheel_api::names::training_attempt;
-use flywheel_api::recovery::{Incident, IncidentCause};
+use flywheel_api::recovery::{Incident, IncidentCause, RecoveryStatus};
 use flywheel_policy::recovery::incident::{Failure, News, judge};
 use flywheel_policy::recovery::quarantine::avoided;
 use flywheel_policy::recovery::training::{Look, failure, next};
@@ -66,9 +66,19 @@ impl Incidents {
 
     /// Nodes that a new attempt is to keep away from.
     pub fn avoided(&self, job: &TrainingJob, context: &Context) -> Vec<String> {
+        fn failed(told: Option<&RecoveryStatus>) -> bool {
+            told.is_some_and(|told| !told.incidents.is_empty())
+        }
         let mine = job.uid();
-        let jobs = context.caches.training_jobs.all(|other| other.uid() != mine);
-        let services = context.caches.inference_services.all(|_| true);
+        // Of thousands of objects few have failed.
+        let jobs = context
+            .caches
+            .training_jobs
+            .all(|other| failed(other.status.as_ref().and_then(|s| s.recovery.as_ref())) && other.uid() != mine);
+        let services = context
+            .caches
+            .inference_services
+            .all(|service| failed(service.status.as_ref().and_then(|s| s.recovery.as_ref())));
         let told = jobs.iter().filter_map(|other| other.status.as_ref()?.recovery.as_ref());
         let told = told.chain(
             services

@@ -137,7 +137,9 @@ impl<'a> Nodes<'a> {
         self.plane
             .until("the end is written down", || async {
                 let job = self.plane.send(Method::GET, &path, None).await.ok()?;
-                job["metadata"]["annotations"][ANNOTATION_ENDED].as_str().map(str::to_owned)
+                job["metadata"]["annotations"][ANNOTATION_ENDED]
+                    .as_str()
+                    .map(str::to_owned)
             })
             .await;
     }

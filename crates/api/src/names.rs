@@ -120,14 +120,18 @@ pub fn default_version(job: &str, uid: &str) -> String {
 /// Name of the NetworkPolicy that covers all training and verifying pods of a namespace.
 pub const TRAINERS_NETWORK_POLICY: &str = "flywheel-trainers";
 
+/// The uid of an object's controlling owner, of which there is one at most.
+#[must_use]
+pub fn controller_uid(metadata: &ObjectMeta) -> Option<&str> {
+    let mut owners = metadata.owner_references.iter().flatten();
+    let controller = owners.find(|owner| owner.controller == Some(true))?;
+    Some(&controller.uid)
+}
+
 /// Whether the controlling owner of an object is the one with this uid.
 #[must_use]
 pub fn is_controlled_by(metadata: &ObjectMeta, owner_uid: &str) -> bool {
-    metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|r| r.controller == Some(true) && r.uid == owner_uid)
+    controller_uid(metadata) == Some(owner_uid)
 }
 
 #[cfg(test)]

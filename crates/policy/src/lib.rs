@@ -1,5 +1,6 @@
 //! Every decision of the operator as a pure function.
 
+pub mod flow;
 pub mod models;
 pub mod placement;
 pub mod preparation;

@@ -7,5 +7,5 @@ pub mod objects;
 pub mod proxy;
 pub mod server;
 
-pub use proxy::{Moment, Point, Proxy};
+pub use proxy::{Moment, Overload, Point, Proxy};
 pub use server::{Call, Scenario, Step};

@@ -2,7 +2,7 @@
 //! before one of them is passed on, or just after it was committed and before the operator hears of it.
 //!
 //! The operator speaks plain HTTP with it; the proxy's own client brings the credentials. What happens to a call is decided
-//! in one place ([`Shared::pass`]), which is where further rules belong.
+//! in one place ([`Shared::pass`]), which is where further rules belong. It can also play a server that is overloaded.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderName, Method, Request, StatusCode, header};
 use kube::Client;
 use kube::client::Body;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -44,6 +45,15 @@ pub struct Point {
     pub moment: Moment,
 }
 
+/// What an API server that is overloaded answers with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overload {
+    /// 429 or 503.
+    pub status: StatusCode,
+    /// Seconds after which the caller may come again, if it says so.
+    pub retry_after: Option<u32>,
+}
+
 type Act = Box<dyn FnOnce() + Send>;
 
 struct Shared {
@@ -51,6 +61,8 @@ struct Shared {
     /// Method and path of each write.
     writes: Mutex<Vec<String>>,
     planned: Mutex<Option<(Point, Act)>>,
+    overload: Mutex<Option<Overload>>,
+    refused: Mutex<Vec<String>>,
 }
 
 /// The proxy. Ends when dropped.
@@ -70,6 +82,8 @@ impl Proxy {
             client,
             writes: Mutex::default(),
             planned: Mutex::default(),
+            overload: Mutex::default(),
+            refused: Mutex::default(),
         });
         let bound = TcpListener::bind("127.0.0.1:0").await;
         let bound = bound.and_then(|listener| Ok((listener.local_addr()?, listener)));
@@ -108,6 +122,17 @@ impl Proxy {
         lock(&self.shared.planned).is_some()
     }
 
+    /// Refuses all calls but those of leases and watches, until told `None`.
+    pub fn overload(&self, overload: Option<Overload>) {
+        *lock(&self.shared.overload) = overload;
+    }
+
+    /// Method and path of each call that was refused so far.
+    #[must_use]
+    pub fn refused(&self) -> Vec<String> {
+        lock(&self.shared.refused).clone()
+    }
+
     /// Method and path of each write that came so far.
     #[must_use]
     pub fn writes(&self) -> Vec<String> {
@@ -125,6 +150,13 @@ impl Shared {
     /// One call, to the API server and back.
     async fn pass(&self, request: Request<Sent>) -> Response {
         let (parts, body) = request.into_parts();
+        if let Some(overload) = *lock(&self.overload)
+            && !is_of_leases(parts.uri.path())
+            && !parts.uri.query().is_some_and(|query| query.contains("watch=true"))
+        {
+            lock(&self.refused).push(format!("{} {}", parts.method, parts.uri.path()));
+            return refusal(overload);
+        }
         let planned = counts(&parts.method, parts.uri.path())
             .then(|| self.count(format!("{} {}", parts.method, parts.uri.path())))
             .flatten();
@@ -167,10 +199,26 @@ impl Shared {
 /// Whether a call changes what users see. A Lease is renewed as time passes, and an event tells of a change.
 fn counts(method: &Method, path: &str) -> bool {
     let changes = [Method::POST, Method::PUT, Method::PATCH, Method::DELETE].contains(method);
-    let of = |group: &str, resource: &str| {
-        path.starts_with(&format!("/apis/{group}/")) && path.split('/').any(|part| part == resource)
-    };
-    changes && !of("coordination.k8s.io", "leases") && !of("events.k8s.io", "events")
+    changes && !is_of_leases(path) && !is_of(path, "events.k8s.io", "events")
+}
+
+fn is_of_leases(path: &str) -> bool {
+    is_of(path, "coordination.k8s.io", "leases")
+}
+
+fn is_of(path: &str, group: &str, resource: &str) -> bool {
+    path.starts_with(&format!("/apis/{group}/")) && path.split('/').any(|part| part == resource)
+}
+
+/// An API server's answer when it has too much to do.
+fn refusal(overload: Overload) -> Response {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "TooManyRequests",
+        "message": "too many requests, please try again later", "code": overload.status.as_u16()});
+    let mut answer = (overload.status, axum::Json(status)).into_response();
+    if let Some(seconds) = overload.retry_after {
+        answer.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    answer
 }
 
 /// The answer to one that has ended.
