@@ -198,6 +198,13 @@ bench-drain: build ## What clients notice while pods come, go and are killed on 
 	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && scripts/object-store.sh && \
 	KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" LOADGEN=$(BIN)/flywheel-loadgen EXAMPLE=$(EXAMPLE) python3 bench/drain.py
 
+.PHONY: bench-scale
+bench-scale: PROFILE := release
+bench-scale: localcluster ## How many objects one operator carries, on fake nodes: simulated (ONLY= OBJECTS=1000 LARGE=10000 REPEAT=3; needs A100=0 T4=0 KWOK=1, install PROFILE=release)
+	@$(CARGO) build -q --profile $(PROFILE) --workspace --example bare_operator --example fake_pods
+	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" \
+	BARE_OPERATOR=$(BIN)/examples/bare_operator FAKE_PODS=$(BIN)/examples/fake_pods python3 bench/scale.py
+
 .PHONY: bench-train
 bench-train: PROFILE := release
 bench-train: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## One epoch of banking77, ours beside transformers (DATA= THREADS=1 ONLY= SKIP= DEVICE=cuda)

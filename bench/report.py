@@ -37,7 +37,7 @@ class Report:
         commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         path = ROOT / "bench" / "results" / f"{self.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        body = {"command": " ".join(["make", self.command, *[f"{k}={os.environ[k]}" for k in ("DEVICE", "ONLY", "SKIP", "SEEDS", "THREADS", "MINUTES", "TRIALS") if os.environ.get(k)]]),
+        body = {"command": " ".join(["make", self.command, *[f"{k}={os.environ[k]}" for k in ("DEVICE", "ONLY", "SKIP", "SEEDS", "THREADS", "MINUTES", "TRIALS", "OBJECTS", "LARGE", "REPEAT", "NODES", "LOSS_NODES") if os.environ.get(k)]]),
                 "commit": commit, "cpu": cpu(), "date": datetime.date.today().isoformat(), "rows": self.rows}
         old = json.loads(path.read_text()) if path.exists() else {"rows": []}
         # A run of some parts keeps the other parts' rows, marked with the run that they come from.
