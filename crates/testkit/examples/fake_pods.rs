@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use axum::extract::State;
@@ -36,14 +36,26 @@ const CHECKPOINT_STEPS: u64 = 600;
 const FIRST_ATTEMPT: u32 = 1;
 
 struct Pods {
-    started: Instant,
+    /// When each was asked first, from when on it counts: as if it had started then.
+    started: Mutex<HashMap<IpAddr, Instant>>,
     version: String,
     digest: Digest,
     attempts: RwLock<HashMap<IpAddr, u32>>,
 }
 
-async fn stats(State(pods): State<Arc<Pods>>) -> Json<Stats> {
-    let seconds = pods.started.elapsed().as_secs_f64();
+impl Pods {
+    /// Seconds for which the pod at this address has run.
+    fn seconds(&self, address: Option<IpAddr>) -> f64 {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        address.map_or(0.0, |address| {
+            let started = started.entry(address).or_insert_with(Instant::now);
+            started.elapsed().as_secs_f64()
+        })
+    }
+}
+
+async fn stats(State(pods): State<Arc<Pods>>, headers: HeaderMap) -> Json<Stats> {
+    let seconds = pods.seconds(asked(&headers));
     // Whole requests: a count does not wait for the end of one.
     let requests = (seconds * RATE) as u64;
     let worked = requests as f64 * LATENCY;
@@ -87,8 +99,9 @@ fn asked(headers: &HeaderMap) -> Option<IpAddr> {
 
 async fn progress(State(pods): State<Arc<Pods>>, headers: HeaderMap) -> Json<Progress> {
     let attempts = pods.attempts.read().unwrap_or_else(PoisonError::into_inner);
-    let attempt = asked(&headers).and_then(|address| attempts.get(&address).copied());
-    let seconds = pods.started.elapsed().as_secs_f64();
+    let address = asked(&headers);
+    let attempt = address.and_then(|address| attempts.get(&address).copied());
+    let seconds = pods.seconds(address);
     let step = (seconds * STEPS) as u64;
     Json(Progress {
         schema_version: SCHEMA_VERSION,
@@ -132,7 +145,7 @@ async fn main() -> Result<(), Fault> {
         return Err("usage: fake_pods <version> <digest>".into());
     };
     let pods = Arc::new(Pods {
-        started: Instant::now(),
+        started: Mutex::default(),
         version,
         digest: serde_json::from_value(digest.into())?,
         attempts: RwLock::default(),
