@@ -19,10 +19,11 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from api import Answer, Api, until
+from api import TOGETHER, Answer, Api, until
 from banking77 import environment
 from fakes import INSIDE_PORT, FakeNodes, FakePods, NODES as NODES_PATH
 from report import Report, cpu
@@ -587,8 +588,9 @@ def loss(bench):
             time.sleep(30)
             with lock:
                 used, first = sorted({node for _, node in where.values()}), dict(where)
+            begin = time.monotonic()
             lost = lose(bench, used[: max(1, round(LOST * LOST_FROM))])
-            begin, names = time.monotonic(), {n["metadata"]["name"] for n in lost}
+            names = {n["metadata"]["name"] for n in lost}
             struck = [job for job, (_, node) in first.items() if node in names]
             moved = lambda: [j for j in struck if where[j][0] > first[j][0] and where[j][1] not in names]
             watch.until(lambda: len(moved()) == len(struck), f"{len(struck)} jobs on other nodes", 900)
@@ -675,19 +677,21 @@ class Noise(threading.Thread):
     def __init__(self, api, namespace, collection, edit):
         super().__init__(daemon=True)
         self.api, self.path, self.edit = api, collection.format(namespace), edit
-        self.stop, self.done, self.failed = threading.Event(), 0, None
+        self.stop, self.done = threading.Event(), 0
 
     def run(self):
         self.begin, pending = time.monotonic(), []
-        while not self.stop.wait(max(0.0, self.begin + self.done * 60 / EDITS - time.monotonic())):
-            # Not more at once than there are connections; what is late is made up for.
-            pending = [p for p in pending if not p.done()]
-            if len(pending) >= 8:
-                pending[0].result()
-                continue
-            n = self.done
-            pending.append(self.api.pool.submit(self.api.patch, f"{self.path}/job-{n % OBJECTS}", self.edit(n // OBJECTS + 1)))
-            self.done += 1
+        # Threads of its own: what is measured beside it must not wait for one of them.
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            while not self.stop.wait(max(0.0, self.begin + self.done * 60 / EDITS - time.monotonic())):
+                pending = [p for p in pending if not p.done()]
+                # What is late is made up for.
+                if len(pending) >= TOGETHER:
+                    pending[0].result()
+                    continue
+                n = self.done
+                pending.append(pool.submit(self.api.patch, f"{self.path}/job-{n % OBJECTS}", self.edit(n // OBJECTS + 1)))
+                self.done += 1
         for p in pending:
             p.result()
         self.seconds = time.monotonic() - self.begin
