@@ -45,7 +45,7 @@ VERSION, DIGEST = "intent-v1", "sha256:" + "0" * 64
 CONTROL_PLANE = {"etcd": "etcd", "kube-apiserver": "apiserver", "kube-controller": "controller-manager", "kube-scheduler": "scheduler", "kwok": "kwok"}
 TICK = os.sysconf("SC_CLK_TCK")
 # Seconds from a creation to Running: of all in a part, and of one object beside that.
-WITHIN, EACH = 120, 0.3
+WITHIN, EACH = 120, 1.0
 # What the brake of recovery holds at: a larger part of the nodes.
 LOST, TOO_MANY = 0.10, 0.35
 # Seconds for which nothing may be deleted then.
