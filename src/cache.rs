@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use flywheel_api::conditions::cut;
 use flywheel_api::names::{controller_uid, is_controlled_by};
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
@@ -251,7 +252,7 @@ macro_rules! caches {
         #[derive(Clone, Debug)]
         pub struct Caches {
             $($(#[$doc])* pub $field: Cache<$kind>,)+
-            /// Nodes: names, labels, what pods may have on them and whether they are ready; `None` where the operator works in some namespaces only and may not ask.
+            /// Nodes: names, labels, taints, what pods may have on them, whether they are ready and what is wrong; `None` where the operator works in some namespaces only and may not ask.
             pub nodes: Option<Cache<Node>>,
         }
 
@@ -355,6 +356,9 @@ pub trait Prune {
     fn prune(&mut self);
 }
 
+/// Most bytes that are kept of what is said about a node's condition.
+const NODE_WORDS_MAX: usize = 200;
+
 fn prune_metadata(metadata: &mut ObjectMeta) {
     metadata.managed_fields = None;
     if let Some(annotations) = metadata.annotations.as_mut() {
@@ -415,15 +419,22 @@ prune! {
     Node => |node| {
         node.metadata.annotations = None;
         node.metadata.finalizers = None;
-        node.spec = None;
+        if let Some(spec) = node.spec.as_mut() {
+            let taints = spec.taints.take();
+            *spec = Default::default();
+            spec.taints = taints;
+        }
         if let Some(status) = node.status.as_mut() {
             let allocatable = status.allocatable.take();
             let mut conditions = status.conditions.take().unwrap_or_default();
-            conditions.retain(|c| c.type_ == "Ready");
+            // Whether it is ready, and what is wrong.
+            conditions.retain(|c| c.type_ == "Ready" || c.status == "True");
             for condition in &mut conditions {
-                // Every kubelet's heartbeat changes it.
+                // Every heartbeat changes it.
                 condition.last_heartbeat_time = None;
-                condition.message = None;
+                if let Some(message) = condition.message.as_mut() {
+                    message.truncate(cut(message, NODE_WORDS_MAX).len());
+                }
             }
             *status = Default::default();
             status.allocatable = allocatable;
@@ -501,18 +512,20 @@ mod tests {
     }
 
     #[test]
-    fn a_node_keeps_its_labels_what_pods_may_have_on_it_and_whether_it_is_ready() {
+    fn a_node_keeps_its_labels_its_taints_what_pods_may_have_on_it_and_what_is_wrong() {
         let mut node: Node = serde_json::from_value(serde_json::json!({
             "metadata": {"name": "n", "labels": {"a": "b"}, "annotations": {"c": "d"}},
-            "spec": {"podCIDR": "10.0.0.0/24"},
+            "spec": {"podCIDR": "10.0.0.0/24", "taints": [{"key": "k", "effect": "NoSchedule"}]},
             "status": {"allocatable": {"nvidia.com/gpu": "8"}, "capacity": {"nvidia.com/gpu": "8"}, "images": [{"names": ["i"]}],
                 "conditions": [{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": "Unknown", "message": "m",
-                    "lastHeartbeatTime": "2026-01-01T00:00:00Z"}]}
+                    "lastHeartbeatTime": "2026-01-01T00:00:00Z"}, {"type": "GPUMissing", "status": "True"}]}
         }))
         .unwrap();
         node.prune();
         let kept = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {"a": "b"}},
-            "status": {"allocatable": {"nvidia.com/gpu": "8"}, "conditions": [{"type": "Ready", "status": "Unknown"}]}});
+            "spec": {"taints": [{"key": "k", "effect": "NoSchedule"}]},
+            "status": {"allocatable": {"nvidia.com/gpu": "8"}, "conditions": [{"type": "Ready", "status": "Unknown", "message": "m"},
+                {"type": "GPUMissing", "status": "True"}]}});
         assert_eq!(serde_json::to_value(&node).unwrap(), kept);
     }
 

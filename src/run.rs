@@ -15,7 +15,7 @@ use flywheel_api::names::{
 };
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use futures::{FutureExt as _, StreamExt as _};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::Node;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -288,6 +288,13 @@ impl Default for Triggers {
 }
 
 impl Triggers {
+    /// Something is to be said of nodes: all whose pods are on them look again.
+    fn on_nodes(&self, caches: &Caches, is_meant: impl Fn(&str) -> bool) {
+        for pod in caches.pods.all(|pod| nodes::node_of(pod).is_some_and(&is_meant)) {
+            self.child(pod.as_ref());
+        }
+    }
+
     /// A child changed: all whose name it carries in its labels look again. Whether it is theirs they find out.
     fn child<K: ResourceExt>(&self, child: &K) {
         let Some(namespace) = child.namespace() else { return };
@@ -397,12 +404,17 @@ fn start_watches(
     );
     for writer in writers.nodes {
         let name = "watch nodes".to_owned();
-        // Pods without a node are looked at every few seconds anyway, so nodes trigger nothing.
+        let (triggers, context_of) = (triggers.clone(), Arc::clone(context));
         tasks.spawn(drive(
             Api::all(context.client.clone()),
             watch_config(),
             writer,
-            |_| {},
+            // Pods without a node are looked at every few seconds anyway, so other changes of nodes trigger nothing.
+            move |node: &Node| {
+                if nodes::gpu_fault(node, &context_of.settings.gpu_faults).is_some() {
+                    triggers.on_nodes(&context_of.caches, |name| node.metadata.name.as_deref() == Some(name));
+                }
+            },
             name,
             beats.clone(),
             context.metrics.clone(),
@@ -496,22 +508,12 @@ fn start_controllers(
     start!(model_versions, models, models::reconcile);
     start!(inference_services, serving, serving::reconcile);
     tasks.spawn(sweep(Arc::clone(context), beats.clone(), stop.clone()));
-    let (trained, served, of_nodes) = (triggers.training.clone(), triggers.serving.clone(), Arc::clone(context));
+    let (on_nodes, of_nodes) = (triggers.clone(), Arc::clone(context));
     tasks.spawn(nodes::follow_nodes(
         Arc::clone(context),
         beats.clone(),
         stop.clone(),
-        move |changed| {
-            let on_them = |pod: &Pod| nodes::node_of(pod).is_some_and(|node| changed.contains(node));
-            for pod in of_nodes.caches.pods.all(on_them) {
-                let namespace = pod.namespace().unwrap_or_default();
-                if let Some(name) = pod.labels().get(LABEL_TRAINING_JOB) {
-                    trained.now(&namespace, name);
-                } else if let Some(name) = pod.labels().get(LABEL_INFERENCE_SERVICE) {
-                    served.now(&namespace, name);
-                }
-            }
-        },
+        move |changed| on_nodes.on_nodes(&of_nodes.caches, |node| changed.contains(node)),
     ));
     let services = triggers.serving.clone();
     tasks.spawn(serving::scale::follow_load(

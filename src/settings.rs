@@ -5,6 +5,9 @@
 //! verifierImage: registry/flywheel-trainer:0.1.0
 //! imagePullPolicy: IfNotPresent
 //! imagePullSecrets: []
+//! gpuFaults:                          # what health monitors put on nodes whose GPUs are broken
+//!   conditions: [GPUMissing]
+//!   taints: []
 //! acceleratorClasses:
 //!   a100:
 //!     labelTerms:                     # alternatives; each key with one of its values
@@ -48,6 +51,22 @@ pub struct Settings {
     /// Names of Secrets with registry credentials, which must stand in the users' namespaces.
     #[serde(default)]
     pub image_pull_secrets: Vec<String>,
+    /// What says that a node's GPUs are broken, beside what its kubelet says of each.
+    #[serde(default)]
+    pub gpu_faults: GpuFaults,
+}
+
+/// What health monitors (node-problem-detector, NVSentinel) put on a node whose GPUs are broken. Their names for it differ from
+/// one installation to the next, and some report what only a program did wrong, so none is taken for granted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GpuFaults {
+    /// Types of node conditions that say so while they are `True`.
+    #[serde(default)]
+    pub conditions: Vec<String>,
+    /// Keys of taints.
+    #[serde(default)]
+    pub taints: Vec<String>,
 }
 
 /// A class of GPUs.
@@ -175,6 +194,28 @@ impl Settings {
         for (i, secret) in self.image_pull_secrets.iter().enumerate() {
             if secret.is_empty() {
                 return wrong(format!("imagePullSecrets[{i}]"), "must be the name of a Secret");
+            }
+        }
+        if !self.namespaces.is_empty() && self.gpu_faults != GpuFaults::default() {
+            return wrong(
+                "gpuFaults".to_owned(),
+                "is about nodes, of which nothing is known where the operator works in some namespaces only; leave it empty",
+            );
+        }
+        for (list, names) in [
+            ("conditions", &self.gpu_faults.conditions),
+            ("taints", &self.gpu_faults.taints),
+        ] {
+            for (i, name) in names.iter().enumerate() {
+                if name.is_empty() {
+                    return wrong(format!("gpuFaults.{list}[{i}]"), "must not be empty");
+                }
+                if name == "Ready" || name.starts_with("node.kubernetes.io/") {
+                    return wrong(
+                        format!("gpuFaults.{list}[{i}]"),
+                        "is Kubernetes' own word for the whole node, and says nothing of GPUs",
+                    );
+                }
             }
         }
         if self.accelerator_classes.is_empty() {
@@ -333,6 +374,21 @@ acceleratorClasses:
                 "verifierImage",
                 "namespaces: [Bad_Name]\nverifierImage",
                 "namespaces[0]",
+            ),
+            (
+                "verifierImage",
+                "gpuFaults: {conditions: [Ready]}\nverifierImage",
+                "gpuFaults.conditions[0]",
+            ),
+            (
+                "verifierImage",
+                "namespaces: [team]\ngpuFaults: {taints: [t]}\nverifierImage",
+                "gpuFaults: is about nodes",
+            ),
+            (
+                "verifierImage",
+                "gpuFaults: {taints: ['']}\nverifierImage",
+                "gpuFaults.taints[0]",
             ),
         ];
         for (from, to, word) in table {

@@ -19,6 +19,7 @@ use crate::admin::Beats;
 use crate::context::Context;
 use crate::kubeio::within;
 use crate::scrape::ScrapeError;
+use crate::settings::GpuFaults;
 
 /// Namespace of the nodes' leases.
 const LEASES: &str = "kube-node-lease";
@@ -62,7 +63,7 @@ impl NodeWatch {
         context.now().checked_sub(even.duration_since(since)).ok()
     }
 
-    /// Whether so many nodes seem lost that nothing is ended for it; never where nodes may not be asked about.
+    /// Whether so many nodes are or may be lost that nothing is ended for it; never where nodes may not be asked about.
     #[must_use]
     pub fn is_held(&self, context: &Context) -> bool {
         let Some(cache) = &context.caches.nodes else {
@@ -76,11 +77,22 @@ impl NodeWatch {
             .collect();
         lost.extend(
             self.nodes()
-                .all_lost(context.clock.even())
+                .all_that_may_be(context.clock.even())
                 .into_iter()
                 .map(str::to_owned),
         );
         is_held(lost.len(), all.len())
+    }
+
+    /// What says that the GPUs of this pod's node are broken, where something of [`GpuFaults`] does. Not where so many nodes
+    /// have it that it must mean something else.
+    #[must_use]
+    pub fn gpu_fault(&self, pod: &Pod, context: &Context) -> Option<String> {
+        let cache = context.caches.nodes.as_ref()?;
+        let faults = &context.settings.gpu_faults;
+        let found = gpu_fault(cache.named(node_of(pod)?)?.as_ref(), faults)?;
+        let faulty = cache.all(|node| gpu_fault(node, faults).is_some()).len();
+        (!is_held(faulty, cache.len())).then_some(found)
     }
 
     /// Names of nodes that are lost by what their pods and leases show.
@@ -105,6 +117,21 @@ pub fn address(pod: &Pod) -> Option<IpAddr> {
 fn is_not_ready(node: &Node) -> bool {
     let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.any(|c| c.type_ == "Ready" && c.status != "True")
+}
+
+/// What says that this node's GPUs are broken.
+#[must_use]
+pub fn gpu_fault(node: &Node, faults: &GpuFaults) -> Option<String> {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let mut conditions = conditions.filter(|c| c.status == "True" && faults.conditions.contains(&c.type_));
+    if let Some(condition) = conditions.next() {
+        let words = condition.message.as_deref().filter(|words| !words.is_empty());
+        let words = words.map_or_else(String::new, |words| format!(": {words}"));
+        return Some(format!("its node has the condition {}{words}", condition.type_));
+    }
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let mut keys = taints.map(|taint| &taint.key).filter(|key| faults.taints.contains(key));
+    Some(format!("its node has the taint {}", keys.next()?))
 }
 
 /// Looks at the leases of suspects until `stop` is told. `changed` is told when other nodes are lost than before.
@@ -163,4 +190,83 @@ async fn look(leases: &Api<Lease>, node: String, context: &Context) {
         }
     };
     context.nodes.nodes().lease(&node, renewed, context.clock.even());
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cache::Cache;
+
+    fn node(name: &str, taints: &Value, conditions: &Value) -> Node {
+        let node =
+            json!({"metadata": {"name": name}, "spec": {"taints": taints}, "status": {"conditions": conditions}});
+        serde_json::from_value(node).unwrap()
+    }
+
+    fn pod(node: &str) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"nodeName": node}})).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_nodes_gpus_are_broken_where_what_the_administrator_named_says_so() {
+        let (client, scenario) = flywheel_testkit::Scenario::start(Vec::new());
+        let mut context = Context::test(client, Timestamp::UNIX_EPOCH);
+        context.settings.gpu_faults = GpuFaults {
+            conditions: vec!["GPUMissing".to_owned()],
+            taints: vec!["example.com/gpu-error".to_owned()],
+        };
+        let missing = |status: &str| json!([{"type": "GPUMissing", "status": status, "message": "7 of 8"}]);
+        let other = json!([{"type": "KernelDeadlock", "status": "True", "message": "m"}]);
+        let tainted = json!([{"key": "example.com/gpu-error", "effect": "NoSchedule"}]);
+        let nodes = [
+            (
+                "condition",
+                json!([]),
+                missing("True"),
+                Some("its node has the condition GPUMissing: 7 of 8"),
+            ),
+            ("well", json!([]), missing("False"), None),
+            ("unknown", json!([]), missing("Unknown"), None),
+            (
+                "other",
+                json!([{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]),
+                other,
+                None,
+            ),
+            (
+                "taint",
+                tainted.clone(),
+                json!([]),
+                Some("its node has the taint example.com/gpu-error"),
+            ),
+        ];
+        let made = |number: usize| node(&format!("spare-{number}"), &json!([]), &json!([]));
+        let of_table = nodes
+            .iter()
+            .map(|(name, taints, conditions, _)| node(name, taints, conditions));
+        let all: Vec<Node> = of_table.chain((0..5).map(made)).collect();
+        context.caches.nodes = Some(Cache::of(all.clone()));
+        for (name, _, _, expected) in &nodes {
+            assert_eq!(
+                context.nodes.gpu_fault(&pod(name), &context).as_deref(),
+                *expected,
+                "{name}"
+            );
+        }
+        assert_eq!(context.nodes.gpu_fault(&pod("gone"), &context), None);
+        // What more than three of ten nodes have is no fault of theirs.
+        let more = all.into_iter().enumerate().map(|(number, node_)| {
+            let also = number >= 8;
+            if also {
+                node(&format!("spare-{number}"), &tainted, &json!([]))
+            } else {
+                node_
+            }
+        });
+        context.caches.nodes = Some(Cache::of(more));
+        assert_eq!(context.nodes.gpu_fault(&pod("condition"), &context), None);
+        scenario.finish().await;
+    }
 }

@@ -57,7 +57,10 @@ pub async fn report(
         find(&s.conditions, types::READY).map(|c| (c.status.clone(), c.reason.clone(), c.message.clone()))
     };
     let (before, after) = (ready(&present), ready(&status));
+    // Every version begins with it.
+    let begins = |reason: &str| before.is_none() && reason == reasons::VERIFYING;
     if let Some((is_ready, reason, message)) = after
+        && !begins(&reason)
         && before.as_ref().map(|(status, reason, _)| (status, reason)) != Some((&is_ready, &reason))
     {
         tracing::info!(state = status.state, reason, message, "the version moved on");

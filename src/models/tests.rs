@@ -48,7 +48,6 @@ async fn a_new_version_is_verified_by_one_job() {
     let (client, scenario) = Scenario::start(vec![
         Step::accept("POST", JOBS),
         Step::accept_status(STATUS, value(&version)),
-        Step::event(NAMESPACE),
     ]);
     reconcile(Arc::new(version), context(client, |_| {})).await.unwrap();
     let calls = scenario.finish().await;
@@ -211,7 +210,6 @@ async fn served(version: &ModelVersion, service: &Value) -> String {
     let (client, scenario) = Scenario::start(vec![
         Step::accept("POST", JOBS),
         Step::accept_status(STATUS, value(version)),
-        Step::event(NAMESPACE),
     ]);
     let context = context(client, |c| {
         c.caches.inference_services = Cache::of([inference_service(service)])

@@ -124,9 +124,9 @@ pub fn recover(service: &InferenceService, observed: &Observed, context: &Contex
             let uid = pod.uid().unwrap_or_default();
             let place = Place {
                 node_lost: context.nodes.lost(pod, context),
-                unhealthy_gpu: gpu
+                gpu_fault: gpu
                     .and_then(|class| unhealthy_device(pod, SERVER, &class.resource))
-                    .map(str::to_owned),
+                    .or_else(|| context.nodes.gpu_fault(pod, context)),
                 crash_loops: known.crash_loops.contains(&uid),
             };
             PodSight::of(view, &uid, node_of(pod), &place, now)

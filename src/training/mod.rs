@@ -80,8 +80,8 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
             again: BLOCKED,
         };
     }
-    report::report(&job, &context, &observation, &decision, &incidents).await?;
-    Ok(decision.again)
+    let kept = report::report(&job, &context, &observation, &decision, &incidents).await?;
+    Ok(kept.map_or(decision.again, |kept| kept.min(decision.again)))
 }
 
 /// Makes the cluster follow the decision.

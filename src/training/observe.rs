@@ -211,7 +211,10 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                     .filter(|p| index(p) == 0 && lives(p, TRAINER))
                     .max_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
                 let gpu = context.settings.class(&job.spec.trainer.accelerator.class);
-                let fault = |pod: &Pod| unhealthy_device(pod, TRAINER, &gpu.as_ref().ok()?.resource).map(str::to_owned);
+                let fault = |pod: &Pod| {
+                    let gpu = gpu.as_ref().ok()?;
+                    unhealthy_device(pod, TRAINER, &gpu.resource).or_else(|| context.nodes.gpu_fault(pod, context))
+                };
                 if let Some(pod) = newest {
                     let answered_before = told == view.number
                         && status
@@ -244,9 +247,9 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                             .progress
                             .add(&uid, view.number, &pod.uid().unwrap_or_default(), look, context.now());
                     let faulty = peers().find_map(|p| Some((p, fault(p)?)));
-                    verdict = if let Some((of, device)) = faulty {
+                    verdict = if let Some((of, words)) = faulty {
                         let place = several.then(|| index(of));
-                        let suspected = Verdict::gpu_fault(place, &device, watch.position(), context.now());
+                        let suspected = Verdict::gpu_fault(place, &words, watch.position(), context.now());
                         confirmed(context, of, Some(suspected), |live| fault(live).is_some()).await?
                     } else {
                         confirmed(context, pod, watch.verdict(around, context.now()), |_| true).await?

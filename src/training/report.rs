@@ -1,5 +1,7 @@
 //! Status and events of a TrainingJob, from what was decided and applied.
 
+use std::time::Duration;
+
 use flywheel_api::TrainingJob;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::training_job::{ProgressStatus, ResultStatus, SinkStatus, TrainingJobStatus};
@@ -8,6 +10,7 @@ use flywheel_contract::termination::{Outcome, Position};
 use flywheel_policy::recovery::incident::News;
 use flywheel_policy::training::attempt::{AttemptState, End};
 use flywheel_policy::training::{AttemptView, Decision, Intent, Phase};
+use jiff::Timestamp;
 use kube::{Resource as _, ResourceExt as _};
 
 use super::observe::Observation;
@@ -26,15 +29,23 @@ const GOOD_NEWS: [&str; 4] = [
     reasons::TRAINED,
 ];
 
-/// Writes the status where it changed, and an event where the job stands otherwise than before.
+/// How long an attempt must be starting before that is told: most pods run sooner, and each step is a write and an event for
+/// each of thousands of jobs.
+const STARTING_TOLD_AFTER: Duration = Duration::from_secs(5);
+
+/// Writes the status where it changed, and an event where the job stands otherwise than before. Gives the time after which
+/// there is something to tell, where that is kept for now.
 pub async fn report(
     job: &TrainingJob,
     context: &Context,
     observation: &Observation,
     decision: &Decision,
     incidents: &Incidents,
-) -> Result<(), Error> {
+) -> Result<Option<Duration>, Error> {
     let present = job.status.clone().unwrap_or_default();
+    if let Some(later) = kept_for_now(&present, decision, context.now()) {
+        return Ok(Some(later));
+    }
     let uid = job.uid().unwrap_or_default();
     let told = |figures| status(job, context, observation, decision, incidents, &present, figures);
     let (mut status, fresh) = (told(Figures::Kept), told(Figures::Fresh));
@@ -49,7 +60,7 @@ pub async fn report(
     }
     let writes = context.writes(TRAINING_MANAGER);
     if !writes.status(job, &status).await? {
-        return Ok(());
+        return Ok(None);
     }
     for news in &incidents.news {
         context.metrics.recovery(&TrainingJob::kind(&()), news);
@@ -67,7 +78,19 @@ pub async fn report(
         );
         writes.event(job, &note).await;
     }
-    Ok(())
+    Ok(None)
+}
+
+/// How long it is kept that a job which waited for its pods' nodes is starting now.
+fn kept_for_now(present: &TrainingJobStatus, decision: &Decision, now: Timestamp) -> Option<Duration> {
+    let waits = present.state.as_deref() == Some(state_word(Phase::Pending));
+    if !waits || decision.phase != Phase::Starting || decision.reason != reasons::STARTING {
+        return None;
+    }
+    let since = find(&present.conditions, types::READY)?.last_transition_time.0;
+    // A clock that went back keeps nothing.
+    let waited = Duration::try_from(now.duration_since(since)).ok()?;
+    STARTING_TOLD_AFTER.checked_sub(waited).filter(|left| !left.is_zero())
 }
 
 /// What is worth an event between two statuses.

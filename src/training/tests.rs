@@ -1226,7 +1226,79 @@ async fn a_broken_gpu_of_another_pod_ends_the_attempt_as_well() {
     reconcile(Arc::new(job), context).await.unwrap();
     let calls = scenario.finish().await;
     let note = calls[5].body["note"].as_str().unwrap();
-    assert!(note.contains("the GPU GPU-5d1f of pod 1 as unhealthy"), "{note}");
+    assert!(
+        note.contains("pod 1: its kubelet reports the GPU GPU-5d1f as unhealthy"),
+        "{note}"
+    );
+}
+
+/// Most pods run within seconds; that they are starting would be a write and an event more for each job.
+#[tokio::test]
+async fn that_pods_are_starting_is_told_once_it_lasts() {
+    // The last is a clock that went back.
+    for (waited, told) in [(0, false), (4, false), (5, true), (-600, true)] {
+        let since = now() - jiff::SignedDuration::from_secs(waited);
+        let ready = json!({"type": "Ready", "status": "False", "reason": "Pending", "message": "m",
+            "lastTransitionTime": since.to_string()});
+        let job = training_job(&json!({"status": {"attempt": 1, "state": "Pending", "conditions": [ready]}}));
+        let attempt = stored_attempt(&job, 1);
+        let mut pod = pod_of(
+            &attempt,
+            "trainer",
+            "Pending",
+            &json!({"waiting": {"reason": "ContainerCreating"}}),
+        );
+        pod.spec.as_mut().unwrap().node_name = Some("n-0".to_owned());
+        let steps = vec![Step::accept_status(STATUS, job_value(&job)), Step::event(NAMESPACE)];
+        let (client, scenario) = Scenario::start(if told { steps } else { Vec::new() });
+        let context = context(client, |c| {
+            c.caches.jobs = Cache::of([attempt]);
+            c.caches.pods = Cache::of([pod]);
+        });
+        let again = reconcile(Arc::new(job), context).await.unwrap();
+        let calls = scenario.finish().await;
+        if told {
+            assert_eq!(condition(&calls[0], "Ready"), ("False", "Starting"), "{waited}");
+        } else {
+            let left = u64::try_from(5 - waited).unwrap();
+            assert!(again <= Duration::from_secs(left), "{waited}: {again:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pod_on_a_node_whose_gpus_are_reported_as_broken_is_given_up() {
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let mut pod = pod_of(&attempt, "trainer", "Running", &json!({"running": {}}));
+    pod.spec.as_mut().unwrap().node_name = Some("n-0".to_owned());
+    let pod_path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
+    let (client, scenario) = Scenario::start(vec![
+        Step::get(&pod_path, serde_json::to_value(&pod).unwrap()),
+        Step::accept("PATCH", JOB_1),
+        Step::new("DELETE", &pod_path, |_| {
+            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
+        }),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let node = |number: usize| {
+        let status = if number == 0 { "True" } else { "False" };
+        let conditions = json!([{"type": "GPUMissing", "status": status, "message": "7 of 8"}]);
+        let node = json!({"metadata": {"name": format!("n-{number}")}, "status": {"conditions": conditions}});
+        serde_json::from_value(node).unwrap()
+    };
+    let context = context(client, |c| {
+        c.settings.gpu_faults.conditions = vec!["GPUMissing".to_owned()];
+        c.caches.nodes = Some(Cache::of((0..4).map(node)));
+        c.caches.jobs = Cache::of([attempt]);
+        c.caches.pods = Cache::of([pod]);
+    });
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[3], "Restarting"), ("True", "GpuFault"));
+    let note = calls[4].body["note"].as_str().unwrap();
+    assert!(note.contains("its node has the condition GPUMissing: 7 of 8"), "{note}");
 }
 
 #[tokio::test]

@@ -302,7 +302,7 @@ async fn several_nodes_begin_and_end_together() {
         .restarted(
             5,
             "1",
-            "attempt 4 was given up: the kubelet reports the GPU GPU-1 of pod 1 as unhealthy",
+            "attempt 4 was given up: pod 1: its kubelet reports the GPU GPU-1 as unhealthy",
         )
         .await;
 

@@ -92,7 +92,7 @@ pub mod reasons {
         POD_LOST = "PodLost",
         /// The pod runs and does no work.
         HUNG = "Hung",
-        /// The kubelet reports a GPU of a running pod as unhealthy.
+        /// A GPU of a running pod is broken, as its kubelet or a health monitor says.
         GPU_FAULT = "GpuFault",
         /// An attempt goes on from a checkpoint.
         RESUMED = "Resumed",

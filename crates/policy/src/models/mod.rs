@@ -91,6 +91,9 @@ pub enum Intent {
     Wait,
 }
 
+/// What is said from the beginning until the artifact was read: other words on the way would be one write more per version.
+const READING: &str = "the artifact is being read";
+
 /// A decision with its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -142,11 +145,7 @@ pub fn decide(known: Option<&Verification>, latest: Option<&TryView>, now: Times
     let Some(latest) = latest else {
         return Decision {
             intent: Intent::Verify { number: 1 },
-            verification: pending(
-                reasons::VERIFYING,
-                "the artifact is going to be read".to_owned(),
-                Outlook::Working,
-            ),
+            verification: pending(reasons::VERIFYING, READING.to_owned(), Outlook::Working),
             again: WAITING,
         };
     };
@@ -182,7 +181,7 @@ pub fn decide(known: Option<&Verification>, latest: Option<&TryView>, now: Times
                     verification,
                     again: WAITING,
                 },
-                _ => waiting(reasons::VERIFYING, "the artifact is being read", Outlook::Working),
+                _ => waiting(reasons::VERIFYING, READING, Outlook::Working),
             }
         }
         AttemptState::Ended(ended) => after(latest, ended, now),

@@ -30,7 +30,7 @@ const HELD_MIN: usize = 3;
 /// Percent of all nodes that may be lost before nothing is ended any more.
 const HELD_PERCENT: usize = 30;
 
-/// Whether so many of these nodes are lost that it is more likely that those who look are cut off.
+/// Whether so many of these nodes are or may be lost that it is more likely that those who look are cut off.
 #[must_use]
 pub fn is_held(lost: usize, all: usize) -> bool {
     lost >= HELD_MIN && lost.saturating_mul(100) > all.saturating_mul(HELD_PERCENT)
@@ -53,6 +53,14 @@ struct Suspect {
     looked: Option<Timestamp>,
     /// When a pod of it was last read.
     asked: Timestamp,
+    /// Its lease was renewed while it was looked at: it is the pods that do not answer.
+    renewed: bool,
+}
+
+impl Suspect {
+    fn is_silent(&self, now: Timestamp) -> bool {
+        self.unanswered >= UNANSWERED_MIN && since(self.since, now) >= UNANSWERED_FOR
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -88,6 +96,7 @@ impl Nodes {
             lease: None,
             looked: None,
             asked: now,
+            renewed: false,
         });
         suspect.unanswered = suspect.unanswered.saturating_add(1);
         suspect.asked = now;
@@ -122,6 +131,7 @@ impl Nodes {
                 lease.looks = lease.looks.saturating_add(1);
             }
             lease => {
+                suspect.renewed |= lease.is_some();
                 *lease = Some(Lease {
                     renewed,
                     since: now,
@@ -135,11 +145,21 @@ impl Nodes {
     #[must_use]
     pub fn lost(&self, node: &str, not_ready: bool, now: Timestamp) -> Option<Timestamp> {
         let suspect = self.suspects.get(node)?;
-        let unanswered = suspect.unanswered >= UNANSWERED_MIN && since(suspect.since, now) >= UNANSWERED_FOR;
         let lease = suspect.lease.as_ref();
         let silent =
             lease.is_some_and(|lease| lease.looks >= LEASE_LOOKS_MIN && since(lease.since, now) >= LEASE_SILENCE);
-        (unanswered && (silent || not_ready)).then_some(suspect.since)
+        (suspect.is_silent(now) && (silent || not_ready)).then_some(suspect.since)
+    }
+
+    /// Names of all that are lost or may turn out to be. Nodes that fail together are found out one by one, within half a minute:
+    /// by the first of them nobody knows how many they are, by these one does.
+    #[must_use]
+    pub fn all_that_may_be(&self, now: Timestamp) -> Vec<&str> {
+        let silent = self.suspects.iter().filter(|(_, suspect)| suspect.is_silent(now));
+        silent
+            .filter(|(node, suspect)| !suspect.renewed || self.lost(node, false, now).is_some())
+            .map(|(node, _)| node.as_str())
+            .collect()
     }
 
     /// Names of all that are lost by their pods and their leases.
@@ -204,6 +224,35 @@ mod tests {
         assert_eq!(nodes.all_lost(at(21)), ["n"]);
         nodes.answered("n", at(22));
         assert_eq!(nodes.lost("n", true, at(22)), None, "one answer is enough");
+    }
+
+    #[test]
+    fn nodes_that_fail_together_are_many_before_the_first_is_lost() {
+        let mut nodes = Nodes::default();
+        let all: Vec<String> = (0..10).map(|number| format!("n-{number}")).collect();
+        for node in &all {
+            nodes.answered(node, at(-1));
+        }
+        let mut first = None;
+        for second in 0..60 {
+            // Four do not answer; the lease of one of them is renewed.
+            for (number, node) in all.iter().take(4).enumerate() {
+                // Each is read at other moments.
+                if second % 5 == i64::try_from(number).unwrap() {
+                    nodes.unanswered(node, at(second));
+                }
+            }
+            for node in nodes.due(at(second)) {
+                let renewed = if node == "n-3" { second / 10 } else { 0 };
+                nodes.lease(&node, Some(renewed.to_string()), at(second));
+            }
+            if first.is_none() && !nodes.all_lost(at(second)).is_empty() {
+                first = Some(second);
+                assert_eq!(nodes.all_that_may_be(at(second)), ["n-0", "n-1", "n-2"]);
+            }
+        }
+        assert!(first.is_some_and(|second| second < 30), "{first:?}");
+        assert_eq!(nodes.all_lost(at(59)), ["n-0", "n-1", "n-2"]);
     }
 
     #[test]

@@ -41,8 +41,8 @@ const LOOK_MAX_SECONDS: i32 = 90;
 pub struct Place {
     /// Since when its node is lost.
     pub node_lost: Option<Timestamp>,
-    /// A GPU that it holds and its kubelet reports as unhealthy.
-    pub unhealthy_gpu: Option<String>,
+    /// What says that a GPU of it is broken.
+    pub gpu_fault: Option<String>,
     /// It was found to end again and again, and has not answered since: that its kubelet tries again mends nothing yet.
     pub crash_loops: bool,
 }
@@ -157,10 +157,10 @@ fn fault(view: &PodView, place: &Place, now: Timestamp) -> Option<Fault> {
             since,
         });
     }
-    if let Some(device) = &place.unhealthy_gpu {
+    if let Some(words) = &place.gpu_fault {
         return Some(Fault {
             cause: IncidentCause::GpuFault,
-            how: format!("its kubelet reports the GPU {device} as unhealthy"),
+            how: words.clone(),
             since: now,
         });
     }

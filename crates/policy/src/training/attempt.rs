@@ -576,17 +576,19 @@ pub fn running_since(pod: &Pod, container: &str) -> Option<Timestamp> {
     running.started_at.as_ref().map(|t| t.0)
 }
 
-/// The first device of this extended resource that the container holds and the kubelet reports as unhealthy. Only Kubernetes
+/// What the kubelet says of the first device of this extended resource that the container holds and that is unhealthy. Only Kubernetes
 /// with the feature `ResourceHealthStatus` reports it; a health that is not known says nothing, as a device plugin that is
 /// being replaced gives that, too.
 #[must_use]
-pub fn unhealthy_device<'a>(pod: &'a Pod, container: &str, resource: &str) -> Option<&'a str> {
+pub fn unhealthy_device(pod: &Pod, container: &str, resource: &str) -> Option<String> {
     let held = status_of(pod, container)?.allocated_resources_status.as_ref()?;
-    held.iter()
+    let device = held
+        .iter()
         .filter(|status| status.name == resource)
         .flat_map(|status| status.resources.iter().flatten())
-        .find(|device| device.health.as_deref() == Some("Unhealthy"))
-        .map(|device| cut(&device.resource_id, KUBELET_WORDS_MAX))
+        .find(|device| device.health.as_deref() == Some("Unhealthy"))?;
+    let id = cut(&device.resource_id, KUBELET_WORDS_MAX);
+    Some(format!("its kubelet reports the GPU {id} as unhealthy"))
 }
 
 fn grace(pod: &Pod) -> Duration {
@@ -1259,7 +1261,7 @@ mod tests {
             status["containerStatuses"][0]["allocatedResourcesStatus"] = held;
             assert_eq!(
                 unhealthy_device(&pod(json!({}), status), "trainer", gpu),
-                device,
+                device.map(|device| format!("its kubelet reports the GPU {device} as unhealthy")),
                 "{case}"
             );
         }

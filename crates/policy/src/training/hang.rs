@@ -123,13 +123,13 @@ pub enum Cause {
 }
 
 impl Verdict {
-    /// That the kubelet reports this device of a running pod as unhealthy; `index` is the pod's place among several.
+    /// That a GPU of a running pod is broken, as these words say; `index` is the pod's place among several.
     #[must_use]
-    pub fn gpu_fault(index: Option<u32>, device: &str, position: Option<Position>, now: Timestamp) -> Self {
-        let whose = index.map_or_else(String::new, |index| format!(" of pod {index}"));
+    pub fn gpu_fault(index: Option<u32>, words: &str, position: Option<Position>, now: Timestamp) -> Self {
+        let whose = index.map_or_else(String::new, |index| format!("pod {index}: "));
         Self {
             cause: Cause::GpuFault,
-            how: format!("the kubelet reports the GPU {device}{whose} as unhealthy"),
+            how: format!("{whose}{words}"),
             at: now,
             position,
         }

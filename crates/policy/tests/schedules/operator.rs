@@ -431,7 +431,7 @@ impl Leader {
                     held,
                 };
                 self.hear(view.number, pod.uid, look, now);
-                let fault = |pod: &Pod| unhealthy_device(pod, TRAINER, GPU).map(str::to_owned);
+                let fault = |pod: &Pod| unhealthy_device(pod, TRAINER, GPU);
                 let faulty = of_job.iter().find_map(|pod| Some((pod, fault(&pod.object)?)));
                 let (of, suspected, by_gpu) = match faulty {
                     Some((of, device)) => {
@@ -650,7 +650,7 @@ impl Leader {
                 let node = pod.node.map(|node| node.to_string());
                 let place = Place {
                     node_lost: pod.node.and_then(|node| self.lost(node, pod.out_of_contact, now)),
-                    unhealthy_gpu: pod.gpu_broken.then(|| "gpu-0".to_owned()),
+                    gpu_fault: pod.gpu_broken.then(|| "gpu-0".to_owned()),
                     crash_loops: false,
                 };
                 PodSight::of(&pod.view(), &pod.uid.to_string(), node.as_deref(), &place, at(now))
