@@ -17,6 +17,7 @@
 //!     trainerImage: registry/flywheel-trainer:0.1.0
 //!     serverImage: registry/flywheel-server:0.1.0
 //!     device: Cuda
+//!     fallback: t4                    # optional: the class that takes its pods where it has no room
 //! ```
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 use flywheel_api::conditions::reasons;
 use flywheel_api::pod::Toleration;
 use flywheel_contract::scalar::Device;
-use flywheel_policy::placement::{ClassView, LabelTerm};
+use flywheel_policy::placement::{ClassView, FallbackView, LabelTerm};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -87,6 +88,10 @@ pub struct AcceleratorClass {
     pub server_image: String,
     /// What the pods compute on; `Cpu` where the GPUs are simulated.
     pub device: Device,
+    /// The class whose nodes take its pods where its own have no room. It differs in labels and tolerations alone, so that a
+    /// pod is the same on both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
 }
 
 /// When the kubelet asks the registry for an image.
@@ -253,8 +258,38 @@ impl Settings {
                     return wrong(at(field), "must be the reference of an image");
                 }
             }
+            if let Some(problem) = class.fallback.as_ref().and_then(|to| self.unfit(name, class, to)) {
+                return wrong(at(".fallback"), &problem);
+            }
         }
         Ok(())
+    }
+
+    /// Why the class `to` cannot be the fallback of this one; `None` where it can.
+    fn unfit(&self, name: &str, class: &AcceleratorClass, to: &str) -> Option<String> {
+        if to == name {
+            return Some("must be another class than itself".to_owned());
+        }
+        let Some(target) = self.accelerator_classes.get(to) else {
+            let names: Vec<&str> = self.accelerator_classes.keys().map(String::as_str).collect();
+            return Some(format!(
+                "must be a class that there is, one of {}; {to} is none",
+                names.join(", ")
+            ));
+        };
+        if let Some(next) = &target.fallback {
+            return Some(format!(
+                "{to} has a fallback itself ({next}), and pods go one step only"
+            ));
+        }
+        let same = [
+            ("resource", class.resource == target.resource),
+            ("device", class.device == target.device),
+            ("trainerImage", class.trainer_image == target.trainer_image),
+            ("serverImage", class.server_image == target.server_image),
+        ];
+        let (field, _) = same.into_iter().find(|(_, same)| !same)?;
+        Some(format!("{to} has another {field}, and a pod must be the same on both"))
     }
 
     /// Settings as a local cluster has them, for tests.
@@ -278,16 +313,38 @@ impl Settings {
             ),
         })
     }
+
+    /// The fallback of the class of this name, with its name; `None` where it has none.
+    #[must_use]
+    pub fn fallback(&self, name: &str) -> Option<(&str, &AcceleratorClass)> {
+        let to = self.accelerator_classes.get(name)?.fallback.as_deref()?;
+        Some((to, self.accelerator_classes.get(to)?))
+    }
+
+    /// What placement needs to know of the class of this name and of its fallback, for pods that may go to either; `None`
+    /// where there is no such class.
+    #[must_use]
+    pub fn view_of_both<'a>(&'a self, name: &'a str) -> Option<ClassView<'a>> {
+        let class = self.accelerator_classes.get(name)?;
+        Some(ClassView {
+            fallback: self.fallback(name).map(|(name, class)| FallbackView {
+                name,
+                terms: &class.label_terms,
+            }),
+            ..class.view(name)
+        })
+    }
 }
 
 impl AcceleratorClass {
-    /// What placement needs to know of it.
+    /// What placement needs to know of it alone, for pods that do not go to its fallback by themselves.
     #[must_use]
     pub fn view<'a>(&'a self, name: &'a str) -> ClassView<'a> {
         ClassView {
             name,
             resource: &self.resource,
             terms: &self.label_terms,
+            fallback: None,
         }
     }
 }
@@ -399,5 +456,54 @@ acceleratorClasses:
             .unwrap_err()
             .to_string();
         assert!(none.contains("--settings"), "{none}");
+    }
+
+    #[test]
+    fn a_fallback_is_another_class_for_the_same_pods() {
+        let with_fallback = |of: &str, to: &str| {
+            let at = EXAMPLE.find(&format!("  {of}:")).unwrap() + of.len() + 4;
+            format!("{}    fallback: {to}\n{}", &EXAMPLE[..at], &EXAMPLE[at..])
+        };
+        let good = Settings::parse(&with_fallback("a100", "t4")).unwrap();
+        assert_eq!(good.fallback("a100").map(|(name, _)| name), Some("t4"));
+        assert_eq!(good.fallback("t4"), None);
+        // The last class of the text is t4.
+        let differs = |from: &str, to: &str| {
+            let text = with_fallback("a100", "t4");
+            let at = text.rfind(from).unwrap();
+            format!("{}{to}{}", &text[..at], &text[at + from.len()..])
+        };
+        let chain = with_fallback("a100", "t4").replace("  t4:\n", "  t4:\n    fallback: a100\n");
+        let table = [
+            (
+                with_fallback("a100", "a100"),
+                "acceleratorClasses.a100.fallback: must be another",
+            ),
+            (
+                with_fallback("t4", "h100"),
+                "acceleratorClasses.t4.fallback: must be a class",
+            ),
+            (
+                chain,
+                "acceleratorClasses.a100.fallback: t4 has a fallback itself (a100)",
+            ),
+            (
+                differs("resource: nvidia.com/gpu", "resource: nvidia.com/mig-1g.5gb"),
+                "t4 has another resource",
+            ),
+            (differs("device: Cpu", "device: Cuda"), "t4 has another device"),
+            (
+                differs("flywheel-trainer:dev", "flywheel-trainer:t4"),
+                "t4 has another trainerImage",
+            ),
+            (
+                differs("flywheel-server:dev", "flywheel-server:t4"),
+                "t4 has another serverImage",
+            ),
+        ];
+        for (text, words) in table {
+            let error = Settings::parse(&text).expect_err(words).to_string();
+            assert!(error.contains(words), "{words} is not in: {error}");
+        }
     }
 }

@@ -163,6 +163,9 @@ fn values_reach_what_they_are_for() {
     );
     assert!(class.trainer_image.contains("flywheel-trainer"));
     assert_eq!(settings(VALUES[3].0).accelerator_classes.len(), 1);
+    assert!(plain.accelerator_classes.values().all(|class| class.fallback.is_none()));
+    let fallback = settings(&["--set", "acceleratorClasses.a100.fallback=t4"]);
+    assert_eq!(fallback.fallback("a100").map(|(name, _)| name), Some("t4"));
     assert_eq!(settings(VALUES[2].0).namespaces, ["team-a", "team-b"]);
     assert_eq!(settings(VALUES[7].0).image_pull_secrets, ["c"]);
 
@@ -327,7 +330,8 @@ fn the_schema_refuses_wrong_values() {
         (&["--set", "acceleratorClasses.a100.resource=gpu"], "resource"),
         (&["--set", "acceleratorClasses.A100.device=Cpu"], "A100"),
         (&["--set", "acceleratorClasses.h100.device=Cuda"], "resource"),
-        (&["--set", "acceleratorClasses.a100.fallback=t4"], "fallback"),
+        (&["--set", "acceleratorClasses.a100.fallback=T4"], "fallback"),
+        (&["--set", "acceleratorClasses.a100.falback=t4"], "falback"),
         (
             &["--set-json", r#"acceleratorClasses.a100.labelTerms=[{}]"#],
             "labelTerms",

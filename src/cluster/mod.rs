@@ -3,18 +3,16 @@
 pub mod nodes;
 
 use flywheel_api::conditions::{cut_words, reasons};
-use flywheel_policy::placement::{NodeView, PodSchedulingView, Problem, problem, unseen};
+use flywheel_policy::placement::{ClassView, NodeView, PodSchedulingView, Problem, lacks, problem, unseen};
 use k8s_openapi::api::core::v1::Node;
 
 use crate::cache::Caches;
-use crate::settings::AcceleratorClass;
 
 /// Why pods of this class, of `gpus` GPUs each, have no node; `None` while all have one or nothing is known yet.
 #[must_use]
 pub fn placement_problem(
     caches: &Caches,
-    name: &str,
-    class: &AcceleratorClass,
+    class: &ClassView<'_>,
     gpus: u32,
     pods: &[PodSchedulingView],
 ) -> Option<Problem> {
@@ -30,12 +28,12 @@ pub fn placement_problem(
                 .iter()
                 .map(|node| NodeView {
                     labels: node.metadata.labels.as_ref().unwrap_or(&none),
-                    gpus: gpus_of(node, &class.resource),
+                    gpus: gpus_of(node, class.resource),
                 })
                 .collect();
-            problem(&class.view(name), gpus, &views, pods)
+            problem(class, gpus, &views, pods)
         }
-        None => without_nodes(pods),
+        None => without_nodes(class.resource, pods),
     }
 }
 
@@ -49,17 +47,27 @@ fn gpus_of(node: &Node, resource: &str) -> Option<u32> {
 }
 
 /// In namespaced mode only the scheduler's words are known.
-fn without_nodes(pods: &[PodSchedulingView]) -> Option<Problem> {
+fn without_nodes(resource: &str, pods: &[PodSchedulingView]) -> Option<Problem> {
     let waiting = pods.iter().filter(|p| !p.scheduled).count();
     let Some(words) = pods.iter().filter(|p| !p.scheduled).find_map(|p| p.message.as_deref()) else {
         return unseen(pods);
     };
+    // It looks for GPUs on nodes of the class alone.
+    let mut said = pods
+        .iter()
+        .filter(|p| !p.scheduled)
+        .filter_map(|p| p.message.as_deref());
+    let no_gpu = said.any(|words| lacks(words, resource));
     // What follows is about preemption, on which a user cannot act.
     let words = ["no new claims", "preemption:"].iter().fold(words, |words, mark| {
         words.split_once(mark).map_or(words, |(before, _)| before)
     });
     Some(Problem {
-        reason: reasons::UNSCHEDULABLE,
+        reason: if no_gpu {
+            reasons::INSUFFICIENT_GPU
+        } else {
+            reasons::UNSCHEDULABLE
+        },
         message: format!(
             "{waiting} of {} pod(s) have no node. The scheduler says: {}. Add a node of the accelerator class, or correct \
              resources, nodeSelector, affinity, tolerations or volumes of the spec; the pods stay and start by themselves",
@@ -83,10 +91,14 @@ mod tests {
         let table = [
             (waits(None, None), None),
             (waits(Some("0/3 nodes are available"), None), Some("Unschedulable")),
+            (
+                waits(Some("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), None),
+                Some("InsufficientGPU"),
+            ),
             (waits(None, Some("volcano")), Some("Pending")),
         ];
         for (view, reason) in table {
-            assert_eq!(without_nodes(&[view]).map(|p| p.reason), reason);
+            assert_eq!(without_nodes("nvidia.com/gpu", &[view]).map(|p| p.reason), reason);
         }
     }
 

@@ -29,14 +29,22 @@ impl Unusable {
     }
 }
 
+/// The nodes that a pod may have, but for what the user says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Nodes<'a> {
+    /// Terms of the class; with none, every node is one.
+    pub class: &'a [LabelTerm],
+    /// Those of the class that it falls back to, whose nodes are taken where its own have no room.
+    pub fallback: Option<&'a [LabelTerm]>,
+    /// Names of nodes that are taken only where no other one has room.
+    pub avoided: &'a [String],
+}
+
+/// Weight of a preference that is as strong as can be wished.
+const STRONGEST: i32 = 100;
+
 /// The pod's affinity. The class's terms and the user's required node terms are OR lists, so their cross product says both.
-///
-/// Nodes of the names `avoided` are taken only where no other one has room.
-pub(super) fn affinity(
-    class: &[LabelTerm],
-    theirs: Option<&Value>,
-    avoided: &[String],
-) -> Result<Option<Affinity>, Unusable> {
+pub(super) fn affinity(nodes: Nodes<'_>, theirs: Option<&Value>) -> Result<Option<Affinity>, Unusable> {
     let path = "affinity";
     let mut affinity: Affinity = match theirs {
         Some(value) => strict(value, path)?,
@@ -61,11 +69,15 @@ pub(super) fn affinity(
         }
         None => None,
     };
-    // One empty term matches every node, and so does the OR of the terms then.
-    let class_terms: Vec<NodeSelectorTerm> = if class.iter().any(|t| t.0.is_empty()) {
-        Vec::new()
-    } else {
-        class.iter().map(class_term).collect()
+    let class = class_terms(nodes.class);
+    let class_terms = match nodes.fallback.map(class_terms) {
+        None => class.clone(),
+        // One of the two has every node.
+        Some(fallback) if class.is_empty() || fallback.is_empty() => Vec::new(),
+        Some(fallback) => {
+            let more: Vec<NodeSelectorTerm> = fallback.into_iter().filter(|term| !class.contains(term)).collect();
+            class.iter().cloned().chain(more).collect()
+        }
     };
     let terms = match (class_terms.as_slice(), user_terms) {
         (ours, None) => ours.to_vec(),
@@ -88,8 +100,15 @@ pub(super) fn affinity(
         node_selector_terms: terms,
     });
     let mut preferred = node.preferred_during_scheduling_ignored_during_execution;
-    if !avoided.is_empty() {
-        preferred.get_or_insert_default().push(others_than(avoided));
+    if !nodes.avoided.is_empty() {
+        preferred.get_or_insert_default().push(others_than(nodes.avoided));
+    }
+    if nodes.fallback.is_some() {
+        let own = class.into_iter().map(|term| PreferredSchedulingTerm {
+            weight: STRONGEST,
+            preference: term,
+        });
+        preferred.get_or_insert_default().extend(own);
     }
     let node = NodeAffinity {
         required_during_scheduling_ignored_during_execution: required,
@@ -109,7 +128,7 @@ fn others_than(avoided: &[String]) -> PreferredSchedulingTerm {
         values: Some(vec![name.clone()]),
     };
     PreferredSchedulingTerm {
-        weight: 100,
+        weight: STRONGEST,
         preference: NodeSelectorTerm {
             match_expressions: None,
             match_fields: Some(avoided.iter().map(other_than).collect()),
@@ -129,6 +148,15 @@ pub(super) fn spread(theirs: &[Value]) -> Result<Vec<TopologySpreadConstraint>, 
 fn says_something(term: &NodeSelectorTerm) -> bool {
     term.match_expressions.as_ref().is_some_and(|e| !e.is_empty())
         || term.match_fields.as_ref().is_some_and(|f| !f.is_empty())
+}
+
+/// A class's terms; none where every node is one of it.
+fn class_terms(terms: &[LabelTerm]) -> Vec<NodeSelectorTerm> {
+    // One empty term matches every node, and so does the OR of the terms then.
+    if terms.iter().any(|t| t.0.is_empty()) {
+        return Vec::new();
+    }
+    terms.iter().map(class_term).collect()
 }
 
 fn class_term(term: &LabelTerm) -> NodeSelectorTerm {

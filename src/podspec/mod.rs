@@ -13,7 +13,6 @@ use flywheel_api::conditions::reasons;
 use flywheel_api::pod::{LocalReference, PodSettings, Resources, Storage};
 use flywheel_contract::names::{COMPLETION_INDEX_ENV, CONFIG_ENV, INSIDE_PORT, STORAGE_CA_DIR};
 use flywheel_contract::storage::StorageSettings;
-use flywheel_policy::placement::LabelTerm;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -91,6 +90,8 @@ pub struct PodInputs<'a> {
     pub annotations: BTreeMap<String, String>,
     /// Accelerator class; none for pods that need no GPU.
     pub class: Option<&'a AcceleratorClass>,
+    /// Class whose nodes are taken where those of `class` have no room; it has the same resource.
+    pub fallback: Option<&'a AcceleratorClass>,
     /// GPUs of that class.
     pub gpus: u32,
     /// Names of nodes that are taken only where no other one has room.
@@ -145,6 +146,7 @@ impl<'a> PodInputs<'a> {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             class: None,
+            fallback: None,
             gpus: 0,
             avoided: &[],
             image,
@@ -201,18 +203,20 @@ pub fn config_env(json: &str) -> core::EnvVar {
 /// # Errors
 /// A setting that the schema cannot check and no pod can be made of, with its path: affinity, spread constraints,
 /// annotations that loosen the confinement, an environment variable that is Flywheel's own.
-pub fn template(inputs: PodInputs<'_>) -> Result<core::PodTemplateSpec, PodSpecError> {
+pub fn template<'a>(inputs: PodInputs<'a>) -> Result<core::PodTemplateSpec, PodSpecError> {
     let none = PodSettings::default();
     let settings = inputs.settings.unwrap_or(&none);
     let at = |field: &str, message: String| PodSpecError {
         path: format!("{}.{field}", inputs.settings_path),
         message,
     };
-    let terms = inputs
-        .class
-        .map_or(&[] as &[LabelTerm], |class| class.label_terms.as_slice());
-    let affinity =
-        affinity::affinity(terms, settings.affinity.as_ref(), inputs.avoided).map_err(|p| at(&p.path, p.message))?;
+    let terms = |class: Option<&'a AcceleratorClass>| class.map(|class| class.label_terms.as_slice());
+    let nodes = affinity::Nodes {
+        class: terms(inputs.class).unwrap_or_default(),
+        fallback: terms(inputs.fallback),
+        avoided: inputs.avoided,
+    };
+    let affinity = affinity::affinity(nodes, settings.affinity.as_ref()).map_err(|p| at(&p.path, p.message))?;
     let spread = affinity::spread(settings.topology_spread_constraints.as_deref().unwrap_or_default())
         .map_err(|p| at(&p.path, p.message))?;
     let annotations =
@@ -285,7 +289,7 @@ pub fn template(inputs: PodInputs<'_>) -> Result<core::PodTemplateSpec, PodSpecE
         service_account_name: inputs.service_account.map(str::to_owned),
         subdomain: inputs.subdomain,
         termination_grace_period_seconds: Some(inputs.termination_grace_seconds),
-        tolerations: Some(tolerations(inputs.class, settings)),
+        tolerations: Some(tolerations([inputs.class, inputs.fallback], settings)),
         topology_spread_constraints: some(spread),
         volumes: Some(volumes),
         ..core::PodSpec::default()
@@ -442,16 +446,12 @@ fn resources(
     }
 }
 
-fn tolerations(class: Option<&AcceleratorClass>, settings: &PodSettings) -> Vec<core::Toleration> {
+fn tolerations(classes: [Option<&AcceleratorClass>; 2], settings: &PodSettings) -> Vec<core::Toleration> {
     let theirs = settings.tolerations.as_deref().unwrap_or_default();
-    let mut all: Vec<core::Toleration> = class
-        .map_or(&[] as &[flywheel_api::pod::Toleration], |class| {
-            class.tolerations.as_slice()
-        })
-        .iter()
-        .chain(theirs)
-        .map(toleration)
-        .collect();
+    let [class, fallback] = classes.map(|class| class.map_or(&[] as &[_], |class| class.tolerations.as_slice()));
+    // Most classes have the same.
+    let more = fallback.iter().filter(|t| !class.contains(t));
+    let mut all: Vec<core::Toleration> = class.iter().chain(more).chain(theirs).map(toleration).collect();
     for taint in DEAD_NODE_TAINTS {
         // A toleration without a key bears every taint.
         if theirs

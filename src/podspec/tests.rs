@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use flywheel_api::pod;
+use flywheel_policy::placement::LabelTerm;
 use k8s_openapi::api::core::v1 as core;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -33,6 +34,7 @@ fn class(label_terms: Vec<LabelTerm>, tolerations: Vec<pod::Toleration>) -> Acce
         trainer_image: "registry.example/trainer:1".to_owned(),
         server_image: "registry.example/server:1".to_owned(),
         device: flywheel_contract::scalar::Device::Cuda,
+        fallback: None,
     }
 }
 
@@ -57,6 +59,7 @@ fn with_class<T>(
         labels: BTreeMap::from([("flywheel.dev/inference-service".to_owned(), "intent".to_owned())]),
         annotations: BTreeMap::new(),
         class: Some(class),
+        fallback: None,
         gpus: 1,
         avoided: &[],
         image: "registry.example/server:1",
@@ -256,6 +259,68 @@ fn a_class_of_all_nodes_leaves_the_users_terms_alone() {
         let rendered = with_class(&all_nodes, Some(&settings), None, template).unwrap();
         assert_eq!(serde_json::to_value(rendered.spec.unwrap().affinity).unwrap(), user);
     }
+}
+
+#[test]
+fn a_fallback_class_adds_its_nodes_and_the_own_ones_are_preferred() {
+    let spec = |class: &AcceleratorClass, fallback: &AcceleratorClass, settings: Value| {
+        let settings = self::settings(settings);
+        let rendered = with_class(class, Some(&settings), None, |inputs| {
+            template(PodInputs {
+                fallback: Some(fallback),
+                ..inputs
+            })
+        });
+        serde_json::to_value(rendered.unwrap().spec.unwrap()).unwrap()
+    };
+    let own = || class(vec![term("gpu", &["a100"]), term("zone", &["a"])], gpu_taint());
+    let other = || class(vec![term("gpu", &["t4"]), term("zone", &["a"])], gpu_taint());
+    let required = "requiredDuringSchedulingIgnoredDuringExecution";
+    let preferred = "preferredDuringSchedulingIgnoredDuringExecution";
+    let is = |key: &str, value: &str| json!({"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]});
+    let prefers = |term: Value| json!({"weight": 100, "preference": term});
+
+    let plain = spec(&own(), &other(), json!({}));
+    assert_eq!(
+        plain["affinity"]["nodeAffinity"],
+        json!({
+            required: {"nodeSelectorTerms": [is("gpu", "a100"), is("zone", "a"), is("gpu", "t4")]},
+            preferred: [prefers(is("gpu", "a100")), prefers(is("zone", "a"))]
+        })
+    );
+    let tolerated = |spec: &Value| spec["tolerations"].as_array().unwrap().len();
+    assert_eq!(tolerated(&plain), 1 + DEAD_NODE_TAINTS.len(), "the same taint once");
+    let tainted = class(
+        vec![term("gpu", &["t4"])],
+        vec![serde_json::from_value(json!({"key": "t4", "operator": "Exists"})).unwrap()],
+    );
+    assert_eq!(
+        tolerated(&spec(&own(), &tainted, json!({}))),
+        2 + DEAD_NODE_TAINTS.len()
+    );
+
+    // The user's terms hold on both, and the user's preferences beside ours.
+    let theirs = json!({"affinity": {"nodeAffinity": {
+        required: {"nodeSelectorTerms": [is("disk", "ssd")]},
+        preferred: [{"weight": 1, "preference": is("new", "yes")}]
+    }}});
+    let crossed = spec(&own(), &other(), theirs);
+    let node = &crossed["affinity"]["nodeAffinity"];
+    let terms = node[required]["nodeSelectorTerms"].as_array().unwrap();
+    assert_eq!(terms.len(), 3);
+    assert!(
+        terms.iter().all(|term| term["matchExpressions"][1]["key"] == "disk"),
+        "{node:#}"
+    );
+    assert_eq!(node[preferred].as_array().unwrap().len(), 3);
+
+    // Where every node is one of either class, every node will do.
+    let all = || class(Vec::new(), gpu_taint());
+    assert_eq!(
+        spec(&own(), &all(), json!({}))["affinity"]["nodeAffinity"],
+        json!({preferred: [prefers(is("gpu", "a100")), prefers(is("zone", "a"))]})
+    );
+    assert_eq!(spec(&all(), &other(), json!({})).get("affinity"), None);
 }
 
 #[test]

@@ -154,9 +154,8 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
     // An unknown class is found by build.
     let placement = context
         .settings
-        .accelerator_classes
-        .get(class)
-        .and_then(|settings| placement_problem(caches, class, settings, GPUS, &scheduling));
+        .view_of_both(class)
+        .and_then(|class| placement_problem(caches, &class, GPUS, &scheduling));
     Observed {
         version: version_view(version.as_deref()),
         artifact: version.as_ref().map(|v| v.spec.artifact.clone()),

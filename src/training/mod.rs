@@ -51,12 +51,15 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
         context.progress.forget(&job.uid().unwrap_or_default());
         return Ok(RESYNC);
     }
-    let observation = observe::observe(&job, &context).await?;
+    let class = &job.spec.trainer.accelerator.class;
     let wishes = Wishes {
         suspend: job.spec.suspend,
         max_restarts: u32::try_from(job.spec.recovery.max_restarts).unwrap_or(0),
         only_observe: job.spec.recovery.mode == RecoveryMode::Observe,
+        class,
+        fallback: context.settings.fallback(class).map(|(name, _)| name),
     };
+    let observation = observe::observe(&job, &context, wishes).await?;
     let mut decision = decide(wishes, &observation.observed, context.now());
     let incidents = Incidents::of(&job, &context, &observation, &decision);
     if let Err(error) = apply(&job, &context, &observation, &decision, &incidents).await {
@@ -104,11 +107,16 @@ async fn apply(
         annotate(&writes, present, ANNOTATION_ENDED, ended).await?;
     }
     match &decision.intent {
-        Intent::StartAttempt { attempt, counted } => {
+        Intent::StartAttempt {
+            attempt,
+            counted,
+            class,
+        } => {
             let built = build::job::job(
                 job,
                 *attempt,
                 *counted,
+                class,
                 &incidents.avoided(job, context),
                 &context.settings,
             )?;
@@ -121,7 +129,7 @@ async fn apply(
             apply_network_policy(context, &namespace, TRAINING_MANAGER).await?;
             let created = writes.create_owned(&built, &uid).await?;
             if let Created::New(_) = created {
-                tracing::info!(attempt, counted, why = decision.message, "an attempt is started");
+                tracing::info!(attempt, counted, class, why = decision.message, "an attempt is started");
             }
         }
         Intent::SetSuspend { attempt, suspend } => {

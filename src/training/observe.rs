@@ -5,20 +5,21 @@ use std::sync::Arc;
 
 use flywheel_api::conditions::{find, types};
 use flywheel_api::names::{
-    LABEL_ATTEMPT, LABEL_COUNTED_RESTARTS, LABEL_TRAINING_JOB, TRAINER, is_controlled_by, training_attempt,
+    LABEL_ACCELERATOR_CLASS, LABEL_ATTEMPT, LABEL_COUNTED_RESTARTS, LABEL_TRAINING_JOB, TRAINER, is_controlled_by,
+    training_attempt,
 };
 use flywheel_api::training_job::{DatasetStatus, EvaluationStatus, ProgressStatus, TrackingStatus};
 use flywheel_api::{ModelVersion, TrainingJob};
 use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
 use flywheel_contract::progress::{EpochEvaluation, Progress, TrackingProgress};
 use flywheel_contract::termination::Position;
-use flywheel_policy::placement::PodSchedulingView;
+use flywheel_policy::placement::{PodSchedulingView, Problem, refused_since};
 use flywheel_policy::training::attempt::{
     AttemptState, Remains, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state,
     unhealthy_device, unrecorded,
 };
 use flywheel_policy::training::hang::{Look, Surroundings, Verdict};
-use flywheel_policy::training::{AttemptView, Ended, Observed, Phase, TakenVersion};
+use flywheel_policy::training::{AttemptView, Ended, Observed, Phase, TakenVersion, Wishes, fallback};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -101,7 +102,7 @@ impl Observation {
 }
 
 /// Looks at everything that the decision needs.
-pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation, Error> {
+pub async fn observe(job: &TrainingJob, context: &Context, wishes: Wishes<'_>) -> Result<Observation, Error> {
     let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
     let uid = job.uid().unwrap_or_default();
     let is_ours = |labels: &std::collections::BTreeMap<String, String>| labels.get(LABEL_TRAINING_JOB) == Some(&name);
@@ -157,6 +158,11 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
         attempts.push(AttemptView {
             number: *attempt,
             counted: number(child, LABEL_COUNTED_RESTARTS).unwrap_or(0),
+            class: child
+                .labels()
+                .get(LABEL_ACCELERATOR_CLASS)
+                .cloned()
+                .unwrap_or_else(|| wishes.class.to_owned()),
             created: child
                 .metadata
                 .creation_timestamp
@@ -188,6 +194,7 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
     let mut progress = None;
     let mut verdict = None;
     if let (Some(view), Some((_, child))) = (attempts.last_mut(), jobs.last()) {
+        let settings = context.settings.class(&view.class).ok();
         let child_uid = child.uid().unwrap_or_default();
         let of_job = || pods.iter().filter(|(n, _)| *n == view.number).map(|(_, pod)| pod);
         match &mut view.state {
@@ -197,23 +204,22 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
                 *refused = refused_creation(context, &namespace, &child_uid).await?;
             }
             AttemptState::Unscheduled => {
-                let class = &job.spec.trainer.accelerator.class;
-                if let Ok(settings) = context.settings.class(class) {
+                if let Some(settings) = settings {
+                    let class = settings.view(&view.class);
                     let views: Vec<_> = of_job()
                         .filter(|p| lives(p, TRAINER))
                         .map(|p| PodSchedulingView::of(p, context.now()))
                         .collect();
-                    placement = placement_problem(&context.caches, class, settings, gpus(job), &views);
+                    placement = placement_problem(&context.caches, &class, gpus(job), &views);
                 }
             }
             AttemptState::Running => {
                 let newest = of_job()
                     .filter(|p| index(p) == 0 && lives(p, TRAINER))
                     .max_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
-                let gpu = context.settings.class(&job.spec.trainer.accelerator.class);
                 let fault = |pod: &Pod| {
-                    let gpu = gpu.as_ref().ok()?;
-                    unhealthy_device(pod, TRAINER, &gpu.resource).or_else(|| context.nodes.gpu_fault(pod, context))
+                    unhealthy_device(pod, TRAINER, &settings?.resource)
+                        .or_else(|| context.nodes.gpu_fault(pod, context))
                 };
                 if let Some(pod) = newest {
                     let answered_before = told == view.number
@@ -258,6 +264,10 @@ pub async fn observe(job: &TrainingJob, context: &Context) -> Result<Observation
             }
             _ => {}
         }
+    }
+
+    if placement.as_ref().is_some_and(Problem::is_want_of_gpus) {
+        verdict = without_room(context, &namespace, &name, wishes, &attempts, &pods).await?;
     }
 
     let version = context.caches.model_versions.get(&namespace, &version_name(job));
@@ -415,6 +425,30 @@ async fn confirmed(
         .filter(|p| p.uid() == pod.uid())
         .is_some_and(|p| lives(&p, TRAINER) && runs(&p, TRAINER) && is_still_so(&p));
     Ok(still_runs.then_some(verdict))
+}
+
+/// That the latest attempt is given up for one of another accelerator class, where the API server still has no pod of it that
+/// runs and one without a node: the cache may not show yet that there was room.
+async fn without_room(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+    wishes: Wishes<'_>,
+    attempts: &[AttemptView],
+    pods: &[(u32, Arc<Pod>)],
+) -> Result<Option<Verdict>, Error> {
+    let number = attempts.last().map_or(0, |latest| latest.number);
+    let waiting = pods.iter().filter(|(of, pod)| *of == number && lives(pod, TRAINER));
+    let since = waiting.filter_map(|(_, pod)| refused_since(pod)).min();
+    let Some(verdict) = since.and_then(|since| fallback::verdict(wishes, attempts, since, context.now())) else {
+        return Ok(None);
+    };
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let of_attempt = ListParams::default().labels(&format!("{LABEL_TRAINING_JOB}={name},{LABEL_ATTEMPT}={number}"));
+    let live = within("list Pods", api.list(&of_attempt)).await?;
+    let waits = |pod: &Pod| lives(pod, TRAINER) && node_of(pod).is_none();
+    let still = live.iter().any(waits) && !live.iter().any(|pod| runs(pod, TRAINER));
+    Ok(still.then_some(verdict))
 }
 
 #[cfg(test)]

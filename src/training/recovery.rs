@@ -105,11 +105,11 @@ fn failed(job: &TrainingJob, context: &Context, observation: &Observation, decis
     };
     if let Some(latest) = observed.attempts.last().filter(|a| a.number >= observed.told_attempt) {
         if let Some(verdict) = &observed.verdict {
-            return Some(of(latest.number, &verdict.ended()));
+            return of(latest.number, &verdict.ended());
         }
         return match &latest.state {
             AttemptState::Ended(ended) | AttemptState::Ending(ended) if decision.phase == Phase::Restarting => {
-                Some(of(latest.number, ended))
+                of(latest.number, ended)
             }
             _ => None,
         };

@@ -46,7 +46,7 @@ fn stored_policy() -> k8s_openapi::api::networking::v1::NetworkPolicy {
 }
 
 fn stored_attempt(owner: &TrainingJob, attempt: u32) -> Job {
-    let built = build::job::job(owner, attempt, 0, &[], &Settings::example()).unwrap();
+    let built = build::job::job(owner, attempt, 0, "a100", &[], &Settings::example()).unwrap();
     stored_job(&built, &format!("job-{attempt}-uid"))
 }
 
@@ -771,7 +771,7 @@ fn mlflow_gets_its_credentials_by_reference() {
         "storage": {"secretRef": {"name": "s3"}},
         "tracking": {"mlflow": {"uri": "https://mlflow.example.com", "secretRef": {"name": "mlflow"}}}
     }}));
-    let built = build::job::job(&job, 1, 0, &[], &Settings::example()).unwrap();
+    let built = build::job::job(&job, 1, 0, "a100", &[], &Settings::example()).unwrap();
     let spec = built.spec.unwrap().template.spec.unwrap();
     let from = spec.containers[0].env_from.as_ref().unwrap();
     let names: Vec<&str> = from
@@ -1521,7 +1521,7 @@ async fn a_configuration_that_no_pod_can_carry_is_invalid() {
         .map(|i| json!({"uri": format!("s3://data/{}{i}.csv", "x".repeat(900))}))
         .collect();
     let job = training_job(&json!({"spec": {"dataset": {"sources": sources}}}));
-    let error = build::job::job(&job, 1, 0, &[], &Settings::example()).unwrap_err();
+    let error = build::job::job(&job, 1, 0, "a100", &[], &Settings::example()).unwrap_err();
     let (reason, message) = error.problem().unwrap();
     assert_eq!(reason, "InvalidSpec");
     assert!(message.contains("65536"), "{message}");
@@ -1569,7 +1569,7 @@ fn golden_objects() {
         "storage": {"secretRef": {"name": "s3"}, "endpoint": "http://minio:9000"},
         "checkpoint": {"uri": "s3://checkpoints/intent", "intervalSeconds": 120, "keep": 5}
     }}));
-    let avoids = build::job::job(&job, 2, 1, &["a100-7".to_owned()], &Settings::example()).unwrap();
+    let avoids = build::job::job(&job, 2, 1, "a100", &["a100-7".to_owned()], &Settings::example()).unwrap();
     let affinity = avoids
         .spec
         .unwrap()
@@ -1585,11 +1585,14 @@ fn golden_objects() {
         json!([{"weight": 100, "preference": {"matchFields": [
             {"key": "metadata.name", "operator": "NotIn", "values": ["a100-7"]}]}}])
     );
-    insta::assert_json_snapshot!("job", build::job::job(&job, 2, 1, &[], &Settings::example()).unwrap());
+    insta::assert_json_snapshot!(
+        "job",
+        build::job::job(&job, 2, 1, "a100", &[], &Settings::example()).unwrap()
+    );
     let two_nodes = of_two_nodes(&json!({}));
     insta::assert_json_snapshot!(
         "job_of_two_nodes",
-        build::job::job(&two_nodes, 2, 1, &[], &Settings::example()).unwrap()
+        build::job::job(&two_nodes, 2, 1, "a100", &[], &Settings::example()).unwrap()
     );
     insta::assert_json_snapshot!("service", build::service::service(&two_nodes).unwrap());
     assert_eq!(
@@ -1757,6 +1760,158 @@ async fn pods_that_wait_for_the_rest_are_counted_and_what_is_missing_is_told() {
         "set spec.suspend of one of them",
     ] {
         assert!(text.contains(words), "{words} is not in {text}");
+    }
+}
+
+/// A pod of this attempt for which there has been no GPU for these seconds.
+fn without_room(attempt: &Job, seconds: i64) -> Pod {
+    let mut pod = pod_of(attempt, "trainer", "Pending", &json!({}));
+    let since = now() - jiff::SignedDuration::from_secs(seconds);
+    pod.spec = None;
+    pod.status = object::<Pod>(json!({"status": {"phase": "Pending", "conditions": [{
+        "type": "PodScheduled", "status": "False", "lastTransitionTime": since.to_string(),
+        "message": "0/2 nodes are available: 1 Insufficient nvidia.com/gpu, 1 node(s) didn't match Pod's node affinity/selector."
+    }]}}))
+    .status;
+    pod
+}
+
+/// A cluster with one node of the class a100, whose fallback is t4.
+fn with_fallback(c: &mut Context, attempts: &[Job], pods: &[Pod]) {
+    let mut settings = Settings::example();
+    settings.accelerator_classes.get_mut("a100").unwrap().fallback = Some("t4".to_owned());
+    c.settings = settings;
+    let node = object(
+        json!({"metadata": {"name": "n", "labels": {"nvidia.com/gpu.product": "A100-SXM4-40GB"}},
+        "status": {"allocatable": {"nvidia.com/gpu": "1"}}}),
+    );
+    c.caches.nodes = Some(Cache::of([node]));
+    c.caches.jobs = Cache::of(attempts.iter().cloned());
+    c.caches.pods = Cache::of(pods.iter().cloned());
+}
+
+const PODS: &str = "/api/v1/namespaces/team/pods";
+const JOB_2: &str = "/apis/batch/v1/namespaces/team/jobs/intent-train-2";
+
+#[tokio::test]
+async fn an_attempt_without_room_ends_before_one_of_the_fallback_class_begins() {
+    // A node was lost before, and the second attempt finds no other one.
+    let incident = json!({"cause": "NodeLost", "object": "intent-train-1", "message": "its node does not answer",
+        "began": "2026-01-01T00:08:00Z", "detectSeconds": 20, "decideSeconds": 1});
+    let job =
+        training_job(&json!({"status": {"attempt": 2, "countedRestarts": 0, "recovery": {"incidents": [incident]}}}));
+    let attempt = stored_attempt(&job, 2);
+    let pod = without_room(&attempt, 60);
+    let pod_path = format!("{PODS}/intent-train-2-0-x");
+    let deleted = |_: &Call| (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::list(PODS, "Pod", "v1", vec![serde_json::to_value(&pod).unwrap()]),
+        Step::accept("PATCH", JOB_2),
+        Step::new("DELETE", &pod_path, deleted),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    let context = context(client, |c| with_fallback(c, &[attempt.clone()], &[pod.clone()]));
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert!(
+        calls[0]
+            .query
+            .contains("flywheel.dev%2Ftraining-job%3Dintent%2Cflywheel.dev%2Fattempt%3D2"),
+        "{}",
+        calls[0].query
+    );
+    let annotations = calls[1].body["metadata"]["annotations"].clone();
+    let verdict: Value = serde_json::from_str(annotations[ANNOTATION_GIVEN_UP].as_str().unwrap()).unwrap();
+    assert_eq!(verdict["cause"], json!({"NoRoom": {"turn": 1}}));
+    assert_eq!(calls[2].body["preconditions"]["uid"], "pod-uid");
+    assert_eq!(condition(&calls[3], "Restarting"), ("True", "FallbackClass"));
+    let incidents = &calls[3].body["status"]["recovery"]["incidents"];
+    assert_eq!(incidents.as_array().map(Vec::len), Some(1), "{incidents:#}");
+    assert_eq!(incidents[0].get("recoverSeconds"), None, "it goes on: {incidents:#}");
+    let note = calls[4].body["note"].as_str().unwrap();
+    let words = "attempt 2 found no room in the accelerator class a100 for 60 s, and the fallback class t4 is next. A new attempt";
+    assert!(note.starts_with(words), "{note}");
+
+    // While the cache still shows its pod nothing begins; the pod is told to end, again.
+    let mut given_up = attempt;
+    given_up.metadata.annotations = serde_json::from_value(annotations).unwrap();
+    let job = training_job(&json!({"status": calls[3].body["status"]}));
+    let (client, scenario) = Scenario::start(vec![Step::new("DELETE", &pod_path, deleted)]);
+    let context = self::context(client, |c| with_fallback(c, &[given_up.clone()], &[pod]));
+    reconcile(Arc::new(job.clone()), context).await.unwrap();
+    scenario.finish().await;
+
+    // When it is gone the next attempt begins.
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+    ]);
+    let context = self::context(client, |c| with_fallback(c, &[given_up.clone()], &[]));
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    let labels = &calls[0].body["metadata"]["labels"];
+    assert_eq!(
+        (
+            &labels[names::LABEL_ACCELERATOR_CLASS],
+            &labels[names::LABEL_ATTEMPT],
+            &labels[names::LABEL_COUNTED_RESTARTS]
+        ),
+        (&json!("t4"), &json!("3"), &json!("0"))
+    );
+    let affinity = calls[0].body["spec"]["template"]["spec"]["affinity"].to_string();
+    assert!(
+        affinity.contains("Tesla-T4") && !affinity.contains("A100"),
+        "{affinity}"
+    );
+
+    // There it runs.
+    let built = build::job::job(&training_job(&json!({})), 3, 0, "t4", &[], &Settings::example()).unwrap();
+    let third = stored_job(&built, "job-3-uid");
+    let job = training_job(&json!({"status": calls[1].body["status"]}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    // It has no address, so it is not asked.
+    let runs = pod_of(&third, "trainer", "Running", &json!({"running": {}}));
+    let context = self::context(client, |c| with_fallback(c, &[given_up, third], &[runs]));
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    let text = calls[0].body["status"].to_string();
+    assert!(text.contains("the pod runs, in the fallback class t4"), "{text}");
+}
+
+#[tokio::test]
+async fn an_attempt_stays_where_there_may_be_room_or_nothing_is_to_be_ended() {
+    let observe_only = json!({"spec": {"recovery": {"mode": "Observe"}}});
+    // What the job says, for how long there has been no room, and whether the API server is asked about the pods.
+    let table = [
+        ("it waits for a moment", json!({}), 59, false),
+        ("it is only observed", observe_only, 3600, false),
+        ("the API server knows of a node", json!({}), 60, true),
+    ];
+    for (case, over, seconds, asked) in table {
+        let job = training_job(&merged(json!({"status": {"attempt": 1}}), &over));
+        let attempt = stored_attempt(&job, 1);
+        let pod = without_room(&attempt, seconds);
+        let mut steps = vec![Step::accept_status(STATUS, job_value(&job)), Step::event(NAMESPACE)];
+        if asked {
+            let placed = pod_of(&attempt, "trainer", "Pending", &json!({}));
+            steps.insert(
+                0,
+                Step::list(PODS, "Pod", "v1", vec![serde_json::to_value(placed).unwrap()]),
+            );
+        }
+        let (client, scenario) = Scenario::start(steps);
+        let context = context(client, |c| with_fallback(c, &[attempt], &[pod]));
+        reconcile(Arc::new(job), context).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(
+            condition(&calls[usize::from(asked)], "Ready"),
+            ("False", "InsufficientGPU"),
+            "{case}"
+        );
     }
 }
 

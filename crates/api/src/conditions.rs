@@ -94,6 +94,8 @@ pub mod reasons {
         HUNG = "Hung",
         /// A GPU of a running pod is broken, as its kubelet or a health monitor says.
         GPU_FAULT = "GpuFault",
+        /// The accelerator class had no room, and an attempt of the other class follows: its fallback, or from there back.
+        FALLBACK_CLASS = "FallbackClass",
         /// An attempt goes on from a checkpoint.
         RESUMED = "Resumed",
         /// Two attempts failed at the same step in the same way.

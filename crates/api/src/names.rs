@@ -52,6 +52,9 @@ pub const ANNOTATION_GIVEN_UP: &str = "flywheel.dev/given-up";
 pub const ANNOTATION_ENDED: &str = "flywheel.dev/ended";
 /// Label of an attempt's Job: how many restarts before it count against `recovery.maxRestarts`.
 pub const LABEL_COUNTED_RESTARTS: &str = "flywheel.dev/counted-restarts";
+/// Label of an attempt's Job: the accelerator class of its pods, which is that of the spec or its fallback. A Job of an operator
+/// that knew of no fallback has none, and is of the spec's class.
+pub const LABEL_ACCELERATOR_CLASS: &str = "flywheel.dev/accelerator-class";
 
 /// Longest name of a child: a label's value and a Service's name both end there.
 pub const NAME_MAX: usize = 63;

@@ -49,13 +49,44 @@ pub struct ClassView<'a> {
     pub resource: &'a str,
     /// Alternatives that mark its nodes; with none, every node is one.
     pub terms: &'a [LabelTerm],
+    /// The class whose nodes the same pods may have as well.
+    pub fallback: Option<FallbackView<'a>>,
 }
 
-impl ClassView<'_> {
-    /// Whether a node with these labels is one of the class.
+/// What placement needs to know of the class that another one falls back to; the resource is the same.
+#[derive(Clone, Copy, Debug)]
+pub struct FallbackView<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// As in [`ClassView`].
+    pub terms: &'a [LabelTerm],
+}
+
+impl<'a> ClassView<'a> {
+    /// Whether a node with these labels is one that pods of the class may have.
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.terms.is_empty() || self.terms.iter().any(|term| term.matches(labels))
+        let is_of = |terms: &[LabelTerm]| terms.is_empty() || terms.iter().any(|term| term.matches(labels));
+        is_of(self.terms) || self.fallback.is_some_and(|fallback| is_of(fallback.terms))
+    }
+
+    /// The class for people, with its fallback.
+    fn words(&self) -> String {
+        match self.fallback {
+            Some(fallback) => format!(
+                "the accelerator class {} or its fallback class {}",
+                self.name, fallback.name
+            ),
+            None => format!("the accelerator class {}", self.name),
+        }
+    }
+
+    /// All alternatives that mark nodes; none where every node is one.
+    fn all_terms(&self) -> impl Iterator<Item = &'a LabelTerm> {
+        let fallback = self.fallback.map(|fallback| fallback.terms);
+        let every_node = self.terms.is_empty() || fallback.is_some_and(<[LabelTerm]>::is_empty);
+        let terms = self.terms.iter().chain(fallback.unwrap_or_default());
+        terms.filter(move |_| !every_node)
     }
 }
 
@@ -100,6 +131,13 @@ impl PodSchedulingView {
     }
 }
 
+/// Since when the scheduler says that it finds no node for this pod.
+#[must_use]
+pub fn refused_since(pod: &Pod) -> Option<Timestamp> {
+    let refused = condition(pod, "PodScheduled").filter(|c| c.status == "False")?;
+    refused.last_transition_time.as_ref().map(|t| t.0)
+}
+
 /// The pod's condition of this type.
 pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     let mut all = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
@@ -114,6 +152,14 @@ pub struct Problem {
     pub reason: &'static str,
     /// What is wrong and what to do.
     pub message: String,
+}
+
+impl Problem {
+    /// Whether it is GPUs that pods have no node for.
+    #[must_use]
+    pub fn is_want_of_gpus(&self) -> bool {
+        [reasons::NO_MATCHING_GPU, reasons::INSUFFICIENT_GPU].contains(&self.reason)
+    }
 }
 
 /// How long a pod may be without a word of any scheduler. One that runs says within a second or two that it finds no node; a
@@ -138,7 +184,7 @@ pub fn problem(
     if waiting == 0 {
         return None;
     }
-    let (name, resource) = (class.name, class.resource);
+    let (name, resource) = (class.words(), class.resource);
     let of = format!("{waiting} of {} pod(s) have no node", pods.len());
     let matching: Vec<_> = nodes.iter().filter(|n| class.matches(n.labels)).collect();
     let largest = matching
@@ -146,17 +192,21 @@ pub fn problem(
         .try_fold(0, |largest: u32, n| Some(largest.max(n.gpus?)));
     let matching = matching.len();
     if matching == 0 {
-        let terms: Vec<String> = class.terms.iter().map(LabelTerm::text).collect();
+        let terms: Vec<String> = class.all_terms().map(LabelTerm::text).collect();
         return Some(Problem {
             reason: reasons::NO_MATCHING_GPU,
             message: if terms.is_empty() {
                 format!("{of}: the cluster has no nodes. Add one with {resource}")
             } else {
                 format!(
-                    "{of}: no node of the cluster is of the accelerator class {name}, which is marked by {}. Add such a \
-                     node, label one, name another class in accelerator.class, or have the administrator correct the \
+                    "{of}: no node of the cluster is of {name}, {marked} by {}. Add such a node, label one, name another class in accelerator.class, or have the administrator correct the \
                      class in the operator's settings; the pods stay and start by themselves",
-                    terms.join(" or ")
+                    terms.join(" or "),
+                    marked = if class.fallback.is_some() {
+                        "which are marked"
+                    } else {
+                        "which is marked"
+                    }
                 )
             },
         });
@@ -180,7 +230,7 @@ pub fn problem(
         Problem {
             reason: reasons::INSUFFICIENT_GPU,
             message: format!(
-                "{of}: {matching} node(s) are of the accelerator class {name}, and none has {free}. {wanted}Wait for \
+                "{of}: {matching} node(s) are of {name}, and none has {free}. {wanted}Wait for \
                  other pods to end, scale them down, or add a node; if GPUs should be free, see whether the device plugin \
                  reports {resource} on these nodes. The pods stay and start by themselves",
                 free = if gpus > 1 {
@@ -195,7 +245,7 @@ pub fn problem(
         Problem {
             reason: reasons::UNSCHEDULABLE,
             message: format!(
-                "{of}, though {matching} node(s) are of the accelerator class {name}. The scheduler says: {words}. \
+                "{of}, though {matching} node(s) are of {name}. The scheduler says: {words}. \
                  Correct resources, nodeSelector, affinity, tolerations or volumes of the spec, or make room"
             ),
         }
@@ -222,16 +272,16 @@ pub fn unseen(pods: &[PodSchedulingView]) -> Option<Problem> {
 /// What is wrong and what to do where even the largest node of the class has fewer GPUs than a pod asks for, so that none
 /// that becomes free helps. Only pods of a training ask for more than one.
 fn never(class: &ClassView<'_>, gpus: u32, matching: usize, largest: u32) -> String {
-    let (name, resource) = (class.name, class.resource);
+    let (name, resource) = (class.words(), class.resource);
     if largest == 0 {
         format!(
-            "{matching} node(s) are of the accelerator class {name}, and none reports any {resource}. See that the device \
+            "{matching} node(s) are of {name}, and none reports any {resource}. See that the device \
              plugin runs on these nodes, or add one where it does; if they report their GPUs by another name, have the \
              administrator correct resource of the class in the operator's settings. The pods stay and start by themselves"
         )
     } else {
         format!(
-            "each pod asks for {gpus} {resource} on one node, and no node of the accelerator class {name} has more than \
+            "each pod asks for {gpus} {resource} on one node, and no node of {name} has more than \
              {largest}, free or not, so waiting does not help. Apply a new TrainingJob with trainer.accelerator.count of at \
              most {largest} (more trainer.numNodes give as many GPUs), or add a node with {gpus}"
         )
@@ -251,7 +301,8 @@ fn wanted(gpus: u32, waiting: usize, pods: usize) -> String {
 
 /// Whether the scheduler names this resource as missing. The name is compared as a whole: `nvidia.com/gpu` is not
 /// `nvidia.com/gpu.shared`.
-fn lacks(words: &str, resource: &str) -> bool {
+#[must_use]
+pub fn lacks(words: &str, resource: &str) -> bool {
     words.split("Insufficient ").skip(1).any(|rest| {
         rest.strip_prefix(resource).is_some_and(|after| {
             !after.starts_with(|c: char| c.is_ascii_alphanumeric() || "-_/".contains(c)) && {
@@ -310,6 +361,7 @@ mod tests {
             name: "t4",
             resource: "nvidia.com/gpu",
             terms: &terms,
+            fallback: None,
         };
         let has = |labels| NodeView { labels, gpus: Some(8) };
         let nodes: Vec<NodeView<'_>> = node_labels.iter().map(has).collect();
@@ -541,6 +593,7 @@ mod tests {
             name: "t4",
             resource: "nvidia.com/gpu",
             terms: &terms,
+            fallback: None,
         };
         let (wait, less, plugin) = ("Wait for other pods", "count of at most 2 ", "device plugin runs");
         let table: [(&str, u32, &[Option<u32>], &str); 7] = [
@@ -579,5 +632,62 @@ mod tests {
             judge(std::slice::from_ref(&t4), &[a.clone(), b.clone()]),
             judge(&[t4], &[b, a])
         );
+    }
+
+    #[test]
+    fn nodes_of_a_fallback_class_count_for_pods_that_may_have_them() {
+        let term = |value: &str| vec![LabelTerm(BTreeMap::from([("gpu".to_owned(), vec![value.to_owned()])]))];
+        let (own, other) = (term("a100"), term("t4"));
+        let class = |terms| ClassView {
+            name: "a100",
+            resource: "nvidia.com/gpu",
+            terms: &own,
+            fallback: Some(FallbackView { name: "t4", terms }),
+        };
+        let both = class(&other);
+        let alone = ClassView { fallback: None, ..both };
+        let (a100, t4, none) = (labels(&[("gpu", "a100")]), labels(&[("gpu", "t4")]), labels(&[]));
+        for (labels, by_both, by_one) in [(&a100, true, true), (&t4, true, false), (&none, false, false)] {
+            assert_eq!(
+                (both.matches(labels), alone.matches(labels)),
+                (by_both, by_one),
+                "{labels:?}"
+            );
+        }
+        assert!(class(&[]).matches(&none), "every node is one of the fallback class");
+        let has = |labels| NodeView { labels, gpus: Some(1) };
+        let lacks = [waiting("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.")];
+        let said = |class: &ClassView<'_>, gpus, nodes: &[NodeView<'_>]| problem(class, gpus, nodes, &lacks).unwrap();
+        let table = [
+            (
+                said(&both, 1, &[has(&none)]),
+                "NoMatchingGPU",
+                "is of the accelerator class a100 or its fallback class t4, which are marked by gpu=a100 or gpu=t4. Add",
+            ),
+            (
+                said(&both, 1, &[has(&a100), has(&t4)]),
+                "InsufficientGPU",
+                "2 node(s) are of the accelerator class a100 or its fallback class t4, and none has a free",
+            ),
+            (
+                said(&both, 2, &[has(&a100), has(&t4)]),
+                "InsufficientGPU",
+                "no node of the accelerator class a100 or its fallback class t4 has more than 1",
+            ),
+            (
+                said(&alone, 1, &[has(&t4)]),
+                "NoMatchingGPU",
+                "is of the accelerator class a100, which is marked by gpu=a100. Add",
+            ),
+        ];
+        for (problem, reason, words) in table {
+            assert_eq!(problem.reason, reason);
+            assert!(problem.is_want_of_gpus());
+            assert!(
+                problem.message.contains(words),
+                "{words} is not in: {}",
+                problem.message
+            );
+        }
     }
 }

@@ -132,6 +132,7 @@ pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &S
         labels: super::labels(service),
         annotations,
         class: Some(class),
+        fallback: settings.fallback(&spec.accelerator.class).map(|(_, class)| class),
         gpus: super::GPUS,
         avoided: &[],
         image: server

@@ -107,6 +107,26 @@ fn the_objects_of_a_service_with_tls() {
 }
 
 #[test]
+fn the_pods_of_a_service_whose_class_has_a_fallback() {
+    let service = service(json!({}));
+    let mut settings = Settings::example();
+    settings.accelerator_classes.get_mut("a100").unwrap().fallback = Some("t4".to_owned());
+    let rendered = |settings: &Settings| template::render(&service, settings.class("a100").unwrap(), settings).unwrap();
+    let with_fallback = rendered(&settings);
+    insta::assert_json_snapshot!("fallback_template", with_fallback.template);
+    // Nothing but where they may run is another.
+    let alone = rendered(&Settings::example());
+    assert_eq!(with_fallback.config, alone.config);
+    let but_nodes = |template: &PodTemplateSpec| {
+        let mut template = template.clone();
+        template.spec.as_mut().unwrap().affinity = None;
+        template
+    };
+    assert_eq!(but_nodes(&with_fallback.template), but_nodes(&alone.template));
+    assert_ne!(with_fallback.template, alone.template);
+}
+
+#[test]
 fn one_replica_has_no_budget() {
     for (replicas, expected) in [(0, false), (1, false), (2, true)] {
         let budget = disruption_budget::build(&service(json!({})), replicas);

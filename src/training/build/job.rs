@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use flywheel_api::TrainingJob;
 use flywheel_api::conditions::reasons;
 use flywheel_api::names::{
-    FLYWHEEL, LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_COUNTED_RESTARTS, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF,
-    LABEL_TRAINING_JOB, TRAINER, training_attempt, training_service,
+    FLYWHEEL, LABEL_ACCELERATOR_CLASS, LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_COUNTED_RESTARTS, LABEL_MANAGED_BY,
+    LABEL_NAME, LABEL_PART_OF, LABEL_TRAINING_JOB, TRAINER, training_attempt, training_service,
 };
 use flywheel_api::pod::PodSettings;
 use flywheel_contract::SCHEMA_VERSION;
@@ -100,8 +100,8 @@ pub(crate) fn tried_once(metadata: ObjectMeta, nodes: u32, template: PodTemplate
     }
 }
 
-/// The Job of attempt `attempt`, after `counted` restarts that count; its pods keep away from the nodes `avoided` where others
-/// have room.
+/// The Job of attempt `attempt`, after `counted` restarts that count, with pods of the accelerator class `class`, which keep away
+/// from the nodes `avoided` where others have room.
 ///
 /// # Errors
 /// The accelerator class is unknown, the configuration is too long, a pod setting is impossible, or the result would lie in
@@ -110,6 +110,7 @@ pub fn job(
     owner: &TrainingJob,
     attempt: u32,
     counted: u32,
+    class: &str,
     avoided: &[String],
     settings: &Settings,
 ) -> Result<Job, Error> {
@@ -122,7 +123,8 @@ pub fn job(
     ] {
         check_place(field, uri, spec.trainer.pod.as_ref())?;
     }
-    let class = settings.class(&spec.trainer.accelerator.class)?;
+    let class_name = class;
+    let class = settings.class(class_name)?;
     let name = owner.name_any();
     let configuration = TrainerConfig {
         schema_version: SCHEMA_VERSION,
@@ -178,6 +180,7 @@ pub fn job(
     })?;
     let mut job_labels = labels;
     job_labels.insert(LABEL_COUNTED_RESTARTS.to_owned(), counted.to_string());
+    job_labels.insert(LABEL_ACCELERATOR_CLASS.to_owned(), class_name.to_owned());
     Ok(tried_once(
         ObjectMeta {
             name: Some(training_attempt(&name, attempt)),

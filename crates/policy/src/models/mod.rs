@@ -219,7 +219,9 @@ fn outcome(number: u32, ended: &EndedAttempt) -> Verification {
             "the verifying container used more memory than its limit; see LimitRange of the namespace".to_owned(),
         ),
         End::Unclear { message } => (reasons::POD_FAILED, message.clone()),
-        End::Lost { how } | End::Hung { how } | End::GpuFault { how } => (reasons::POD_LOST, how.clone()),
+        End::Lost { how } | End::Hung { how } | End::GpuFault { how } | End::NoRoom { how, .. } => {
+            (reasons::POD_LOST, how.clone())
+        }
     };
     Verification::Pending {
         reason: reason.to_owned(),

@@ -31,7 +31,8 @@ pub struct Look {
     pub no_room_seconds: i32,
 }
 
-/// The incident that the end of an attempt is. `silent_since`: since when its pod did not answer, where it did not.
+/// The incident that the end of an attempt is; `None` where nothing failed. `silent_since`: since when its pod did not answer,
+/// where it did not.
 #[must_use]
 pub fn failure(
     object: &str,
@@ -39,7 +40,7 @@ pub fn failure(
     ended: &EndedAttempt,
     silent_since: Option<Timestamp>,
     now: Timestamp,
-) -> Failure {
+) -> Option<Failure> {
     let (cause, how) = match &ended.end {
         End::Told(Outcome::Failed(failure)) => {
             let cause = match failure.reason {
@@ -63,19 +64,21 @@ pub fn failure(
         End::Lost { how } => (IncidentCause::PodLost, how.clone()),
         End::Hung { how } => (IncidentCause::Hung, how.clone()),
         End::GpuFault { how } => (IncidentCause::GpuFault, how.clone()),
+        // What it was to recover from goes on.
+        End::NoRoom { .. } => return None,
     };
     // A pod that missed another one says nothing against its own node.
     let missed = matches!(&ended.end, End::Told(Outcome::Failed(failure)) if failure.reason == FailureReason::PeerLost);
     // A deleted pod has its end when its grace is over; a lost node was silent long before its pods were.
     let at = ended.at.map_or(now, |at| at.min(now));
     let silent = silent_since.filter(|_| matches!(cause, IncidentCause::NodeLost | IncidentCause::Hung));
-    Failure {
+    Some(Failure {
         cause,
         object: object.to_owned(),
         node: node.filter(|_| !missed).map(str::to_owned),
         how,
         began: silent.map_or(at, |silent| silent.min(at)),
-    }
+    })
 }
 
 /// The incidents after a look. One goes on at a time: where the next attempt fails as well, before it trains, the job is still
@@ -180,20 +183,28 @@ mod tests {
                 &ended(end.clone(), 100),
                 silent.map(at),
                 at(110),
-            );
+            )
+            .unwrap();
             assert_eq!((failure.cause, failure.began), (cause, at(began)), "{end:?}");
         }
         let told = flywheel_contract::failure::Failure::new(FailureReason::PeerLost, "pod 1 is gone");
         let missed = ended(End::Told(Outcome::Failed(told)), 100);
-        assert_eq!(failure("j-train-1", Some("n"), &missed, None, at(110)).node, None);
+        let missed = failure("j-train-1", Some("n"), &missed, None, at(110)).unwrap();
+        assert_eq!(missed.node, None);
         let ends_later = failure(
             "j-train-1",
             None,
             &ended(lost("its pod was deleted"), 130),
             None,
             at(110),
-        );
+        )
+        .unwrap();
         assert_eq!(ends_later.began, at(110), "its grace is not over");
+        let no_room = End::NoRoom {
+            how: "no room".to_owned(),
+            turn: 1,
+        };
+        assert_eq!(failure("j-train-1", None, &ended(no_room, 100), None, at(110)), None);
     }
 
     fn look(object: &str) -> Look {

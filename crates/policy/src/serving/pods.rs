@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 
 use super::blame::Ended;
-use crate::placement::{PodSchedulingView, Problem, condition};
+use crate::placement::{PodSchedulingView, Problem, condition, refused_since};
 use crate::preparation::unprepared;
 use crate::remedy::{PodsOf, of_image};
 
@@ -83,7 +83,6 @@ impl PodView {
         }
         let name = pod.metadata.name.clone().unwrap_or_default();
         let scheduling = PodSchedulingView::of(pod, now);
-        let refused = condition(pod, "PodScheduled").filter(|c| c.status == "False");
         let container = status
             .and_then(|s| s.container_statuses.as_ref())
             .and_then(|list| list.iter().find(|c| c.name == container));
@@ -104,7 +103,7 @@ impl PodView {
             version: None,
             stage,
             scheduling,
-            waiting_since: refused.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0),
+            waiting_since: refused_since(pod),
             trouble: match stage {
                 Stage::Ready => None,
                 Stage::Starting => unprepared(pod, now).map(Trouble::from),

@@ -143,6 +143,13 @@ pub enum End {
         /// What was seen.
         how: String,
     },
+    /// Its pods had no room in its accelerator class, so it was given up for one of another class.
+    NoRoom {
+        /// Where, for how long, and what is next.
+        how: String,
+        /// Turns of the two classes in a row, with this one.
+        turn: u32,
+    },
 }
 
 impl Verdict {
@@ -155,6 +162,7 @@ impl Verdict {
                 Cause::Hung => End::Hung { how },
                 Cause::NodeLost => End::Lost { how },
                 Cause::GpuFault => End::GpuFault { how },
+                Cause::NoRoom { turn } => End::NoRoom { how, turn },
             },
             at: Some(self.at),
             position: self.position,
@@ -430,7 +438,7 @@ fn telling(end: &PodEnd<'_>, by_itself: Option<Timestamp>, is_over: bool, contai
         End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted)
         | End::Unclear { .. }
         | End::Hung { .. } => Telling::Failed,
-        End::GpuFault { .. } => Telling::Taken,
+        End::GpuFault { .. } | End::NoRoom { .. } => Telling::Taken,
         End::Lost { .. } if !is_deletion(end) || is_cut_off(end.pod, container, now) => Telling::Taken,
         // Its deletion was not yet seen when the first end was.
         End::Lost { .. } if is_over => Telling::Stopped,
@@ -879,6 +887,7 @@ mod tests {
                 End::Lost { .. } => "Lost",
                 End::Hung { .. } => "Hung",
                 End::GpuFault { .. } => "GpuFault",
+                End::NoRoom { .. } => "NoRoom",
             },
         }
     }
@@ -1292,7 +1301,7 @@ mod tests {
             ..TerminationMessage::new(Outcome::Failed(Failure::new(FailureReason::Interrupted, "SIGTERM")))
         };
         let deleted = json!({"deletionTimestamp": "2026-01-01T00:05:30Z", "deletionGracePeriodSeconds": 30});
-        for cause in [Cause::Hung, Cause::NodeLost, Cause::GpuFault] {
+        for cause in [Cause::Hung, Cause::NodeLost, Cause::GpuFault, Cause::NoRoom { turn: 2 }] {
             let (job, verdict) = given_up(cause);
             for pod in [
                 pod(json!({}), running(json!([]))),

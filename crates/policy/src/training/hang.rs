@@ -120,6 +120,11 @@ pub enum Cause {
     NodeLost,
     /// A GPU of the pod is unhealthy.
     GpuFault,
+    /// No pod has run, since the accelerator class has no room, and another class may have.
+    NoRoom {
+        /// Turns of the two classes in a row, with this one.
+        turn: u32,
+    },
 }
 
 impl Verdict {

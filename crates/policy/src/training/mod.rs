@@ -1,9 +1,11 @@
 //! What a TrainingJob needs next.
 //!
 //! [`attempt`] reads one attempt's Job and pods, [`hang`] says whether a pod that runs still works, [`restart`] says whether
-//! and when another attempt follows a failure, and [`decide`] puts them together with what the spec says.
+//! and when another attempt follows a failure, [`fallback`] of which accelerator class it is, and [`decide`] puts them together
+//! with what the spec says.
 
 pub mod attempt;
+pub mod fallback;
 pub mod hang;
 pub mod restart;
 
@@ -21,13 +23,17 @@ use restart::{After, Past};
 
 /// What the spec wishes, as far as decisions need it.
 #[derive(Clone, Copy, Debug)]
-pub struct Wishes {
+pub struct Wishes<'a> {
     /// Stop the pods and wait.
     pub suspend: bool,
     /// Restarts that count.
     pub max_restarts: u32,
     /// Leave alone what runs, whatever is seen of it.
     pub only_observe: bool,
+    /// Its accelerator class.
+    pub class: &'a str,
+    /// The class that takes over where that one has no room, where the administrator named one.
+    pub fallback: Option<&'a str>,
 }
 
 /// One attempt, as its Job and pods show it.
@@ -37,6 +43,8 @@ pub struct AttemptView {
     pub number: u32,
     /// Counted restarts before it.
     pub counted: u32,
+    /// The accelerator class of its pods.
+    pub class: String,
     /// When its Job was made.
     pub created: Timestamp,
     /// Its Job says `suspend: true`.
@@ -97,7 +105,7 @@ pub struct Observed {
     pub version_taken: Option<TakenVersion>,
     /// Why pods have no node.
     pub placement: Option<Problem>,
-    /// That the last attempt, which runs, hangs or is lost.
+    /// That the last attempt is to be given up: it runs and hangs or is lost, or it has no room.
     pub verdict: Option<Verdict>,
 }
 
@@ -145,6 +153,8 @@ pub enum Intent {
         attempt: u32,
         /// Counted restarts before it.
         counted: u32,
+        /// Accelerator class of its pods.
+        class: String,
     },
     /// Set `suspend` of this attempt's Job.
     SetSuspend {
@@ -250,7 +260,7 @@ impl Decision {
 
 /// What the job needs now.
 #[must_use]
-pub fn decide(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
+pub fn decide(wishes: Wishes<'_>, observed: &Observed, now: Timestamp) -> Decision {
     let mut decision = intent(wishes, observed, now);
     // A suspension ends all pods one by one, which is no end of the attempt; its Job may not show it yet.
     let last = observed.attempts.last().filter(|_| !wishes.suspend);
@@ -296,11 +306,11 @@ enum Over<'a> {
     Ended,
     /// It was told to end and may still save its state.
     Ending,
-    /// It runs and is given up.
+    /// It runs or waits, and is given up.
     GivenUp(&'a Verdict),
 }
 
-fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
+fn intent(wishes: Wishes<'_>, observed: &Observed, now: Timestamp) -> Decision {
     let finished = |phase, reason: &str, message: &str| Decision {
         remove: live(&observed.attempts, None),
         ..Decision::wait(phase, reason, message, QUIET)
@@ -322,7 +332,7 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
         AttemptState::Ended(ended) => Some((ended.clone(), Over::Ended)),
         AttemptState::Ending(ended) => Some((ended.clone(), Over::Ending)),
         // A suspension ends the pod as well, and costs nothing.
-        AttemptState::Running if !wishes.suspend && !wishes.only_observe => observed
+        AttemptState::Running | AttemptState::Unscheduled if !wishes.suspend && !wishes.only_observe => observed
             .verdict
             .as_ref()
             .map(|verdict| (verdict.ended(), Over::GivenUp(verdict))),
@@ -377,8 +387,19 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
                     let told = observed.told_counted.filter(|_| is_lost(latest));
                     let counted = told.filter(|told| *told > latest.counted).unwrap_or(counted);
                     let is_ending = matches!(over, Over::Ending);
+                    // Pods that have no node yet could get one beside those of another class.
+                    let holds_on = matches!(ended.end, End::NoRoom { .. }) && latest.pod_lives;
                     let (intent, again) = match over {
-                        Over::Ended if wait.is_zero() => (Intent::StartAttempt { attempt, counted }, RUNNING),
+                        Over::Ended if holds_on => (Intent::Wait, SOON),
+                        Over::Ended if wait.is_zero() => {
+                            let class = wishes.next_class(&latest.class, &ended.end).to_owned();
+                            let intent = Intent::StartAttempt {
+                                attempt,
+                                counted,
+                                class,
+                            };
+                            (intent, RUNNING)
+                        }
                         Over::Ended => (Intent::Wait, wait),
                         Over::Ending => (Intent::Wait, SOON),
                         Over::GivenUp(verdict) => (give_up(verdict), SOON),
@@ -402,7 +423,7 @@ fn intent(wishes: Wishes, observed: &Observed, now: Timestamp) -> Decision {
             }
         }),
         None => {
-            let mut decision = going_on(latest, observed.placement.as_ref(), now);
+            let mut decision = going_on(wishes, observed, latest, now);
             if latest.suspended {
                 decision.intent = Intent::SetSuspend {
                     attempt: latest.number,
@@ -436,7 +457,7 @@ fn is_lost(attempt: &AttemptView) -> bool {
 fn before(attempts: &[AttemptView]) -> Option<&EndedAttempt> {
     attempts.iter().rev().skip(1).find_map(|a| match &a.state {
         AttemptState::Ended(ended) => {
-            let taken = matches!(ended.end, End::Lost { .. } | End::GpuFault { .. });
+            let taken = matches!(ended.end, End::Lost { .. } | End::GpuFault { .. } | End::NoRoom { .. });
             (!taken).then_some(ended)
         }
         _ => None,
@@ -445,7 +466,7 @@ fn before(attempts: &[AttemptView]) -> Option<&EndedAttempt> {
 
 /// Reason and message of a failure that was told of this attempt, or of a later one, before. What it was read from may be
 /// gone by now (a pod or a Job that was cleaned up), which is no reason to start again; that the budget was raised is.
-fn stays_failed<'a>(wishes: Wishes, observed: &'a Observed, latest: &AttemptView) -> Option<(&'a str, &'a str)> {
+fn stays_failed<'a>(wishes: Wishes<'_>, observed: &'a Observed, latest: &AttemptView) -> Option<(&'a str, &'a str)> {
     match &observed.ended {
         Some(Ended::Failed { reason, message }) if observed.told_attempt >= latest.number => {
             let raised = if observed.told_attempt == latest.number {
@@ -460,7 +481,7 @@ fn stays_failed<'a>(wishes: Wishes, observed: &'a Observed, latest: &AttemptView
 }
 
 /// Whether `recovery.maxRestarts` allows another attempt after one that used the budget up and whose Job was deleted.
-fn is_raised(wishes: Wishes, observed: &Observed, reason: &str) -> bool {
+fn is_raised(wishes: Wishes<'_>, observed: &Observed, reason: &str) -> bool {
     let allowed = |counted| counted <= wishes.max_restarts;
     reason == reasons::MAX_RESTARTS_EXCEEDED && observed.told_count().is_some_and(allowed)
 }
@@ -502,7 +523,7 @@ pub fn version_conflict(name: &str, uri: &str, outcome: &str) -> String {
 
 /// What follows where there is no Job of the last attempt: before the first, and after it was deleted. `counted` holds where
 /// the status tells no count.
-fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decision {
+fn without_attempt(wishes: Wishes<'_>, observed: &Observed, counted: u32) -> Decision {
     let raised = match &observed.ended {
         Some(Ended::Failed { reason, message }) if !is_raised(wishes, observed, reason) => {
             return Decision::wait(Phase::Failed, reason, message, QUIET);
@@ -551,6 +572,7 @@ fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decisio
         intent: Intent::StartAttempt {
             attempt: observed.told_attempt.saturating_add(1),
             counted,
+            class: wishes.class.to_owned(),
         },
         counted: Some(counted),
         ..Decision::wait(phase, reason, message, WAITING)
@@ -558,7 +580,8 @@ fn without_attempt(wishes: Wishes, observed: &Observed, counted: u32) -> Decisio
 }
 
 /// An attempt that has not ended.
-fn going_on(latest: &AttemptView, placement: Option<&Problem>, now: Timestamp) -> Decision {
+fn going_on(wishes: Wishes<'_>, observed: &Observed, latest: &AttemptView, now: Timestamp) -> Decision {
+    let placement = observed.placement.as_ref();
     let several = latest.nodes > 1;
     let waited = Duration::try_from(now.duration_since(latest.created)).unwrap_or_default();
     let later = latest.number > 1;
@@ -589,7 +612,14 @@ fn going_on(latest: &AttemptView, placement: Option<&Problem>, now: Timestamp) -
                 let message = format!("{}. {GANG_WAITS}", problem.message);
                 decision(Phase::Pending, problem.reason, message, WAITING)
             }
-            Some(problem) => decision(Phase::Pending, problem.reason, problem.message.clone(), WAITING),
+            Some(problem) => {
+                let prospect = fallback::prospect(wishes, &observed.attempts).filter(|_| problem.is_want_of_gpus());
+                let message = match prospect {
+                    Some(prospect) => format!("{}. {prospect}", problem.message),
+                    None => problem.message.clone(),
+                };
+                decision(Phase::Pending, problem.reason, message, WAITING)
+            }
             None => decision(Phase::Pending, reasons::PENDING, NO_NODE_YET.to_owned(), WAITING),
         },
         AttemptState::Starting => decision(
@@ -607,6 +637,11 @@ fn going_on(latest: &AttemptView, placement: Option<&Problem>, now: Timestamp) -
                 format!("all {} pods run", latest.nodes)
             } else {
                 "the pod runs".to_owned()
+            };
+            let message = if latest.class == wishes.class {
+                message
+            } else {
+                format!("{message}, in the fallback class {}", latest.class)
             };
             decision(Phase::Running, reasons::RUNNING, message, RUNNING)
         }

@@ -3,7 +3,7 @@
 //! Failures of data, settings or memory give the same again and end the job at once; so do two failures at one step in the
 //! same way. Other failures count against `recovery.maxRestarts` unless the attempt came further than the checkpoint that
 //! it began with. A pod that was taken away (deleted, evicted, preempted, its node lost, its GPU broken) costs nothing, and
-//! neither does one that found itself replaced.
+//! neither does one that found itself replaced, or no room.
 
 use std::time::Duration;
 
@@ -107,6 +107,7 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
             past.free(reasons::POD_LOST, format!("attempt {number} was lost: {how}"), now)
         }
         End::GpuFault { how } => past.free(reasons::GPU_FAULT, format!("attempt {number} was given up: {how}"), now),
+        End::NoRoom { how, .. } => past.free(reasons::FALLBACK_CLASS, how.clone(), now),
     }
 }
 
@@ -257,7 +258,7 @@ fn failure_reason(end: &End) -> Option<&str> {
             Some(reasons::POD_FAILED)
         }
         End::Hung { .. } => Some(reasons::HUNG),
-        End::OutOfMemory | End::Lost { .. } | End::GpuFault { .. } => None,
+        End::OutOfMemory | End::Lost { .. } | End::GpuFault { .. } | End::NoRoom { .. } => None,
     }
 }
 

@@ -20,6 +20,7 @@ fn attempt(number: u32, counted: u32, state: AttemptState) -> AttemptView {
     AttemptView {
         number,
         counted,
+        class: "a100".to_owned(),
         created: at(-600),
         suspended: false,
         nodes: 1,
@@ -99,14 +100,20 @@ fn seen(attempts: Vec<AttemptView>) -> Observed {
     }
 }
 
-const WISHES: Wishes = Wishes {
+const WISHES: Wishes<'static> = Wishes {
     suspend: false,
     max_restarts: 2,
     only_observe: false,
+    class: "a100",
+    fallback: None,
 };
 
 fn start(attempt: u32, counted: u32) -> Intent {
-    Intent::StartAttempt { attempt, counted }
+    Intent::StartAttempt {
+        attempt,
+        counted,
+        class: "a100".to_owned(),
+    }
 }
 
 #[test]
@@ -1108,6 +1115,123 @@ fn old_jobs_are_removed_beyond_three_lost_ones_at_once_and_never_the_latest() {
 }
 
 /// An attempt of two pods.
+/// What is seen of attempts of which the last has no room, by a job that may go to another class.
+fn without_room(attempts: Vec<AttemptView>, verdict: Option<Verdict>) -> Observed {
+    Observed {
+        verdict,
+        placement: Some(Problem {
+            reason: reasons::INSUFFICIENT_GPU,
+            message: "1 of 1 pod(s) have no node".to_owned(),
+        }),
+        ..seen(attempts)
+    }
+}
+
+#[test]
+fn an_attempt_without_room_is_followed_by_one_of_the_fallback_class() {
+    let wishes = Wishes {
+        fallback: Some("t4"),
+        ..WISHES
+    };
+    let waits = |number, class: &str| AttemptView {
+        class: class.to_owned(),
+        pod_lives: true,
+        ..attempt(number, 1, AttemptState::Unscheduled)
+    };
+    let gives_up = |turn| Verdict {
+        how: "attempt 1 found no room in the accelerator class a100 for 60 s, and the fallback class t4 is next"
+            .to_owned(),
+        ..verdict(Cause::NoRoom { turn })
+    };
+    // It is told of before.
+    let decision = decide(wishes, &without_room(vec![waits(1, "a100")], None), at(0));
+    assert_eq!((&decision.intent, decision.phase), (&Intent::Wait, Phase::Pending));
+    assert_eq!(
+        decision.message,
+        "1 of 1 pod(s) have no node. Where there is no room for 60 s, the next attempt goes to the fallback class t4"
+    );
+    let unmoved = decide(WISHES, &without_room(vec![waits(1, "a100")], None), at(0));
+    assert_eq!(unmoved.message, "1 of 1 pod(s) have no node");
+
+    let observed = without_room(vec![waits(1, "a100")], Some(gives_up(1)));
+    let decision = decide(wishes, &observed, at(0));
+    assert_eq!(
+        decision.intent,
+        Intent::GiveUp {
+            attempt: 1,
+            verdict: gives_up(1)
+        }
+    );
+    assert_eq!(
+        (decision.phase, decision.reason.as_str()),
+        (Phase::Restarting, "FallbackClass")
+    );
+    assert!(
+        decision
+            .message
+            .ends_with("the fallback class t4 is next. A new attempt follows; it does not count"),
+        "{}",
+        decision.message
+    );
+    assert_eq!((decision.stop, decision.counted), (vec![1], Some(1)));
+    for kept in [
+        Wishes {
+            suspend: true,
+            ..wishes
+        },
+        Wishes {
+            only_observe: true,
+            ..wishes
+        },
+    ] {
+        let decision = decide(kept, &observed, at(0));
+        assert!(!matches!(decision.intent, Intent::GiveUp { .. }), "{kept:?}");
+    }
+
+    // Its pods are told to end before the next one begins.
+    let given_up = |number, class: &str, turn, pod_lives| AttemptView {
+        class: class.to_owned(),
+        pod_lives,
+        ..attempt(number, 1, AttemptState::Ended(gives_up(turn).ended()))
+    };
+    let decision = decide(wishes, &seen(vec![given_up(1, "a100", 1, true)]), at(1));
+    assert_eq!((decision.intent, decision.stop), (Intent::Wait, vec![1]));
+    let next = |attempt, class: &str| Intent::StartAttempt {
+        attempt,
+        counted: 1,
+        class: class.to_owned(),
+    };
+    let decision = decide(wishes, &seen(vec![given_up(1, "a100", 1, false)]), at(1));
+    assert_eq!((decision.intent, decision.stop), (next(2, "t4"), vec![]));
+    assert_eq!(decision.reason, "FallbackClass");
+    let suspend = Wishes {
+        suspend: true,
+        ..wishes
+    };
+    let decision = decide(suspend, &seen(vec![given_up(1, "a100", 1, false)]), at(1));
+    assert_eq!((decision.intent, decision.phase), (Intent::Wait, Phase::Suspended));
+    let back = seen(vec![given_up(1, "a100", 1, false), given_up(2, "t4", 2, false)]);
+    assert_eq!(decide(wishes, &back, at(1)).intent, next(3, "a100"));
+
+    // There it runs, and whatever ends it leads back.
+    let runs = AttemptView {
+        class: "t4".to_owned(),
+        ..attempt(2, 1, AttemptState::Running)
+    };
+    let decision = decide(wishes, &seen(vec![given_up(1, "a100", 1, false), runs.clone()]), at(1));
+    assert_eq!(decision.message, "the pod runs, in the fallback class t4");
+    let lost = AttemptView {
+        state: ended(
+            End::Lost {
+                how: "deleted".to_owned(),
+            },
+            0,
+        ),
+        ..runs
+    };
+    assert_eq!(decide(wishes, &seen(vec![lost]), at(1)).intent, next(3, "a100"));
+}
+
 fn of_two(state: AttemptState, running: u32) -> AttemptView {
     AttemptView {
         nodes: 2,
@@ -1413,7 +1537,7 @@ proptest! {
         let result = |end: &End| matches!(end, End::Told(Outcome::Trained(_)));
         prop_assume!(!result(&earlier.end));
         let decision = decide(Wishes { suspend, max_restarts, ..WISHES }, &observed, at(0));
-        if let Intent::StartAttempt { attempt: next, counted: then } = decision.intent {
+        if let Intent::StartAttempt { attempt: next, counted: then, .. } = decision.intent {
             prop_assert!(next > number && next > told);
             prop_assert!(then <= max_restarts);
             prop_assert!(!suspend);
@@ -1449,7 +1573,7 @@ proptest! {
             let free = matches!(end, End::Lost { .. } | End::GpuFault { .. }) || end == failed(FailureReason::Fenced);
             let state = ended_at(end, -300, (90, 80, 80));
             match decide(wishes, &seen(vec![attempt(number, counted, state)]), at(0)).intent {
-                Intent::StartAttempt { attempt: next, counted: then } => {
+                Intent::StartAttempt { attempt: next, counted: then, .. } => {
                     failures += u32::from(!free);
                     (number, counted) = (next, then);
                 }
@@ -1481,7 +1605,7 @@ proptest! {
             };
             failures += u32::from(!free);
             match decide(wishes, &later, at(0)).intent {
-                Intent::StartAttempt { attempt: next, counted: then } => (number, counted) = (next, then),
+                Intent::StartAttempt { attempt: next, counted: then, .. } => (number, counted) = (next, then),
                 other => panic!("{other:?}"),
             }
         }
@@ -1492,7 +1616,7 @@ proptest! {
     #[test]
     fn deciding_twice_starts_once(state in any_state()) {
         let mut observed = seen(vec![attempt(1, 0, state)]);
-        if let Intent::StartAttempt { attempt: n, counted } = decide(WISHES, &observed, at(0)).intent {
+        if let Intent::StartAttempt { attempt: n, counted, .. } = decide(WISHES, &observed, at(0)).intent {
             observed.attempts.push(attempt(n, counted, AttemptState::NoPod { refused: None }));
             prop_assert_eq!(decide(WISHES, &observed, at(0)).intent, Intent::Wait);
         }

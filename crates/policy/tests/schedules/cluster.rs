@@ -8,6 +8,7 @@ use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::scalar::{Digest, Uri};
 use flywheel_contract::termination::{Outcome, Position, TerminationMessage, Trained};
 use flywheel_contract::trainer::ArtifactRef;
+use flywheel_policy::training::hang::{Cause, Verdict};
 use flywheel_policy::training::{Ended, Phase};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
@@ -22,6 +23,10 @@ use crate::service::Service;
 
 /// The extended resource of the model's GPUs.
 pub const GPU: &str = "nvidia.com/gpu";
+/// The accelerator class of the TrainingJob.
+pub const CLASS: &str = "a100";
+/// Its fallback, in clusters that have one.
+pub const FALLBACK: &str = "t4";
 /// GPUs of a node.
 const GPUS: usize = 2;
 /// Seconds that a pod has to end; the default of Kubernetes.
@@ -87,6 +92,8 @@ pub struct Node {
     pub net: bool,
     /// Its pods reach the store, and each other.
     pub store: bool,
+    /// The accelerator class that it is of.
+    pub class: &'static str,
     /// GPUs.
     pub gpus: usize,
     /// Its GPUs are broken.
@@ -146,6 +153,7 @@ pub struct JobObject {
     pub name: u64,
     pub attempt: u32,
     pub counted: u32,
+    pub class: &'static str,
     pub created: Second,
     pub suspended: bool,
     pub pods: u32,
@@ -189,7 +197,10 @@ pub struct PodObject {
     pub owner: Uid,
     pub attempt: u32,
     pub index: u32,
+    class: &'static str,
     pub node: Option<usize>,
+    /// Since when the scheduler finds no node for it.
+    pub refused: Option<Second>,
     pub created: Second,
     told: Told,
     /// When it was told to end at the latest to be gone.
@@ -250,7 +261,7 @@ pub enum Doing {
 #[derive(Clone, Debug)]
 pub struct Process {
     pub pod: Uid,
-    job: Uid,
+    pub job: Uid,
     pub lineage: Uid,
     pub node: usize,
     pub attempt: u32,
@@ -320,6 +331,10 @@ pub struct Cluster {
     /// Whose result has become a ModelVersion.
     pub version_of: Option<Uid>,
     pub service: Service,
+    /// The class has a fallback, of which there are nodes.
+    pub fallback: bool,
+    /// Others hold what is free of the class.
+    pub held: bool,
     /// The API server answers the operator.
     pub api_up: bool,
     /// The first invariant that does not hold.
@@ -347,8 +362,9 @@ fn trained() -> Outcome {
 
 impl Cluster {
     /// With a TrainingJob that was just applied, and a service that answers.
-    pub fn new(bug: Bug, nodes: usize, pods: u32, max_restarts: u32, size: u32) -> Self {
-        let node = Node {
+    pub fn new(bug: Bug, nodes: [usize; 2], pods: u32, max_restarts: u32, size: u32) -> Self {
+        let node = |class| Node {
+            class,
             alive: true,
             api: true,
             net: true,
@@ -362,7 +378,7 @@ impl Cluster {
         let mut cluster = Self {
             now: 0,
             bug,
-            nodes: vec![node; nodes],
+            nodes: [vec![node(CLASS); nodes[0]], vec![node(FALLBACK); nodes[1]]].concat(),
             training: Training {
                 uid: 0,
                 created: 0,
@@ -379,6 +395,8 @@ impl Cluster {
             truths: Vec::new(),
             version_of: None,
             service: Service::new(size),
+            fallback: nodes[1] > 0,
+            held: false,
             api_up: true,
             broken: None,
             counts: Counts::default(),
@@ -432,7 +450,7 @@ impl Cluster {
     // What clients ask of the API server.
 
     /// Makes the Job of an attempt, unless one has its name: whether it belongs to this TrainingJob then.
-    pub fn create_job(&mut self, owner: Uid, attempt: u32, counted: u32) -> bool {
+    pub fn create_job(&mut self, owner: Uid, attempt: u32, counted: u32, class: &'static str) -> bool {
         let name = match self.bug {
             Bug::DoubleStart => self.uid() + 1_000_000,
             _ => u64::from(attempt),
@@ -458,6 +476,14 @@ impl Cluster {
                 self.violated(format!("{counted} restarts count, and {failures} attempts failed"));
             }
         }
+        let lives = |pod: &PodObject| !pod.is_over() && pod.deadline.is_none() && !pod.out_of_contact;
+        let has_job = |pod: &PodObject| self.jobs.iter().any(|job| job.uid == pod.job && job.owner == owner);
+        let mut others = self.pods.iter().filter(|pod| pod.class != class);
+        if let Some(other) = others.find(|pod| lives(pod) && has_job(pod)).map(|pod| pod.words()) {
+            self.violated(format!(
+                "attempt {attempt} begins in the class {class} beside {other} of another class"
+            ));
+        }
         let uid = self.uid();
         let mut job = JobObject {
             uid,
@@ -465,6 +491,7 @@ impl Cluster {
             name,
             attempt,
             counted,
+            class,
             created: self.now,
             suspended: false,
             pods: self.training.pods,
@@ -680,7 +707,9 @@ impl Cluster {
                     owner: job.owner,
                     attempt: job.attempt,
                     index,
+                    class: job.class,
                     node: None,
+                    refused: None,
                     created: now,
                     told: Told::Waiting,
                     deadline: None,
@@ -700,7 +729,7 @@ impl Cluster {
     /// one for its kubelet is not seen by the policy, and stays until the control plane evicts it.
     pub fn free(&self, node: usize) -> usize {
         let seen = &self.nodes[node];
-        if !seen.ready || seen.gpu_broken || seen.is_lost() {
+        if !seen.ready || seen.gpu_broken || seen.is_lost() || (self.held && seen.class == CLASS) {
             return 0;
         }
         let held = self
@@ -719,15 +748,19 @@ impl Cluster {
 
     /// Gives pods a node.
     pub fn scheduler(&mut self) {
-        let waiting: Vec<Uid> = self
+        let now = self.now;
+        let waiting: Vec<(Uid, &'static str, bool)> = self
             .pods
             .iter()
             .filter(|pod| pod.node.is_none())
-            .map(|pod| pod.uid)
+            .map(|pod| (pod.uid, pod.class, pod.refused.is_none()))
             .collect();
-        for uid in waiting {
-            if let Some(node) = (0..self.nodes.len()).find(|node| self.free(*node) > 0) {
-                self.change_pod(uid, |pod| pod.node = Some(node));
+        for (uid, class, first) in waiting {
+            let mut of_class = (0..self.nodes.len()).filter(|node| self.nodes[*node].class == class);
+            match of_class.find(|node| self.free(*node) > 0) {
+                Some(node) => self.change_pod(uid, |pod| pod.node = Some(node)),
+                None if first => self.change_pod(uid, |pod| pod.refused = Some(now)),
+                None => {}
             }
         }
         while let Some(node) = (0..self.nodes.len()).rev().find(|node| self.free(*node) > 0) {
@@ -1054,6 +1087,26 @@ impl Cluster {
         self.service.crash(node);
     }
 
+    /// Turns of the two classes in a row before the newest attempt.
+    pub fn turns(&self) -> u32 {
+        let mut jobs: Vec<&Rc<JobObject>> = self.jobs.iter().filter(|job| job.owner == self.training.uid).collect();
+        jobs.sort_by_key(|job| job.attempt);
+        let text = jobs.iter().rev().nth(1).and_then(|job| job.given_up.as_deref());
+        let verdict: Option<Verdict> = text.map(|text| serde_json::from_str(text).unwrap());
+        match verdict.map(|verdict| verdict.cause) {
+            Some(Cause::NoRoom { turn }) => turn,
+            _ => 0,
+        }
+    }
+
+    /// Some pods of an attempt have a node, and others none.
+    pub fn is_partly_placed(&self) -> bool {
+        self.jobs.iter().any(|job| {
+            let of_job = || self.pods.iter().filter(|pod| pod.job == job.uid);
+            of_job().any(|pod| pod.node.is_some()) && of_job().any(|pod| pod.node.is_none())
+        })
+    }
+
     /// The pods of the newest attempt really train, or the result is there.
     pub fn trains(&self) -> bool {
         let ended = self.training.status.as_ref().and_then(|status| status.ended.as_ref());
@@ -1199,6 +1252,12 @@ impl PodObject {
             condition("ContainersReady", runs),
             condition("Ready", runs && !self.out_of_contact),
         ];
+        if let Some(since) = self.refused.filter(|_| self.node.is_none()) {
+            conditions.push(PodCondition {
+                last_transition_time: Some(time(since)),
+                ..condition("PodScheduled", false)
+            });
+        }
         if self.disrupted {
             conditions.push(condition("DisruptionTarget", true));
         }

@@ -5,10 +5,12 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
+use flywheel_api::conditions::reasons;
 use flywheel_api::names::TRAINER;
 use flywheel_api::recovery::{IncidentCause, RecoveryMode};
 use flywheel_contract::progress::{CheckpointProgress, Phase as TrainerPhase, Progress, TrackingProgress};
 use flywheel_contract::termination::{Outcome, Position};
+use flywheel_policy::placement::{Problem, refused_since};
 use flywheel_policy::recovery::nodes::{Nodes, is_held};
 use flywheel_policy::recovery::serving::{Leaving, Ledger, Look as ServiceLook, Place, Plan, PodSight, View, plan};
 use flywheel_policy::serving::Stage;
@@ -17,10 +19,12 @@ use flywheel_policy::training::attempt::{
     unrecorded,
 };
 use flywheel_policy::training::hang::{Cause, Look, Surroundings, Verdict, Watch};
-use flywheel_policy::training::{AttemptView, Decision, Ended, Intent, Observed, Phase, Wishes, decide};
+use flywheel_policy::training::{AttemptView, Decision, Ended, Intent, Observed, Phase, Wishes, decide, fallback};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::cluster::{Bug, Cluster, Doing, GPU, JobObject, PodObject, Second, Status, Training, Uid, at};
+use crate::cluster::{
+    Bug, CLASS, Cluster, Doing, FALLBACK, GPU, JobObject, PodObject, Second, Status, Training, Uid, at,
+};
 use crate::service::ServicePod;
 
 /// Time between two writes that only tell of progress.
@@ -85,16 +89,44 @@ impl Cache {
 /// A write that a pass has decided on.
 #[derive(Clone, Debug)]
 pub enum Write {
-    Record { job: Uid, text: String },
-    StartAttempt { owner: Uid, attempt: u32, counted: u32 },
-    Suspend { job: Uid, suspend: bool },
-    GiveUp { job: Uid, text: String },
-    Version { owner: Uid },
-    StopPod { pod: Uid },
-    RemoveJob { name: u64, job: Uid },
-    Status { owner: Uid, status: Status },
-    ReplacePod { pod: Uid },
-    Scale { replicas: u32 },
+    Record {
+        job: Uid,
+        text: String,
+    },
+    StartAttempt {
+        owner: Uid,
+        attempt: u32,
+        counted: u32,
+        class: &'static str,
+    },
+    Suspend {
+        job: Uid,
+        suspend: bool,
+    },
+    GiveUp {
+        job: Uid,
+        text: String,
+    },
+    Version {
+        owner: Uid,
+    },
+    StopPod {
+        pod: Uid,
+    },
+    RemoveJob {
+        name: u64,
+        job: Uid,
+    },
+    Status {
+        owner: Uid,
+        status: Status,
+    },
+    ReplacePod {
+        pod: Uid,
+    },
+    Scale {
+        replicas: u32,
+    },
 }
 
 impl Write {
@@ -225,7 +257,8 @@ impl Leader {
                 owner,
                 attempt,
                 counted,
-            } => cluster.create_job(owner, attempt, counted),
+                class,
+            } => cluster.create_job(owner, attempt, counted, class),
             Write::Suspend { job, suspend } => cluster.change_job(job, |job| job.suspended = suspend),
             Write::GiveUp { job, text } => cluster.change_job(job, |job| job.given_up = Some(text)),
             Write::Version { owner } => {
@@ -305,13 +338,15 @@ impl Leader {
         {
             training.status = Some(Rc::clone(status));
         }
-        let Some(observation) = self.observe(&training, cluster) else {
-            return;
-        };
         let wishes = Wishes {
             suspend: training.suspend,
             max_restarts: training.max_restarts,
             only_observe: false,
+            class: CLASS,
+            fallback: cluster.fallback.then_some(FALLBACK),
+        };
+        let Some(observation) = self.observe(&training, wishes, cluster) else {
+            return;
         };
         let decision = decide(wishes, &observation.observed, at(cluster.now));
         count(&decision, &observation.observed, cluster);
@@ -326,7 +361,7 @@ impl Leader {
     }
 
     /// What is seen; none where the API server does not answer.
-    fn observe(&mut self, training: &Training, cluster: &Cluster) -> Option<Observation> {
+    fn observe(&mut self, training: &Training, wishes: Wishes<'_>, cluster: &mut Cluster) -> Option<Observation> {
         let now = cluster.now;
         let mut jobs: Vec<Rc<JobObject>> = self
             .cache
@@ -373,6 +408,7 @@ impl Leader {
             attempts.push(AttemptView {
                 number: job.attempt,
                 counted: job.counted,
+                class: job.class.to_owned(),
                 created: at(job.created),
                 suspended: job.suspended,
                 nodes: nodes(&job.object),
@@ -454,6 +490,35 @@ impl Leader {
                 }
             }
         }
+        let mut placement = None;
+        if let Some(view) = attempts.last().filter(|view| view.state == AttemptState::Unscheduled) {
+            let of_job = pods
+                .iter()
+                .filter(|(number, pod)| *number == view.number && lives(&pod.object, TRAINER));
+            let since = of_job.filter_map(|(_, pod)| refused_since(&pod.object)).min();
+            placement = since.map(|_| Problem {
+                reason: reasons::INSUFFICIENT_GPU,
+                message: String::new(),
+            });
+            verdict = since.and_then(|since| fallback::verdict(wishes, &attempts, since, at(now)));
+            if verdict.is_some() {
+                if !cluster.api_up {
+                    return None;
+                }
+                let job = jobs.last().map_or(0, |job| job.uid);
+                let live = || cluster.pods.iter().filter(|pod| pod.job == job).map(|pod| &pod.object);
+                let waits = |pod: &Pod| lives(pod, TRAINER) && pod.spec.as_ref().is_some_and(|s| s.node_name.is_none());
+                let still = live().any(waits) && !live().any(|pod| runs(pod, TRAINER));
+                verdict = verdict.filter(|_| still);
+                let works = cluster
+                    .processes
+                    .iter()
+                    .any(|process| process.job == job && process.runs());
+                if works && verdict.is_some() {
+                    cluster.violated("an attempt of which a pod runs is given up for want of room");
+                }
+            }
+        }
         Some(Observation {
             observed: Observed {
                 told_attempt: told,
@@ -465,7 +530,7 @@ impl Leader {
                 ended,
                 version_made: self.cache.version_of == Some(training.uid),
                 version_taken: None,
-                placement: None,
+                placement,
                 verdict,
                 attempts,
             },
@@ -554,10 +619,15 @@ impl Leader {
             });
         }
         let write = match &decision.intent {
-            Intent::StartAttempt { attempt, counted } => Some(Write::StartAttempt {
+            Intent::StartAttempt {
+                attempt,
+                counted,
+                class,
+            } => Some(Write::StartAttempt {
                 owner: training.uid,
                 attempt: *attempt,
                 counted: *counted,
+                class: if class == CLASS { CLASS } else { FALLBACK },
             }),
             Intent::SetSuspend { attempt, suspend } => job_of(*attempt).map(|job| Write::Suspend {
                 job: job.uid,
@@ -769,6 +839,7 @@ fn written(progress: &Progress) -> Position {
 fn count(decision: &Decision, observed: &Observed, cluster: &mut Cluster) {
     let counts = &mut cluster.counts;
     counts.add(match &decision.intent {
+        Intent::StartAttempt { class, .. } if class == FALLBACK => "intent: StartAttempt in the fallback class",
         Intent::StartAttempt { .. } => "intent: StartAttempt",
         Intent::SetSuspend { suspend: true, .. } => "intent: SetSuspend true",
         Intent::SetSuspend { suspend: false, .. } => "intent: SetSuspend false",
@@ -776,6 +847,9 @@ fn count(decision: &Decision, observed: &Observed, cluster: &mut Cluster) {
             Cause::Hung => "intent: GiveUp Hung",
             Cause::NodeLost => "intent: GiveUp NodeLost",
             Cause::GpuFault => "intent: GiveUp GpuFault",
+            Cause::NoRoom { turn: 1 } => "intent: GiveUp NoRoom",
+            Cause::NoRoom { turn: 2 } => "intent: GiveUp NoRoom, second turn",
+            Cause::NoRoom { .. } => "intent: GiveUp NoRoom, later turn",
         },
         Intent::Complete(_) => "intent: Complete",
         Intent::Wait => "intent: Wait",
@@ -798,6 +872,7 @@ fn count(decision: &Decision, observed: &Observed, cluster: &mut Cluster) {
             End::Lost { .. } => "end: Lost",
             End::Hung { .. } => "end: Hung",
             End::GpuFault { .. } => "end: GpuFault",
+            End::NoRoom { .. } => "end: NoRoom",
         });
     }
     if decision.phase == Phase::Failed {

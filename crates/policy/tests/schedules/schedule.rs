@@ -5,9 +5,9 @@ use std::fmt;
 
 use flywheel_api::conditions::reasons;
 use flywheel_contract::failure::FailureReason;
-use flywheel_policy::training::Ended;
+use flywheel_policy::training::{Ended, fallback};
 
-use crate::cluster::{Bug, Cluster, Doing, Exit, Uid, failed};
+use crate::cluster::{Bug, CLASS, Cluster, Doing, Exit, FALLBACK, Uid, failed};
 use crate::counts::Counts;
 use crate::operator::{Answer, KINDS, Leader, Write};
 use crate::random::Random;
@@ -18,6 +18,9 @@ const EVENTS: (i64, i64) = (50, 90);
 const NODES_MIN: usize = 4;
 /// Numbers of nodes that are drawn from; the larger ones hold the brake off.
 const NODES_MORE: usize = 7;
+/// How many of a hundred clusters have a class that the TrainingJob may fall back to, and in how many of those the class has
+/// no room from the beginning.
+const FALLBACK_PERCENT: (usize, usize) = (20, 70);
 /// How often of a hundred events a delete arrives that is on its way: some are outlived by what they were meant for.
 const LATE_PERCENT: usize = 5;
 /// Seconds within which a recovery must be over where there is room: the deadline that a spec has by default.
@@ -38,6 +41,7 @@ pub const MUST_HAPPEN: &[&str] = &[
     "end: Hung",
     "end: InternalError",
     "end: Lost",
+    "end: NoRoom",
     "end: OutOfMemory",
     "end: PeerLost",
     "end: Trained",
@@ -66,6 +70,7 @@ pub const MUST_HAPPEN: &[&str] = &[
     "fault: a trainer ends",
     "fault: a trainer stands still",
     "fault: a write is refused",
+    "fault: others hold the class, or let it go",
     "fault: the API server does not answer",
     "fault: the TrainingJob is recreated",
     "fault: the answer to a write is lost",
@@ -74,11 +79,15 @@ pub const MUST_HAPPEN: &[&str] = &[
     "fault: the name of a new Job is taken",
     "intent: Complete",
     "intent: GiveUp GpuFault",
+    "fallback: the job trains there",
     "intent: GiveUp Hung",
+    "intent: GiveUp NoRoom",
+    "intent: GiveUp NoRoom, second turn",
     "intent: GiveUp NodeLost",
     "intent: SetSuspend false",
     "intent: SetSuspend true",
     "intent: StartAttempt",
+    "intent: StartAttempt in the fallback class",
     "intent: Wait",
     "serving: a pod of a lost node goes",
     "serving: a pod that ends again and again goes",
@@ -129,7 +138,13 @@ pub fn run(bug: Bug, seed: u64, tell: bool) -> (Counts, u64, Option<Failure>) {
     let max_restarts = u32::try_from(random.below(4)).unwrap();
     let size = 1 + u32::try_from(random.below(3)).unwrap();
     let length = u64::try_from(random.within(EVENTS.0, EVENTS.1)).unwrap();
-    let cluster = Cluster::new(bug, nodes, pods, max_restarts, size);
+    let others = if random.percent(FALLBACK_PERCENT.0) {
+        NODES_MIN
+    } else {
+        0
+    };
+    let mut cluster = Cluster::new(bug, [nodes, others], pods, max_restarts, size);
+    cluster.held = cluster.fallback && random.percent(FALLBACK_PERCENT.1);
     let leader = Some(Leader::new(&cluster));
     let mut schedule = Schedule {
         random,
@@ -139,7 +154,9 @@ pub fn run(bug: Bug, seed: u64, tell: bool) -> (Counts, u64, Option<Failure>) {
         late: None,
     };
     if tell {
-        println!("{nodes} nodes, {pods} pods for an attempt, {max_restarts} restarts, {size} servers, {length} events");
+        println!(
+            "{nodes} nodes, {others} of another class, {pods} pods for an attempt, {max_restarts} restarts, {size} servers, {length} events"
+        );
     }
     let mut event = 0;
     while event < length && schedule.cluster.broken.is_none() {
@@ -442,10 +459,17 @@ impl Schedule {
                     "fault: a Job is deleted"
                 }
             },
-            88..91 => {
+            88..90 => {
                 self.cluster.recreate_training();
                 "fault: the TrainingJob is recreated"
             }
+            90 => match self.cluster.fallback {
+                true => {
+                    self.cluster.held = !self.cluster.held;
+                    "fault: others hold the class, or let it go"
+                }
+                false => NOTHING,
+            },
             91..95 => self.end_of_a_server(server).unwrap_or(NOTHING),
             95..98 => match server {
                 Some(place) => {
@@ -548,10 +572,22 @@ impl Schedule {
             }
         }
         let lost = (0..all).filter(|node| self.cluster.nodes[*node].is_lost()).count();
-        let well = self.cluster.nodes.iter().filter(|node| node.is_well());
+        // What runs in part is not given up: it waits for what others hold.
+        if self.cluster.is_partly_placed() {
+            self.cluster.held = false;
+        }
+        let (held, has_fallback) = (self.cluster.held, self.cluster.fallback);
         let size = self.cluster.service.size;
         let needed = usize::try_from(self.cluster.training.pods + size + 1).unwrap();
-        if (lost >= 3 && lost * 10 > all * 3) || well.map(|node| node.gpus).sum::<usize>() < needed {
+        let lacks = |class: &str| {
+            let well = self
+                .cluster
+                .nodes
+                .iter()
+                .filter(|node| node.is_well() && node.class == class);
+            well.map(|node| node.gpus).sum::<usize>() < needed
+        };
+        if (lost >= 3 && lost * 10 > all * 3) || (!held && lacks(CLASS)) || (has_fallback && lacks(FALLBACK)) {
             (0..all).for_each(|node| self.heal(node));
         }
         let proven = self.cluster.service.answering(&self.cluster.nodes) > 0;
@@ -562,12 +598,15 @@ impl Schedule {
         let answering = usize::try_from(size).unwrap();
         let mut rounds = 0;
         let begun = self.cluster.now;
+        // An attempt that waits in the class without room stays there for its turn.
+        let turn = has_fallback.then(|| fallback::patience(self.cluster.turns()).as_secs());
+        let deadline = DEADLINE + i64::try_from(turn.unwrap_or(0)).unwrap();
         let is_mended = |cluster: &Cluster| cluster.trains() && cluster.service.answering(&cluster.nodes) >= answering;
         while !is_mended(&self.cluster) && self.cluster.broken.is_none() {
-            if self.cluster.now - begun >= DEADLINE {
+            if self.cluster.now - begun >= deadline {
                 let trains = self.cluster.trains();
                 self.cluster.violated(format!(
-                    "{} is not mended {DEADLINE} s after the last fault, and there is room",
+                    "{} is not mended {deadline} s after the last fault, and there is room",
                     if trains { "the service" } else { "the training" }
                 ));
                 break;
@@ -583,6 +622,8 @@ impl Schedule {
                 );
             }
         }
+        self.check_class(begun);
+        self.cluster.held = false;
         (0..all).for_each(|node| self.heal(node));
         let begun = self.cluster.now;
         while self.cluster.broken.is_none() {
@@ -609,6 +650,28 @@ impl Schedule {
             }
         }
         rounds
+    }
+
+    /// What was begun since `begun` trains where there is room.
+    fn check_class(&mut self, begun: i64) {
+        let newest = self.cluster.jobs.iter().max_by_key(|job| job.attempt);
+        let Some((class, created)) = newest.map(|job| (job.class, job.created)) else {
+            return;
+        };
+        let ended = self
+            .cluster
+            .training
+            .status
+            .as_ref()
+            .and_then(|status| status.ended.as_ref());
+        if ended.is_some() || self.cluster.broken.is_some() || !self.cluster.held {
+            return;
+        }
+        if class == FALLBACK {
+            self.cluster.counts.add("fallback: the job trains there");
+        } else if created >= begun {
+            self.cluster.violated("the job trains in a class that has no room");
+        }
     }
 
     /// A job is complete, or failed of what really happened.
