@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control_plane::{self, Layout};
 use crate::error::{Error, Result};
+use crate::gpus::Health;
 use crate::kinds::NodeKind;
 use crate::kubectl::Kubectl;
 use crate::network::{self, Network};
@@ -307,6 +308,27 @@ impl Cluster {
     pub fn heal_api(&self, node: &str) -> Result<()> {
         let (local, node) = self.node(node)?;
         local.with_ground(&self.kubectl, |ground| ground.heal_api(node))
+    }
+
+    /// Breaks a simulated GPU of a node, or mends it; GPUs count from 0.
+    ///
+    /// # Errors
+    /// No such node or GPU, or the cluster is not local.
+    pub fn set_gpu(&self, node: &str, index: u32, health: Health) -> Result<()> {
+        let (local, node) = self.node(node)?;
+        node::change_gpus(&local.folder, node, |gpus| gpus.set(index, health))
+    }
+
+    /// Changes how many simulated GPUs a node has.
+    ///
+    /// # Errors
+    /// As [`Cluster::set_gpu`].
+    pub fn set_gpus(&self, node: &str, count: u32) -> Result<()> {
+        let (local, node) = self.node(node)?;
+        node::change_gpus(&local.folder, node, |gpus| {
+            gpus.resize(count);
+            Ok(())
+        })
     }
 
     /// Gives the image of an OCI archive to every real node; pods use it with `imagePullPolicy: Never`.

@@ -10,7 +10,9 @@
 mod cgroups;
 mod cluster;
 mod control_plane;
+mod device_plugin;
 mod error;
+mod gpus;
 pub mod image;
 mod kinds;
 mod kubectl;
@@ -26,7 +28,9 @@ mod services;
 
 pub use cluster::{Cluster, Options, down, is_current, names};
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
+pub use device_plugin::play_gpus;
 pub use error::{Error, Result};
+pub use gpus::Health;
 pub use kinds::{GPU_RESOURCE, GPU_TAINT, Gpus, NodeKind};
 pub use kubectl::Kubectl;
 pub use programs::{KUBERNETES, Program, ensure_all};

@@ -8,10 +8,10 @@ use std::process::{Command, ExitCode};
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use flywheel_localcluster::{
-    Cluster, ControlPlane, ControlPlaneOptions, Error, KUBERNETES, NodeKind, Options, Program, Result, down, image,
-    machine, names,
+    Cluster, ControlPlane, ControlPlaneOptions, Error, Health, KUBERNETES, NodeKind, Options, Program, Result, down,
+    image, machine, names, play_gpus,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -73,6 +73,31 @@ enum Action {
     Cutapi(OfNode),
     /// Undo `cutapi`.
     Healapi(OfNode),
+    /// Break a simulated GPU of a node, or mend it.
+    Gpu {
+        #[command(flatten)]
+        of: OfNode,
+        /// Which of the node's GPUs, from 0.
+        index: u32,
+        /// What the device plugin says of it.
+        #[arg(value_enum)]
+        health: GpuHealth,
+    },
+    /// Change how many simulated GPUs a node has.
+    Gpus {
+        #[command(flatten)]
+        of: OfNode,
+        /// As many.
+        count: u32,
+    },
+    /// What plays a node's GPUs, in its namespaces.
+    #[command(hide = true)]
+    DevicePlugin {
+        /// Name of the node.
+        node: String,
+        /// Where its GPUs stand.
+        file: PathBuf,
+    },
     /// Give the images of OCI archives to every real node.
     LoadImage {
         #[command(flatten)]
@@ -128,6 +153,14 @@ enum Action {
         #[arg(long)]
         out: PathBuf,
     },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum GpuHealth {
+    /// It works.
+    Healthy,
+    /// It is broken.
+    Unhealthy,
 }
 
 #[derive(Args)]
@@ -223,6 +256,15 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Heal(of) => Cluster::find(&of.cluster.name)?.heal(&of.node)?,
         Action::Cutapi(of) => Cluster::find(&of.cluster.name)?.cut_api(&of.node)?,
         Action::Healapi(of) => Cluster::find(&of.cluster.name)?.heal_api(&of.node)?,
+        Action::Gpu { of, index, health } => {
+            let health = match health {
+                GpuHealth::Healthy => Health::Healthy,
+                GpuHealth::Unhealthy => Health::Unhealthy,
+            };
+            Cluster::find(&of.cluster.name)?.set_gpu(&of.node, index, health)?;
+        }
+        Action::Gpus { of, count } => Cluster::find(&of.cluster.name)?.set_gpus(&of.node, count)?,
+        Action::DevicePlugin { node, file } => match play_gpus(&node, &file)? {},
         Action::LoadImage { cluster, archives } => {
             let cluster = Cluster::find(&cluster.name)?;
             for archive in archives {
@@ -328,6 +370,8 @@ mod tests {
             "up",
             "env",
             "cut a100-1",
+            "gpu a100-1 0 unhealthy",
+            "gpus a100-1 40",
             "kubectl get nodes",
         ] {
             let all = std::iter::once("flywheel-localcluster")

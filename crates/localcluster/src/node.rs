@@ -1,4 +1,4 @@
-//! One real node: kubelet, containerd and kube-proxy in a network and a mount namespace of their own.
+//! One real node: kubelet, containerd, kube-proxy and a device plugin in a network and a mount namespace of their own.
 //!
 //! A process that only sleeps holds the namespaces. When the node's last process ends, its mounts, its pods' networks
 //! and its cable go with the namespaces, whoever ended it and however.
@@ -14,12 +14,13 @@ use serde_json::json;
 
 use crate::control_plane::{API_PORT, Layout};
 use crate::error::{Error, Result};
+use crate::gpus::{self, NodeGpus};
 use crate::kinds::{GPU_RESOURCE, GPU_TAINT, NodeKind};
 use crate::kubectl::Kubectl;
 use crate::network::{self, Network};
 use crate::pki::{Pki, Subject};
 use crate::process::{self, Daemon, Launch};
-use crate::programs::Program;
+use crate::programs::{self, Program};
 use crate::{cgroups, machine, paths};
 
 /// Ready 2 s after its start on an idle machine.
@@ -32,6 +33,9 @@ const PRIVATE: [(&str, &str); 4] = [
     ("/var/log/containers", "container-logs"),
     ("/var/lib/cni", "cni-state"),
 ];
+
+/// The process that plays the node's GPUs.
+const DEVICE_PLUGIN: &str = "device-plugin";
 
 /// Arguments: folders in pairs, the node's own and the machine's that it replaces.
 const HOLD: &str = r#"
@@ -60,8 +64,10 @@ impl Node {
     }
 
     /// Its processes, in the order of their start.
-    pub(crate) fn components(&self) -> [String; 4] {
-        ["node", "containerd", "kubelet", "kube-proxy"].map(|part| self.component(part))
+    pub(crate) fn components(&self) -> Vec<String> {
+        let mut parts = vec!["node", "containerd", "kubelet", "kube-proxy"];
+        parts.extend(self.kind.gpus().map(|_| DEVICE_PLUGIN));
+        parts.into_iter().map(|part| self.component(part)).collect()
     }
 
     fn component(&self, part: &str) -> String {
@@ -124,37 +130,22 @@ impl Ground<'_> {
         cgroups::make(&self.group(node))?;
         self.start_containerd(node, &home, &holder)?;
         let kubelet = self.start_kubelet(node, &home, &holder)?;
+        if let Some(gpus) = node.kind.gpus() {
+            NodeGpus::healthy(gpus.count).save(&gpus::file(&home))?;
+            self.start_device_plugin(node, &home, &holder)?;
+        }
         let range = self.pod_range(&name, &kubelet)?;
         self.network.route(&range, node.index)?;
         self.write_cni(&home, &range)?;
         self.start_proxy(node, &home, &holder)?;
-        if let Some(gpus) = node.kind.gpus() {
-            let count = gpus.count.to_string();
-            let resources = json!({GPU_RESOURCE: count});
-            let patch = json!({"status": {"capacity": resources, "allocatable": resources}}).to_string();
-            self.kubectl.run([
-                "patch",
-                "node",
-                &name,
-                "--subresource=status",
-                "--type=merge",
-                "-p",
-                &patch,
-            ])?;
-        }
         self.wait(node, &kubelet)
     }
 
     fn wait(&self, node: &Node, kubelet: &Daemon) -> Result<()> {
-        let name = node.name();
-        process::wait_for("node Ready, GPUs counted", READY_WITHIN, kubelet, || {
-            let answer = self.kubectl.run(["get", "node", &name, "-o", "json"])?;
-            let object: serde_json::Value = serde_json::from_str(&answer).map_err(|error| Error::Format {
-                what: format!("node {name}"),
-                why: error.to_string(),
-            })?;
-            let ready = object
-                .pointer("/status/conditions")
+        process::wait_for("node Ready", READY_WITHIN, kubelet, || {
+            let ready = self
+                .status(node)?
+                .get("conditions")
                 .and_then(|all| all.as_array())
                 .is_some_and(|all| {
                     all.iter().any(|one| {
@@ -162,11 +153,31 @@ impl Ground<'_> {
                             && one.get("status").is_some_and(|is| is == "True")
                     })
                 });
-            let counted = object
-                .pointer("/status/allocatable")
-                .and_then(|all| all.get(GPU_RESOURCE));
-            Ok(ready && (node.kind.gpus().is_none() || counted.is_some_and(|count| count != "0")))
+            Ok(ready)
+        })?;
+        let Some(plugin) = Daemon::recorded(self.layout.folder, &node.component(DEVICE_PLUGIN)) else {
+            return Ok(());
+        };
+        let gpus = gpus::file(&self.folder(node));
+        process::wait_for("GPUs counted", READY_WITHIN, &plugin, || {
+            let (status, gpus) = (self.status(node)?, NodeGpus::load(&gpus)?);
+            let counted = |what: &str| status.get(what).and_then(|all| all.get(GPU_RESOURCE)?.as_str());
+            Ok(counted("capacity") == Some(&gpus.count.to_string())
+                && counted("allocatable") == Some(&gpus.usable().to_string()))
         })
+    }
+
+    fn status(&self, node: &Node) -> Result<serde_json::Value> {
+        let name = node.name();
+        let answer = self.kubectl.run(["get", "node", &name, "-o", "json"])?;
+        let mut object: serde_json::Value = serde_json::from_str(&answer).map_err(|error| Error::Format {
+            what: format!("node {name}"),
+            why: error.to_string(),
+        })?;
+        Ok(object
+            .get_mut("status")
+            .map(serde_json::Value::take)
+            .unwrap_or_default())
     }
 
     /// Waits for a node that has been started before.
@@ -318,6 +329,15 @@ state = "{state}"
         process::detach(self.layout.folder, &launch)
     }
 
+    fn start_device_plugin(&self, node: &Node, home: &Path, holder: &Daemon) -> Result<Daemon> {
+        let launch = self
+            .inside(node, holder, DEVICE_PLUGIN, programs::own()?)
+            .arg("device-plugin")
+            .arg(node.name())
+            .arg(gpus::file(home));
+        process::detach(self.layout.folder, &launch)
+    }
+
     fn pod_range(&self, name: &str, kubelet: &Daemon) -> Result<String> {
         let mut range = String::new();
         process::wait_for("range of pod addresses", READY_WITHIN, kubelet, || {
@@ -403,6 +423,14 @@ pub(crate) fn import(cluster: &Path, node: &Node, holder: &Daemon, ctr: &Path, a
         .arg(socket(&folder(cluster, node)));
     command.args(["--namespace", "k8s.io", "images", "import", "-"]);
     process::run_from(&mut command, file).map(drop)
+}
+
+/// Changes the GPUs of a node.
+pub(crate) fn change_gpus(cluster: &Path, node: &Node, change: impl FnOnce(&mut NodeGpus) -> Result<()>) -> Result<()> {
+    if node.kind.gpus().is_none() {
+        return Err(Error::Usage(format!("{} has no GPUs", node.name())));
+    }
+    NodeGpus::change(&gpus::file(&folder(cluster, node)), change)
 }
 
 fn folder(cluster: &Path, node: &Node) -> PathBuf {

@@ -196,6 +196,25 @@ pub fn ensure_all(programs: &[Program], kubernetes: &str) -> Result<()> {
     Ok(())
 }
 
+/// `flywheel-localcluster` itself, parts of which run beside us: this program, or, where a test uses the library, the one
+/// that was built with it, which lies in its folder or in the one above.
+pub(crate) fn own() -> Result<PathBuf> {
+    const NAME: &str = "flywheel-localcluster";
+    let us = std::env::current_exe().map_err(Error::io("finding our own program"))?;
+    if us.file_name().is_some_and(|name| name == NAME) {
+        return Ok(us);
+    }
+    us.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(NAME))
+        .find(|program| program.is_file())
+        .ok_or_else(|| Error::Missing {
+            what: format!("the program {NAME} beside {}", us.display()),
+            remedy: format!("cargo build --workspace --bin {NAME}"),
+        })
+}
+
 /// Writes `go.mod` and `go.sum` and says how Go is to treat them.
 fn lay_out(module: &Module, version: &str, source: &Path) -> Result<&'static str> {
     paths::make(source)?;

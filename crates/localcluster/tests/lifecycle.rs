@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use flywheel_localcluster::{Cluster, NodeKind, Options, image, paths};
+use flywheel_localcluster::{Cluster, Health, NodeKind, Options, image, paths};
 
 /// What the machine has is compared before and after, so these tests take turns.
 fn turn() -> MutexGuard<'static, ()> {
@@ -86,6 +86,8 @@ fn snapshot() -> BTreeSet<String> {
             "coredns",
             "kwok",
             "containerd",
+            // The device plugins are this program; a process is known by 15 characters.
+            "flywheel-localc",
             "runc",
             "busybox",
             "unshare",
@@ -135,6 +137,15 @@ fn assert_as_before(before: &BTreeSet<String>, when: &str) {
 }
 
 fn run_pod(cluster: &Cluster, name: &str, node: &str) {
+    run_pod_with(cluster, name, node, 0);
+}
+
+/// A pod with as many GPUs.
+fn run_pod_with(cluster: &Cluster, name: &str, node: &str, gpus: u32) {
+    let limits = match gpus {
+        0 => serde_json::json!({}),
+        some => serde_json::json!({"nvidia.com/gpu": some}),
+    };
     let manifest = serde_json::json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -150,6 +161,7 @@ fn run_pod(cluster: &Cluster, name: &str, node: &str) {
                 "command": ["/bin/busybox", "sh", "-c",
                             "mkdir /web; echo hello >/web/index.html; exec /bin/busybox httpd -f -p 8080 -h /web"],
                 "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1},
+                "resources": {"limits": limits},
             }],
         },
     });
@@ -226,9 +238,10 @@ fn leaves_nothing_behind_after_a_kill() {
         "pid/apiserver",
         "pid/node-system-1",
         "pid/kubelet-system-1",
+        "pid/device-plugin-t4-1",
     ] {
         let mut up = Command::new(program)
-            .args(["up", "--name", "t-killed", "--a100=0", "--t4=0"])
+            .args(["up", "--name", "t-killed", "--a100=0", "--t4=1"])
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -299,13 +312,7 @@ fn up_is_idempotent_and_starts_afresh_what_is_not_whole() {
     assert!(fewer.contains("down --name t-again"), "{fewer}");
 
     let etcd = fs::read_to_string(folder_of(&first).join("pid/etcd")).unwrap();
-    assert!(
-        Command::new("kill")
-            .args(["-9", etcd.split_whitespace().next().unwrap()])
-            .status()
-            .unwrap()
-            .success()
-    );
+    kill(&etcd);
     let fresh = Cluster::up(&wanted).unwrap();
     assert!(
         fresh.kubectl().run(["get", "pod", "web"]).is_err(),
@@ -315,6 +322,13 @@ fn up_is_idempotent_and_starts_afresh_what_is_not_whole() {
     // Its cluster is gone already: ending it again is fine.
     first.down().unwrap();
     assert_as_before(&before, "after down");
+}
+
+/// Kills the process of a record.
+fn kill(record: &str) {
+    let pid = record.split_whitespace().next().unwrap();
+    let status = Command::new("kill").args(["-9", pid]).status().unwrap();
+    assert!(status.success());
 }
 
 fn folder_of(cluster: &Cluster) -> PathBuf {
@@ -341,6 +355,58 @@ fn two_side_by_side() {
         "ending one cluster must not touch the other"
     );
     two.down().unwrap();
+    assert_as_before(&before, "after down");
+}
+
+/// What a device plugin says of a GPU stands in the status of the pod that has it and of the node.
+#[test]
+fn gpus_break_and_are_mended() {
+    let _turn = turn();
+    let before = snapshot();
+    let wanted = options("t-gpus", 1, 1);
+    let cluster = Cluster::up(&wanted).unwrap();
+    run_pod_with(&cluster, "all", "t4-1", 4);
+    let ask = |kind: &str, name: &str, path: &str| {
+        let path = format!("jsonpath={path}");
+        cluster.kubectl().run(["get", kind, name, "-o", &path]).unwrap()
+    };
+    let health = || {
+        let resources = "{.status.containerStatuses[0].allocatedResourcesStatus[0].resources}";
+        let told: serde_json::Value = serde_json::from_str(&ask("pod", "all", resources)).unwrap_or_default();
+        let each = told.as_array().cloned().unwrap_or_default();
+        let unhealthy = each.iter().filter(|gpu| gpu["health"] == "Unhealthy");
+        let names: Vec<String> = unhealthy.map(|gpu| gpu["resourceID"].to_string()).collect();
+        (each.len(), names.join(" "))
+    };
+    let counted = || {
+        let gpus = r"{.status.allocatable.nvidia\.com/gpu} of {.status.capacity.nvidia\.com/gpu}";
+        ask("node", "t4-1", gpus)
+    };
+    assert_eq!(counted(), "4 of 4");
+    let soon = Duration::from_secs(30);
+    eventually("the pod's GPUs are told", soon, || health() == (4, String::new()));
+
+    cluster.set_gpu("t4-1", 2, Health::Unhealthy).unwrap();
+    eventually("broken", soon, || health() == (4, r#""GPU-t4-1-2""#.to_owned()));
+    eventually("counted out", soon, || counted() == "3 of 4");
+    // It finds the node as it is, with a broken GPU.
+    Cluster::up(&wanted).unwrap();
+    cluster.set_gpu("t4-1", 2, Health::Healthy).unwrap();
+    eventually("mended", soon, || health() == (4, String::new()));
+    eventually("counted again", soon, || counted() == "4 of 4");
+    cluster.set_gpus("t4-1", 6).unwrap();
+    eventually("more of them", soon, || counted() == "6 of 6");
+
+    for (node, index, says) in [("t4-1", 6, "there are 6"), ("system-1", 0, "system-1 has no GPUs")] {
+        let error = cluster.set_gpu(node, index, Health::Unhealthy).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let plugin = fs::read_to_string(folder_of(&cluster).join("pid/device-plugin-t4-1")).unwrap();
+    kill(&plugin);
+    eventually("its end is seen", soon, || {
+        cluster.status().unwrap().contains("dead        device-plugin-t4-1;")
+    });
+    cluster.down().unwrap();
     assert_as_before(&before, "after down");
 }
 
