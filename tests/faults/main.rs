@@ -1,7 +1,7 @@
 //! Faults on purpose, with real pods on a real cluster: a trainer that is killed, one that is stopped, a node that the
 //! API server no longer reaches while its pods go on writing, a training on two nodes that loses one of its pods or nodes,
-//! and a service that loses its servers, pods and a node. Training must go on from its newest checkpoint, and as many pods
-//! answer as before, within the promised time; the old writers must commit nothing.
+//! services that lose servers, pods and a node, and GPUs that break under trainings and services. Training must go on from its
+//! newest checkpoint, and as many pods answer as before, within the promised time; the old writers must commit nothing.
 //!
 //! Needs the local cluster with two A100 and two T4 nodes, the chart and the example's data (`make test-faults`). `TRIALS` jobs are on
 //! the node that is hidden; the processes that are killed (one) and stopped (one for every four trials) run on the other.
@@ -17,6 +17,7 @@
 #[allow(dead_code, reason = "shared with the end-to-end test")]
 #[path = "../end_to_end/cluster.rs"]
 mod cluster;
+mod gpus;
 mod service;
 mod two_nodes;
 
@@ -427,14 +428,16 @@ fn training_goes_on_after_every_fault_and_old_writers_commit_nothing() {
     let _gpus = ManyGpus::simulate();
 
     let to_stop: Vec<String> = (1..=trials.div_ceil(4)).map(|n| format!("stopped-{n}")).collect();
-    let (killed, stopped, hidden, served) = std::thread::scope(|scope| {
+    let (killed, stopped, hidden, served, gpu) = std::thread::scope(|scope| {
         let killed = scope.spawn(killed);
         let served = scope.spawn(service::run);
+        let gpu = scope.spawn(gpus::trainer);
         let stopped: Vec<_> = to_stop.iter().map(|name| scope.spawn(|| stopped(name))).collect();
         let hidden = hidden(trials);
         let stopped: Vec<_> = stopped.into_iter().map(|one| one.join().expect("stopped")).collect();
         let served = served.join().expect("the service");
-        (killed.join().expect("killed"), stopped, hidden, served)
+        let gpu = gpu.join().expect("the GPU");
+        (killed.join().expect("killed"), stopped, hidden, served, gpu)
     });
     let pair = two_nodes::run();
     println!("\nfrom the fault to a newer checkpoint of the next attempt, or to as many pods that answer as before");
@@ -450,6 +453,7 @@ fn training_goes_on_after_every_fault_and_old_writers_commit_nothing() {
             .into_iter()
             .map(|took| ("node hidden from the API server", took, PARTITION_CAP)),
     );
+    rows.push(gpu);
     rows.extend(served);
     rows.extend(pair);
     for (what, took, cap) in &rows {
