@@ -103,7 +103,7 @@ pub(super) fn affinity(nodes: Nodes<'_>, theirs: Option<&Value>) -> Result<Optio
     if !nodes.avoided.is_empty() {
         preferred.get_or_insert_default().push(others_than(nodes.avoided));
     }
-    if nodes.fallback.is_some() {
+    if nodes.fallback.is_some() && !class.is_empty() {
         let own = class.into_iter().map(|term| PreferredSchedulingTerm {
             weight: STRONGEST,
             preference: term,

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use crate::placement::Problem;
 use crate::remedy::{PodsOf, of_refusal};
 use attempt::{AttemptState, End, EndedAttempt, Remains};
-use hang::Verdict;
+use hang::{Cause, Verdict};
 use restart::{After, Past};
 
 /// What the spec wishes, as far as decisions need it.
@@ -335,6 +335,10 @@ fn intent(wishes: Wishes<'_>, observed: &Observed, now: Timestamp) -> Decision {
         AttemptState::Running | AttemptState::Unscheduled if !wishes.suspend && !wishes.only_observe => observed
             .verdict
             .as_ref()
+            // It is about what the attempt did when it was looked at.
+            .filter(|verdict| {
+                matches!(verdict.cause, Cause::NoRoom { .. }) == (latest.state == AttemptState::Unscheduled)
+            })
             .map(|verdict| (verdict.ended(), Over::GivenUp(verdict))),
         _ => None,
     };

@@ -7,7 +7,6 @@ use flywheel_contract::trainer::ArtifactRef;
 use proptest::prelude::*;
 
 use super::attempt::{Telling, ToldBy};
-use super::hang::Cause;
 use super::*;
 
 const NOW: i64 = 1_700_000_000;
