@@ -575,7 +575,7 @@ mod tests {
                 .applied
                 .remember(uid.to_owned(), "digest".to_owned(), "1".to_owned());
             context.statuses.remember(&job(uid), &job(uid), json!({}));
-            context.progress.due(uid, now);
+            context.progress.due(uid, false, now);
             context.assignments.note(uid, &assignment, true);
             let service = json!({"metadata": {"name": uid, "namespace": "team", "uid": uid}, "spec": {"model": "m", "modelVersion": "v"}});
             let service = serde_json::from_value(service).unwrap();

@@ -42,11 +42,11 @@ impl ProgressMemo {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether progress may be written now; if so, it counts as written.
-    pub(crate) fn due(&self, uid: &str, now: Timestamp) -> bool {
+    /// Whether progress may be written now, as it may whenever something else is (`moved`); if so, it counts as written.
+    pub(crate) fn due(&self, uid: &str, moved: bool, now: Timestamp) -> bool {
         let mut jobs = self.jobs();
         let written = &mut jobs.entry(uid.to_owned()).or_default().written;
-        let due = written.is_none_or(|at| now.duration_since(at).unsigned_abs() >= PROGRESS_INTERVAL);
+        let due = moved || written.is_none_or(|at| now.duration_since(at).unsigned_abs() >= PROGRESS_INTERVAL);
         if due {
             *written = Some(now);
         }
@@ -138,12 +138,15 @@ mod tests {
     #[test]
     fn progress_is_written_once_a_minute() {
         let memo = ProgressMemo::default();
-        assert!(memo.due("u", at(0)));
-        assert!(!memo.due("u", at(59)));
-        assert!(memo.due("u", at(60)));
-        assert!(!memo.due("u", at(61)));
+        assert!(memo.due("u", false, at(0)));
+        assert!(!memo.due("u", false, at(59)));
+        assert!(memo.due("u", false, at(60)));
+        assert!(!memo.due("u", false, at(61)));
+        // With what is written anyway, and then a minute from there.
+        assert!(memo.due("u", true, at(90)));
+        assert!(!memo.due("u", false, at(149)));
         memo.forget("u");
-        assert!(memo.due("u", at(62)));
+        assert!(memo.due("u", false, at(150)));
     }
 
     #[test]

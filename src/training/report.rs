@@ -50,10 +50,11 @@ pub async fn report(
     let told = |figures| status(job, context, observation, decision, incidents, &present, figures);
     let (mut status, fresh) = (told(Figures::Kept), told(Figures::Fresh));
     let phase = |s: &TrainingJobStatus| s.progress.as_ref().and_then(|p| p.phase.clone());
-    if fresh != status
-        && (status != present || phase(&fresh) != phase(&status) || context.progress.due(&uid, context.now()))
-    {
-        status = fresh;
+    if fresh != status {
+        let moved = status != present || phase(&fresh) != phase(&status);
+        if context.progress.due(&uid, moved, context.now()) {
+            status = fresh;
+        }
     }
     if matches!(decision.phase, Phase::Complete | Phase::Failed) {
         context.progress.forget(&uid);

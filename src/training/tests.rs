@@ -1351,7 +1351,7 @@ async fn checkpoints_and_where_an_attempt_began_are_told_at_once_and_the_rest_on
         };
         let (client, scenario) = Scenario::start(steps);
         let context = context(client, |c| {
-            c.progress.due("job-uid", now());
+            c.progress.due("job-uid", false, now());
             fill(c);
             c.caches.pods = Cache::of([pod]);
         });
@@ -1811,7 +1811,9 @@ async fn an_attempt_without_room_ends_before_one_of_the_fallback_class_begins() 
         Step::accept_status(STATUS, job_value(&job)),
         Step::event(NAMESPACE),
     ]);
-    let context = context(client, |c| with_fallback(c, &[attempt.clone()], &[pod.clone()]));
+    let context = context(client, |c| {
+        with_fallback(c, std::slice::from_ref(&attempt), std::slice::from_ref(&pod))
+    });
     reconcile(Arc::new(job), context).await.unwrap();
     let calls = scenario.finish().await;
     assert!(
