@@ -41,7 +41,10 @@ where
 
 /// Names of objects by the uid of their controller, so that finding an owner's few does not take a look at all. Names that an
 /// owner has no more are possible, hence what is found is asked for its controller.
-type Owned = Arc<RwLock<HashMap<Box<str>, BTreeSet<Box<str>>>>>;
+type OwnedNames = HashMap<Box<str>, BTreeSet<Box<str>>>;
+
+/// Locked before the store, by all.
+type Owned = Arc<RwLock<OwnedNames>>;
 
 /// What fills the cache of a namespace.
 pub struct CacheWriter<K>
@@ -64,23 +67,33 @@ where
         self.namespace.as_deref()
     }
 
-    /// Follows what the watch tells.
+    /// Follows what the watch tells. Whoever asks for an owner's objects meanwhile sees names and objects of one moment: an
+    /// object that is there and seems gone would be taken for deleted.
     pub fn write(&mut self, event: &Event<K>) {
-        if let Event::Apply(object) | Event::Delete(object) = event
-            && let Some(old) = self.store.get(&ObjectRef::from_obj(object))
-        {
-            self.forget(old.meta());
-        }
-        self.writer.apply_watcher_event(event);
+        let mut owned = self.owned.write().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Apply(object) => self.note(object.meta()),
+            Event::Apply(object) => {
+                if let Some(old) = self.store.get(&ObjectRef::from_obj(object)) {
+                    forget(&mut owned, old.meta());
+                }
+                self.writer.apply_watcher_event(event);
+                note(&mut owned, object.meta());
+            }
+            Event::Delete(object) => {
+                if let Some(old) = self.store.get(&ObjectRef::from_obj(object)) {
+                    forget(&mut owned, old.meta());
+                }
+                self.writer.apply_watcher_event(event);
+            }
             Event::InitDone => {
-                self.owned.write().unwrap_or_else(PoisonError::into_inner).clear();
+                self.writer.apply_watcher_event(event);
+                owned.clear();
                 for object in self.store.state() {
-                    self.note(object.meta());
+                    note(&mut owned, object.meta());
                 }
             }
-            Event::Delete(_) | Event::Init | Event::InitApply(_) => {}
+            // These do not show before the list is complete.
+            Event::Init | Event::InitApply(_) => self.writer.apply_watcher_event(event),
         }
     }
 
@@ -89,23 +102,21 @@ where
     pub fn objects(&self) -> Vec<Arc<K>> {
         self.store.state()
     }
+}
 
-    fn note(&self, meta: &ObjectMeta) {
-        if let (Some(owner), Some(name)) = (controller_uid(meta), &meta.name) {
-            let mut owned = self.owned.write().unwrap_or_else(PoisonError::into_inner);
-            owned.entry(owner.into()).or_default().insert(name.as_str().into());
-        }
+fn note(owned: &mut OwnedNames, meta: &ObjectMeta) {
+    if let (Some(owner), Some(name)) = (controller_uid(meta), &meta.name) {
+        owned.entry(owner.into()).or_default().insert(name.as_str().into());
     }
+}
 
-    fn forget(&self, meta: &ObjectMeta) {
-        if let (Some(owner), Some(name)) = (controller_uid(meta), &meta.name) {
-            let mut owned = self.owned.write().unwrap_or_else(PoisonError::into_inner);
-            if let Some(names) = owned.get_mut(owner) {
-                names.remove(name.as_str());
-                if names.is_empty() {
-                    owned.remove(owner);
-                }
-            }
+fn forget(owned: &mut OwnedNames, meta: &ObjectMeta) {
+    if let (Some(owner), Some(name)) = (controller_uid(meta), &meta.name)
+        && let Some(names) = owned.get_mut(owner)
+    {
+        names.remove(name.as_str());
+        if names.is_empty() {
+            owned.remove(owner);
         }
     }
 }
@@ -501,6 +512,31 @@ mod tests {
         assert_eq!(names("y"), ["2"], "until it is complete");
         writer.write(&Event::InitDone);
         assert_eq!((names("x"), names("y")), (vec!["5".to_owned()], vec![]));
+    }
+
+    #[test]
+    fn an_object_that_changes_is_never_seen_as_gone() {
+        let owner =
+            serde_json::json!({"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "x", "controller": true});
+        let meta = serde_json::json!({"namespace": "a", "name": "1", "ownerReferences": [owner]});
+        let pod: Pod = serde_json::from_value(serde_json::json!({ "metadata": meta })).unwrap();
+        let (cache, mut writers) = Cache::<Pod>::new(&[None]);
+        let mut writer = writers.pop().unwrap();
+        writer.write(&Event::Apply(pod.clone()));
+        let writing = std::thread::spawn(move || {
+            for round in 0..20_000 {
+                if round % 100 == 0 {
+                    writer.write(&Event::Init);
+                    writer.write(&Event::InitApply(pod.clone()));
+                    writer.write(&Event::InitDone);
+                }
+                writer.write(&Event::Apply(pod.clone()));
+            }
+        });
+        while !writing.is_finished() {
+            assert_eq!(cache.owned("a", "x").len(), 1);
+        }
+        writing.join().unwrap();
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! The loop of a controller: takes objects from its queue, has several looked at at once, and says when again.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -96,11 +94,8 @@ async fn guarded<K: HasStatus>(reconcile: Reconcile<K>, object: Arc<K>, key: &Ke
     let started = Instant::now();
     let object = context.statuses.fresh(object);
     let work = async {
-        let work = AssertUnwindSafe(reconcile(object, Arc::clone(context))).catch_unwind();
-        match tokio::time::timeout(RECONCILE_TIMEOUT, work).await {
-            Ok(Ok(outcome)) => outcome,
-            // The log has the panic's own words; other objects are not to suffer.
-            Ok(Err(_)) => Err(Error::Bug("the reconcile panicked".to_owned())),
+        match tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(object, Arc::clone(context))).await {
+            Ok(outcome) => outcome,
             Err(_) => Err(Error::Timeout {
                 what: "the reconcile".to_owned(),
                 limit: RECONCILE_TIMEOUT,

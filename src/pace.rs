@@ -1,7 +1,8 @@
-//! Holds back calls of the API server where it is overloaded, as [`flywheel_policy::flow`] says.
+//! Holds back calls of the API server where it is overloaded, as [`flywheel_policy::flow`] says: first come, first served.
 //!
-//! Calls that recovery needs, and those that take long by nature, never wait: leases, lists and watches.
+//! What leadership and the caches need, and what takes long by nature, never waits: leases, lists and watches.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
@@ -11,19 +12,16 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::header::RETRY_AFTER;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use tokio::sync::Notify;
-use tower::{Layer, Service};
+use tokio::sync::oneshot;
+use tower::{Layer, Service, ServiceExt as _};
 
+use crate::client::RETRY_LONGEST;
 use crate::telemetry::Metrics;
-
-/// Longest wait that the server may ask for; one that names an hour would cost the five minutes.
-const RETRY_AFTER_MAX: u64 = 30;
 
 /// The calls that are under way, and how many may be.
 #[derive(Debug)]
 pub struct Pace {
     state: Mutex<State>,
-    freed: Notify,
     begun: Instant,
     metrics: Metrics,
 }
@@ -32,6 +30,7 @@ pub struct Pace {
 struct State {
     limit: Limit,
     under_way: usize,
+    waiting: VecDeque<oneshot::Sender<Turn>>,
 }
 
 impl Pace {
@@ -42,7 +41,6 @@ impl Pace {
         metrics.api_limit(state.limit.calls());
         Arc::new(Self {
             state: Mutex::new(state),
-            freed: Notify::new(),
             begun: Instant::now(),
             metrics,
         })
@@ -55,25 +53,30 @@ impl Pace {
     /// Waits until one more call may be under way.
     async fn turn(self: Arc<Self>) -> Turn {
         loop {
-            let freed = self.freed.notified();
-            {
+            let handed = {
                 let mut state = self.state();
-                if state.under_way < state.limit.calls() {
+                if state.waiting.is_empty() && state.under_way < state.limit.calls() {
                     state.under_way += 1;
-                    break;
+                    None
+                } else {
+                    let (hand, handed) = oneshot::channel();
+                    state.waiting.push_back(hand);
+                    Some(handed)
+                }
+            };
+            match handed {
+                None => return Turn::new(self),
+                Some(handed) => {
+                    if let Ok(turn) = handed.await {
+                        return turn;
+                    }
                 }
             }
-            freed.await;
-        }
-        Turn {
-            pace: self,
-            since: Instant::now(),
-            answer: None,
         }
     }
 
-    fn ended(&self, answer: Option<Answer>) {
-        let room = {
+    fn ended(self: &Arc<Self>, answer: Option<Answer>) {
+        {
             let mut state = self.state();
             let under_way = state.under_way;
             if let Some(answer) = answer {
@@ -81,19 +84,51 @@ impl Pace {
                 self.metrics.api_limit(state.limit.calls());
             }
             state.under_way = under_way.saturating_sub(1);
-            state.limit.calls().saturating_sub(state.under_way)
-        };
-        for _ in 0..room.min(2) {
-            self.freed.notify_one();
+        }
+        self.hand_on();
+    }
+
+    /// Gives what is free to those who wait.
+    fn hand_on(self: &Arc<Self>) {
+        loop {
+            let hand = {
+                let mut state = self.state();
+                // One that gave up while it waited takes no place.
+                while state.waiting.front().is_some_and(oneshot::Sender::is_closed) {
+                    state.waiting.pop_front();
+                }
+                if state.under_way >= state.limit.calls() {
+                    return;
+                }
+                let Some(hand) = state.waiting.pop_front() else {
+                    return;
+                };
+                state.under_way += 1;
+                hand
+            };
+            // Of one that gives up at this very moment the turn ends, and goes on to the next.
+            drop(hand.send(Turn::new(Arc::clone(self))));
         }
     }
 }
 
 /// A call that is under way.
+#[derive(Debug)]
 struct Turn {
     pace: Arc<Pace>,
     since: Instant,
     answer: Option<Answer>,
+}
+
+impl Turn {
+    /// One that is counted already.
+    fn new(pace: Arc<Pace>) -> Self {
+        Self {
+            pace,
+            since: Instant::now(),
+            answer: None,
+        }
+    }
 }
 
 impl Drop for Turn {
@@ -131,6 +166,7 @@ impl<S, A, B> Service<Request<A>> for Paced<S>
 where
     S: Service<Request<A>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
+    S::Error: Send,
     A: Send + 'static,
     B: 'static,
 {
@@ -138,14 +174,13 @@ where
     type Error = S::Error;
     type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
 
-    fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
+    /// What waits for its turn must not hold a place of the transport, which others need.
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        // The one that is ready is used, and a copy of it left.
-        let copy = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, copy);
+        let mut inner = self.inner.clone();
         let paced = is_paced(&request).then(|| Arc::clone(&self.pace));
         let metrics = self.pace.metrics.clone();
         async move {
@@ -154,7 +189,10 @@ where
                 None => None,
             };
             let begun = Instant::now();
-            let mut answer = inner.call(request).await;
+            let mut answer = match inner.ready().await {
+                Ok(service) => service.call(request).await,
+                Err(error) => Err(error),
+            };
             let refused = answer.as_ref().is_ok_and(|answer| is_refusal(answer.status()));
             if let Some(turn) = &mut turn {
                 turn.answer = Some(match &answer {
@@ -189,15 +227,16 @@ fn is_refusal(status: StatusCode) -> bool {
     )
 }
 
+/// The server may ask for a wait no longer than our own longest between two tries: one that names an hour would keep a watch
+/// from its list for that long, and a lease from its renewal.
 fn shorten<B>(answer: &mut Response<B>) {
+    let longest = RETRY_LONGEST.as_secs();
     let asked = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     if asked
         .and_then(|text| text.parse::<u64>().ok())
-        .is_some_and(|seconds| seconds > RETRY_AFTER_MAX)
+        .is_some_and(|seconds| seconds > longest)
     {
-        answer
-            .headers_mut()
-            .insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_MAX));
+        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(longest));
     }
 }
 
@@ -218,6 +257,7 @@ mod tests {
     struct Server {
         answers: Arc<Semaphore>,
         asked: Arc<AtomicUsize>,
+        last: Arc<Mutex<String>>,
         status: Arc<AtomicU16>,
     }
 
@@ -226,6 +266,7 @@ mod tests {
             Self {
                 answers: Arc::new(Semaphore::new(0)),
                 asked: Arc::default(),
+                last: Arc::default(),
                 status: Arc::new(AtomicU16::new(200)),
             }
         }
@@ -236,8 +277,9 @@ mod tests {
         ) -> impl Service<Request<()>, Response = Response<()>, Error = Infallible, Future: Send> + Clone + Send + 'static
         {
             let server = self.clone();
-            PaceLayer(Arc::clone(pace)).layer(tower::service_fn(move |_: Request<()>| {
+            PaceLayer(Arc::clone(pace)).layer(tower::service_fn(move |request: Request<()>| {
                 let server = server.clone();
+                request.uri().path().clone_into(&mut server.last.lock().unwrap());
                 server.asked.fetch_add(1, Ordering::SeqCst);
                 async move {
                     server.answers.acquire().await.unwrap().forget();
@@ -275,7 +317,7 @@ mod tests {
         server.status.store(429, Ordering::SeqCst);
         server.answers.add_permits(1);
         let answer = service.clone().oneshot(write()).await.unwrap();
-        assert_eq!(answer.headers()[RETRY_AFTER], "30", "an hour would be too long");
+        assert_eq!(answer.headers()[RETRY_AFTER], "2", "an hour would be too long");
         let limit = pace.state().limit.calls();
         assert!(limit < flywheel_policy::flow::MOST);
 
@@ -306,6 +348,60 @@ mod tests {
             .await
             .expect("some wait for ever");
         assert_eq!(server.asked.load(Ordering::SeqCst), 103);
+        assert_eq!(pace.state().under_way, 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_goes_before_whoever_comes() {
+        let (server, pace) = (Server::new(), Pace::new(Metrics::default()));
+        let service = server.paced(&pace);
+        let mut calls = JoinSet::new();
+        for _ in 0..pace.state().limit.calls() {
+            calls.spawn(service.clone().oneshot(write()));
+        }
+        server.until_asked(calls.len()).await;
+        let first = tokio::spawn(service.clone().oneshot(request("PATCH", "/first")));
+        while pace.state().waiting.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let asked = server.asked.load(Ordering::SeqCst);
+        server.answers.add_permits(1);
+        calls.join_next().await;
+        // There is a place, and it is given away.
+        let second = tokio::spawn(service.clone().oneshot(request("PATCH", "/second")));
+        server.until_asked(asked + 1).await;
+        assert_eq!(*server.last.lock().unwrap(), "/first");
+        server.answers.add_permits(1000);
+        assert!(first.await.unwrap().is_ok() && second.await.unwrap().is_ok());
+    }
+
+    /// The transport takes few calls at once; those that wait for their turn take no place there.
+    #[tokio::test]
+    async fn what_waits_keeps_no_place_that_a_lease_needs() {
+        let (server, pace) = (Server::new(), Pace::new(Metrics::default()));
+        let transport = {
+            let server = server.clone();
+            tower::service_fn(move |_: Request<()>| {
+                let server = server.clone();
+                server.asked.fetch_add(1, Ordering::SeqCst);
+                async move {
+                    server.answers.acquire().await.unwrap().forget();
+                    Ok::<_, Infallible>(Response::new(()))
+                }
+            })
+        };
+        let service = PaceLayer(Arc::clone(&pace)).layer(tower::buffer::Buffer::new(transport, 2));
+        let mut calls = JoinSet::new();
+        let limit = pace.state().limit.calls();
+        for _ in 0..limit + 10 {
+            calls.spawn(service.clone().oneshot(write()));
+        }
+        server.until_asked(limit).await;
+        let uri = "/apis/coordination.k8s.io/v1/namespaces/n/leases/l";
+        calls.spawn(service.clone().oneshot(request("PUT", uri)));
+        server.until_asked(limit + 1).await;
+        server.answers.add_permits(1000);
+        while calls.join_next().await.is_some() {}
         assert_eq!(pace.state().under_way, 0);
     }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use flywheel_api::recovery::{Incident, IncidentCause, RecoveryStatus};
 use flywheel_policy::recovery::nodes::{Nodes, is_held};
 use flywheel_policy::training::attempt::is_out_of_contact;
 use futures::{FutureExt as _, StreamExt as _, stream};
@@ -70,27 +71,33 @@ impl NodeWatch {
             return false;
         };
         let all = cache.all(|_| true);
-        let mut lost: BTreeSet<String> = all
-            .iter()
-            .filter(|node| is_not_ready(node))
-            .filter_map(|node| node.metadata.name.clone())
-            .collect();
-        lost.extend(
-            self.nodes()
-                .all_that_may_be(context.clock.even())
-                .into_iter()
-                .map(str::to_owned),
-        );
-        is_held(lost.len(), all.len())
+        let nodes = self.nodes();
+        let may_be: BTreeSet<&str> = nodes.all_that_may_be(context.clock.even()).into_iter().collect();
+        // A node whose object was deleted is gone for good, and not one of them any more.
+        let is_lost = |node: &&Arc<Node>| {
+            let name = node.metadata.name.as_deref();
+            is_not_ready(node) || name.is_some_and(|name| may_be.contains(name))
+        };
+        is_held(all.iter().filter(is_lost).count(), all.len())
     }
 
     /// What says that the GPUs of this pod's node are broken, where something of [`GpuFaults`] does. Not where so many nodes
-    /// have it that it must mean something else.
+    /// have it that it must mean something else; and not where that has already cost the pod's object, which has had these
+    /// incidents, one on this node: there seems to be no other one for it, and it is better off with what works there.
     #[must_use]
-    pub fn gpu_fault(&self, pod: &Pod, context: &Context) -> Option<String> {
+    pub fn gpu_fault(&self, pod: &Pod, told: Option<&RecoveryStatus>, context: &Context) -> Option<String> {
         let cache = context.caches.nodes.as_ref()?;
+        let name = node_of(pod)?;
         let faults = &context.settings.gpu_faults;
-        let found = gpu_fault(cache.named(node_of(pod)?)?.as_ref(), faults)?;
+        let found = gpu_fault(cache.named(name)?.as_ref(), faults)?;
+        let mut incidents = told.iter().flat_map(|told| &told.incidents);
+        let of_it = |incident: &Incident| {
+            let over = incident.is_over();
+            incident.cause == IncidentCause::GpuFault && incident.node.as_deref() == Some(name) && over
+        };
+        if incidents.any(of_it) {
+            return None;
+        }
         let faulty = cache.all(|node| gpu_fault(node, faults).is_some()).len();
         (!is_held(faulty, cache.len())).then_some(found)
     }
@@ -250,12 +257,27 @@ mod tests {
         context.caches.nodes = Some(Cache::of(all.clone()));
         for (name, _, _, expected) in &nodes {
             assert_eq!(
-                context.nodes.gpu_fault(&pod(name), &context).as_deref(),
+                context.nodes.gpu_fault(&pod(name), None, &context).as_deref(),
                 *expected,
                 "{name}"
             );
         }
-        assert_eq!(context.nodes.gpu_fault(&pod("gone"), &context), None);
+        assert_eq!(context.nodes.gpu_fault(&pod("gone"), None, &context), None);
+        // An attempt that came back to it stays.
+        let incident = |over: bool| {
+            let mut incident = json!({"cause": "GpuFault", "object": "o", "node": "taint", "message": "m",
+                "began": "2026-01-01T00:00:00Z", "detectSeconds": 0});
+            if over {
+                incident["decideSeconds"] = json!(0);
+                incident["replaceSeconds"] = json!(0);
+                incident["recoverSeconds"] = json!(0);
+            }
+            serde_json::from_value::<RecoveryStatus>(json!({ "incidents": [incident] })).unwrap()
+        };
+        let with = |name, told: &RecoveryStatus| context.nodes.gpu_fault(&pod(name), Some(told), &context).is_some();
+        assert!(
+            !with("taint", &incident(true)) && with("taint", &incident(false)) && with("condition", &incident(true))
+        );
         // What more than three of ten nodes have is no fault of theirs.
         let more = all.into_iter().enumerate().map(|(number, node_)| {
             let also = number >= 8;
@@ -266,7 +288,7 @@ mod tests {
             }
         });
         context.caches.nodes = Some(Cache::of(more));
-        assert_eq!(context.nodes.gpu_fault(&pod("condition"), &context), None);
+        assert_eq!(context.nodes.gpu_fault(&pod("condition"), None, &context), None);
         scenario.finish().await;
     }
 }

@@ -116,6 +116,7 @@ pub fn recover(service: &InferenceService, observed: &Observed, context: &Contex
     let gpu = context.settings.class(&service.spec.accelerator.class).ok();
     let mut services = context.recoveries.services();
     let known = RecoveryMemo::known(&mut services, service);
+    let told = service.status.as_ref().and_then(|status| status.recovery.as_ref());
     let sights: Vec<PodSight> = observed
         .pods
         .iter()
@@ -126,7 +127,7 @@ pub fn recover(service: &InferenceService, observed: &Observed, context: &Contex
                 node_lost: context.nodes.lost(pod, context),
                 gpu_fault: gpu
                     .and_then(|class| unhealthy_device(pod, SERVER, &class.resource))
-                    .or_else(|| context.nodes.gpu_fault(pod, context)),
+                    .or_else(|| context.nodes.gpu_fault(pod, told, context)),
                 crash_loops: known.crash_loops.contains(&uid),
             };
             PodSight::of(view, &uid, node_of(pod), &place, now)

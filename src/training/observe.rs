@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use flywheel_api::conditions::{find, types};
 use flywheel_api::names::{
-    LABEL_ACCELERATOR_CLASS, LABEL_ATTEMPT, LABEL_COUNTED_RESTARTS, LABEL_TRAINING_JOB, TRAINER, is_controlled_by,
-    training_attempt,
+    LABEL_ACCELERATOR_CLASS, LABEL_ATTEMPT, LABEL_COUNTED_RESTARTS, LABEL_TRAINING_JOB, TRAINER, controller_uid,
+    is_controlled_by, training_attempt,
 };
 use flywheel_api::training_job::{DatasetStatus, EvaluationStatus, ProgressStatus, TrackingStatus};
 use flywheel_api::{ModelVersion, TrainingJob};
@@ -211,6 +211,9 @@ pub async fn observe(job: &TrainingJob, context: &Context, wishes: Wishes<'_>) -
                         .map(|p| PodSchedulingView::of(p, context.now()))
                         .collect();
                     placement = placement_problem(&context.caches, &class, gpus(job), &views);
+                } else {
+                    // Nobody could tell what it waits for.
+                    verdict = fallback::without_class(wishes, view, context.now());
                 }
             }
             AttemptState::Running => {
@@ -218,8 +221,13 @@ pub async fn observe(job: &TrainingJob, context: &Context, wishes: Wishes<'_>) -
                     .filter(|p| index(p) == 0 && lives(p, TRAINER))
                     .max_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
                 let fault = |pod: &Pod| {
-                    unhealthy_device(pod, TRAINER, &settings?.resource)
-                        .or_else(|| context.nodes.gpu_fault(pod, context))
+                    settings
+                        .and_then(|class| unhealthy_device(pod, TRAINER, &class.resource))
+                        .or_else(|| {
+                            context
+                                .nodes
+                                .gpu_fault(pod, status.and_then(|s| s.recovery.as_ref()), context)
+                        })
                 };
                 if let Some(pod) = newest {
                     let answered_before = told == view.number
@@ -438,16 +446,19 @@ async fn without_room(
     pods: &[(u32, Arc<Pod>)],
 ) -> Result<Option<Verdict>, Error> {
     let number = attempts.last().map_or(0, |latest| latest.number);
-    let waiting = pods.iter().filter(|(of, pod)| *of == number && lives(pod, TRAINER));
-    let since = waiting.filter_map(|(_, pod)| refused_since(pod)).min();
+    let waiting = || pods.iter().filter(|(of, pod)| *of == number && lives(pod, TRAINER));
+    let since = waiting().filter_map(|(_, pod)| refused_since(pod)).min();
     let Some(verdict) = since.and_then(|since| fallback::verdict(wishes, attempts, since, context.now())) else {
         return Ok(None);
     };
     let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let of_attempt = ListParams::default().labels(&format!("{LABEL_TRAINING_JOB}={name},{LABEL_ATTEMPT}={number}"));
     let live = within("list Pods", api.list(&of_attempt)).await?;
+    // By owner, as anybody's pods may carry our labels.
+    let job = waiting().find_map(|(_, pod)| controller_uid(&pod.metadata));
+    let ours = || live.iter().filter(|pod| controller_uid(&pod.metadata) == job);
     let waits = |pod: &Pod| lives(pod, TRAINER) && node_of(pod).is_none();
-    let still = live.iter().any(waits) && !live.iter().any(|pod| runs(pod, TRAINER));
+    let still = ours().any(waits) && !ours().any(|pod| runs(pod, TRAINER));
     Ok(still.then_some(verdict))
 }
 

@@ -29,8 +29,8 @@ const GOOD_NEWS: [&str; 4] = [
     reasons::TRAINED,
 ];
 
-/// How long an attempt must be starting before that is told: most pods run sooner, and each step is a write and an event for
-/// each of thousands of jobs.
+/// How long after it was told that an attempt waits for its pods' nodes it is told that they are being started: most run sooner,
+/// and each step is a write and an event for each of thousands of jobs.
 const STARTING_TOLD_AFTER: Duration = Duration::from_secs(5);
 
 /// Writes the status where it changed, and an event where the job stands otherwise than before. Gives the time after which

@@ -63,7 +63,7 @@ impl Node {
         format!("{}-{}", self.kind.name(), self.number)
     }
 
-    /// Its processes, in the order of their start.
+    /// Its processes.
     pub(crate) fn components(&self) -> Vec<String> {
         let mut parts = vec!["node", "containerd", "kubelet", "kube-proxy"];
         parts.extend(self.kind.gpus().map(|_| DEVICE_PLUGIN));

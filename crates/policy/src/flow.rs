@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-/// At first, and at most: as many as there are reconciles at once, so that a healthy server is waited for by none.
+/// At first, and at most: as many as there are reconciles at once.
 pub const MOST: usize = 48;
 /// At least, where the server refuses.
 const LEAST: f64 = 1.0;
@@ -61,7 +61,8 @@ impl Limit {
     /// A call ended, of so many that were under way then, at this time since some beginning.
     pub fn note(&mut self, answer: Answer, under_way: usize, now: Duration) {
         let (keep, least) = match answer {
-            Answer::Given(took) if took < SLOW => {
+            // Where refusals have lowered it below what slow answers do, these raise it as well.
+            Answer::Given(took) if took < SLOW || self.calls < LEAST_WHERE_SLOW => {
                 // Beyond what is used nothing is known.
                 if under_way * 2 >= self.calls() {
                     self.calls = (self.calls + 1.0 / self.calls).min(Self::default().calls);
@@ -109,7 +110,7 @@ mod tests {
         assert_eq!(after(slow(1)).calls(), 38);
         assert_eq!(after(slow(3600)).calls(), 8);
         let refused_before = (0..9).map(|second| (Answer::Refused, f64::from(second)));
-        assert_eq!(after(refused_before.chain(slow(3600))).calls(), 1, "and never raise it");
+        assert_eq!(after(refused_before.chain(slow(3600))).calls(), 8, "nor keep it below");
     }
 
     #[test]

@@ -14,6 +14,8 @@ const UNANSWERED_MIN: u32 = 2;
 const UNANSWERED_FOR: Duration = Duration::from_secs(3);
 /// For how long a lease must not have changed: kubelets renew it each 10 s, so it was left out once for certain.
 const LEASE_SILENCE: Duration = Duration::from_secs(20);
+/// When a lease that was renewed while it was looked at should have been once more: each 10 s, seen within 4 s.
+const LEASE_OVERDUE: Duration = Duration::from_secs(15);
 /// Looks at a lease that must have found it the same, so that a pause of the operator is not taken for the node's.
 const LEASE_LOOKS_MIN: u32 = 4;
 /// Time between two looks at a lease.
@@ -60,6 +62,12 @@ struct Suspect {
 impl Suspect {
     fn is_silent(&self, now: Timestamp) -> bool {
         self.unanswered >= UNANSWERED_MIN && since(self.since, now) >= UNANSWERED_FOR
+    }
+
+    /// Whether its lease is renewed as ever.
+    fn is_renewed(&self, now: Timestamp) -> bool {
+        let renewal = self.lease.as_ref().map(|lease| since(lease.since, now));
+        self.renewed && renewal.is_some_and(|ago| ago < LEASE_OVERDUE)
     }
 }
 
@@ -157,7 +165,7 @@ impl Nodes {
     pub fn all_that_may_be(&self, now: Timestamp) -> Vec<&str> {
         let silent = self.suspects.iter().filter(|(_, suspect)| suspect.is_silent(now));
         silent
-            .filter(|(node, suspect)| !suspect.renewed || self.lost(node, false, now).is_some())
+            .filter(|(node, suspect)| !suspect.is_renewed(now) || self.lost(node, false, now).is_some())
             .map(|(node, _)| node.as_str())
             .collect()
     }

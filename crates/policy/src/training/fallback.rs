@@ -13,7 +13,7 @@ use super::attempt::{AttemptState, End, EndedAttempt};
 use super::hang::{Cause, Verdict};
 use super::{AttemptView, Wishes};
 
-/// How long an attempt finds no GPU of its class before one of the other class follows. Pods that are told to end hold theirs
+/// How long an attempt has no node, at last for want of a GPU of its class, before one of the other class follows. Pods that are told to end hold theirs
 /// for 30 s, and those that their kubelet has to kill a little longer; what becomes free in that way is waited for. Longer
 /// would use up what a recovery may take.
 pub const FALLBACK_AFTER: Duration = Duration::from_secs(60);
@@ -99,6 +99,27 @@ pub fn verdict(wishes: Wishes<'_>, attempts: &[AttemptView], since: Timestamp, n
             wishes.words(&latest.class),
             waited.as_secs(),
             wishes.words(class)
+        ),
+        at: now,
+        position: None,
+    })
+}
+
+/// That the latest attempt is given up, since it waits in a class that the settings do not have any more: of that nothing is
+/// known.
+#[must_use]
+pub fn without_class(wishes: Wishes<'_>, latest: &AttemptView, now: Timestamp) -> Option<Verdict> {
+    let stays = wishes.suspend || wishes.only_observe || latest.suspended || latest.running > 0;
+    if stays || latest.class == wishes.class {
+        return None;
+    }
+    Some(Verdict {
+        cause: Cause::NoRoom { turn: 1 },
+        how: format!(
+            "attempt {} waits in {}, which the operator's settings do not have any more, and {} is next",
+            latest.number,
+            wishes.words(&latest.class),
+            wishes.words(wishes.class)
         ),
         at: now,
         position: None,
@@ -208,7 +229,7 @@ mod tests {
         };
         let after_a_loss = vec![ended(1, "t4", lost), waiting(2, "a100")];
         let turn = |turn| Some(Cause::NoRoom { turn });
-        let table: Vec<(&str, Wishes<'_>, Vec<AttemptView>, i64, Option<Cause>)> = vec![
+        let table = [
             ("too early", WISHES, first(), 59, None),
             ("long enough", WISHES, first(), 60, turn(1)),
             ("the clock was set back", WISHES, first(), -60, None),
@@ -244,6 +265,25 @@ mod tests {
             how(&second()),
             "attempt 2 found no room in the fallback class t4 for 250 s, and the accelerator class a100 is next"
         );
+    }
+
+    #[test]
+    fn a_class_that_the_settings_lost_is_left_at_once() {
+        let left = |wishes, latest: AttemptView| without_class(wishes, &latest, at(9)).map(|verdict| verdict.how);
+        assert_eq!(left(WISHES, waiting(1, "a100")), None);
+        let how = "attempt 2 waits in the fallback class t4, which the operator's settings do not have any more, and the \
+                   accelerator class a100 is next";
+        assert_eq!(left(WISHES, waiting(2, "t4")).as_deref(), Some(how));
+        let runs = AttemptView {
+            running: 1,
+            ..waiting(2, "t4")
+        };
+        assert_eq!(left(WISHES, runs), None);
+        let suspend = Wishes {
+            suspend: true,
+            ..WISHES
+        };
+        assert_eq!(left(suspend, waiting(2, "t4")), None);
     }
 
     #[test]

@@ -1113,7 +1113,6 @@ fn old_jobs_are_removed_beyond_three_lost_ones_at_once_and_never_the_latest() {
     );
 }
 
-/// An attempt of two pods.
 /// What is seen of attempts of which the last has no room, by a job that may go to another class.
 fn without_room(attempts: Vec<AttemptView>, verdict: Option<Verdict>) -> Observed {
     Observed {
@@ -1231,6 +1230,7 @@ fn an_attempt_without_room_is_followed_by_one_of_the_fallback_class() {
     assert_eq!(decide(wishes, &seen(vec![lost]), at(1)).intent, next(3, "a100"));
 }
 
+/// An attempt of two pods.
 fn of_two(state: AttemptState, running: u32) -> AttemptView {
     AttemptView {
         nodes: 2,
