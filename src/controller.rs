@@ -19,10 +19,11 @@ use crate::queue::{Key, Queue};
 pub const RECONCILE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Every object is looked at again after this time at the latest, whatever the watches missed.
 pub const RESYNC: Duration = Duration::from_secs(60);
-/// Reconciles of one kind at once: they wait for the API server most of the time.
-const CONCURRENCY: usize = 16;
+/// Reconciles of one kind at once: they wait for the API server most of the time. With twice as many a small one answered so
+/// late, in a burst on two cores, that a renewal of the Lease took ten seconds.
+const CONCURRENCY: usize = 8;
 /// Of them those of one namespace: one whose pods answer slowly leaves room for others.
-pub const OF_ONE_NAMESPACE: usize = 12;
+pub const OF_ONE_NAMESPACE: usize = 6;
 /// Wait after a conflict.
 const CONFLICT_DELAY: Duration = Duration::from_secs(1);
 /// Wait after a fault in Flywheel, which trying again does not mend.

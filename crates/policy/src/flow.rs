@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 /// At first, and at most: as many as there are reconciles at once.
-pub const MOST: usize = 48;
+pub const MOST: usize = 24;
 /// At least, where the server refuses.
 const LEAST: f64 = 1.0;
 /// At least, where it answers slowly: that may be a webhook's way, which fewer calls do not mend.
@@ -96,10 +96,10 @@ mod tests {
 
     #[test]
     fn refusals_halve_it_once_for_all_that_were_under_way() {
-        let burst = |at: f64| (0..48).map(move |_| (Answer::Refused, at));
-        assert_eq!(after(burst(1.0)).calls(), 24);
-        assert_eq!(after(burst(1.0).chain(burst(1.9))).calls(), 24);
-        assert_eq!(after(burst(1.0).chain(burst(2.0))).calls(), 12);
+        let burst = |at: f64| (0..24).map(move |_| (Answer::Refused, at));
+        assert_eq!(after(burst(1.0)).calls(), 12);
+        assert_eq!(after(burst(1.0).chain(burst(1.9))).calls(), 12);
+        assert_eq!(after(burst(1.0).chain(burst(2.0))).calls(), 6);
         let hour = (0..3600).map(|second| (Answer::Missing, f64::from(second)));
         assert_eq!(after(hour).calls(), 1, "never none");
     }
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn slow_answers_lower_it_to_where_fewer_calls_cannot_help() {
         let slow = |seconds: u32| (0..seconds).map(|second| (Answer::Given(SLOW), f64::from(second)));
-        assert_eq!(after(slow(1)).calls(), 38);
+        assert_eq!(after(slow(1)).calls(), 19);
         assert_eq!(after(slow(3600)).calls(), 8);
         let refused_before = (0..9).map(|second| (Answer::Refused, f64::from(second)));
         assert_eq!(after(refused_before.chain(slow(3600))).calls(), 8, "nor keep it below");
@@ -126,7 +126,7 @@ mod tests {
             limit.note(SOON, limit.calls(), Duration::from_secs(10));
             answers += 1;
         }
-        // At 5 ms a call that is 48 rounds of 5 ms.
-        assert!((1000..1300).contains(&answers), "{answers}");
+        // At 5 ms a call that is 24 rounds of 5 ms.
+        assert!((250..350).contains(&answers), "{answers}");
     }
 }
