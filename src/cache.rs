@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use flywheel_api::conditions::cut;
-use flywheel_api::names::{controller_uid, is_controlled_by};
+use flywheel_api::names::controller_uid;
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
@@ -39,8 +39,7 @@ where
     owned: Owned,
 }
 
-/// Names of objects by the uid of their controller, so that finding an owner's few does not take a look at all. Names that an
-/// owner has no more are possible, hence what is found is asked for its controller.
+/// Names of objects by [`owner_key`], so that finding an owner's few does not take a look at all.
 type OwnedNames = HashMap<Box<str>, BTreeSet<Box<str>>>;
 
 /// Locked before the store, by all.
@@ -71,29 +70,22 @@ where
     /// object that is there and seems gone would be taken for deleted.
     pub fn write(&mut self, event: &Event<K>) {
         let mut owned = self.owned.write().unwrap_or_else(PoisonError::into_inner);
+        if let Event::Apply(object) | Event::Delete(object) = event
+            && let Some(old) = self.store.get(&ObjectRef::from_obj(object))
+        {
+            forget(&mut owned, old.meta());
+        }
+        self.writer.apply_watcher_event(event);
         match event {
-            Event::Apply(object) => {
-                if let Some(old) = self.store.get(&ObjectRef::from_obj(object)) {
-                    forget(&mut owned, old.meta());
-                }
-                self.writer.apply_watcher_event(event);
-                note(&mut owned, object.meta());
-            }
-            Event::Delete(object) => {
-                if let Some(old) = self.store.get(&ObjectRef::from_obj(object)) {
-                    forget(&mut owned, old.meta());
-                }
-                self.writer.apply_watcher_event(event);
-            }
+            Event::Apply(object) => note(&mut owned, object.meta()),
             Event::InitDone => {
-                self.writer.apply_watcher_event(event);
                 owned.clear();
                 for object in self.store.state() {
                     note(&mut owned, object.meta());
                 }
             }
-            // These do not show before the list is complete.
-            Event::Init | Event::InitApply(_) => self.writer.apply_watcher_event(event),
+            // What a list begins with does not show before it is complete.
+            Event::Delete(_) | Event::Init | Event::InitApply(_) => {}
         }
     }
 
@@ -104,19 +96,30 @@ where
     }
 }
 
+/// An owner. Nobody keeps an object of another namespace from naming its uid, and names are of one namespace each.
+fn owner_key(namespace: &str, owner_uid: &str) -> String {
+    format!("{namespace}/{owner_uid}")
+}
+
+/// The controlling owner of an object, and the object's name.
+fn owner_and_name(meta: &ObjectMeta) -> Option<(String, &str)> {
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    Some((owner_key(namespace, controller_uid(meta)?), meta.name.as_deref()?))
+}
+
 fn note(owned: &mut OwnedNames, meta: &ObjectMeta) {
-    if let (Some(owner), Some(name)) = (controller_uid(meta), &meta.name) {
-        owned.entry(owner.into()).or_default().insert(name.as_str().into());
+    if let Some((owner, name)) = owner_and_name(meta) {
+        owned.entry(owner.into()).or_default().insert(name.into());
     }
 }
 
 fn forget(owned: &mut OwnedNames, meta: &ObjectMeta) {
-    if let (Some(owner), Some(name)) = (controller_uid(meta), &meta.name)
-        && let Some(names) = owned.get_mut(owner)
+    if let Some((owner, name)) = owner_and_name(meta)
+        && let Some(names) = owned.get_mut(owner.as_str())
     {
-        names.remove(name.as_str());
+        names.remove(name);
         if names.is_empty() {
-            owned.remove(owner);
+            owned.remove(owner.as_str());
         }
     }
 }
@@ -217,10 +220,12 @@ where
             return Vec::new();
         };
         let owned = scope.owned.read().unwrap_or_else(PoisonError::into_inner);
-        let names = owned.get(owner_uid).into_iter().flatten();
+        let names = owned
+            .get(owner_key(namespace, owner_uid).as_str())
+            .into_iter()
+            .flatten();
         names
             .filter_map(|name| scope.store.get(&ObjectRef::new(name).within(namespace)))
-            .filter(|object| is_controlled_by(object.meta(), owner_uid))
             .collect()
     }
 
@@ -496,6 +501,13 @@ mod tests {
             (vec!["1".to_owned(), "2".to_owned()], vec!["3".to_owned()])
         );
         assert!(cache.owned("b", "x").is_empty());
+        // A stranger of the same name that claims the owner from another namespace takes nothing away.
+        let mut stranger = owned("1", "x");
+        stranger.metadata.namespace = Some("b".to_owned());
+        writer.write(&Event::Apply(stranger.clone()));
+        assert_eq!((names("x").len(), cache.owned("b", "x").len()), (2, 1));
+        writer.write(&Event::Delete(stranger));
+        assert_eq!(names("x"), ["1", "2"]);
         // Another owner takes one, another one is left alone, and a third is deleted.
         writer.write(&Event::Apply(owned("2", "y")));
         writer.write(&Event::Apply(pod("a", "1")));
