@@ -271,13 +271,12 @@ mod tests {
             }
         }
 
-        fn paced(
+        fn transport(
             &self,
-            pace: &Arc<Pace>,
         ) -> impl Service<Request<()>, Response = Response<()>, Error = Infallible, Future: Send> + Clone + Send + 'static
         {
             let server = self.clone();
-            PaceLayer(Arc::clone(pace)).layer(tower::service_fn(move |request: Request<()>| {
+            tower::service_fn(move |request: Request<()>| {
                 let server = server.clone();
                 request.uri().path().clone_into(&mut server.last.lock().unwrap());
                 server.asked.fetch_add(1, Ordering::SeqCst);
@@ -287,7 +286,15 @@ mod tests {
                     let answer = Response::builder().status(status).header(RETRY_AFTER, "3600");
                     Ok(answer.body(()).unwrap())
                 }
-            }))
+            })
+        }
+
+        fn paced(
+            &self,
+            pace: &Arc<Pace>,
+        ) -> impl Service<Request<()>, Response = Response<()>, Error = Infallible, Future: Send> + Clone + Send + 'static
+        {
+            PaceLayer(Arc::clone(pace)).layer(self.transport())
         }
 
         async fn until_asked(&self, count: usize) {
@@ -308,6 +315,19 @@ mod tests {
 
     fn write() -> Request<()> {
         request("PATCH", "/apis/batch/v1/namespaces/team/jobs/a")
+    }
+
+    /// As many calls under way as may be.
+    async fn all_turns<S>(server: &Server, pace: &Pace, service: &S) -> JoinSet<Result<Response<()>, Infallible>>
+    where
+        S: Service<Request<()>, Response = Response<()>, Error = Infallible, Future: Send> + Clone + Send + 'static,
+    {
+        let mut calls = JoinSet::new();
+        for _ in 0..pace.state().limit.calls() {
+            calls.spawn(service.clone().oneshot(write()));
+        }
+        server.until_asked(calls.len()).await;
+        calls
     }
 
     #[tokio::test]
@@ -355,11 +375,7 @@ mod tests {
     async fn whoever_waits_goes_before_whoever_comes() {
         let (server, pace) = (Server::new(), Pace::new(Metrics::default()));
         let service = server.paced(&pace);
-        let mut calls = JoinSet::new();
-        for _ in 0..pace.state().limit.calls() {
-            calls.spawn(service.clone().oneshot(write()));
-        }
-        server.until_asked(calls.len()).await;
+        let mut calls = all_turns(&server, &pace, &service).await;
         let first = tokio::spawn(service.clone().oneshot(request("PATCH", "/first")));
         while pace.state().waiting.is_empty() {
             tokio::task::yield_now().await;
@@ -379,18 +395,7 @@ mod tests {
     #[tokio::test]
     async fn what_waits_keeps_no_place_that_a_lease_needs() {
         let (server, pace) = (Server::new(), Pace::new(Metrics::default()));
-        let transport = {
-            let server = server.clone();
-            tower::service_fn(move |_: Request<()>| {
-                let server = server.clone();
-                server.asked.fetch_add(1, Ordering::SeqCst);
-                async move {
-                    server.answers.acquire().await.unwrap().forget();
-                    Ok::<_, Infallible>(Response::new(()))
-                }
-            })
-        };
-        let service = PaceLayer(Arc::clone(&pace)).layer(tower::buffer::Buffer::new(transport, 2));
+        let service = PaceLayer(Arc::clone(&pace)).layer(tower::buffer::Buffer::new(server.transport(), 2));
         let mut calls = JoinSet::new();
         let limit = pace.state().limit.calls();
         for _ in 0..limit + 10 {
@@ -409,11 +414,7 @@ mod tests {
     async fn a_call_that_is_given_up_leaves_its_turn_to_others() {
         let (server, pace) = (Server::new(), Pace::new(Metrics::default()));
         let service = server.paced(&pace);
-        let mut calls = JoinSet::new();
-        for _ in 0..pace.state().limit.calls() {
-            calls.spawn(service.clone().oneshot(write()));
-        }
-        server.until_asked(calls.len()).await;
+        let mut calls = all_turns(&server, &pace, &service).await;
         let waiting = tokio::spawn(service.clone().oneshot(write()));
         let more = calls.len() + 1;
         calls.abort_all();

@@ -62,6 +62,20 @@ fn trained() -> Trained {
     }
 }
 
+/// The calls by which the first attempt, of this pod, is given up: asked for once more, written down, ended, told.
+fn giving_up(job: &TrainingJob, pod: &Pod) -> Vec<Step> {
+    let pod_path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
+    vec![
+        Step::get(&pod_path, serde_json::to_value(pod).unwrap()),
+        Step::accept("PATCH", JOB_1),
+        Step::new("DELETE", &pod_path, |_| {
+            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
+        }),
+        Step::accept_status(STATUS, job_value(job)),
+        Step::event(NAMESPACE),
+    ]
+}
+
 fn ended_with(job: &Job, code: i32, outcome: Outcome) -> Pod {
     ended_at(job, code, outcome, None)
 }
@@ -991,16 +1005,7 @@ async fn a_pod_that_hangs_is_given_up_in_this_order_and_the_next_attempt_counts(
     let job = training_job(&json!({"status": {"attempt": 1}}));
     let attempt = stored_attempt(&job, 1);
     let pod = running_at(&attempt, ip);
-    let pod_path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
-    let (client, scenario) = Scenario::start(vec![
-        Step::get(&pod_path, serde_json::to_value(&pod).unwrap()),
-        Step::accept("PATCH", JOB_1),
-        Step::new("DELETE", &pod_path, |_| {
-            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
-        }),
-        Step::accept_status(STATUS, job_value(&job)),
-        Step::event(NAMESPACE),
-    ]);
+    let (client, scenario) = Scenario::start(giving_up(&job, &pod));
     let context = context(client, |c| {
         c.caches.jobs = Cache::of([attempt.clone()]);
         c.caches.pods = Cache::of([pod.clone()]);
@@ -1079,16 +1084,7 @@ async fn a_pod_on_a_lost_node_is_followed_without_waiting_for_it() {
         {"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}
     ]))
     .unwrap();
-    let pod_path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
-    let (client, scenario) = Scenario::start(vec![
-        Step::get(&pod_path, serde_json::to_value(&pod).unwrap()),
-        Step::accept("PATCH", JOB_1),
-        Step::new("DELETE", &pod_path, |_| {
-            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
-        }),
-        Step::accept_status(STATUS, job_value(&job)),
-        Step::event(NAMESPACE),
-    ]);
+    let (client, scenario) = Scenario::start(giving_up(&job, &pod));
     let context = context(client, |c| {
         let before = now() - jiff::SignedDuration::from_secs(15);
         c.progress.add("job-uid", 1, "pod-uid", Look::Unreachable, before);
@@ -1122,16 +1118,7 @@ async fn a_pod_whose_gpu_breaks_is_given_up_though_it_goes_on_and_costs_nothing(
     let job = training_job(&json!({"spec": {"recovery": {"maxRestarts": 0}}, "status": {"attempt": 1}}));
     let attempt = stored_attempt(&job, 1);
     let pod = with_gpus(running_at(&attempt, ip), ["Healthy", "Unhealthy"]);
-    let pod_path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
-    let (client, scenario) = Scenario::start(vec![
-        Step::get(&pod_path, serde_json::to_value(&pod).unwrap()),
-        Step::accept("PATCH", JOB_1),
-        Step::new("DELETE", &pod_path, |_| {
-            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
-        }),
-        Step::accept_status(STATUS, job_value(&job)),
-        Step::event(NAMESPACE),
-    ]);
+    let (client, scenario) = Scenario::start(giving_up(&job, &pod));
     let context = context(client, |c| {
         c.caches.jobs = Cache::of([attempt.clone()]);
         c.caches.pods = Cache::of([pod.clone()]);
@@ -1272,16 +1259,7 @@ async fn a_pod_on_a_node_whose_gpus_are_reported_as_broken_is_given_up() {
     let attempt = stored_attempt(&job, 1);
     let mut pod = pod_of(&attempt, "trainer", "Running", &json!({"running": {}}));
     pod.spec.as_mut().unwrap().node_name = Some("n-0".to_owned());
-    let pod_path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-0-x");
-    let (client, scenario) = Scenario::start(vec![
-        Step::get(&pod_path, serde_json::to_value(&pod).unwrap()),
-        Step::accept("PATCH", JOB_1),
-        Step::new("DELETE", &pod_path, |_| {
-            (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
-        }),
-        Step::accept_status(STATUS, job_value(&job)),
-        Step::event(NAMESPACE),
-    ]);
+    let (client, scenario) = Scenario::start(giving_up(&job, &pod));
     let node = |number: usize| {
         let status = if number == 0 { "True" } else { "False" };
         let conditions = json!([{"type": "GPUMissing", "status": status, "message": "7 of 8"}]);

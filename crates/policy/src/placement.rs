@@ -199,7 +199,8 @@ pub fn problem(
                 format!("{of}: the cluster has no nodes. Add one with {resource}")
             } else {
                 format!(
-                    "{of}: no node of the cluster is of {name}, {marked} by {}. Add such a node, label one, name another class in accelerator.class, or have the administrator correct the \
+                    "{of}: no node of the cluster is of {name}, {marked} by {}. Add such a node, label one, name another \
+                     class in accelerator.class, or have the administrator correct the \
                      class in the operator's settings; the pods stay and start by themselves",
                     terms.join(" or "),
                     marked = if class.fallback.is_some() {

@@ -50,6 +50,11 @@ impl<'a> Wishes<'a> {
         }
     }
 
+    /// Whether the attempt stays in its class whatever that lacks: it has run, or is not to be ended.
+    fn stays(&self, latest: &AttemptView) -> bool {
+        self.suspend || self.only_observe || latest.suspended || latest.running > 0
+    }
+
     /// How people call this class.
     fn words(&self, class: &str) -> String {
         if class == self.class {
@@ -75,10 +80,7 @@ fn turns(attempts: &[AttemptView]) -> u32 {
 /// run, or is not to be ended, or there is no other class.
 fn next<'a>(wishes: Wishes<'a>, attempts: &[AttemptView]) -> Option<(&'a str, Duration)> {
     let latest = attempts.last()?;
-    if wishes.suspend || wishes.only_observe || latest.suspended || latest.running > 0 {
-        return None;
-    }
-    let waits = matches!(latest.state, AttemptState::Unscheduled);
+    let waits = matches!(latest.state, AttemptState::Unscheduled) && !wishes.stays(latest);
     let class = wishes.other_class(&latest.class).filter(|_| waits)?;
     Some((class, patience(turns(attempts))))
 }
@@ -109,8 +111,7 @@ pub fn verdict(wishes: Wishes<'_>, attempts: &[AttemptView], since: Timestamp, n
 /// known.
 #[must_use]
 pub fn without_class(wishes: Wishes<'_>, latest: &AttemptView, now: Timestamp) -> Option<Verdict> {
-    let stays = wishes.suspend || wishes.only_observe || latest.suspended || latest.running > 0;
-    if stays || latest.class == wishes.class {
+    if wishes.stays(latest) || latest.class == wishes.class {
         return None;
     }
     Some(Verdict {
