@@ -428,7 +428,12 @@ prune! {
         }
     },
     ControllerRevision => |_o| {},
-    ConfigMap => |_o| {},
+    ConfigMap => |map| {
+        if let Some(data) = map.data.as_mut() {
+            // As long as all the rest together, and read once.
+            data.remove(crate::serving::build::history::FILE);
+        }
+    },
     Service => |_o| {},
     PodDisruptionBudget => |_o| {},
     NetworkPolicy => |_o| {},

@@ -100,6 +100,8 @@ pub struct Context {
     pub assignments: crate::serving::AssignmentMemo,
     /// What is known of the load, per InferenceService.
     pub scales: crate::serving::ScaleMemo,
+    /// What is known of live texts, per InferenceService.
+    pub drifts: crate::serving::DriftMemo,
     /// What failed, per InferenceService.
     pub recoveries: crate::serving::RecoveryMemo,
     /// What is seen of nodes whose pods do not answer.
@@ -140,6 +142,7 @@ impl Context {
             progress: crate::training::ProgressMemo::default(),
             assignments: crate::serving::AssignmentMemo::default(),
             scales: crate::serving::ScaleMemo::default(),
+            drifts: crate::serving::DriftMemo::default(),
             recoveries: crate::serving::RecoveryMemo::default(),
             nodes: crate::cluster::nodes::NodeWatch::default(),
             version_numbers: tokio::sync::Mutex::new(()),
@@ -163,6 +166,7 @@ impl Context {
         self.progress.retain(&alive);
         self.assignments.retain(&alive);
         self.scales.retain(&alive, &self.metrics);
+        self.drifts.retain(&alive);
         self.recoveries.retain(&alive);
     }
 

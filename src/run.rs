@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use flywheel_api::conditions::types;
 use flywheel_api::names::{
-    FLYWHEEL, LABEL_INFERENCE_SERVICE, LABEL_MANAGED_BY, LABEL_MODEL_VERSION, LABEL_TRAINING_JOB,
+    FLYWHEEL, LABEL_INFERENCE_SERVICE, LABEL_MANAGED_BY, LABEL_MODEL_VERSION, LABEL_RETRAINS, LABEL_TRAINING_JOB,
 };
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use futures::{FutureExt as _, StreamExt as _};
@@ -339,9 +339,11 @@ fn start_watches(
     watch_all!(training_jobs, watch_config(), {
         let triggers = triggers.clone();
         move |job: &TrainingJob| {
-            triggers
-                .training
-                .now(&job.namespace().unwrap_or_default(), &job.name_any())
+            let namespace = job.namespace().unwrap_or_default();
+            triggers.training.now(&namespace, &job.name_any());
+            if let Some(service) = job.labels().get(LABEL_RETRAINS) {
+                triggers.serving.now(&namespace, service);
+            }
         }
     });
     watch_all!(model_versions, watch_config(), {
@@ -349,11 +351,10 @@ fn start_watches(
         move |version: &ModelVersion| {
             let (namespace, name) = (version.namespace().unwrap_or_default(), version.name_any());
             triggers.models.now(&namespace, &name);
-            for service in context
-                .caches
-                .inference_services
-                .list(&namespace, |s| s.spec.versions().contains(&name.as_str()))
-            {
+            for service in context.caches.inference_services.list(&namespace, |s| {
+                let follows = s.spec.auto_update.is_some() || s.spec.retrain.is_some();
+                s.spec.versions().contains(&name.as_str()) || (follows && s.spec.model == version.spec.model)
+            }) {
                 triggers.serving.now(&namespace, &service.name_any());
             }
             if let Some(job) = version.spec.source.as_ref().and_then(|s| s.training_job.as_ref()) {
@@ -516,6 +517,13 @@ fn start_controllers(
         move |changed| on_nodes.on_nodes(&of_nodes.caches, |node| changed.contains(node)),
     ));
     let services = triggers.serving.clone();
+    tasks.spawn(serving::drift::follow_texts(
+        Arc::clone(context),
+        beats.clone(),
+        stop.clone(),
+        move |namespace, name| services.now(namespace, name),
+    ));
+    let services = triggers.serving.clone();
     tasks.spawn(serving::scale::follow_load(
         Arc::clone(context),
         beats.clone(),
@@ -581,10 +589,11 @@ mod tests {
             let service = serde_json::from_value(service).unwrap();
             context.scales.due(&service, now);
             context.recoveries.note(&service);
+            context.drifts.due(uid, Duration::ZERO, now);
         }
         let context = Arc::new(context);
         let knows = |uid: &str| {
-            let kept: [&dyn Debug; 7] = [
+            let kept: [&dyn Debug; 8] = [
                 &context.backoff,
                 &context.applied,
                 &context.statuses,
@@ -592,19 +601,20 @@ mod tests {
                 &context.assignments,
                 &context.scales,
                 &context.recoveries,
+                &context.drifts,
             ];
             kept.map(|memo| format!("{memo:?}").contains(&format!("{uid:?}")))
         };
-        assert_eq!((knows("alive"), knows("gone")), ([true; 7], [true; 7]));
+        assert_eq!((knows("alive"), knows("gone")), ([true; 8], [true; 8]));
 
         let (stop, stopped) = watch::channel(false);
         let sweeping = tokio::spawn(sweep(Arc::clone(&context), Beats::default(), stopped));
         let deadline = Instant::now() + Duration::from_secs(10);
-        while knows("gone") != [false; 7] {
+        while knows("gone") != [false; 8] {
             assert!(Instant::now() < deadline, "{:?} is kept", knows("gone"));
             tokio::task::yield_now().await;
         }
-        assert_eq!(knows("alive"), [true; 7]);
+        assert_eq!(knows("alive"), [true; 8]);
         stop.send_replace(true);
         sweeping.await.unwrap();
         scenario.finish().await;

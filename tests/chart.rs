@@ -596,6 +596,14 @@ fn training_job(name: &str) -> Value {
             "dataset": {"sources": [{"uri": "s3://b/d.csv"}]}, "output": {"model": "intent", "uri": "s3://b/o"}}})
 }
 
+/// A TrainingJob that trains a service anew.
+fn retraining() -> Value {
+    let object = training_job("intent-retrain-1");
+    let labels = json!({"app.kubernetes.io/managed-by": "flywheel", "flywheel.dev/retrains": "intent"});
+    let object = with(&object, "/metadata/labels", labels);
+    with(&object, "/metadata/ownerReferences", json!([owner("InferenceService")]))
+}
+
 fn inference_service(name: &str) -> Value {
     json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "InferenceService", "metadata": {"name": name, "namespace": "team"},
         "spec": {"model": "intent", "modelVersion": "intent-v1", "replicas": 1}})
@@ -713,6 +721,7 @@ fn daily_work() -> Vec<(String, Ask)> {
         ),
         ("an event", Ask::Create(event())),
         ("a ModelVersion of a finished job", Ask::Create(model_version("new"))),
+        ("a TrainingJob that trains anew", Ask::Create(retraining())),
         (
             "a ModelVersion, rejected",
             Ask::Patch(path(&model_version("intent-v1")), rejection(json!("{}"))),
@@ -926,7 +935,26 @@ fn misdeeds() -> Vec<(&'static str, Ask, &'static str)> {
             Ask::Delete("/api/v1/namespaces/team".into()),
             no_business,
         ),
-        ("a TrainingJob", Ask::Create(training_job("new")), no_business),
+        ("a TrainingJob", Ask::Create(training_job("new")), "TrainingJobs that"),
+        (
+            "a TrainingJob, changed",
+            Ask::Patch(path(&training_job("intent")), json!({"spec": {"suspend": true}})),
+            no_business,
+        ),
+        (
+            "a retraining of nobody",
+            Ask::Create(without(&retraining(), "/metadata/ownerReferences")),
+            "TrainingJobs that",
+        ),
+        (
+            "a retraining of another service than its owner",
+            Ask::Create(with(
+                &retraining(),
+                "/metadata/labels/flywheel.dev~1retrains",
+                json!("other"),
+            )),
+            "TrainingJobs that",
+        ),
         (
             "a spec of a user",
             Ask::Patch(path(&inference_service("intent")), json!({"spec": {"replicas": 9}})),
@@ -1438,8 +1466,10 @@ async fn the_cage_stops_what_is_not_ours_and_lets_daily_work_through() {
         .await;
     for (name, object) in built_by_the_operator() {
         let object = with(&object, "/metadata/namespace", json!("golden"));
-        // Versions are only ever made, never changed.
-        let made = object["kind"] == "ModelVersion";
+        // Versions and trainings are only ever made, never changed.
+        let made = ["ModelVersion", "TrainingJob"]
+            .map(Value::from)
+            .contains(&object["kind"]);
         work.push((name, if made { Ask::Create(object) } else { Ask::Apply(object) }));
     }
     let mut wrong = vec![];

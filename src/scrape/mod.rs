@@ -91,13 +91,27 @@ impl Scraper {
     /// # Errors
     /// No answer in time, another status than 200, more than [`BODY_MAX`] bytes, or other JSON.
     pub async fn get_json<T: DeserializeOwned>(&self, ip: IpAddr, port: u16, path: &str) -> Result<T, ScrapeError> {
+        self.get_json_up_to(ip, port, path, BODY_MAX).await
+    }
+
+    /// The same, of at most `max` bytes.
+    ///
+    /// # Errors
+    /// As [`Scraper::get_json`].
+    pub async fn get_json_up_to<T: DeserializeOwned>(
+        &self,
+        ip: IpAddr,
+        port: u16,
+        path: &str,
+        max: usize,
+    ) -> Result<T, ScrapeError> {
         let uri = uri(ip, port, path)?;
         let read = async {
             let answer = self.client.get(uri).await.map_err(|e| without_answer(&e))?;
             if answer.status() != http::StatusCode::OK {
                 return Err(ScrapeError::Status(answer.status().as_u16()));
             }
-            let body = Limited::new(answer.into_body(), BODY_MAX)
+            let body = Limited::new(answer.into_body(), max)
                 .collect()
                 .await
                 .map_err(|e| ScrapeError::Body(e.to_string()))?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use flywheel_api::InferenceService;
-use flywheel_api::names::{ANNOTATION_ASSIGNMENT, ANNOTATION_CONFIG_DIGEST, is_controlled_by};
+use flywheel_api::names::{self, ANNOTATION_ASSIGNMENT, ANNOTATION_CONFIG_DIGEST, is_controlled_by};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
@@ -122,7 +122,11 @@ pub async fn apply(
 
     let view = deployment_view(&present);
     if view.observed && view.replicas == view.updated {
-        let current = [config_map.name_any(), assignment::name(&name)];
+        let history = service.spec.drift.as_ref().map(|_| names::history(&name));
+        let current = [config_map.name_any(), assignment::name(&name)]
+            .into_iter()
+            .chain(history);
+        let current: Vec<String> = current.collect();
         for map in unused(&observed.config_maps, &current, &name, &observed.replica_sets) {
             writes.delete(map).await?;
         }

@@ -4,7 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use flywheel_contract::serving::Assignment;
+use flywheel_contract::serving::{Assignment, ServedVersion};
+use flywheel_policy::serving::PodSays;
+use flywheel_policy::serving::analysis::{Figures, Watch};
 
 /// What is kept, per service by its uid.
 #[derive(Debug, Default)]
@@ -14,6 +16,8 @@ pub struct AssignmentMemo {
     asked: Mutex<HashMap<String, Vec<Asked>>>,
     /// Why versions, by their uids, were rejected, until the cache shows it.
     rejected: Mutex<HashMap<String, String>>,
+    /// What versions that come by steps did, and those before them meanwhile.
+    watched: Mutex<HashMap<String, Watch>>,
 }
 
 /// A pod that was asked: its name, and how often its server had been started again.
@@ -105,16 +109,39 @@ impl AssignmentMemo {
         cached.or_else(|| rejections.get(version).cloned())
     }
 
+    fn watched(&self) -> MutexGuard<'_, HashMap<String, Watch>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the version that comes by steps did, and the one before meanwhile, as these pods say.
+    pub(crate) fn watch(&self, uid: &str, canary: &ServedVersion, stable: &ServedVersion, pods: &[PodSays]) -> Figures {
+        let mut watched = self.watched();
+        let begin = || Watch::begin(canary, stable, pods);
+        let watch = watched.entry(uid.to_owned()).or_insert_with(begin);
+        if !watch.is_of(canary) {
+            *watch = begin();
+        }
+        watch.meet(stable, pods);
+        watch.figures(canary, stable, pods)
+    }
+
+    /// No version comes by steps.
+    pub(crate) fn unwatch(&self, uid: &str) {
+        self.watched().remove(uid);
+    }
+
     /// Forgets all other services.
     pub fn retain(&self, alive: &HashSet<String>) {
         self.services().retain(|uid, _| alive.contains(uid));
         self.asked().retain(|uid, _| alive.contains(uid));
+        self.watched().retain(|uid, _| alive.contains(uid));
     }
 
     /// Forgets a service.
     pub fn forget(&self, uid: &str) {
         self.services().remove(uid);
         self.asked().remove(uid);
+        self.unwatch(uid);
     }
 }
 
@@ -132,6 +159,7 @@ mod tests {
             mirror: None,
             canary: None,
             cleared: Vec::new(),
+            window_seconds: None,
         }
     }
 

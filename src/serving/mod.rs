@@ -7,11 +7,13 @@
 
 pub mod apply;
 pub mod build;
+pub mod drift;
 mod memo;
 pub mod observe;
 mod recovery;
 mod rejection;
 pub mod report;
+mod retraining;
 pub mod scale;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use flywheel_api::InferenceService;
 use flywheel_api::conditions::reasons;
+use flywheel_api::drift::Drift;
 use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig};
 use flywheel_policy::serving::scale::Goal;
 use flywheel_policy::serving::{
@@ -27,6 +30,7 @@ use flywheel_policy::serving::{
 };
 use kube::ResourceExt as _;
 
+pub use drift::DriftMemo;
 pub use memo::AssignmentMemo;
 pub use recovery::RecoveryMemo;
 pub use scale::ScaleMemo;
@@ -68,9 +72,11 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         // Children go by their owner references.
         context.assignments.forget(&uid);
         context.scales.forget(&uid, &context.metrics);
+        context.drifts.forget(&uid);
         context.recoveries.forget(&uid);
         return Ok(RESYNC);
     }
+    let service = retraining::with_target(service, &context);
     if Goal::of(&service.spec).is_none() {
         context.scales.unfollow(&uid, &context.metrics);
     }
@@ -95,9 +101,10 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
             .zip(observed.assignment.as_ref())
             .map(|(update, present)| update.postponed(present));
     }
-    let assignment = update
-        .as_ref()
-        .map(|update| assignment::next(update, observed.assignment.as_ref(), context.now()));
+    let assignment = update.as_ref().map(|update| {
+        let window = spec.drift.as_ref().map(Drift::counted_seconds);
+        assignment::next(update, observed.assignment.as_ref(), window, context.now())
+    });
     let serve = assignment.as_ref().map(|a| a.serve.as_str());
     let (workload, hold) = workload(&service, &observed, intent, serve, &context)?;
     let mut hold = hold.or(refused).or(beside);
@@ -148,6 +155,7 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         }
     }
 
+    let retraining = retraining::retrain(&service, observed.assignment.as_ref(), &context).await?;
     let outcome = Outcome {
         has_service,
         deployment: present.as_ref(),
@@ -156,10 +164,11 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         stand: stand.as_ref(),
         device,
         recovery: &recovery,
+        retraining: &retraining,
     };
     let judgement = report::report(&service, &observed, &outcome, &context).await?;
     let mut again = again.unwrap_or(RESYNC);
-    if let Some(wait) = recovery.plan.again {
+    for wait in [recovery.plan.again, retraining.again].into_iter().flatten() {
         again = again.min(wait);
     }
     if recovery.incidents.iter().any(|incident| !incident.is_over()) {
@@ -184,6 +193,11 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         // The pods are to answer with it soon.
         Some(Stand::Step { until: None, .. }) => again.min(following),
         Some(Stand::Last { .. } | Stand::Reject { .. }) => again.min(FOLLOWING_FOR_LONG),
+        // Its figures are judged all the time.
+        Some(Stand::Step { .. }) if spec.rollout.as_ref().is_some_and(|rollout| rollout.analysis.is_some()) => {
+            again.min(WAITING_TO_START)
+        }
+        Some(Stand::Step { too_few: Some(_), .. }) => again.min(WAITING_TO_START),
         Some(Stand::Step {
             until: Some(until),
             paused: false,
@@ -285,13 +299,23 @@ async fn versions(
     }
     let says = if must { observed.says.as_slice() } else { &[] };
     let alive: Vec<String> = observed.pods.iter().map(|pod| pod.name.clone()).collect();
+    let comes = present.and_then(|present| Some((&present.canary.as_ref()?.version, present.serving()?)));
+    let figures = match comes {
+        Some((canary, stable)) => Some(context.assignments.watch(&uid, canary, stable, says)),
+        None => {
+            context.assignments.unwatch(&uid);
+            None
+        }
+    };
     let view = RolloutView {
         spec: service.spec.rollout.as_ref(),
         rejected: observed.rejected.as_deref(),
         alive: &alive,
+        figures,
+        feedback: service.spec.feedback.is_some(),
         now: context.now(),
     };
-    roll(&view, wanted, observed.assignment.as_ref(), says)
+    roll(&view, wanted, present, says)
 }
 
 /// The pods' template and how many there are: the stored one while the user's inputs are the same, a new one where they

@@ -1,4 +1,5 @@
-//! Rejected versions: an annotation of the ModelVersion says that it ended the process of a pod, so that nobody rolls it out again.
+//! Rejected versions: an annotation of the ModelVersion says that it ended the process of a pod or did too badly, so that nobody
+//! rolls it out again.
 
 use flywheel_api::ModelVersion;
 use flywheel_api::names::ANNOTATION_REJECTED;

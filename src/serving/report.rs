@@ -2,6 +2,7 @@
 
 use flywheel_api::InferenceService;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
+use flywheel_api::drift::DriftStatus;
 use flywheel_api::inference_service::{InferenceServiceStatus, Traffic};
 use flywheel_api::names::ANNOTATION_REJECTED;
 use flywheel_api::scaling::{LoadStatus, ScalingStatus};
@@ -10,6 +11,7 @@ use flywheel_contract::split::{BUCKETS_PER_PERCENT, Split};
 use flywheel_policy::recovery::incident;
 use flywheel_policy::serving::scale::{Goal, Shown};
 use flywheel_policy::serving::{Hold, Judgement, PodSays, Progress, Stand, Standing, Update, View, judge};
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource as _, ResourceExt as _};
@@ -17,6 +19,7 @@ use kube::{Resource as _, ResourceExt as _};
 use super::build;
 use super::observe::{Observed, deployment_view};
 use super::recovery::Recovery;
+use super::retraining::Retraining;
 use crate::context::Context;
 use crate::error::Error;
 use crate::kubeio::{Note, SERVING_MANAGER};
@@ -62,6 +65,8 @@ pub struct Outcome<'a> {
     pub device: Option<Device>,
     /// What failed, and what is done about it.
     pub recovery: &'a Recovery,
+    /// How training anew stands.
+    pub retraining: &'a Retraining,
 }
 
 /// Writes the status where it changed, and an event where the summary did.
@@ -101,8 +106,11 @@ pub async fn report(
         judged.message.push_str(HELD);
     }
     desired.push(judged);
-    let rollout = of_rollout(service, outcome);
+    let rollout = of_rollout(service, outcome, context.now());
     desired.extend(rollout.clone());
+    let (drift, drift_status) = of_drift(service, observed, context);
+    desired.extend(drift.clone());
+    desired.extend(outcome.retraining.conditions.iter().cloned());
     let canary = Canary::of(outcome.update, &observed.says);
     let replicas = deployment.as_ref().map_or(0, |d| d.replicas);
     let status = InferenceServiceStatus {
@@ -138,6 +146,8 @@ pub async fn report(
         load: of_load.load,
         scaling: of_load.scaling,
         recovery: report::recovery(&recovery.incidents),
+        drift: drift_status,
+        retraining: outcome.retraining.status.clone(),
         selector: Some(build::selector_text(&service.name_any())),
         device: outcome.device,
     };
@@ -157,6 +167,19 @@ pub async fn report(
         };
         writes.event(service, &note).await;
     }
+    if let Some(drift) = drift
+        && written
+        && find(present, types::DRIFT_DETECTED).is_some_and(|told| told.status != drift.status.as_str())
+        && drift.status != Status::Unknown
+    {
+        let note = Note {
+            warning: drift.status == Status::True,
+            reason: drift.reason.clone(),
+            action: "Watch",
+            text: drift.message.clone(),
+        };
+        writes.event(service, &note).await;
+    }
     let told = find(present, types::ROLLOUT_PROGRESSING);
     if let Some(rollout) = rollout
         && written
@@ -173,8 +196,39 @@ pub async fn report(
     Ok(judgement)
 }
 
+/// What is said of live texts, where the spec has `drift`: what was decided last; before the first look of this operator, what was
+/// said before.
+fn of_drift(
+    service: &InferenceService,
+    observed: &Observed,
+    context: &Context,
+) -> (Option<Desired>, Option<DriftStatus>) {
+    let Some(spec) = &service.spec.drift else {
+        return (None, None);
+    };
+    let before = service.status.as_ref();
+    let uid = service.uid().unwrap_or_default();
+    match context.drifts.verdict(&uid) {
+        Some(verdict) => {
+            let version = observed.assignment.as_ref().map_or("", |assignment| &assignment.serve);
+            (Some(verdict.condition(spec)), verdict.status(version))
+        }
+        None => {
+            let said = before.and_then(|before| find(&before.conditions, types::DRIFT_DETECTED));
+            let condition = said.map_or_else(
+                || {
+                    let message = "the pods were not asked yet";
+                    Desired::new(types::DRIFT_DETECTED, Status::Unknown, reasons::NO_DATA, message)
+                },
+                |said| said_before(types::DRIFT_DETECTED, said),
+            );
+            (Some(condition), before.and_then(|before| before.drift.clone()))
+        }
+    }
+}
+
 /// What the condition says of a rollout, where the spec has steps or a version was rejected.
-fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>) -> Option<Desired> {
+fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>, now: Timestamp) -> Option<Desired> {
     let rejected = matches!(outcome.stand, Some(Stand::Reject { .. } | Stand::RolledBack { .. }));
     if service.spec.rollout.is_none() && !rejected {
         return None;
@@ -206,6 +260,7 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>) -> Option<Desir
             pods,
             until,
             waits_for,
+            too_few,
             paused,
         }) => {
             let what = format!("step {step} of {steps}: {pods} pod(s)");
@@ -217,7 +272,13 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>) -> Option<Desir
                     format!("{what} load {version}, which is to get {percent} of 100 requests{pod}")
                 }
                 Some(until) => {
-                    let next = if *paused {
+                    let short = too_few.as_ref().filter(|_| *until <= now);
+                    let next = if let Some(short) = short {
+                        format!(
+                            "Its time is over, but {short}. More traffic, or rollout.approvedVersion: {version}, lets it go on; \
+                             modelVersion: {serving} takes it back"
+                        )
+                    } else if *paused {
                         format!("Set rollout.paused to false to go on, or modelVersion to {serving} to go back")
                     } else {
                         format!("The next step comes at {until:.0}; to go back set modelVersion to {serving}")
@@ -225,7 +286,10 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>) -> Option<Desir
                     format!("{what} answer with {version}, which gets {percent} of 100 requests. {next}")
                 }
             };
-            let reason = if *paused {
+            let is_over = until.is_some_and(|until| until <= now);
+            let reason = if too_few.is_some() && is_over {
+                reasons::INSUFFICIENT_TRAFFIC
+            } else if *paused {
                 reasons::ROLLOUT_PAUSED
             } else {
                 reasons::ROLLOUT_STEP
@@ -365,7 +429,7 @@ fn not_followed(kind: &'static str) -> Desired {
 }
 
 /// A condition as it stands.
-fn said_before(kind: &'static str, said: &Condition) -> Desired {
+pub(super) fn said_before(kind: &'static str, said: &Condition) -> Desired {
     let status = match said.status.as_str() {
         "True" => Status::True,
         "False" => Status::False,

@@ -200,6 +200,21 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
             let rollout = json!({"steps": [{"weightPercent": 5, "durationSeconds": 60}]});
             vec![with(&set("/experiment", experiment), "/rollout", rollout)]
         }
+        "new versions wait while an experiment runs: leave autoUpdate out until it is over" => {
+            vec![set("/autoUpdate", json!({"policy": "LatestPromotable"}))]
+        }
+        "retrain needs drift, which tells when to train anew" => {
+            vec![without(&set("/retrain", json!({"trainingJob": "intent"})), "/drift")]
+        }
+        "retrain.minFeedback needs feedback, by which clients say what would have been right" => {
+            vec![without(&set("/retrain/minFeedback", json!(1)), "/feedback")]
+        }
+        "windowSeconds above 300 must be a multiple of 300, the windows in which pods count" => {
+            vec![set("/windowSeconds", json!(301)), set("/windowSeconds", json!(599))]
+        }
+        "uri and capture: true are given together: texts are kept there, and only where you say so" => {
+            vec![set("/capture", json!(false)), without(good, "/uri")]
+        }
         "each step must have a greater weightPercent than the one before it" => vec![
             set("/steps/1/weightPercent", json!(1)),
             set("/steps/1/weightPercent", good["steps"][0]["weightPercent"].clone()),

@@ -112,6 +112,9 @@ fn full_status(kind: &str) -> Value {
                 "decisions": [{"time": "2026-01-01T00:00:00Z", "from": 1, "to": 3, "reason": "LoadRose", "message": "m"}]},
             "recovery": {"incidents": [{"cause": "NodeLost", "object": "o", "node": "n", "message": "m", "began": "2026-01-01T00:00:00Z",
                 "detectSeconds": 1, "decideSeconds": 1, "replaceSeconds": 1, "recoverSeconds": 1, "capacitySeconds": 1, "podsBefore": 2}]},
+            "drift": {"modelVersion": "v", "windowEnd": "2026-01-01T00:00:00Z", "texts": 800, "referenceTexts": 790, "judged": 120, "accuracy": "0.913",
+                "features": [{"name": "confidence", "psi": "0.610", "ks": "0.310", "drifted": true}]},
+            "retraining": {"trainingJob": "intent-retrain-1", "time": "2026-01-01T00:00:00Z", "cause": "c", "modelVersion": "w"},
             "traffic": [{"modelVersion": "v", "pods": 1, "percent": 100, "precision": "Float16", "agreement": {"texts": 200, "same": 199}}]})
         }
     }

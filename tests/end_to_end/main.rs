@@ -16,6 +16,7 @@ mod bench;
 mod cluster;
 mod deletion;
 mod examples;
+mod flywheel;
 mod mirror;
 mod rollout;
 mod scaling;

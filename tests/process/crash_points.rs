@@ -375,6 +375,7 @@ async fn serve(client: Client, namespace: String) -> (String, tokio::task::JoinH
                 agreement: None,
                 failure: None,
                 crash: None,
+                figures: None,
             };
             axum::Json(Stats {
                 schema_version: SCHEMA_VERSION,

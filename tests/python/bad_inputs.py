@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""The bucket of a test with real pods, `BUCKET` or `bad-inputs`: inputs that must be refused, and what else its rows put there and look at.
+"""The bucket of a test with real pods, `BUCKET` or `bad-inputs`: inputs that must be refused, and what else tests put there and look at.
 
 make EXAMPLE         empties it and puts all inputs there; the example's folder gives the tokenizer
 put KEY...           something foreign at each key
+leave-out DATA KEY LABEL...   the example's sets below the key, without rows of these labels
 copy FROM TO         all objects under a prefix to another one
 flip KEY             changes one byte in the middle
 digests PREFIX       prints {key: sha256} of all objects under a prefix
@@ -120,6 +121,12 @@ def main(action, *arguments):
     elif action == "put":
         for key in arguments:
             put(key, f"not Flywheel's: somebody keeps {key} here".encode())
+    elif action == "leave-out":
+        data, key, labels = Path(arguments[0]), arguments[1], arguments[2:]
+        for path in sorted(data.glob("*.csv")):
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))[1:]
+            put(f"{key}/{path.name}", table(row for row in rows if row[1] not in labels))
     elif action == "copy":
         source, target = arguments
         for key in keys(source):

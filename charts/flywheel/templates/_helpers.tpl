@@ -36,6 +36,10 @@ app.kubernetes.io/component: operator
   resources: [trainingjobs, modelversions, inferenceservices]
   verbs: [get, list, watch]
 - apiGroups: [flywheel.dev]
+  resources: [trainingjobs]
+  # Those that train a service anew.
+  verbs: [create]
+- apiGroups: [flywheel.dev]
   resources: [modelversions]
   # Patched is the annotation that rejects one; the cage refuses all else.
   verbs: [create, patch]

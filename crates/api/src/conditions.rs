@@ -51,6 +51,12 @@ pub mod types {
         ROUTES_READY = "RoutesReady",
         /// InferenceService: a version comes by the steps of `rollout`.
         ROLLOUT_PROGRESSING = "RolloutProgressing",
+        /// InferenceService: live texts differ from those that the version was made for.
+        DRIFT_DETECTED = "DriftDetected",
+        /// InferenceService: a TrainingJob learns what has changed.
+        RETRAINING = "Retraining",
+        /// InferenceService: there is a newer version of the model, which is not taken by itself.
+        UPDATE_AVAILABLE = "UpdateAvailable",
         /// InferenceService: the number of pods follows the load, or is computed from it.
         SCALING_ACTIVE = "ScalingActive",
         /// InferenceService: `objectives` are held, and the pods that there may be can hold them.
@@ -170,10 +176,35 @@ pub mod reasons {
         ROLLOUT_PAUSED = "RolloutPaused",
         /// No version is on its way.
         ROLLOUT_COMPLETE = "RolloutComplete",
-        /// The version ended the process of a pod, and is not rolled out any more.
+        /// The version ended the process of a pod, or did worse than the limits of `rollout.analysis`, and is not rolled out any
+        /// more.
         ROLLED_BACK = "RolledBack",
         /// A version by steps needs a second pod.
         INSUFFICIENT_REPLICAS = "InsufficientReplicas",
+        /// A version that comes has answered too little to be judged.
+        INSUFFICIENT_TRAFFIC = "InsufficientTraffic",
+        /// The windows that are compared differ by more than chance and than the limits of the spec.
+        DRIFTED = "Drifted",
+        /// They do not.
+        NO_DRIFT = "NoDrift",
+        /// What windows are compared with is being counted.
+        COLLECTING_REFERENCE = "CollectingReference",
+        /// A TrainingJob that was made for it runs.
+        RETRAINING_RUNNING = "RetrainingRunning",
+        /// The last retraining is not long enough ago.
+        COOLDOWN = "Cooldown",
+        /// Clients have said too little of the version's predictions for a training.
+        WAITING_FOR_FEEDBACK = "WaitingForFeedback",
+        /// There were as many retrainings in seven days as the spec allows.
+        WEEKLY_LIMIT_REACHED = "WeeklyLimitReached",
+        /// The last retrainings came to nothing, so no other one begins by itself.
+        RETRAINING_STOPPED = "RetrainingStopped",
+        /// The TrainingJob that a retraining is to be like does not exist.
+        TRAINING_JOB_NOT_FOUND = "TrainingJobNotFound",
+        /// A version with a higher number is promotable.
+        NEWER_VERSION = "NewerVersion",
+        /// None is.
+        UP_TO_DATE = "UpToDate",
         /// Fewer pods answer than asked for.
         REPLICAS_UNAVAILABLE = "ReplicasUnavailable",
         /// `replicas: 0`.

@@ -1,14 +1,17 @@
 //! InferenceService: pods that answer with a ModelVersion.
 
-use flywheel_contract::scalar::{Device, Precision};
+use flywheel_contract::scalar::{Decimal, Device, Precision};
 use flywheel_contract::serving::{self, Agreement};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::drift::{Drift, DriftStatus};
+use crate::feedback::Feedback;
 use crate::pod::{Accelerator, Image, LocalReference, PodSettings, Resources, Storage};
 use crate::recovery::{RecoveryStatus, ServiceRecovery};
+use crate::retraining::{AutoUpdate, Retrain, RetrainingStatus};
 use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
 
 /// Serves a ModelVersion.
@@ -39,6 +42,9 @@ use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; make a new InferenceService").field_path(".model"))]
 #[x_kube(validation = Rule::new("!has(self.experiment) || self.experiment.variants.exists(v, v.modelVersion == self.modelVersion)").message("one of the variants must be the version of modelVersion, which answers before and after the experiment").field_path(".experiment.variants"))]
 #[x_kube(validation = Rule::new("!has(self.rollout) || !has(self.experiment)").message("a service has a rollout or an experiment, not both: each divides the requests").field_path(".rollout"))]
+#[x_kube(validation = Rule::new("!has(self.autoUpdate) || !has(self.experiment)").message("new versions wait while an experiment runs: leave autoUpdate out until it is over").field_path(".autoUpdate"))]
+#[x_kube(validation = Rule::new("!has(self.retrain) || has(self.drift)").message("retrain needs drift, which tells when to train anew").field_path(".retrain"))]
+#[x_kube(validation = Rule::new("!has(self.retrain) || !has(self.retrain.minFeedback) || has(self.feedback)").message("retrain.minFeedback needs feedback, by which clients say what would have been right").field_path(".retrain.minFeedback"))]
 #[x_kube(validation = Rule::new("!has(self.mirror) || (self.mirror.modelVersion != self.modelVersion && (!has(self.experiment) || !self.experiment.variants.exists(v, v.modelVersion == self.mirror.modelVersion)))").message("the version of mirror must be one that does not answer").field_path(".mirror.modelVersion"))]
 #[x_kube(validation = Rule::new("!has(self.server.pod) || !has(self.server.pod.tolerations) || self.server.pod.tolerations.all(t, !has(t.tolerationSeconds) || t.tolerationSeconds == 0 || self.recovery.deadlineSeconds >= 170 + t.tolerationSeconds)").message("deadlineSeconds must be at least 170 s, which a recovery may take, and the largest tolerationSeconds of server.pod.tolerations together").field_path(".recovery.deadlineSeconds"))]
 #[x_kube(validation = Rule::new("!has(self.objectives) || self.objectives.latencyP99Milliseconds <= self.server.timeoutMilliseconds").message("latencyP99Milliseconds must not be above server.timeoutMilliseconds, after which requests are answered 504").field_path(".objectives.latencyP99Milliseconds"))]
@@ -46,9 +52,12 @@ pub struct InferenceServiceSpec {
     /// Name of the model.
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub model: String,
-    /// Name of the ModelVersion to serve.
+    /// Name of the ModelVersion to serve; with `autoUpdate` the one to begin with.
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub model_version: String,
+    /// Takes newer versions by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_update: Option<AutoUpdate>,
     /// Throughput and latency that the service is to hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objectives: Option<Objectives>,
@@ -75,6 +84,15 @@ pub struct InferenceServiceSpec {
     /// Another version that gets a copy of some requests. Its answers are compared and thrown away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror>,
+    /// Lets clients say what would have been right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feedback: Option<Feedback>,
+    /// Tells when live texts do not look any more like those that the version was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
+    /// Trains anew when they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrain: Option<Retrain>,
     /// What happens after a failure of pods, nodes or GPUs.
     #[serde(default)]
     pub recovery: ServiceRecovery,
@@ -177,6 +195,51 @@ pub struct Rollout {
     /// Goes on to no further step while true, nor to the change of all pods after the last. To go back, set `modelVersion` to the version before.
     #[serde(default)]
     pub paused: bool,
+    /// Name of a version that needs no further steps: while it is the one that comes, all pods change over to it as soon as all
+    /// have loaded it, whatever it did so far, unless it ended a pod's process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub approved_version: Option<String>,
+    /// What the version may do worse than the one before. Beyond that it is rejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub analysis: Option<Analysis>,
+}
+
+/// How the figures of a version that comes are judged, as soon as it has answered the step's `minRequests` (100 where it has
+/// none). Both versions' figures are those since the version came.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Analysis {
+    /// How much larger the share of texts may be that cannot be computed.
+    #[serde(default = "default_errors")]
+    pub max_error_rate_increase: Decimal,
+    /// How much longer computing a text may take, in percent: batches of one text are compared, as soon as both versions
+    /// computed 30.
+    #[serde(default = "default_compute_time")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub max_compute_time_increase_percent: i32,
+    /// Smallest difference of the accuracies that `feedback` tells, the new version's less that of the one before. Needs
+    /// `minSamples` of both.
+    #[serde(default = "default_accuracy")]
+    pub min_accuracy_delta: Decimal,
+    /// Predictions with feedback that each version needs until their accuracies are compared. With `feedback` in the spec the
+    /// rollout waits for them before its last step is over; without it accuracy is not judged.
+    #[serde(default = "default_judged")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub min_samples: i32,
+}
+
+fn default_errors() -> Decimal {
+    Decimal::from("0.01")
+}
+fn default_compute_time() -> i32 {
+    20
+}
+fn default_accuracy() -> Decimal {
+    Decimal::from("-0.01")
+}
+fn default_judged() -> i32 {
+    100
 }
 
 /// A step of a rollout.
@@ -189,6 +252,10 @@ pub struct RolloutStep {
     /// Seconds for which its pods must have answered with it until the next step.
     #[schemars(range(min = 0, max = 604_800))]
     pub duration_seconds: i32,
+    /// Texts that it must have answered in all until the next step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub min_requests: Option<i32>,
 }
 
 /// A version that answers beside.
@@ -306,6 +373,12 @@ pub struct InferenceServiceStatus {
     /// What was recovered from, and how long it took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<RecoveryStatus>,
+    /// The last window of live texts that was judged, where `drift` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<DriftStatus>,
+    /// The last retraining, where `retrain` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retraining: Option<RetrainingStatus>,
     /// Selector of the pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,

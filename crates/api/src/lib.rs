@@ -5,12 +5,15 @@
 //! This crate derives types; it must not talk to a cluster.
 
 pub mod conditions;
+pub mod drift;
+pub mod feedback;
 pub mod inference_service;
 pub mod manifest;
 pub mod model_version;
 pub mod names;
 pub mod pod;
 pub mod recovery;
+pub mod retraining;
 pub mod scaling;
 pub mod training_job;
 

@@ -39,8 +39,8 @@ pub const ANNOTATION_CONFIG_DIGEST: &str = "flywheel.dev/config-digest";
 /// Annotation of a serving pod: generation of the newest [`flywheel_contract::serving::Assignment`]. The kubelet brings the
 /// pod's files up to date when it changes, at once instead of after a minute.
 pub const ANNOTATION_ASSIGNMENT: &str = "flywheel.dev/assignment";
-/// Annotation of a ModelVersion: that it ended the process of a pod while it came by steps, as JSON with its uid and why. It is
-/// not rolled out again while this stands.
+/// Annotation of a ModelVersion: that it ended the process of a pod or did too badly while it came by steps, as JSON with its uid
+/// and why. It is not rolled out again while this stands.
 pub const ANNOTATION_REJECTED: &str = "flywheel.dev/rejected";
 /// Annotation of a child: digest of what the operator last applied, so that an unchanged object is not written again.
 pub const ANNOTATION_APPLIED: &str = "flywheel.dev/applied";
@@ -55,6 +55,11 @@ pub const LABEL_COUNTED_RESTARTS: &str = "flywheel.dev/counted-restarts";
 /// Label of an attempt's Job: the accelerator class of its pods, which is that of the spec or its fallback. A Job of an operator
 /// that knew of no fallback has none, and is of the spec's class.
 pub const LABEL_ACCELERATOR_CLASS: &str = "flywheel.dev/accelerator-class";
+
+/// Label of a TrainingJob: the InferenceService that it trains anew for. Its number is at the end of its name.
+pub const LABEL_RETRAINS: &str = "flywheel.dev/retrains";
+/// Annotation of such a TrainingJob: why it was made.
+pub const ANNOTATION_CAUSE: &str = "flywheel.dev/cause";
 
 /// Longest name of a child: a label's value and a Service's name both end there.
 pub const NAME_MAX: usize = 63;
@@ -83,6 +88,18 @@ fn within(max: usize, owner: &str, suffix: &str) -> String {
     let keep = max.saturating_sub(HASH_DIGITS + 1 + suffix.len());
     let head = crate::conditions::cut(owner, keep).trim_end_matches(['-', '.']);
     format!("{head}-{digest}{suffix}")
+}
+
+/// Name of a TrainingJob that a service is trained anew by.
+#[must_use]
+pub fn retraining(service: &str, number: u32) -> String {
+    child(service, &format!("-retrain-{number}"))
+}
+
+/// Name of the ConfigMap with the windows of live texts that were counted.
+#[must_use]
+pub fn history(service: &str) -> String {
+    child(service, "-history")
 }
 
 /// Name of the Job of an attempt.

@@ -13,11 +13,13 @@ Examples:
   kubectl flywheel progress intent --watch               a training until its end
   kubectl flywheel logs intent -f                        its log, over restarts
   kubectl flywheel predict intent \"turn the lights off\"  ask a service
+  kubectl flywheel explain intent                        what led to which version
+  kubectl flywheel rollout intent pause                  keeps a new version where it is
   kubectl flywheel simulate --trace spikes               how a service would scale
 
 Exit codes: 0 done, 1 the command could not be carried out, 2 wrong command line, 3 the TrainingJob failed (progress).";
 
-/// Looks at Flywheel's objects with your own rights: a training's live progress and logs, predictions, conditions.
+/// Looks at Flywheel's objects with your own rights: a training's live progress and logs, predictions, conditions, what led to what.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kubectl-flywheel", bin_name = "kubectl flywheel", version, after_help = EXAMPLES)]
 pub struct CommandLine {
@@ -106,6 +108,34 @@ pub(crate) enum Command {
         #[arg(value_name = "KIND/NAME", value_parser = object)]
         object: Option<Object>,
     },
+    /// What led to what: drift, the training that it made, the version that came of it, and what became of that.
+    #[command(after_help = "Examples:
+  kubectl flywheel explain intent")]
+    Explain {
+        /// Name of the InferenceService.
+        #[arg(value_name = "INFERENCESERVICE", value_parser = inference_service)]
+        service: String,
+    },
+    /// Lets a version that comes by steps go on, wait or go back, by changing the InferenceService's spec.
+    ///
+    /// Takes the right to patch InferenceServices. Where the object stands in Git, print the patch and put it there: what is
+    /// changed in the cluster alone the next sync undoes.
+    #[command(after_help = "Examples:
+  kubectl flywheel rollout intent pause
+  kubectl flywheel rollout intent approve               past all further steps
+  kubectl flywheel rollout intent abort                 the version on its way goes, what answers stays
+  kubectl flywheel rollout intent undo --to intent-v1
+  kubectl flywheel rollout --print-patch intent abort")]
+    Rollout {
+        /// Name of the InferenceService.
+        #[arg(value_name = "INFERENCESERVICE", value_parser = inference_service)]
+        service: String,
+        /// Print the merge patch, and change nothing.
+        #[arg(long)]
+        print_patch: bool,
+        #[command(subcommand)]
+        step: Rollout,
+    },
     /// How many replicas a service would have: a trace of requests against a simulated service, sized by the operator's own
     /// policy, and beside it by Knative's and Kubernetes' autoscalers.
     ///
@@ -124,6 +154,25 @@ says when the trace ends, and 1 under silent means that no pod answers who asks 
   kubectl flywheel version
   kubectl flywheel version -n flywheel-system     with rights in the operator's namespace only")]
     Version,
+}
+
+/// What a rollout is to do.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Rollout {
+    /// Go on to no further step.
+    Pause,
+    /// Go on.
+    Resume,
+    /// All pods change over to the version on its way, without further steps.
+    Approve,
+    /// The version on its way goes; with autoUpdate it is excluded.
+    Abort,
+    /// Back to the version before the one that answers; with autoUpdate that one is excluded.
+    Undo {
+        /// The version to go back to, instead of the one before.
+        #[arg(long, value_name = "MODELVERSION", value_parser = model_version)]
+        to: Option<String>,
+    },
 }
 
 /// What to simulate.
@@ -262,6 +311,10 @@ fn inference_service(text: &str) -> Result<String, String> {
     of_kind(Kind::InferenceService, text)
 }
 
+fn model_version(text: &str) -> Result<String, String> {
+    of_kind(Kind::ModelVersion, text)
+}
+
 fn object(text: &str) -> Result<Object, String> {
     let expected = || "say the kind too: trainingjob/NAME, modelversion/NAME or inferenceservice/NAME".to_owned();
     let (word, rest) = text.split_once('/').ok_or_else(expected)?;
@@ -329,6 +382,9 @@ mod tests {
             "status -n a/b",
             "logs intent --attempt 0",
             "predict intent",
+            "rollout intent",
+            "rollout intent undo --to ../x",
+            "explain tj/intent",
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");
@@ -338,6 +394,9 @@ mod tests {
             "progress tj/intent -w -o json -n team",
             "status",
             "-n team status mv/intent-v1",
+            "rollout infsvc/intent undo --to mv/intent-v1",
+            "rollout --print-patch intent pause",
+            "explain infsvc/intent",
         ] {
             parse(line).expect(line);
         }

@@ -71,6 +71,9 @@ pub enum Error {
         /// URL of the API server.
         server: String,
     },
+    /// The objects are not such that it could be done.
+    #[error("{0}")]
+    Inapplicable(String),
     /// There is no such object.
     #[error(
         "{words} in namespace {namespace}; `kubectl flywheel status -n {namespace}` lists what there is, -n chooses another namespace"

@@ -1,16 +1,18 @@
-//! The kubectl plugin `kubectl-flywheel`: what a user sees of Flywheel's objects, read with the user's own rights.
+//! The kubectl plugin `kubectl-flywheel`: what a user sees of Flywheel's objects, with the user's own rights.
 //!
-//! It only reads: objects and logs through the API server, and pods by port-forward through the API server; `simulate` asks
-//! no cluster. What comes back is untrusted: bounded in time and size, and without control characters on the terminal (logs
-//! alone are passed on as they are). It must not change anything and must not link libtorch.
+//! It reads objects and logs through the API server, and pods by port-forward through the API server; `simulate` asks no cluster.
+//! `rollout` alone changes something: a field or two of an InferenceService's spec, which it can also print. What comes back is untrusted: bounded in time and size, and without control characters on the terminal (logs
+//! alone are passed on as they are). It must not change anything else and must not link libtorch.
 
 mod arguments;
 mod cluster;
 mod error;
+mod explain;
 mod forward;
 mod logs;
 mod predict;
 mod progress;
+mod rollout;
 mod simulate;
 mod status;
 mod text;
@@ -65,6 +67,20 @@ pub async fn run(line: CommandLine, out: &mut dyn Write, terminal: bool) -> Resu
                 None => status::all(&cluster, now).await?,
             };
             out.write_all(screen.as_bytes())?;
+            Ok(Outcome::Done)
+        }
+        Command::Explain { service } => {
+            let text = explain::run(&connect.await?, &service, jiff::Timestamp::now()).await?;
+            out.write_all(text.as_bytes())?;
+            Ok(Outcome::Done)
+        }
+        Command::Rollout {
+            service,
+            print_patch,
+            step,
+        } => {
+            let told = rollout::run(&connect.await?, &service, &step, print_patch).await?;
+            out.write_all(told.as_bytes())?;
             Ok(Outcome::Done)
         }
         Command::Simulate(simulate) => {

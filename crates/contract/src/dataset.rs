@@ -38,7 +38,7 @@ impl std::fmt::Display for SetName {
     }
 }
 
-/// Format of a source. Without it the suffix decides (`.csv`, `.jsonl`, `.ndjson`, `.parquet`).
+/// Format of a source. Without it the suffix decides (`.csv`, `.jsonl`, `.ndjson`, `.parquet`); `Feedback` is always said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Format {
     /// Comma-separated values with a header row, UTF-8.
@@ -47,6 +47,9 @@ pub enum Format {
     Jsonl,
     /// Apache Parquet.
     Parquet,
+    /// A folder that the pods of an InferenceService with `feedback.capture` write to, `<feedback.uri>/<namespace>/<name>`:
+    /// their texts, each with the label that a client sent for it.
+    Feedback,
 }
 
 /// One file of labelled examples.

@@ -9,6 +9,7 @@ pub mod artifact;
 pub mod checkpoint;
 pub mod dataset;
 pub mod failure;
+pub mod feedback;
 pub mod gate;
 pub mod hyperparameters;
 pub mod names;

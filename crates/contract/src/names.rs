@@ -18,6 +18,10 @@ pub const STORAGE_CA_DIR: &str = "/etc/flywheel/storage-ca";
 pub const TLS_DIR: &str = "/etc/flywheel/tls";
 /// Keys of a Secret of type `kubernetes.io/tls`, and names of their files: the certificate and its private key.
 pub const TLS_FILES: [&str; 2] = ["tls.crt", "tls.key"];
+/// Folder where the key of receipts is mounted.
+pub const RECEIPT_KEY_DIR: &str = "/etc/flywheel/receipts";
+/// Name of its file.
+pub const RECEIPT_KEY_FILE: &str = "key";
 /// Folder for downloads and caches, an emptyDir.
 pub const SCRATCH_DIR: &str = "/var/lib/flywheel";
 /// File whose content the kubelet puts into the container's status at its end.

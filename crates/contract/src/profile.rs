@@ -1,7 +1,7 @@
 //! Data profile: exact integer histograms that add up, so that live traffic can be compared with the training data.
 //!
 //! A version's profile of its test set lies in its artifact. Serving pods count what they answer in the same bins, by windows
-//! of [`WINDOW_SECONDS`], and tell it under [`crate::names::PROFILE_PATH`]. Nothing here holds a text.
+//! of [`WINDOW_SECONDS`] or less, and tell it under [`crate::names::PROFILE_PATH`]. Nothing here holds a text.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,15 +22,21 @@ pub const PROJECTION_BINS: usize = 16;
 /// Most bins of a profile, beside one for each class: with a hundred classes 320 in all.
 pub const MAX_BINS: usize = 220;
 
-/// Length of the windows in which pods count. Whoever looks at longer ones adds windows up.
+/// Length of the windows in which pods count, where their assignment names no shorter one. Whoever looks at longer ones adds
+/// windows up.
 pub const WINDOW_SECONDS: u32 = 300;
+/// Shortest length of a window.
+pub const MIN_WINDOW_SECONDS: u32 = 10;
+/// Most bytes of a body of [`LiveProfiles`], of as many versions as a pod may hold with a hundred classes each.
+pub const PROFILE_BODY_MAX: usize = 512 * 1024;
 /// Windows that a pod tells: the one under way and those before it.
 pub const KEPT_WINDOWS: u64 = 3;
 
-/// Number of the window to which a moment belongs, the same in every pod: seconds since 1970 (UTC) over [`WINDOW_SECONDS`].
+/// Number of the window of this length to which a moment belongs, the same in every pod: seconds since 1970 (UTC) over its
+/// length.
 #[must_use]
-pub fn window_of(unix_seconds: u64) -> u64 {
-    unix_seconds / u64::from(WINDOW_SECONDS)
+pub fn window_of(unix_seconds: u64, window_seconds: u32) -> u64 {
+    unix_seconds / u64::from(window_seconds.max(1))
 }
 
 /// What a model says of one text.
@@ -308,7 +314,7 @@ impl DataProfile {
 pub struct LiveProfiles {
     /// [`crate::SCHEMA_VERSION`] of the writer.
     pub schema_version: u32,
-    /// [`WINDOW_SECONDS`] of the writer.
+    /// Length of the windows.
     pub window_seconds: u32,
     /// The versions that answered, also such as are not held any more.
     pub versions: Vec<VersionProfile>,
@@ -322,7 +328,10 @@ pub struct VersionProfile {
     pub name: String,
     /// Digest of its artifact.
     pub digest: Digest,
-    /// Windows with texts, ascending.
+    /// What its artifact says that the test set looked like, in the same bins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<DataProfile>,
+    /// Windows with texts or feedback, ascending.
     pub windows: Vec<WindowProfile>,
 }
 
@@ -334,6 +343,33 @@ pub struct WindowProfile {
     pub id: u64,
     /// The texts, in the bins of the version's own profile.
     pub profile: DataProfile,
+    /// What clients said in it of the version's predictions, of whichever window.
+    #[serde(default, skip_serializing_if = "Judged::is_empty")]
+    pub judged: Judged,
+}
+
+/// Predictions of which clients said what would have been right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Judged {
+    /// All of them.
+    pub predictions: u64,
+    /// Those that were right.
+    pub correct: u64,
+}
+
+impl Judged {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.predictions == 0
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, other: Self) {
+        self.predictions = self.predictions.saturating_add(other.predictions);
+        self.correct = self.correct.saturating_add(other.correct);
+    }
 }
 
 /// Class and probability of an answer; none without classes.
@@ -532,10 +568,15 @@ mod tests {
         let window = |id| WindowProfile {
             id,
             profile: longest.clone(),
+            judged: Judged {
+                predictions: u64::MAX,
+                correct: u64::MAX,
+            },
         };
         let version = |n: usize| VersionProfile {
             name: format!("{n:a>63}"),
             digest: Digest::sha256(&"0".repeat(64)),
+            test: Some(longest.clone()),
             windows: (u64::MAX - KEPT_WINDOWS..u64::MAX).map(window).collect(),
         };
         let told = LiveProfiles {
@@ -544,6 +585,6 @@ mod tests {
             versions: (0..crate::serving::MAX_VERSIONS).map(version).collect(),
         };
         let bytes = serde_json::to_vec(&told).unwrap().len();
-        assert!(bytes < 320 * 1024, "{bytes}");
+        assert!(bytes < PROFILE_BODY_MAX, "{bytes}");
     }
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::scalar::{Device, Digest, Precision};
+use crate::profile::WINDOW_SECONDS;
+use crate::scalar::{Device, Digest, Precision, Uri};
 use crate::split::Split;
 use crate::storage::StorageSettings;
 use crate::trainer::ArtifactRef;
@@ -30,8 +31,32 @@ pub struct ServingConfig {
     /// With which certificate the data port speaks TLS; without one it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
+    /// How clients tell what would have been right; without it they cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feedback: Option<FeedbackSettings>,
     /// Bounds.
     pub limits: ServingLimits,
+}
+
+/// Feedback on predictions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FeedbackSettings {
+    /// Path of the file with the key by which pods know their own receipts.
+    pub key: String,
+    /// Where texts and what clients say of them are kept; without it no text is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<Capture>,
+}
+
+/// Texts that are kept for training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Capture {
+    /// Folder of the service; a pod writes files of its own below it.
+    pub uri: Uri,
+    /// Share of the predictions whose texts are kept, 0 to 1.
+    pub sample_rate: f64,
 }
 
 /// A certificate and its key, in files that may change while the pod runs.
@@ -81,9 +106,18 @@ pub struct Assignment {
     /// [`MAX_CLEARED`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cleared: Vec<Cleared>,
+    /// Length of the windows in which live texts are counted; [`WINDOW_SECONDS`] where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_seconds: Option<u32>,
 }
 
 impl Assignment {
+    /// Length of the windows in which live texts are counted.
+    #[must_use]
+    pub fn window_seconds(&self) -> u32 {
+        self.window_seconds.unwrap_or(WINDOW_SECONDS)
+    }
+
     /// The version that answers; `None` in an assignment that contradicts itself.
     #[must_use]
     pub fn serving(&self) -> Option<&ServedVersion> {
@@ -242,6 +276,32 @@ pub struct VersionStats {
     /// The crash for which it is held back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crash: Option<Crash>,
+    /// What was done with it, once loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figures: Option<VersionFigures>,
+}
+
+/// What a pod did with a version since it loaded it. All counts only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionFigures {
+    /// Texts that were computed for clients.
+    pub texts: u64,
+    /// Texts that could not be computed.
+    pub failed: u64,
+    /// Batches of one text. What such a batch takes can be compared between versions, however much each has to do: a busier one
+    /// computes more texts together, which takes less time for each.
+    pub alone: u64,
+    /// Time that those took, in seconds.
+    pub alone_seconds: f64,
+    /// Sum of the squares of their times, in square seconds.
+    pub alone_squares: f64,
+    /// Predictions of which a client said what would have been right, each counted once.
+    #[serde(default)]
+    pub judged: u64,
+    /// Those of them that were right.
+    #[serde(default)]
+    pub correct: u64,
 }
 
 /// An end of a pod's process, not in order, while it computed with a version beside the stable one.
@@ -316,6 +376,7 @@ mod tests {
                     .into(),
             }),
             cleared: Vec::new(),
+            window_seconds: None,
         };
         let b = assignment.clone().of_pod("b");
         assert_eq!(b.versions, [version("v1"), version("v2")]);

@@ -173,7 +173,8 @@ pub fn read_rows(
     };
     match format {
         Format::Csv => read_csv(&mut context, file, sink)?,
-        Format::Jsonl => read_jsonl(&mut context, file, sink)?,
+        // What pods kept is joined before it comes here.
+        Format::Jsonl | Format::Feedback => read_jsonl(&mut context, file, sink)?,
         Format::Parquet => read_parquet(&mut context, file, sink)?,
     }
     Ok(context.rows)

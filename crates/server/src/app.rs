@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flywheel_contract::failure::Failure;
 use flywheel_contract::names::READYZ_PATH;
-use flywheel_contract::profile::{LiveProfiles, WINDOW_SECONDS};
+use flywheel_contract::profile::LiveProfiles;
 use flywheel_contract::serving::{Assignment, Crash, ServedVersion, ServingConfig, ServingLimits, Stats};
 use flywheel_contract::{SCHEMA_VERSION, serving};
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::engine::Engine;
+use crate::feedback::{Feedback, Receipts};
 use crate::marks::Mark;
 use crate::metrics::Metrics;
 use crate::mirror::Copies;
@@ -57,10 +58,11 @@ pub struct App {
     started: Instant,
     phase: watch::Sender<Phase>,
     pub(crate) versions: Versions,
-    profiles: Profiles,
+    pub(crate) profiles: Profiles,
     broken: mpsc::Sender<Failure>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) traces: Option<Traces>,
+    pub(crate) feedback: Option<Feedback>,
     pub(crate) bodies: Arc<Semaphore>,
     pub(crate) openapi: Bytes,
     /// Questions to the model, of any protocol, that have begun and are not answered.
@@ -73,13 +75,15 @@ pub struct App {
 
 impl App {
     /// A pod that has loaded nothing yet. `marks`: the folder in which its next process looks for what this one computed, where
-    /// there is to be one. `traces`: where spans of its requests go. The receiver gets the failure of a device that works no
+    /// there is to be one. `traces`: where spans of its requests go. `receipts`: what clients can
+    /// say of predictions by; texts are kept from within a runtime only. The receiver gets the failure of a device that works no
     /// more: the process must end then.
     #[must_use]
     pub fn new(
         config: &ServingConfig,
         marks: Option<&Path>,
         traces: Option<Traces>,
+        receipts: Option<Receipts>,
     ) -> (Arc<Self>, mpsc::Receiver<Failure>) {
         let (broken, receiver) = mpsc::channel(1);
         let document = flywheel_wire::openapi::document(&config.service.name, READYZ_PATH, env!("CARGO_PKG_VERSION"));
@@ -96,6 +100,7 @@ impl App {
             profiles: Profiles::default(),
             broken,
             copies: Copies::new(&metrics),
+            feedback: receipts.map(|receipts| Feedback::start(receipts, &config.service.name, &metrics)),
             metrics,
             traces: traces.map(|traces| {
                 let paths = document.get("paths").and_then(Value::as_object);
@@ -114,7 +119,11 @@ impl App {
 
     /// Follows an assignment as far as its versions are loaded. False for one that is older than the one followed.
     pub fn follow(&self, assignment: &Assignment) -> bool {
-        self.versions.follow(assignment)
+        let followed = self.versions.follow(assignment);
+        if followed {
+            self.profiles.set_window_seconds(assignment.window_seconds());
+        }
+        followed
     }
 
     /// Starts a version's workers and warms them up; it answers from then on if it is to, and the pod is ready with the first
@@ -218,10 +227,11 @@ impl App {
     /// What it answered lately; `None` where a worker is held up for too long in the middle of writing its counts.
     pub(crate) async fn live_profiles(&self) -> Option<LiveProfiles> {
         for _ in 0..READINGS {
+            let window_seconds = self.profiles.window_seconds();
             if let Some(versions) = self.profiles.told(unix_seconds()) {
                 return Some(LiveProfiles {
                     schema_version: SCHEMA_VERSION,
-                    window_seconds: WINDOW_SECONDS,
+                    window_seconds,
                     versions,
                 });
             }

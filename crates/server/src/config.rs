@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use flywheel_api::drift::Drift;
 use flywheel_api::{InferenceService, ModelVersion, manifest};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::profile::{MIN_WINDOW_SECONDS, WINDOW_SECONDS};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::serving::{
     Assignment, MAX_VERSIONS, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, TlsFiles,
@@ -140,6 +142,12 @@ fn check_assignment(assignment: &Assignment) -> Result<(), Failure> {
             "the canary has more than all requests of a pod, or the name of another version to hold",
         ));
     }
+    if !(MIN_WINDOW_SECONDS..=WINDOW_SECONDS).contains(&assignment.window_seconds()) {
+        return Err(invalid(format!(
+            "windows of live texts have {} s, not {MIN_WINDOW_SECONDS} to {WINDOW_SECONDS}",
+            assignment.window_seconds()
+        )));
+    }
     for version in versions.iter().chain(canary.map(|canary| &canary.version)) {
         let hex = version.artifact.digest.hex();
         if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
@@ -163,6 +171,8 @@ pub struct LocalRun {
     pub ca_file: Option<PathBuf>,
     /// In place of `server.tls`.
     pub tls: Option<TlsFiles>,
+    /// In place of `feedback.signingKeySecretRef`.
+    pub receipt_key: Option<PathBuf>,
 }
 
 /// The configuration and the assignment that the operator would give to the pods of this InferenceService.
@@ -226,15 +236,22 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
             "server.tls names a Secret, which only a cluster has; give --tls-certificate and --tls-key",
         ));
     }
+    let namespace = service.metadata.namespace.unwrap_or_else(|| "default".to_owned());
+    let feedback = match (&spec.feedback, &run.receipt_key) {
+        (None, _) => None,
+        (Some(_), None) => {
+            return Err(invalid(
+                "feedback.signingKeySecretRef names a Secret, which only a cluster has; give --receipt-key",
+            ));
+        }
+        (Some(feedback), Some(key)) => Some(feedback.settings(&namespace, &name, key.display().to_string())),
+    };
     let positive = |field: &str, value: i32| {
         u32::try_from(value).map_err(|_| invalid(format!("{field} is {value}; it must be positive")))
     };
     let config = ServingConfig {
         schema_version: SCHEMA_VERSION,
-        service: ServiceIdentity {
-            namespace: service.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
-            name,
-        },
+        service: ServiceIdentity { namespace, name },
         device: run.device,
         precision: spec.server.precision,
         storage: StorageSettings {
@@ -243,6 +260,7 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
             ca_file: run.ca_file.as_ref().map(|p| p.display().to_string()),
         },
         tls: run.tls.clone(),
+        feedback,
         limits: ServingLimits {
             max_concurrency: positive("server.maxConcurrency", spec.server.max_concurrency)?,
             timeout_milliseconds: positive("server.timeoutMilliseconds", spec.server.timeout_milliseconds)?,
@@ -258,6 +276,7 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
         mirror,
         canary: None,
         cleared: Vec::new(),
+        window_seconds: spec.drift.as_ref().map(Drift::counted_seconds),
     };
     check_assignment(&assignment)?;
     Ok((config, assignment))
@@ -305,6 +324,7 @@ spec:
             device: Device::Cpu,
             ca_file: None,
             tls: None,
+            receipt_key: None,
         })
     }
 

@@ -10,13 +10,14 @@ use flywheel_wire::error::{ErrorReason, Refusal};
 use flywheel_wire::predict::{MAX_TEXTS, too_many_texts};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::figures::Figures;
 use crate::marks::Mark;
 use crate::metrics::Metrics;
 use crate::model::{Encode, LoadedVersion};
 use crate::pace::Pace;
 use crate::profile::Counter;
 use crate::queue::{Fault, Item, Queue};
-use crate::worker::{self, Heartbeat};
+use crate::worker::{self, Heartbeat, Place};
 
 /// A loaded version with its workers. Dropping it lets them go.
 pub(crate) struct Engine {
@@ -26,6 +27,7 @@ pub(crate) struct Engine {
     encoder: Arc<dyn Encode>,
     queue: Arc<Queue>,
     pace: Arc<Pace>,
+    figures: Arc<Figures>,
     permits: Arc<Semaphore>,
     most: usize,
     timeout: Duration,
@@ -52,6 +54,7 @@ impl Engine {
             encoder: version.encoder,
             queue: Arc::new(Queue::new(version.batch_tokens)),
             pace: Arc::new(Pace::new(version.batch_tokens)),
+            figures: Arc::default(),
             permits: Arc::new(Semaphore::new(most)),
             most,
             timeout: Duration::from_millis(limits.timeout_milliseconds.into()),
@@ -63,16 +66,14 @@ impl Engine {
         let (ready, mut outcomes) = mpsc::channel(workers.max(1));
         for (index, counting) in version.models.into_iter().zip(counters).enumerate() {
             let beat = Arc::new(Heartbeat::new(index, Arc::clone(&engine.mark)));
-            worker::start(
-                &beat,
-                counting,
-                Arc::clone(&engine.queue),
-                Arc::clone(&engine.pace),
-                Arc::clone(metrics),
-                ready.clone(),
-                broken.clone(),
-            )
-            .map_err(|e| internal(format!("cannot start a worker thread: {e}")))?;
+            let place = Place {
+                queue: Arc::clone(&engine.queue),
+                pace: Arc::clone(&engine.pace),
+                figures: Arc::clone(&engine.figures),
+                metrics: Arc::clone(metrics),
+            };
+            worker::start(&beat, counting, place, ready.clone(), broken.clone())
+                .map_err(|e| internal(format!("cannot start a worker thread: {e}")))?;
             engine.heartbeats.push(beat);
         }
         drop(ready);
@@ -98,6 +99,11 @@ impl Engine {
     /// How its answers compare with those in single precision.
     pub fn agreement(&self) -> Option<Agreement> {
         self.agreement
+    }
+
+    /// What it did.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Probabilities for each text, in order. Dropping the future drops the work that no worker has begun. `deadline`: the

@@ -12,11 +12,14 @@
 mod agreement;
 mod apart;
 mod app;
+mod capture;
 pub mod config;
 mod connection;
 mod demand;
 mod engine;
+mod feedback;
 mod fetch;
+mod figures;
 mod follow;
 mod http;
 mod load;
@@ -35,6 +38,7 @@ mod versions;
 mod worker;
 
 pub use app::App;
+pub use feedback::{Receipts, own_address};
 pub use follow::Source;
 pub use run::{Listeners, Options, Server};
 pub use tls::Tls;

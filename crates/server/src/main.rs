@@ -96,6 +96,9 @@ enum Command {
         /// PEM file with the private key of that certificate.
         #[arg(long, value_name = "FILE", requires = "tls_certificate")]
         tls_key: Option<PathBuf>,
+        /// File with the key of receipts, at least 32 bytes, in place of `feedback.signingKeySecretRef`.
+        #[arg(long, value_name = "FILE")]
+        receipt_key: Option<PathBuf>,
     },
 }
 
@@ -204,6 +207,7 @@ fn configuration(command: &Command) -> Result<(ServingConfig, Source, PathBuf), 
             ca_file,
             tls_certificate,
             tls_key,
+            receipt_key,
         } => {
             let (config, assignment) = config::from_manifests(&LocalRun {
                 files: file.iter().chain(model_version).cloned().collect(),
@@ -219,6 +223,7 @@ fn configuration(command: &Command) -> Result<(ServingConfig, Source, PathBuf), 
                         certificate: certificate.display().to_string(),
                         key: key.display().to_string(),
                     }),
+                receipt_key: receipt_key.clone(),
             })?;
             let cache = std::env::var_os("XDG_CACHE_HOME")
                 .map(PathBuf::from)

@@ -264,6 +264,7 @@ mod tests {
                     })
                 })
                 .collect(),
+            window_seconds: None,
         }
     }
 

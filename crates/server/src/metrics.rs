@@ -30,6 +30,11 @@ struct MirrorLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VersionLabels {
     version: String,
 }
@@ -46,6 +51,8 @@ pub(crate) struct Metrics {
     load_seconds: Gauge<f64, AtomicU64>,
     mirrored: Family<MirrorLabels, Counter>,
     mirror_seconds: Family<VersionLabels, Histogram, fn() -> Histogram>,
+    feedback: Family<OutcomeLabels, Counter>,
+    captured: Family<OutcomeLabels, Counter>,
     answered: [AtomicU64; 3],
     pub demand: Demand,
 }
@@ -100,8 +107,22 @@ impl Metrics {
             "Time from the copy of a request to its answer",
             mirror_seconds.clone(),
         );
+        let [feedback, captured] = [(); 2].map(|()| Family::<OutcomeLabels, Counter>::default());
+        registry.register(
+            "flywheel_feedback",
+            "What clients said of predictions, by what became of it: counted, duplicate, expired, invalid",
+            feedback.clone(),
+        );
+        registry.register(
+            "flywheel_captured_records",
+            "Texts and judgements for training, by what became of them: written, dropped since there was no room; failed counts \
+             files that the storage did not take",
+            captured.clone(),
+        );
         Self {
             registry,
+            feedback,
+            captured,
             mirrored,
             mirror_seconds,
             requests,
@@ -154,6 +175,16 @@ impl Metrics {
         self.mirror_seconds
             .get_or_create(&labels)
             .observe(duration.as_secs_f64());
+    }
+
+    /// Counts what a client said of a prediction.
+    pub fn feedback(&self, outcome: &'static str) {
+        self.feedback.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Counts records for training.
+    pub fn captured(&self, outcome: &'static str, records: u64) {
+        self.captured.get_or_create(&OutcomeLabels { outcome }).inc_by(records);
     }
 
     pub fn loaded(&self, duration: Duration) {

@@ -4,11 +4,14 @@
 //! writes them, after each batch, where others read them, over lines that no other worker writes to. No text is kept.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use flywheel_contract::profile::{Answer, DataProfile, KEPT_WINDOWS, VersionProfile, WindowProfile, window_of};
+use flywheel_contract::profile::{
+    Answer, DataProfile, Judged, KEPT_WINDOWS, VersionProfile, WINDOW_SECONDS, WindowProfile, window_of,
+};
+use flywheel_contract::scalar::Digest;
 use flywheel_contract::serving::{MAX_VERSIONS, ServedVersion};
 
 /// Windows that a worker keeps: those that are told and one more, since it may begin the next one while they are read.
@@ -94,25 +97,33 @@ fn window_in(lines: &[Line], empty: &DataProfile) -> WindowProfile {
     for (count, value) in profile.counts_mut().zip(numbers) {
         *count = value;
     }
-    WindowProfile { id, profile }
+    WindowProfile {
+        id,
+        profile,
+        judged: Judged::default(),
+    }
 }
 
 /// Counts the texts that one worker answers.
 pub struct Counter {
     shared: Arc<Shared>,
+    /// Length of the windows. Numbers of windows of another length are far from those of this one.
+    window_seconds: Arc<AtomicU32>,
     windows: [WindowProfile; SLOTS],
     /// Slot of the window that was begun last.
     newest: usize,
 }
 
 impl Counter {
-    fn new(empty: &DataProfile) -> Self {
+    fn new(empty: &DataProfile, window_seconds: &Arc<AtomicU32>) -> Self {
         let window = || WindowProfile {
             id: 0,
             profile: empty.clone(),
+            judged: Judged::default(),
         };
         Self {
             shared: Arc::new(Shared::new(empty)),
+            window_seconds: Arc::clone(window_seconds),
             windows: std::array::from_fn(|_| window()),
             newest: 0,
         }
@@ -120,7 +131,8 @@ impl Counter {
 
     /// Counts texts by their token ids and answers, at this moment. One whose probabilities are no numbers was no answer.
     pub fn count<'a>(&mut self, unix_seconds: u64, texts: impl Iterator<Item = (&'a [i64], &'a Answer)>) {
-        let slot = self.slot_of(window_of(unix_seconds));
+        let length = self.window_seconds.load(Ordering::Relaxed);
+        let slot = self.slot_of(window_of(unix_seconds, length));
         let Some(window) = self.windows.get_mut(slot) else {
             return;
         };
@@ -148,10 +160,14 @@ impl Counter {
 /// Counts of one version.
 struct Counted {
     version: ServedVersion,
+    /// Of its test set.
+    test: DataProfile,
     empty: DataProfile,
     workers: Vec<Arc<Shared>>,
     /// What workers counted that are gone, by window.
     left: BTreeMap<u64, DataProfile>,
+    /// What clients said, by window.
+    judged: BTreeMap<u64, Judged>,
 }
 
 impl Counted {
@@ -178,19 +194,41 @@ fn add(sums: &mut BTreeMap<u64, DataProfile>, windows: Vec<WindowProfile>) {
 }
 
 /// Counts of all versions that this pod answered with lately.
-#[derive(Default)]
-pub struct Profiles(Mutex<Vec<Counted>>);
+pub struct Profiles {
+    versions: Mutex<Vec<Counted>>,
+    window_seconds: Arc<AtomicU32>,
+}
+
+impl Default for Profiles {
+    fn default() -> Self {
+        Self {
+            versions: Mutex::default(),
+            window_seconds: Arc::new(AtomicU32::new(WINDOW_SECONDS)),
+        }
+    }
+}
 
 impl Profiles {
     fn lock(&self) -> MutexGuard<'_, Vec<Counted>> {
         // No code that can panic runs under the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Length of the windows, from now on.
+    pub fn set_window_seconds(&self, seconds: u32) {
+        self.window_seconds.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Length of the windows.
+    pub fn window_seconds(&self) -> u32 {
+        self.window_seconds.load(Ordering::Relaxed)
     }
 
     /// Counters for so many workers of a version, in the bins of its profile. What it counted before, in this pod, stays.
     pub fn counters(&self, version: &ServedVersion, profile: DataProfile, workers: usize) -> Vec<Counter> {
-        let empty = profile.emptied();
-        let counters: Vec<Counter> = (0..workers).map(|_| Counter::new(&empty)).collect();
+        let empty = profile.clone().emptied();
+        let counters = (0..workers).map(|_| Counter::new(&empty, &self.window_seconds));
+        let counters: Vec<Counter> = counters.collect();
         let shared = counters.iter().map(|counter| Arc::clone(&counter.shared));
         let mut all = self.lock();
         all.iter_mut().for_each(Counted::fold);
@@ -202,9 +240,11 @@ impl Profiles {
             Some(counted) => counted.workers.extend(shared),
             None => all.push(Counted {
                 version: version.clone(),
+                test: profile,
                 empty,
                 workers: shared.collect(),
                 left: BTreeMap::new(),
+                judged: BTreeMap::new(),
             }),
         }
         while all.len() > KEPT_VERSIONS
@@ -215,10 +255,26 @@ impl Profiles {
         counters
     }
 
+    /// Counts what a client says at this moment of a prediction of the version with this digest. Clients say little beside what is
+    /// answered, so a lock is no cost.
+    pub fn judged(&self, unix_seconds: u64, digest: &Digest, correct: bool) {
+        let window = window_of(unix_seconds, self.window_seconds());
+        let mut all = self.lock();
+        if let Some(counted) = all
+            .iter_mut()
+            .find(|counted| counted.version.artifact.digest == *digest)
+        {
+            counted.judged.entry(window).or_default().add(Judged {
+                predictions: 1,
+                correct: correct.into(),
+            });
+        }
+    }
+
     /// What was counted in the last windows, of which the one at this moment is the newest; `None` where a worker is held up
     /// in the middle of writing, to be asked again a little later.
     pub fn told(&self, unix_seconds: u64) -> Option<Vec<VersionProfile>> {
-        let newest = window_of(unix_seconds);
+        let newest = window_of(unix_seconds, self.window_seconds());
         let windows = newest.saturating_sub(KEPT_WINDOWS - 1)..=newest;
         let mut all = self.lock();
         let mut told = Vec::with_capacity(all.len());
@@ -230,16 +286,25 @@ impl Profiles {
                 add(&mut sums, worker.read(&counted.empty)?);
             }
             sums.retain(|id, _| windows.contains(id));
+            counted.judged.retain(|id, _| windows.contains(id));
+            for id in counted.judged.keys() {
+                sums.entry(*id).or_insert_with(|| counted.empty.clone());
+            }
             told.push(VersionProfile {
                 name: counted.version.name.clone(),
                 digest: counted.version.artifact.digest.clone(),
+                test: Some(counted.test.clone()),
                 windows: sums
                     .into_iter()
-                    .map(|(id, profile)| WindowProfile { id, profile })
+                    .map(|(id, profile)| WindowProfile {
+                        id,
+                        profile,
+                        judged: counted.judged.get(&id).copied().unwrap_or_default(),
+                    })
                     .collect(),
             });
         }
-        all.retain(|counted| !counted.workers.is_empty() || !counted.left.is_empty());
+        all.retain(|counted| !counted.workers.is_empty() || !counted.left.is_empty() || !counted.judged.is_empty());
         told.retain(|version| !version.windows.is_empty());
         Some(told)
     }
@@ -250,8 +315,6 @@ mod tests {
     use std::sync::atomic::AtomicBool;
     use std::thread;
 
-    use flywheel_contract::profile::WINDOW_SECONDS;
-    use flywheel_contract::scalar::Digest;
     use flywheel_contract::trainer::ArtifactRef;
 
     use super::*;
@@ -351,10 +414,10 @@ mod tests {
             let all: Vec<_> = (0..4)
                 .flat_map(|worker| (0..batches).flat_map(move |n| batch(worker, n)))
                 .collect();
-            assert_eq!(windows(&profiles, NOON), [(window_of(NOON), sum(&all))]);
+            assert_eq!(windows(&profiles, NOON), [(window_of(NOON, WINDOW_SECONDS), sum(&all))]);
             // They are gone, and what they counted is not.
             drop(counters);
-            assert_eq!(windows(&profiles, NOON), [(window_of(NOON), sum(&all))]);
+            assert_eq!(windows(&profiles, NOON), [(window_of(NOON, WINDOW_SECONDS), sum(&all))]);
         });
     }
 
@@ -362,7 +425,7 @@ mod tests {
     fn windows_follow_the_clock_and_the_last_three_are_told() {
         let profiles = Profiles::default();
         let mut counters = profiles.counters(&version("v1"), empty(), 2);
-        let first = window_of(NOON);
+        let first = window_of(NOON, WINDOW_SECONDS);
         assert_eq!(windows(&profiles, NOON), []);
         // The second worker has nothing to do but in every fourth window.
         for n in 0..9 {
@@ -402,7 +465,7 @@ mod tests {
             count(&mut counters[0], NOON, &texts(n, 1));
         }
         let all: Vec<_> = (0..100).flat_map(|n| texts(n, 1)).collect();
-        assert_eq!(windows(&profiles, NOON), [(window_of(NOON), sum(&all))]);
+        assert_eq!(windows(&profiles, NOON), [(window_of(NOON, WINDOW_SECONDS), sum(&all))]);
         assert_eq!(profiles.lock().iter().map(|c| c.workers.len()).sum::<usize>(), 0);
         assert_eq!(profiles.told(NOON + 3 * WINDOW), Some(Vec::new()));
         assert!(profiles.lock().is_empty());
@@ -428,7 +491,10 @@ mod tests {
         let mut two = texts(3, 2);
         two[1].1.probabilities[1] = f32::NAN;
         count(&mut counters[0], NOON, &two);
-        assert_eq!(windows(&profiles, NOON), [(window_of(NOON), sum(&two[..1]))]);
+        assert_eq!(
+            windows(&profiles, NOON),
+            [(window_of(NOON, WINDOW_SECONDS), sum(&two[..1]))]
+        );
         counters[0].shared.sequence.fetch_add(1, Ordering::Relaxed);
         assert_eq!(profiles.told(NOON), None);
     }

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::app::{App, Phase};
+use crate::feedback::{Receipts, own_address};
 use crate::follow::{Source, follow};
 use crate::tls::Tls;
 use crate::traces::Traces;
@@ -137,7 +138,7 @@ impl Server {
     }
 
     /// Ends: unready at once, then [`LEAVE`] of answering as before, then only what has begun, at most [`DRAIN`], then
-    /// connections are closed. 24 s in all; spans have 2 s after that. The pod's grace covers both and its preStop hook.
+    /// connections are closed. 24 s in all, and the last texts that are kept have 2 s after that, as spans have. The pod's grace covers all, and its preStop hook.
     pub async fn drain(self) {
         self.app.advance(Phase::Leaving);
         tracing::info!("told to end; unready, still answering");
@@ -156,6 +157,9 @@ impl Server {
             }
         };
         let _ = timeout(CLOSE, closed).await;
+        if let Some(feedback) = &self.app.feedback {
+            feedback.flush().await;
+        }
         for task in self.accepting {
             task.abort();
             // The port is free only once the task is gone.
@@ -182,7 +186,9 @@ pub async fn serve(
     };
     let port = listeners.data.local_addr().map_or(DATA_PORT, |address| address.port());
     let traces = Traces::from_environment(&config.service, tls.is_some(), port);
-    let (app, mut broken) = App::new(config, source.outlived_in(options), traces);
+    let address = own_address(listeners.inside.local_addr().ok());
+    let receipts = Receipts::open(config, address, options.storage_limits).await?;
+    let (app, mut broken) = App::new(config, source.outlived_in(options), traces, receipts);
     let server = Server::start(&app, listeners, tls.as_ref());
     let renewals = async {
         match &tls {

@@ -376,6 +376,7 @@ impl Versions {
                 agreement: engine.and_then(Engine::agreement),
                 failure: held.failure.clone(),
                 crash: held.crash.clone(),
+                figures: engine.map(|engine| engine.figures().told()),
             }
         });
         (state.generation, answering, versions.collect())

@@ -9,6 +9,7 @@ use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::profile::Answer;
 use tokio::sync::mpsc;
 
+use crate::figures::Figures;
 use crate::marks::Mark;
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -76,14 +77,20 @@ impl Heartbeat {
     }
 }
 
+/// What a worker shares with the others of its version.
+pub(crate) struct Place {
+    pub queue: Arc<Queue>,
+    pub pace: Arc<Pace>,
+    pub figures: Arc<Figures>,
+    pub metrics: Arc<Metrics>,
+}
+
 /// Starts a worker. `ready` gets the outcome of the warm-up on its thread; `broken` the failure of a device that works no
 /// more, after which the thread ends.
 pub(crate) fn start(
     heartbeat: &Arc<Heartbeat>,
     (mut model, mut counter): (Box<dyn Model>, Counter),
-    queue: Arc<Queue>,
-    pace: Arc<Pace>,
-    metrics: Arc<Metrics>,
+    place: Place,
     ready: mpsc::Sender<Result<(), Failure>>,
     broken: mpsc::Sender<Failure>,
 ) -> std::io::Result<()> {
@@ -98,12 +105,18 @@ pub(crate) fn start(
             if !works {
                 return;
             }
+            let Place {
+                queue,
+                pace,
+                figures,
+                metrics,
+            } = place;
             while let Some(batch) = queue.take() {
                 beat.begin();
                 let (texts, begun) = (batch.len(), Instant::now());
                 let tokens = batch.iter().map(|item| item.row.len()).sum();
                 metrics.batch_size.observe(texts as f64);
-                let result = compute(model.as_mut(), &mut counter, batch);
+                let result = compute(model.as_mut(), &mut counter, &figures, batch);
                 let took = begun.elapsed();
                 pace.observe(texts, tokens, took);
                 metrics.demand.computed(took);
@@ -121,10 +134,17 @@ pub(crate) fn start(
 
 /// Computes a batch, counts what is waited for, and answers every item. A row that cannot be computed fails alone: after a
 /// failure its companions are computed one by one. An error means that the device works no more.
-fn compute(model: &mut dyn Model, counter: &mut Counter, mut batch: Vec<Item>) -> Result<(), Failure> {
+fn compute(
+    model: &mut dyn Model,
+    counter: &mut Counter,
+    figures: &Figures,
+    mut batch: Vec<Item>,
+) -> Result<(), Failure> {
     let rows: Vec<Vec<i64>> = batch.iter_mut().map(|item| std::mem::take(&mut item.row)).collect();
+    let begun = Instant::now();
     match predict(model, &rows) {
         Ok(answers) => {
+            figures.computed(rows.len(), begun.elapsed());
             // Before they are answered: whoever has an answer finds it counted.
             let answered = batch.iter().zip(&rows).zip(&answers);
             let waited_for = answered.filter(|((item, _), _)| !item.reply.is_closed());
@@ -148,19 +168,23 @@ fn compute(model: &mut dyn Model, counter: &mut Counter, mut batch: Vec<Item>) -
             let alone = rows.len() == 1;
             for (item, row) in batch.into_iter().zip(rows) {
                 if alone {
+                    figures.failed();
                     item.answer(Err(Fault::Failed));
                 } else if item.reply.is_closed() {
                     continue;
                 } else if item.deadline <= Instant::now() {
                     item.answer(Err(Fault::Expired));
                 } else {
+                    let begun = Instant::now();
                     match predict(model, std::slice::from_ref(&row)).map(|mut answers| answers.pop()) {
                         Ok(Some(answer)) => {
+                            figures.computed(1, begun.elapsed());
                             let waited_for = (!item.reply.is_closed()).then_some((row.as_slice(), &answer));
                             counter.count(unix_seconds(), waited_for.into_iter());
                             item.answer(Ok(answer.probabilities));
                         }
                         Ok(None) | Err(_) => {
+                            figures.failed();
                             item.answer(Err(Fault::Failed));
                             check(model)?;
                         }

@@ -38,6 +38,7 @@ fn assignment(generation: u64, serve: &str, versions: &[&ServedVersion]) -> Assi
         mirror: None,
         canary: None,
         cleared: Vec::new(),
+        window_seconds: None,
     }
 }
 

@@ -24,7 +24,7 @@ pub use artifact::{check_folder, describe};
 pub use error::{Purpose, Result, StoreError};
 pub use lineage::Lineage;
 use transfer::Traffic;
-pub use transfer::{Created, Fetched};
+pub use transfer::{Created, Fetched, Listing};
 
 /// How long a store waits, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

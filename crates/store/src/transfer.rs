@@ -309,7 +309,10 @@ impl Store {
     }
 
     /// Names of what lies directly in a folder: objects, and folders that hold some. Empty where there is no folder.
-    pub(crate) async fn list(&self, uri: &Uri) -> Result<Listing> {
+    ///
+    /// # Errors
+    /// [`StoreError`], but not [`StoreError::NotFound`].
+    pub async fn list(&self, uri: &Uri) -> Result<Listing> {
         let at = self.locate(uri)?;
         let clock = Clock::new(self.limits, 0);
         let mut tries = 0;
@@ -528,9 +531,11 @@ pub(crate) async fn put_once(
 }
 
 /// What lies directly in a folder.
-pub(crate) struct Listing {
-    pub(crate) objects: Vec<String>,
-    pub(crate) folders: Vec<String>,
+pub struct Listing {
+    /// Objects.
+    pub objects: Vec<String>,
+    /// Folders.
+    pub folders: Vec<String>,
 }
 
 pub(crate) async fn list_once(at: &Location, clock: &Clock) -> std::result::Result<Listing, Attempt> {

@@ -83,6 +83,7 @@ async fn stats(State(pods): State<Arc<Pods>>, headers: HeaderMap) -> Json<Stats>
             agreement: None,
             failure: None,
             crash: None,
+            figures: None,
         }],
         answered: [requests, 0, 0],
         in_flight: 0,

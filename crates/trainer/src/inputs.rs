@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use flywheel_contract::artifact::{CONFIG_FILE, FILE_MAX_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
-use flywheel_contract::dataset::{Dataset, Source};
+use flywheel_contract::dataset::{Dataset, Format, Source};
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::scalar::Uri;
+use flywheel_contract::feedback::FILE_SUFFIX;
+use flywheel_contract::scalar::{Digest, Uri};
 use flywheel_data::{
     DataError, SOURCE_MAX_BYTES, SourceFile, SourceFiles, TOKENIZER_MAX_BYTES, TextTokenizer, VOCABULARY_FILE,
-    format_of,
+    format_of, join_feedback,
 };
 use flywheel_learn::EncoderConfig;
-use flywheel_store::{Purpose, Store, StoreError};
+use flywheel_store::{Purpose, Store, StoreError, describe};
 
+/// Most files of a folder of feedback.
+const FEEDBACK_MAX_FILES: usize = 20_000;
 /// Most bytes of `config.json` and `tokenizer_config.json`.
 const SMALL_MAX_BYTES: u64 = 1024 * 1024;
 
@@ -33,7 +36,7 @@ pub(crate) async fn dataset(store: &Store, dataset: &Dataset, folder: &Path) -> 
     let mut fetched = Vec::new();
     for (name, list) in names.into_iter().zip(all) {
         fetched.push(match list {
-            Some(list) => Some(set(store, list, &folder.join(name)).await?),
+            Some(list) => Some(set(store, dataset, list, &folder.join(name)).await?),
             None => None,
         });
     }
@@ -47,24 +50,95 @@ pub(crate) async fn dataset(store: &Store, dataset: &Dataset, folder: &Path) -> 
     })
 }
 
-async fn set(store: &Store, sources: &[Source], folder: &Path) -> Result<Vec<SourceFile>, Failure> {
+async fn set(store: &Store, dataset: &Dataset, sources: &[Source], folder: &Path) -> Result<Vec<SourceFile>, Failure> {
     make(folder).await?;
     let mut files = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let path = folder.join(i.to_string());
-        let fetched = store
-            .get_file(&source.uri, SOURCE_MAX_BYTES, &path)
-            .await
-            .map_err(|e| e.failure(Purpose::Dataset))?;
-        tracing::info!(uri = %source.uri, bytes = fetched.length, digest = %fetched.digest, "source fetched");
+        let format = format_of(source.uri.as_str(), source.format)?;
+        let digest = if format == Format::Feedback {
+            match feedback(store, dataset, source, folder, &i.to_string()).await? {
+                Some(digest) => digest,
+                None => continue,
+            }
+        } else {
+            let fetched = store
+                .get_file(&source.uri, SOURCE_MAX_BYTES, &path)
+                .await
+                .map_err(|e| e.failure(Purpose::Dataset))?;
+            tracing::info!(uri = %source.uri, bytes = fetched.length, digest = %fetched.digest, "source fetched");
+            fetched.digest
+        };
         files.push(SourceFile {
             name: source.uri.to_string(),
             path,
-            format: format_of(source.uri.as_str(), source.format)?,
-            digest: fetched.digest,
+            format,
+            digest,
         });
     }
     Ok(files)
+}
+
+/// Fetches what pods kept in the folder of the source, and joins it into the file `name` of `folder`; none where no client judged
+/// anything yet, since a training must not fail for that.
+async fn feedback(
+    store: &Store,
+    dataset: &Dataset,
+    source: &Source,
+    folder: &Path,
+    name: &str,
+) -> Result<Option<Digest>, Failure> {
+    let failure = |e: StoreError| e.failure(Purpose::Dataset);
+    let parts = folder.join(format!("{name}.parts"));
+    make(&parts).await?;
+    let mut days = store.list(&source.uri).await.map_err(failure)?.folders;
+    days.sort_unstable();
+    let (mut files, mut bytes) = (Vec::new(), 0);
+    for day in days {
+        let uri = source.uri.join(&day);
+        let mut names = store.list(&uri).await.map_err(failure)?.objects;
+        names.retain(|name| name.ends_with(FILE_SUFFIX));
+        names.sort_unstable();
+        for name in names {
+            let path = parts.join(files.len().to_string());
+            let left = SOURCE_MAX_BYTES.saturating_sub(bytes);
+            bytes += store
+                .get_file(&uri.join(&name), left, &path)
+                .await
+                .map_err(failure)?
+                .length;
+            files.push(path);
+            if files.len() > FEEDBACK_MAX_FILES {
+                return Err(Failure::new(
+                    FailureReason::DatasetInvalid,
+                    format!(
+                        "{} holds more than {FEEDBACK_MAX_FILES} files, the most that is read; remove folders of old days",
+                        source.uri
+                    ),
+                ));
+            }
+        }
+    }
+    let (out, count) = (folder.join(name), files.len());
+    let columns = (dataset.text_column.clone(), dataset.label_column.clone());
+    let joined = tokio::task::spawn_blocking(move || join_feedback(&files, &out, &columns.0, &columns.1));
+    let joined = joined
+        .await
+        .map_err(|e| Failure::new(FailureReason::InternalError, format!("joining feedback: {e}")))??;
+    let _ = tokio::fs::remove_dir_all(&parts).await;
+    tracing::info!(
+        uri = %source.uri,
+        files = count,
+        rows = joined.rows,
+        unjudged = joined.unjudged,
+        unreadable = joined.unreadable,
+        "feedback joined"
+    );
+    if joined.rows == 0 {
+        return Ok(None);
+    }
+    let described = describe(folder, name).await.map_err(failure)?;
+    Ok(Some(described.digest))
 }
 
 pub(crate) async fn make(folder: &Path) -> Result<(), Failure> {

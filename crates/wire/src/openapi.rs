@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::error::ErrorReason;
 use crate::experiment::EXPERIMENT_KEY_HEADER;
+use crate::feedback::{FEEDBACK_PATH, MAX_JUDGEMENTS, MAX_LABEL_BYTES, Outcome};
 use crate::infer::{HEADER_LENGTH_HEADER, INPUT, Output, SERVER_PATH};
 use crate::predict::{MAX_BODY_BYTES, MAX_TEXT_BYTES, MAX_TEXTS, PREDICT_PATH};
 use crate::request_id::{MAX_REQUEST_ID_BYTES, REQUEST_ID_HEADER};
@@ -20,6 +21,7 @@ pub fn document(service: &str, readyz: &str, version: &str) -> Value {
         "info": {"title": service, "version": version},
         "paths": {
             (PREDICT_PATH): {"post": predict()},
+            (FEEDBACK_PATH): {"post": feedback()},
             (readyz): {"get": {
                 "operationId": "ready",
                 "summary": "Whether this pod answers",
@@ -38,6 +40,8 @@ pub fn document(service: &str, readyz: &str, version: &str) -> Value {
         },
         "components": {"schemas": {
             "Prediction": prediction(),
+            "Judgement": judgement(),
+            "Judged": judged(),
             "InferRequest": infer_request(service),
             "InferResponse": infer_response(),
             "InferError": {
@@ -296,6 +300,70 @@ fn predict() -> Value {
     })
 }
 
+fn feedback() -> Value {
+    let mut responses = refusals(refusal);
+    // 405 belongs to other methods, and nothing is computed that could come too late or find no room.
+    for other in ["405", "429", "504"] {
+        responses.remove(other);
+    }
+    responses.insert(
+        "200".to_owned(),
+        answer(
+            "What became of it; a list in the same order for feedback.",
+            json!({"oneOf": [
+                {"$ref": "#/components/schemas/Judged"},
+                {
+                    "type": "object", "required": ["results"],
+                    "properties": {"results": {"type": "array", "items": {"$ref": "#/components/schemas/Judged"}}},
+                },
+            ]}),
+        ),
+    );
+    responses.insert("404".to_owned(), refusal("NotFound: the service takes no feedback."));
+    json!({
+        "operationId": "feedback",
+        "summary": "Say what would have been right",
+        "requestBody": {
+            "required": true,
+            "content": {"application/json": {"schema": {"oneOf": [
+                {"$ref": "#/components/schemas/Judgement"},
+                {
+                    "type": "object", "required": ["feedback"], "additionalProperties": false,
+                    "properties": {"feedback": {
+                        "type": "array", "minItems": 1, "maxItems": MAX_JUDGEMENTS,
+                        "items": {"$ref": "#/components/schemas/Judgement"},
+                    }},
+                },
+            ]}}},
+        },
+        "responses": responses,
+    })
+}
+
+fn judgement() -> Value {
+    json!({
+        "type": "object", "required": ["request_id", "label"], "additionalProperties": false,
+        "properties": {
+            "request_id": {"type": "string", "maxLength": MAX_REQUEST_ID_BYTES, "description": "That of the prediction."},
+            "label": {
+                "type": "string", "pattern": "\\S",
+                "description": format!("The right label, at most {MAX_LABEL_BYTES} bytes in UTF-8; may be a new one."),
+            },
+        },
+    })
+}
+
+fn judged() -> Value {
+    json!({
+        "type": "object", "required": ["request_id", "outcome"],
+        "properties": {
+            "request_id": {"type": "string"},
+            "outcome": {"enum": Outcome::ALL, "description":
+                "Counted; Duplicate: judged before; Expired: too old, or its pod is gone; Invalid: no prediction of this service."},
+        },
+    })
+}
+
 fn prediction() -> Value {
     let probability = json!({"type": "number", "minimum": 0, "maximum": 1});
     json!({
@@ -307,7 +375,7 @@ fn prediction() -> Value {
             "probability": probability,
             "all_probs": {"type": "object", "additionalProperties": probability, "description": "Every label's probability."},
             "model_version": {"type": "string", "description": "The ModelVersion that answered."},
-            "request_id": {"type": "string", "description": "Id of this prediction."},
+            "request_id": {"type": "string", "description": "Id of this prediction, to be named in feedback."},
         },
     })
 }
@@ -327,7 +395,7 @@ mod tests {
         let names = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&schema["properties"]), names(&sent));
         assert_eq!(schema["required"].as_array().unwrap().len(), names(&sent).len());
-        assert_eq!(names(&document["paths"]).len(), 12);
+        assert_eq!(names(&document["paths"]).len(), 13);
         assert!(document["paths"]["/predict"]["post"]["responses"]["429"].is_object());
         let infer = &document["paths"]["/v2/models/{model}/infer"]["post"]["responses"];
         assert_eq!(

@@ -22,13 +22,16 @@ pub fn name(service: &str) -> String {
 
 /// The assignment that an update asks for: the present one where it says the same, else one of a later generation.
 ///
+/// `window_seconds`: how long pods count live texts together, where it is not the usual time.
+///
 /// Time makes generations grow, also where the present one is not known because somebody deleted it.
 #[must_use]
-pub fn next(update: &Update, present: Option<&Assignment>, now: Timestamp) -> Assignment {
+pub fn next(update: &Update, present: Option<&Assignment>, window_seconds: Option<u32>, now: Timestamp) -> Assignment {
     if let Some(present) = present
         && Content::of(present) == update.content
         && present.canary == update.canary
         && present.cleared == update.cleared
+        && present.window_seconds == window_seconds
     {
         return present.clone();
     }
@@ -37,6 +40,7 @@ pub fn next(update: &Update, present: Option<&Assignment>, now: Timestamp) -> As
     Assignment {
         canary: update.canary.clone(),
         cleared: update.cleared.clone(),
+        window_seconds,
         ..update.content.clone().assigned(generation)
     }
 }
@@ -85,16 +89,16 @@ mod tests {
             update(Some(&Wanted::only(version)), None, &[]).unwrap()
         };
         let at = |second: i64| Timestamp::from_second(second).unwrap();
-        let first = next(&update("v1"), None, at(1));
+        let first = next(&update("v1"), None, None, at(1));
         assert_eq!(first.generation, 1000);
-        assert_eq!(next(&update("v1"), Some(&first), at(9)), first);
-        let second = next(&update("v2"), Some(&first), at(1));
+        assert_eq!(next(&update("v1"), Some(&first), None, at(9)), first);
+        let second = next(&update("v2"), Some(&first), None, at(1));
         assert_eq!(second.generation, 1001, "twice in a second");
         assert_eq!(
-            next(&update("v1"), Some(&second), at(0)).generation,
+            next(&update("v1"), Some(&second), None, at(0)).generation,
             1002,
             "a clock that runs behind"
         );
-        assert_eq!(next(&update("v1"), Some(&second), at(5)).generation, 5000);
+        assert_eq!(next(&update("v1"), Some(&second), None, at(5)).generation, 5000);
     }
 }

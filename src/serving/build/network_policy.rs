@@ -1,4 +1,4 @@
-//! The NetworkPolicy: anyone may ask, only operator and monitoring may look inside.
+//! The NetworkPolicy: anyone may ask, only operator and monitoring may look inside, and with feedback the service's own pods.
 
 use std::collections::BTreeMap;
 
@@ -33,6 +33,14 @@ pub fn build(service: &InferenceService, operator_namespace: &str) -> NetworkPol
             end_port: None,
         }])
     };
+    let siblings = service.spec.feedback.as_ref().map(|_| NetworkPolicyPeer {
+        pod_selector: Some(super::label_selector(service)),
+        ..NetworkPolicyPeer::default()
+    });
+    let operator = namespace(NAMESPACE_NAME_LABEL, operator_namespace);
+    let inside = [operator, namespace(MONITORING_LABEL, "true")]
+        .into_iter()
+        .chain(siblings);
     NetworkPolicy {
         metadata: super::metadata(service, &service.name_any()),
         spec: Some(NetworkPolicySpec {
@@ -45,10 +53,7 @@ pub fn build(service: &InferenceService, operator_namespace: &str) -> NetworkPol
                 },
                 NetworkPolicyIngressRule {
                     ports: port(INSIDE_PORT_NAME),
-                    from: Some(vec![
-                        namespace(NAMESPACE_NAME_LABEL, operator_namespace),
-                        namespace(MONITORING_LABEL, "true"),
-                    ]),
+                    from: Some(inside.collect()),
                 },
             ]),
             egress: None,

@@ -7,13 +7,14 @@
 
 use std::collections::BTreeMap;
 
+use flywheel_api::feedback::Feedback;
 use flywheel_api::inference_service::Server;
 use flywheel_api::pod::{LocalReference, Storage};
 use flywheel_api::{InferenceService, names};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::names::{
-    ASSIGNMENT_DIR, DATA_PORT, INSIDE_PORT, INSIDE_PORT_NAME, LIVEZ_PATH, READYZ_PATH, SERVING_CONFIG_DIR, TLS_DIR,
-    TLS_FILES,
+    ASSIGNMENT_DIR, DATA_PORT, INSIDE_PORT, INSIDE_PORT_NAME, LIVEZ_PATH, READYZ_PATH, RECEIPT_KEY_DIR,
+    RECEIPT_KEY_FILE, SERVING_CONFIG_DIR, TLS_DIR, TLS_FILES,
 };
 use flywheel_contract::serving::{ServiceIdentity, ServingConfig, ServingLimits, TlsFiles};
 use k8s_openapi::api::core::v1::{
@@ -49,6 +50,8 @@ const PROBE_TIMEOUT_SECONDS: i32 = 2;
 const PRE_STOP_SECONDS: i64 = 5;
 /// Seconds to end in, beside the longest request.
 const GRACE_SECONDS: i64 = 30;
+/// Seconds more where the last texts are written.
+const CAPTURE_SECONDS: i64 = 2;
 
 /// Name of the volume with the configuration.
 const CONFIG_VOLUME: &str = "flywheel-serving";
@@ -56,8 +59,10 @@ const CONFIG_VOLUME: &str = "flywheel-serving";
 const ASSIGNMENT_VOLUME: &str = "flywheel-assignment";
 /// Name of the volume with the certificate.
 const TLS_VOLUME: &str = "flywheel-tls";
-/// Who may read the key: the group that the kubelet gives the files to, which is the server's.
-const TLS_MODE: i32 = 0o440;
+/// Name of the volume with the key of receipts.
+const RECEIPT_KEY_VOLUME: &str = "flywheel-receipts";
+/// Who may read keys: the group that the kubelet gives the files to, which is the server's.
+const KEY_MODE: i32 = 0o440;
 
 /// The command of the server's image.
 const SERVE: &str = "serve";
@@ -77,12 +82,17 @@ pub struct Rendered {
 /// # Errors
 /// Pod settings that no pod can be made of; a configuration that cannot be written, which is a fault in Flywheel.
 pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &Settings) -> Result<Rendered, Error> {
-    let (name, spec) = (service.name_any(), &service.spec);
+    let (name, namespace, spec) = (
+        service.name_any(),
+        service.namespace().unwrap_or_default(),
+        &service.spec,
+    );
     let server = &spec.server;
+    let feedback = spec.feedback.as_ref();
     let config = ServingConfig {
         schema_version: SCHEMA_VERSION,
         service: ServiceIdentity {
-            namespace: service.namespace().unwrap_or_default(),
+            namespace: namespace.clone(),
             name: name.clone(),
         },
         device: class.device,
@@ -92,6 +102,7 @@ pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &S
             let [certificate, key] = TLS_FILES.map(|name| format!("{TLS_DIR}/{name}"));
             TlsFiles { certificate, key }
         }),
+        feedback: feedback.map(|f| f.settings(&namespace, &name, format!("{RECEIPT_KEY_DIR}/{RECEIPT_KEY_FILE}"))),
         limits: ServingLimits {
             max_concurrency: u32::try_from(server.max_concurrency).unwrap_or(1),
             timeout_milliseconds: u32::try_from(server.timeout_milliseconds).unwrap_or(1),
@@ -116,6 +127,7 @@ pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &S
         (config_map(ASSIGNMENT_VOLUME, assignment::name(&name)), ASSIGNMENT_DIR),
     ];
     volumes.extend(server.tls.as_ref().map(|tls| (certificate(&tls.secret_ref), TLS_DIR)));
+    volumes.extend(feedback.map(|feedback| (receipt_key(feedback), RECEIPT_KEY_DIR)));
     let volume_mounts = volumes
         .iter()
         .map(|(volume, path)| VolumeMount {
@@ -164,7 +176,9 @@ pub fn render(service: &InferenceService, class: &AcceleratorClass, settings: &S
             ..Lifecycle::default()
         }),
         restart_policy: "Always",
-        termination_grace_seconds: GRACE_SECONDS + seconds(server.timeout_milliseconds),
+        termination_grace_seconds: GRACE_SECONDS
+            + seconds(server.timeout_milliseconds)
+            + feedback.filter(|f| f.capture).map_or(0, |_| CAPTURE_SECONDS),
     })?;
     Ok(Rendered { template, config })
 }
@@ -174,19 +188,30 @@ fn seconds(milliseconds: i32) -> i64 {
     i64::from(milliseconds).saturating_add(999) / 1000
 }
 
-/// The certificate's two files. Not optional: a pod without its Secret waits and says so.
+/// The certificate's two files.
 fn certificate(secret: &LocalReference) -> Volume {
-    let file = |name: &str| KeyToPath {
-        key: name.to_owned(),
-        path: name.to_owned(),
+    secret_files(TLS_VOLUME, &secret.name, &TLS_FILES.map(|name| (name, name)))
+}
+
+/// The key of receipts.
+fn receipt_key(feedback: &Feedback) -> Volume {
+    let secret = &feedback.signing_key_secret_ref;
+    secret_files(RECEIPT_KEY_VOLUME, &secret.name, &[(&secret.key, RECEIPT_KEY_FILE)])
+}
+
+/// Keys of a Secret as files of these names. Not optional: a pod without its Secret waits and says so.
+fn secret_files(volume: &str, secret: &str, files: &[(&str, &str)]) -> Volume {
+    let items = files.iter().map(|(key, path)| KeyToPath {
+        key: (*key).to_owned(),
+        path: (*path).to_owned(),
         mode: None,
-    };
+    });
     Volume {
-        name: TLS_VOLUME.to_owned(),
+        name: volume.to_owned(),
         secret: Some(SecretVolumeSource {
-            secret_name: Some(secret.name.clone()),
-            default_mode: Some(TLS_MODE),
-            items: Some(TLS_FILES.map(file).to_vec()),
+            secret_name: Some(secret.to_owned()),
+            default_mode: Some(KEY_MODE),
+            items: Some(items.collect()),
             optional: None,
         }),
         ..Volume::default()
@@ -239,6 +264,8 @@ struct Inputs<'a> {
     storage: Option<&'a Storage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     service_account_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    feedback: Option<&'a Feedback>,
 }
 
 /// Hash of what the user said that pods depend on.
@@ -259,6 +286,7 @@ pub fn inputs_hash(service: &InferenceService) -> Result<String, Error> {
         server,
         storage: spec.storage.as_ref(),
         service_account_name: spec.service_account_name.as_deref(),
+        feedback: spec.feedback.as_ref(),
     };
     let mut text = String::new();
     canonical(&serde_json::to_value(&inputs).map_err(bug)?, &mut text);

@@ -1,4 +1,4 @@
-use flywheel_api::InferenceService;
+use flywheel_api::{InferenceService, TrainingJob};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::scalar::Digest;
 use flywheel_contract::serving::{Assignment, Canary, ServedVersion};
@@ -52,6 +52,7 @@ fn the_objects_of_a_service() {
         mirror: None,
         canary: None,
         cleared: Vec::new(),
+        window_seconds: None,
     };
     let map = assignment::build(&service, &assigned).unwrap();
     assert_eq!(assignment::read(&map), Some(assigned.clone()));
@@ -104,6 +105,37 @@ fn the_objects_of_a_service_with_tls() {
     insta::assert_json_snapshot!("tls_service", service::build(&service));
     insta::assert_json_snapshot!("tls_network_policy", network_policy::build(&service, "flywheel-system"));
     assert_eq!(service::url(&service), "https://intent.team.svc");
+}
+
+#[test]
+fn the_objects_of_a_service_that_takes_feedback_and_is_trained_anew() {
+    let service = service(json!({
+        "feedback": {"signingKeySecretRef": {"name": "receipts", "key": "hmac"}, "capture": true,
+            "uri": "s3://feedback", "sampleRate": "0.5"},
+        "drift": {}, "retrain": {"trainingJob": "intent"}
+    }));
+    let rendered = rendered(&service);
+    insta::assert_json_snapshot!(
+        "feedback_config",
+        serde_json::from_str::<Value>(&rendered.config).unwrap()
+    );
+    insta::assert_json_snapshot!(
+        "feedback_deployment",
+        deployment::build(&service, rendered.template, Exchange::Surge)
+    );
+    insta::assert_json_snapshot!(
+        "feedback_network_policy",
+        network_policy::build(&service, "flywheel-system")
+    );
+    let template: TrainingJob = serde_json::from_value(json!({
+        "metadata": {"name": "intent", "namespace": "team"},
+        "spec": {"task": "TextClassification", "model": {"pretrained": {"uri": "s3://models/minilm"}},
+            "dataset": {"sources": [{"uri": "s3://data/train.csv"}]},
+            "output": {"model": "intent", "versionName": "intent-v1", "uri": "s3://models/intent"}, "suspend": true}
+    }))
+    .unwrap();
+    let job = retraining::build(&service, &template, 2, "confidence PSI 0.610");
+    insta::assert_json_snapshot!("retraining", job);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The controller against an API server in memory: it stores what is applied, counts writes, and refuses what it is told to.
 
+mod learning;
 mod recovery;
 mod rollout;
 mod scaling;
@@ -31,6 +32,7 @@ const PODS: &str = "/api/v1/namespaces/team/pods/";
 const CONFIG_MAPS: &str = "/api/v1/namespaces/team/configmaps/";
 const REVISIONS: &str = "/apis/apps/v1/namespaces/team/controllerrevisions/";
 const REPLICA_SETS: &str = "/apis/apps/v1/namespaces/team/replicasets/";
+const JOBS: &str = "/apis/flywheel.dev/v1alpha1/namespaces/team/trainingjobs/";
 const NODES: &str = "/api/v1/nodes/";
 const BUDGET: &str = "/apis/policy/v1/namespaces/team/poddisruptionbudgets/intent";
 
@@ -165,7 +167,7 @@ fn labels() -> Value {
         "flywheel.dev/inference-service": "intent"})
 }
 
-/// What pods say of themselves, by name.
+/// What pods say of themselves, by name; what they counted, by name and path.
 type Says = Arc<Mutex<BTreeMap<String, Value>>>;
 
 struct World {
@@ -197,8 +199,14 @@ fn answer_at(ip: std::net::Ipv4Addr, name: &str, says: &Says) {
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
             let mut buffer = [0; 2048];
-            let _ = socket.read(&mut buffer).await;
-            let body = says.lock().unwrap()[&name].to_string();
+            let read = socket.read(&mut buffer).await.unwrap_or(0);
+            let counted = buffer[..read].starts_with(b"GET /profile ");
+            let key = if counted {
+                format!("{name}/profile")
+            } else {
+                name.clone()
+            };
+            let body = says.lock().unwrap().get(&key).unwrap_or(&Value::Null).to_string();
             let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
             let _ = socket.write_all(answer.as_bytes()).await;
         }
@@ -449,6 +457,7 @@ impl World {
         let caches = &mut context.caches;
         caches.inference_services = self.cache(SERVICE);
         caches.model_versions = self.cache(VERSIONS);
+        caches.training_jobs = self.cache(JOBS);
         // As the real cache: only what carries our label.
         let front = self.object(FRONT);
         if front["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "flywheel" {

@@ -5,6 +5,7 @@ mod view;
 use std::fmt::Debug;
 
 use flywheel_api::conditions::{find, types};
+use flywheel_api::drift::DriftStatus;
 use flywheel_api::names::{
     LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_INFERENCE_SERVICE, LABEL_MODEL_VERSION, SERVER, VERIFIER, is_controlled_by,
 };
@@ -132,6 +133,15 @@ async fn inference_service(cluster: &Cluster, name: &str) -> Result<(View, Strin
         ("Pods", status.pods),
         ("Load", status.load.as_ref().map(load)),
         ("Size", status.scaling.as_ref().map(size)),
+        ("On its way", status.canary),
+        ("Texts", status.drift.as_ref().map(texts)),
+        (
+            "Trained anew",
+            status
+                .retraining
+                .as_ref()
+                .map(|last| format!("{} at {}: {}", last.training_job, last.time.0, last.cause)),
+        ),
         ("Recovery", status.recovery.as_ref().and_then(recovery)),
         ("Class", Some(service.spec.accelerator.class.clone())),
     ];
@@ -180,6 +190,20 @@ fn size(scaling: &ScalingStatus) -> String {
     );
     let last = scaling.decisions.first();
     parts.extend(last.map(|d| format!("{} -> {} at {}: {}", d.from, d.to, d.time.0, d.message)));
+    parts.join("; ")
+}
+
+/// The last window of live texts, and what is farthest from the reference.
+fn texts(drift: &DriftStatus) -> String {
+    let features = drift.features.iter().take(3).map(|feature| {
+        let drifted = if feature.drifted { " (drifted)" } else { "" };
+        format!("{} PSI {}{drifted}", feature.name, feature.psi)
+    });
+    let mut parts = vec![format!("{} until {}", drift.texts, drift.window_end.0)];
+    parts.extend(features);
+    if let (Some(judged), Some(accuracy)) = (drift.judged, &drift.accuracy) {
+        parts.push(format!("{accuracy} of {judged} judged ones right"));
+    }
     parts.join("; ")
 }
 

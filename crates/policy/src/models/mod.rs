@@ -1,5 +1,6 @@
 //! What a ModelVersion needs next, and whether it may be promoted.
 
+pub mod latest;
 pub mod promote;
 
 use std::time::Duration;

@@ -5,6 +5,7 @@
 //! the spec needs no memory of what was wrong before. Until then the pods that run go on; only those of a version that
 //! failed its verification and never answered go, since they would hold a GPU for nothing.
 
+pub mod analysis;
 mod blame;
 mod pods;
 mod rollout;

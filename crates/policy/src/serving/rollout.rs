@@ -12,6 +12,7 @@ use flywheel_contract::serving::{Assignment, Canary, ServedVersion};
 use flywheel_contract::split::{BUCKETS, BUCKETS_PER_PERCENT};
 use jiff::Timestamp;
 
+use super::analysis::{self, Figures, Opinion};
 use super::blame::How;
 use super::update::{PodSays, Update, Wanted, update};
 
@@ -27,6 +28,10 @@ pub struct RolloutView<'a> {
     pub rejected: Option<&'a str>,
     /// Names of the pods that count, whether or not they answer now.
     pub alive: &'a [String],
+    /// What the version that comes and the one before did since it came, once both were asked.
+    pub figures: Option<Figures>,
+    /// Clients tell what would have been right.
+    pub feedback: bool,
     /// Now.
     pub now: Timestamp,
 }
@@ -52,6 +57,8 @@ pub enum Stand {
         until: Option<Timestamp>,
         /// One of them that does not yet, or of which it is not known.
         waits_for: Option<String>,
+        /// What it has not done yet, so that no next step comes when its time is over.
+        too_few: Option<String>,
         /// No next step comes.
         paused: bool,
     },
@@ -161,7 +168,20 @@ pub fn roll(
     }
 
     let seen = Seen::of(begun, present, view.alive, pods);
-    let (step, since) = next_step(spec, begun, &seen, view.now);
+    let opinion = opinion(view, spec, begun);
+    let approved = spec.approved_version.as_ref() == Some(&version.name);
+    if approved {
+        return last(wanted, present, begun, &seen, pods, (spec.steps.len(), spec.paused));
+    }
+    if let Opinion::Bad(why) = opinion {
+        let stand = Stand::Reject { version: name(), why };
+        return Some((stay(None)?, stand));
+    }
+    let too_few = match opinion {
+        Opinion::TooFew(what) => Some(what),
+        Opinion::Good | Opinion::Bad(_) => None,
+    };
+    let (step, since) = next_step(spec, begun, &seen, too_few.is_some(), view.now);
     let Some(now) = spec.steps.get(step) else {
         return last(wanted, present, begun, &seen, pods, (step, spec.paused));
     };
@@ -188,6 +208,7 @@ pub fn roll(
             pods: holders.len(),
             until: since.and_then(|since| until(now, since)),
             waits_for: seen.waits_for.clone().or_else(|| holders.keys().next().cloned()),
+            too_few,
             paused: spec.paused,
         },
     };
@@ -198,6 +219,25 @@ pub fn roll(
         pods: holders,
     };
     Some((stay(Some(canary))?, stand))
+}
+
+/// What the version's figures say of it, in the step that it is in.
+fn opinion(view: &RolloutView<'_>, spec: &Rollout, begun: Option<&Canary>) -> Opinion {
+    let Some(begun) = begun else {
+        return Opinion::Good;
+    };
+    let at = usize::try_from(begun.step).unwrap_or(usize::MAX);
+    let last = at.saturating_add(1) >= spec.steps.len();
+    // After the last step nothing is asked any more, but it can still do badly.
+    let Some(step) = spec.steps.get(at).or(spec.steps.last()) else {
+        return Opinion::Good;
+    };
+    // Before the pods said anything it did nothing.
+    let figures = view.figures.unwrap_or_default();
+    match analysis::judge(spec.analysis.as_ref(), step, &figures, view.feedback, last) {
+        Opinion::TooFew(_) if at >= spec.steps.len() => Opinion::Good,
+        opinion => opinion,
+    }
 }
 
 /// What is wanted, with the version that answers now.
@@ -287,7 +327,13 @@ impl Seen {
 }
 
 /// The step, from 0, and since when its pods answer, in milliseconds.
-fn next_step(spec: &Rollout, begun: Option<&Canary>, seen: &Seen, now: Timestamp) -> (usize, Option<i64>) {
+fn next_step(
+    spec: &Rollout,
+    begun: Option<&Canary>,
+    seen: &Seen,
+    too_few: bool,
+    now: Timestamp,
+) -> (usize, Option<i64>) {
     let Some(begun) = begun else {
         return (0, None);
     };
@@ -305,7 +351,7 @@ fn next_step(spec: &Rollout, begun: Option<&Canary>, seen: &Seen, now: Timestamp
         .zip(since)
         .and_then(|(step, since)| until(step, since))
         .is_some_and(|until| until <= now);
-    if over && answers && !spec.paused {
+    if over && answers && !spec.paused && !too_few {
         (step + 1, None)
     } else {
         (step, since)
@@ -375,8 +421,9 @@ fn last(
 
 #[cfg(test)]
 mod tests {
+    use flywheel_api::inference_service::Analysis;
     use flywheel_contract::SCHEMA_VERSION;
-    use flywheel_contract::serving::{Crash, LoadState, Mirror, Stats, VersionStats};
+    use flywheel_contract::serving::{Crash, LoadState, Mirror, Stats, VersionFigures, VersionStats};
     use proptest::prelude::*;
 
     use super::*;
@@ -392,9 +439,12 @@ mod tests {
                 .map(|(weight_percent, duration_seconds)| RolloutStep {
                     weight_percent: *weight_percent,
                     duration_seconds: *duration_seconds,
+                    min_requests: None,
                 })
                 .collect(),
             paused: false,
+            approved_version: None,
+            analysis: None,
         }
     }
 
@@ -426,6 +476,8 @@ mod tests {
         pods: BTreeMap<String, Follower>,
         /// The pod that holds the canary back, and how its process ended.
         held_back: Option<(String, Crash, How)>,
+        figures: Option<Figures>,
+        feedback: bool,
     }
 
     impl World {
@@ -439,6 +491,7 @@ mod tests {
                 mirror: None,
                 canary: None,
                 cleared: Vec::new(),
+                window_seconds: None,
             };
             let pod = Follower {
                 follows: present.clone(),
@@ -452,6 +505,8 @@ mod tests {
                 seconds: START,
                 pods: (0..pods).map(|n| (format!("p{n:02}"), pod.clone())).collect(),
                 held_back: None,
+                figures: None,
+                feedback: false,
             }
         }
 
@@ -479,6 +534,7 @@ mod tests {
                         .as_ref()
                         .map(|_| Failure::new(FailureReason::ExecutionCrashed, "ended")),
                     crash,
+                    figures: None,
                 }
             });
             PodSays {
@@ -508,6 +564,8 @@ mod tests {
                 spec: Some(&self.spec),
                 rejected: self.rejected.as_deref(),
                 alive: &alive,
+                figures: self.figures,
+                feedback: self.feedback,
                 now: Timestamp::from_second(self.seconds).unwrap(),
             };
             let (update, stand) = roll(&view, Some(&self.wanted), Some(&self.present), &self.says()).unwrap();
@@ -769,6 +827,101 @@ mod tests {
         world.look();
         let canary = world.present.canary.as_ref().unwrap();
         assert_eq!((canary.step, canary.version.name.as_str()), (0, "v3"));
+    }
+
+    fn did(stable: u64, canary: u64, failed: u64) -> Option<Figures> {
+        let of = |texts, failed| VersionFigures {
+            texts,
+            failed,
+            ..VersionFigures::default()
+        };
+        Some(Figures {
+            stable: of(stable, 0),
+            canary: of(canary, failed),
+        })
+    }
+
+    fn analysis() -> Option<Analysis> {
+        serde_json::from_str("{}").ok()
+    }
+
+    #[test]
+    fn a_step_is_not_over_before_the_version_has_done_enough() {
+        let mut world = World::new(3, &[(5, 60), (50, 60)]);
+        world.spec.steps[0].min_requests = Some(50);
+        world.look();
+        world.follow();
+        world.look();
+        world.seconds += 600;
+        let short = |stand: &Stand| matches!(stand, Stand::Step { too_few: Some(_), .. });
+        assert!(short(&world.look()), "nothing was said yet");
+        world.figures = did(900, 49, 0);
+        assert!(short(&world.look()));
+        assert_eq!(world.canary().len(), 1);
+        world.figures = did(900, 50, 0);
+        world.look();
+        assert_eq!(world.canary().len(), 2, "the next step");
+    }
+
+    #[test]
+    fn a_version_that_does_badly_is_rejected_in_any_step_and_after_the_last() {
+        for steps in [vec![(5, 60), (50, 60)], vec![(5, 0)]] {
+            let mut world = World::new(3, &steps);
+            world.spec.analysis = analysis();
+            world.look();
+            world.follow();
+            world.look();
+            world.figures = did(900, 99, 0);
+            assert!(["answering", "last"].contains(&word(&world.look())));
+            world.figures = did(900, 99, 20);
+            let stand = world.look();
+            assert_eq!(word(&stand), "reject");
+            assert_eq!((world.canary().len(), world.present.serve.as_str()), (0, "v1"));
+            world.follow();
+            assert_eq!(word(&world.look()), "rolled back");
+        }
+    }
+
+    #[test]
+    fn accuracy_is_waited_for_in_the_last_step_only() {
+        let mut world = World::new(3, &[(5, 0), (50, 0)]);
+        (world.spec.analysis, world.feedback, world.figures) = (analysis(), true, did(900, 900, 0));
+        world.look();
+        world.follow();
+        world.look();
+        world.follow();
+        assert_eq!(world.present.canary.as_ref().unwrap().step, 1);
+        assert!(matches!(world.look(), Stand::Step { too_few: Some(_), .. }));
+        let mut figures = world.figures.unwrap();
+        (figures.stable.judged, figures.stable.correct) = (100, 50);
+        (figures.canary.judged, figures.canary.correct) = (100, 90);
+        world.figures = Some(figures);
+        assert_eq!(word(&world.look()), "last");
+    }
+
+    #[test]
+    fn an_approved_version_comes_to_all_whatever_its_step() {
+        let mut world = World::new(3, &[(5, 3600)]);
+        world.spec.steps[0].min_requests = Some(1000);
+        world.look();
+        world.follow();
+        world.look();
+        world.spec.approved_version = Some("v9".to_owned());
+        assert_eq!(word(&world.look()), "answering", "it is another one");
+        world.spec.approved_version = Some("v2".to_owned());
+        assert_eq!(word(&world.look()), "last");
+        world.follow();
+        assert_eq!(word(&world.look()), "last");
+        world.follow();
+        assert_eq!((word(&world.look()), world.present.serve.as_str()), ("done", "v2"));
+        // But one that ended a process does not.
+        let mut world = World::new(3, &[(5, 3600)]);
+        world.spec.approved_version = Some("v2".to_owned());
+        world.look();
+        world.follow();
+        world.held_back = Some(("p00".to_owned(), crash(1), How::Signal(6)));
+        assert_eq!(word(&world.look()), "reject");
+        assert_eq!(world.present.serve, "v1");
     }
 
     #[test]

@@ -117,6 +117,7 @@ impl Content {
             mirror: self.mirror,
             canary: None,
             cleared: Vec::new(),
+            window_seconds: None,
         }
     }
 
@@ -526,6 +527,7 @@ pub(super) mod tests {
             mirror: None,
             canary: None,
             cleared: Vec::new(),
+            window_seconds: None,
         }
     }
 
@@ -542,6 +544,7 @@ pub(super) mod tests {
                 failure: (*state == LoadState::Failed)
                     .then(|| Failure::new(FailureReason::DigestMismatch, "a file differs")),
                 crash: None,
+                figures: None,
             })
             .collect();
         PodSays {

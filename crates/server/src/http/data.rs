@@ -1,4 +1,4 @@
-//! The data port: `/predict`, the Open Inference Protocol over HTTP and gRPC, `/readyz`, `/openapi.json`.
+//! The data port: `/predict`, `/feedback`, the Open Inference Protocol over HTTP and gRPC, `/readyz`, `/openapi.json`.
 
 use std::sync::Arc;
 
@@ -9,16 +9,20 @@ use axum::http::{Response, StatusCode};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use flywheel_contract::names::READYZ_PATH;
+use flywheel_wire::feedback::FEEDBACK_PATH;
 use flywheel_wire::openapi::OPENAPI_PATH;
 use flywheel_wire::predict::PREDICT_PATH;
 
-use super::{compress, grpc, infer, json_response, method_not_allowed, not_found, predict, refusal_response, request};
+use super::{
+    compress, feedback, grpc, infer, json_response, method_not_allowed, not_found, predict, refusal_response, request,
+};
 use crate::app::App;
 use crate::traces;
 
 pub(crate) fn router(app: Arc<App>) -> Router {
     let router = Router::new()
         .route(PREDICT_PATH, post(predict::predict))
+        .route(FEEDBACK_PATH, post(feedback::of_client))
         .route(READYZ_PATH, get(readyz))
         .route(OPENAPI_PATH, get(openapi))
         .merge(infer::router())

@@ -1,4 +1,5 @@
-//! The inside port: `/livez`, `/stats`, `/profile`, `/metrics`. Nothing here changes anything.
+//! The inside port: `/livez`, `/stats`, `/profile`, `/metrics`, which change nothing, and `/feedback`, by which pods count what
+//! clients told another one.
 
 use std::sync::Arc;
 
@@ -7,12 +8,13 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Response, StatusCode};
-use axum::routing::get;
+use axum::routing::{get, post};
 use flywheel_contract::names::{LIVEZ_PATH, PROFILE_PATH, STATS_PATH};
 use flywheel_wire::error::{ErrorReason, Refusal};
+use flywheel_wire::feedback::FEEDBACK_PATH;
 use serde::Serialize;
 
-use super::{json_response, method_not_allowed, not_found, refusal_response};
+use super::{feedback, json_response, method_not_allowed, not_found, refusal_response};
 use crate::app::App;
 
 const METRICS_PATH: &str = "/metrics";
@@ -24,6 +26,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(LIVEZ_PATH, get(livez))
         .route(STATS_PATH, get(stats))
         .route(PROFILE_PATH, get(profile))
+        .route(FEEDBACK_PATH, post(feedback::of_pod))
         .route(METRICS_PATH, get(metrics))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)

@@ -3,6 +3,7 @@
 mod body;
 mod compress;
 mod data;
+mod feedback;
 mod grpc;
 mod infer;
 mod inside;

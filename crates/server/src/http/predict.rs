@@ -7,7 +7,6 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Response, StatusCode};
 use flywheel_wire::error::{ErrorReason, Refusal};
 use flywheel_wire::predict::{PredictRequest, PredictResponse, Prediction};
-use flywheel_wire::request_id;
 
 use super::body::{self, Media};
 use super::request::Question;
@@ -33,8 +32,8 @@ async fn answer(app: &App, question: &Question<'_>, headers: &HeaderMap, body: &
     drop(read);
     let answers = served.classify(&texts, deadline).await?;
     let mut predictions = Vec::with_capacity(answers.len());
-    for (index, probabilities) in answers.iter().enumerate() {
-        let id = request_id::of_prediction(&question.id, index, list);
+    for (index, (text, probabilities)) in texts.iter().zip(&answers).enumerate() {
+        let id = served.prediction_id(&question.id, (index, list), text, probabilities);
         predictions.push(Prediction::new(served.labels(), probabilities, served.version(), id)?);
     }
     let json = match predictions.first() {

@@ -69,6 +69,40 @@ pub(super) fn ready(app: &App) -> Result<(), Refusal> {
     }
 }
 
+/// Whether this pod answers: it is ready, or leaves and still does.
+///
+/// # Errors
+/// [`unavailable`].
+pub(super) fn open(app: &App) -> Result<(), Refusal> {
+    match app.phase() {
+        // While leaving, requests still come from clients that have not heard of it.
+        Phase::Ready | Phase::Leaving => Ok(()),
+        phase => Err(unavailable(phase)),
+    }
+}
+
+/// The answer, or the refusal once what is left of the body is read.
+pub(super) async fn answered(
+    headers: &HeaderMap,
+    body: &mut Body,
+    outcome: Result<Response<Body>, Refusal>,
+    refuse: fn(&Refusal) -> Response<Body>,
+) -> Response<Body> {
+    match outcome {
+        Ok(response) => response,
+        Err(refusal) => {
+            let whole = body::discard(headers, body).await;
+            let mut response = refuse(&refusal);
+            if !whole || refusal.reason == ErrorReason::Draining {
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
+    }
+}
+
 /// The version that answers a question, the same from its beginning to its end, whatever is exchanged meanwhile.
 pub(super) struct Served<'a> {
     app: &'a App,
@@ -84,12 +118,9 @@ impl<'a> Served<'a> {
     /// # Errors
     /// [`unavailable`]; [`ErrorReason::MalformedRequest`] for two keys.
     pub fn now(app: &'a App, headers: &HeaderMap) -> Result<Self, Refusal> {
-        let phase = app.phase();
-        let answering = match app.versions.answering() {
-            // While leaving, requests still come from clients that have not heard of it.
-            Some(answering) if matches!(phase, Phase::Ready | Phase::Leaving) => answering,
-            _ => return Err(unavailable(phase)),
-        };
+        open(app)?;
+        let answering = app.versions.answering();
+        let answering = answering.ok_or_else(|| unavailable(app.phase()))?;
         let key = once(headers, &EXPERIMENT_KEY, Ok)?.filter(|key| !key.is_empty());
         let place = app.next_place();
         let version = Arc::clone(answering.pick(key, place));
@@ -134,6 +165,20 @@ impl<'a> Served<'a> {
     /// Labels by class index.
     pub fn labels(&self) -> &[String] {
         self.version.engine.labels()
+    }
+
+    /// Id of a prediction in the answer to the request with this id: a receipt where clients can say something of it.
+    pub fn prediction_id(
+        &self,
+        request: &str,
+        (index, list): (usize, bool),
+        text: &str,
+        probabilities: &[f32],
+    ) -> String {
+        match &self.app.feedback {
+            Some(feedback) => feedback.receipt(&self.version, probabilities, text),
+            None => request_id::of_prediction(request, index, list),
+        }
     }
 
     /// Probabilities for each text.
@@ -227,7 +272,7 @@ impl<'a> Question<'a> {
         Ok(time.map(|time| self.start + time))
     }
 
-    /// The answer, or the refusal once what is left of the body is read.
+    /// The answer, as of [`answered`], with its id and counted.
     pub async fn answer(
         self,
         headers: &HeaderMap,
@@ -235,19 +280,7 @@ impl<'a> Question<'a> {
         outcome: Result<Response<Body>, Refusal>,
         refuse: fn(&Refusal) -> Response<Body>,
     ) -> Response<Body> {
-        let mut response = match outcome {
-            Ok(response) => response,
-            Err(refusal) => {
-                let whole = body::discard(headers, body).await;
-                let mut response = refuse(&refusal);
-                if !whole || refusal.reason == ErrorReason::Draining {
-                    response
-                        .headers_mut()
-                        .insert(CONNECTION, HeaderValue::from_static("close"));
-                }
-                response
-            }
-        };
+        let mut response = answered(headers, body, outcome, refuse).await;
         let status = response.status().as_u16();
         self.end(&mut response, status);
         response

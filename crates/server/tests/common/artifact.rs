@@ -222,6 +222,7 @@ impl Artifact {
                 precision: Precision::Float32,
                 storage: Default::default(),
                 tls: None,
+                feedback: None,
                 limits: ServingLimits {
                     max_concurrency: 256,
                     timeout_milliseconds: 20_000,
@@ -236,6 +237,7 @@ impl Artifact {
                 mirror: None,
                 canary: None,
                 cleared: Vec::new(),
+                window_seconds: None,
             },
         }
     }

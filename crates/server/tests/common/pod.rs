@@ -8,14 +8,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::names::INSIDE_PORT;
 use flywheel_contract::profile::{Answer, DataProfile};
 use flywheel_contract::scalar::{Device, Digest, Precision};
 use flywheel_contract::serving::{
-    Assignment, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, Stats, TlsFiles,
+    Assignment, FeedbackSettings, ServedVersion, ServiceIdentity, ServingConfig, ServingLimits, Stats, TlsFiles,
 };
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_server::model::{Encode, LoadedVersion, Model};
-use flywheel_server::{App, Listeners, Server, Tls};
+use flywheel_server::{App, Listeners, Receipts, Server, Tls, own_address};
+use flywheel_store::Limits;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -141,6 +143,28 @@ impl Pod {
 
     /// With this address of the data port, and with TLS where there is a certificate.
     pub fn on(data: &str, tls: Option<TlsFiles>, max_concurrency: u32, timeout_milliseconds: u32) -> Self {
+        Self::with(
+            (data, "127.0.0.1:0"),
+            tls,
+            None,
+            (max_concurrency, timeout_milliseconds),
+        )
+    }
+
+    /// Ready, with feedback, and reached by other pods under this address.
+    pub fn taking_feedback(ip: &str, feedback: FeedbackSettings) -> Self {
+        let addresses = (&*format!("{ip}:0"), &*format!("{ip}:{INSIDE_PORT}"));
+        let pod = Self::with(addresses, None, Some(feedback), (256, 10_000));
+        pod.install(1);
+        pod
+    }
+
+    fn with(
+        (data, inside): (&str, &str),
+        tls: Option<TlsFiles>,
+        feedback: Option<FeedbackSettings>,
+        (max_concurrency, timeout_milliseconds): (u32, u32),
+    ) -> Self {
         let config = ServingConfig {
             schema_version: flywheel_contract::SCHEMA_VERSION,
             service: ServiceIdentity {
@@ -151,13 +175,20 @@ impl Pod {
             precision: Precision::Auto,
             storage: Default::default(),
             tls,
+            feedback,
             limits: ServingLimits {
                 max_concurrency,
                 timeout_milliseconds,
             },
         };
         let runtime = Runtime::new().unwrap();
-        let (app, broken) = App::new(&config, None, None);
+        let address = own_address(inside.parse().ok());
+        let receipts = Receipts::open(&config, address, Limits::default());
+        let receipts = runtime.block_on(receipts).unwrap();
+        let (app, broken) = {
+            let _runtime = runtime.enter();
+            App::new(&config, None, None, receipts)
+        };
         let version = version();
         app.follow(&Assignment {
             schema_version: flywheel_contract::SCHEMA_VERSION,
@@ -168,10 +199,11 @@ impl Pod {
             mirror: None,
             canary: None,
             cleared: Vec::new(),
+            window_seconds: None,
         });
         let (data, inside, server) = runtime.block_on(async {
             let address = |text: &str| Some(text.parse().unwrap());
-            let listeners = Listeners::bind(address(data), address("127.0.0.1:0")).unwrap();
+            let listeners = Listeners::bind(address(data), address(inside)).unwrap();
             let data = listeners.data.local_addr().unwrap();
             let inside = listeners.inside.local_addr().unwrap();
             let tls = match &config.tls {

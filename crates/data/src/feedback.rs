@@ -1,0 +1,175 @@
+//! Texts that serving pods kept, joined with what clients said of them.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use flywheel_contract::feedback::{LINE_MAX_BYTES, Record};
+use serde_json::{Map, Value};
+
+use crate::MAX_ROWS;
+use crate::error::{DataError, Result};
+
+/// What came of joining.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Joined {
+    /// Rows written: texts of which a client said what would have been right.
+    pub rows: u64,
+    /// Texts of which no client said anything.
+    pub unjudged: u64,
+    /// Lines that are none of a pod's, such as one that breaks off.
+    pub unreadable: u64,
+}
+
+/// Writes a row of JSON with these two columns for each text that a client judged, in the order of the files and their lines.
+/// Of several judgements of a prediction the first counts, by time; each prediction counts once.
+///
+/// # Errors
+/// [`DataError::Io`]; more rows than are read.
+pub fn join_feedback(files: &[PathBuf], out: &Path, text_column: &str, label_column: &str) -> Result<Joined> {
+    let mut joined = Joined::default();
+    let mut judged: HashMap<String, Option<(u64, String)>> = HashMap::new();
+    for file in files {
+        joined.unreadable += records(file, |record| {
+            if let Record::Judgement {
+                time,
+                request_id,
+                label,
+            } = record
+            {
+                match judged.entry(request_id) {
+                    Entry::Occupied(mut known) => {
+                        if known.get().as_ref().is_some_and(|(first, _)| time < *first) {
+                            known.insert(Some((time, label)));
+                        }
+                    }
+                    Entry::Vacant(place) => _ = place.insert(Some((time, label))),
+                }
+            }
+            Ok(())
+        })?;
+    }
+    let io = |action: &'static str| {
+        move |source| DataError::Io {
+            action,
+            path: out.display().to_string(),
+            source,
+        }
+    };
+    let mut rows = BufWriter::new(File::create(out).map_err(io("create"))?);
+    for file in files {
+        records(file, |record| {
+            let Record::Prediction { request_id, text, .. } = record else {
+                return Ok(());
+            };
+            match judged.get_mut(&request_id) {
+                None => joined.unjudged += 1,
+                // Taken, so that a prediction that stands there twice counts once.
+                Some(label) => {
+                    if let Some((_, label)) = label.take() {
+                        joined.rows += 1;
+                        if joined.rows > MAX_ROWS {
+                            let problem =
+                                format!("more than {MAX_ROWS} rows, the most that is read; lower feedback.sampleRate");
+                            return Err(DataError::invalid("feedback", None, problem));
+                        }
+                        let row: Map<String, Value> = [(text_column, text), (label_column, label)]
+                            .map(|(column, value)| (column.to_owned(), Value::from(value)))
+                            .into_iter()
+                            .collect();
+                        let line = Value::Object(row).to_string();
+                        rows.write_all(line.as_bytes()).map_err(io("write"))?;
+                        rows.write_all(b"\n").map_err(io("write"))?;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+    rows.flush().map_err(io("write"))?;
+    Ok(joined)
+}
+
+/// Hands each record of a file on; lines that are none, or too long for one, are counted.
+fn records(path: &Path, mut each: impl FnMut(Record) -> Result<()>) -> Result<u64> {
+    let io = |source| DataError::Io {
+        action: "read",
+        path: path.display().to_string(),
+        source,
+    };
+    let mut reader = BufReader::new(File::open(path).map_err(io)?);
+    let (mut line, mut unreadable) = (Vec::new(), 0);
+    loop {
+        line.clear();
+        let read = std::io::Read::take(&mut reader, LINE_MAX_BYTES as u64 + 1)
+            .read_until(b'\n', &mut line)
+            .map_err(io)?;
+        if read == 0 {
+            return Ok(unreadable);
+        }
+        match serde_json::from_slice(&line) {
+            Ok(record) => each(record)?,
+            Err(_) => unreadable += 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_meet_their_first_judgement_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, lines: &[&str]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, lines.join("\n")).unwrap();
+            path
+        };
+        let text = |id: &str, text: &str| {
+            format!(
+                r#"{{"kind":"Prediction","time":1,"requestId":"{id}","modelVersion":"v","text":"{text}","label":"x","probability":0.1}}"#
+            )
+        };
+        let said = |id: &str, time: u64, label: &str| {
+            format!(r#"{{"kind":"Judgement","time":{time},"requestId":"{id}","label":"{label}"}}"#)
+        };
+        let files = [
+            write(
+                "1",
+                &[
+                    &text("a", "one"),
+                    &said("b", 9, "late"),
+                    &text("b", "two"),
+                    "{\"kind\":\"Predi",
+                ],
+            ),
+            write(
+                "2",
+                &[
+                    &said("a", 5, "first"),
+                    &said("b", 4, "early"),
+                    &text("c", "three"),
+                    &text("a", "one"),
+                ],
+            ),
+            write("3", &[&said("a", 6, "again"), &said("d", 1, "of no text"), ""]),
+        ];
+        let out = folder.path().join("out");
+        let joined = join_feedback(&files, &out, "text", "intent").unwrap();
+        assert_eq!(
+            joined,
+            Joined {
+                rows: 2,
+                unjudged: 1,
+                unreadable: 1
+            }
+        );
+        assert_eq!(
+            std::fs::read_to_string(out).unwrap(),
+            "{\"intent\":\"first\",\"text\":\"one\"}\n{\"intent\":\"early\",\"text\":\"two\"}\n"
+        );
+    }
+}

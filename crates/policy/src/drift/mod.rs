@@ -1,0 +1,338 @@
+//! Whether live texts have drifted: windows of what a version answered, each compared with a reference.
+//!
+//! A feature has drifted in a window where it is farther apart than the spec allows, beyond what chance brings about, and where a
+//! test says that chance is not the reason. The tests' level is such that in a week of windows without any drift all of them
+//! together raise one false alarm in a hundred weeks at most, however often somebody looks; that several windows one after another
+//! must have drifted makes it fewer still.
+
+mod history;
+mod statistics;
+
+pub use history::{History, Window};
+pub use statistics::{chi_squared, kolmogorov, ks, psi, psi_by_chance};
+
+use flywheel_api::conditions::{Desired, Status, reasons, types};
+use flywheel_api::drift::{Drift, DriftReference, DriftStatus, FeatureDrift};
+use flywheel_contract::profile::{DataProfile, Histogram, Judged as FeedbackCounts};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+/// False alarms in a week without drift.
+const FALSE_ALARMS: f64 = 0.01;
+const WEEK_SECONDS: f64 = 7.0 * 24.0 * 3600.0;
+/// Tests of a window: χ² for each of the eight features, and Kolmogorov-Smirnov for the six that have an order.
+const TESTS: f64 = 14.0;
+
+/// A feature of a window beside that of the reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Feature {
+    /// Its name.
+    pub name: &'static str,
+    /// Population stability index.
+    pub psi: f64,
+    /// Of it, what chance brings about in the mean.
+    pub by_chance: f64,
+    /// Kolmogorov-Smirnov distance, where it has an order.
+    pub ks: Option<f64>,
+    /// It has drifted.
+    pub drifted: bool,
+}
+
+/// A window that was judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judged {
+    /// Its number.
+    pub id: u64,
+    /// When it ended.
+    pub end: Timestamp,
+    /// Its texts.
+    pub texts: u64,
+    /// Texts of the reference.
+    pub reference: u64,
+    /// The farthest apart first.
+    pub features: Vec<Feature>,
+}
+
+impl Judged {
+    /// Whether a feature has drifted.
+    #[must_use]
+    pub fn drifted(&self) -> bool {
+        self.features.iter().any(|feature| feature.drifted)
+    }
+}
+
+/// What there is to say of a service's live texts; by default that nothing was compared yet.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdict {
+    /// Whether they have drifted; none as long as nothing could be compared.
+    pub drifted: Option<bool>,
+    /// The last window that was judged.
+    pub last: Option<Judged>,
+    /// Texts of the window that ended last, where it was too few of them to be judged.
+    pub too_few: Option<u64>,
+    /// What clients said of the version, in the windows that are kept.
+    pub judged: FeedbackCounts,
+}
+
+/// Compares two profiles over the same bins. `level`: probability from which on a difference is not chance.
+#[must_use]
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+pub fn compare(reference: &DataProfile, window: &DataProfile, limits: (f64, f64), level: f64) -> Vec<Feature> {
+    let (n, m) = (reference.texts as f64, window.texts as f64);
+    let (psi_limit, ks_limit) = limits;
+    let feature = |name, reference: &[u64], window: &[u64], ordered: bool| {
+        let total = |counts: &[u64]| counts.iter().sum::<u64>();
+        if total(reference) == 0 || total(window) == 0 {
+            return None;
+        }
+        // The tokens of a text belong together: as many of them as there are texts say something of their own.
+        let each = (m / total(window) as f64).min(1.0);
+        let value = psi(reference, window);
+        let by_chance = psi_by_chance(reference, window, n, m);
+        let distance = ordered.then(|| ks(reference, window));
+        let shifted = value - by_chance >= psi_limit && chi_squared(reference, window, each) < level;
+        let moved = distance.is_some_and(|d| d >= ks_limit && kolmogorov(d, n, m) < level);
+        Some(Feature {
+            name,
+            psi: value,
+            by_chance,
+            ks: distance,
+            drifted: shifted || moved,
+        })
+    };
+    let ordered =
+        |name, reference: &Histogram, window: &Histogram| feature(name, &reference.counts, &window.counts, true);
+    let projections = ["projection1", "projection2", "projection3", "projection4"];
+    let projections = projections
+        .into_iter()
+        .zip(reference.projections.iter().zip(&window.projections));
+    let mut features: Vec<Feature> = [
+        ordered("length", &reference.length, &window.length),
+        ordered("confidence", &reference.confidence, &window.confidence),
+        feature("vocabulary", &reference.vocabulary, &window.vocabulary, false),
+        feature("classes", &reference.classes, &window.classes, false),
+    ]
+    .into_iter()
+    .chain(projections.map(|(name, (reference, window))| ordered(name, reference, window)))
+    .flatten()
+    .collect();
+    features.sort_by(|a, b| {
+        (b.drifted, b.psi - b.by_chance)
+            .partial_cmp(&(a.drifted, a.psi - a.by_chance))
+            .unwrap_or(std::cmp::Ordering::Equal)
+    });
+    features
+}
+
+/// Probability from which on a difference is not chance, in windows of this length.
+#[must_use]
+pub fn level(window_seconds: u32) -> f64 {
+    FALSE_ALARMS * f64::from(window_seconds) / WEEK_SECONDS / TESTS
+}
+
+/// When a window is over and all pods were read that counted in it. `settle_seconds`: how long that takes.
+fn is_over(window: &Window, window_seconds: u32, settle_seconds: u64, now: u64) -> bool {
+    (window.id + 1) * u64::from(window_seconds) + settle_seconds <= now
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn unix(now: Timestamp) -> u64 {
+    u64::try_from(now.as_second()).unwrap_or(0)
+}
+
+/// Notes in the history what it is compared with, once that is known. Whether something is new.
+pub fn settle(history: &mut History, spec: &Drift, settle_seconds: u64, now: Timestamp) -> bool {
+    let (length, now) = (history.window_seconds, unix(now));
+    history.take_first(min_samples(spec), |window| is_over(window, length, settle_seconds, now))
+}
+
+fn min_samples(spec: &Drift) -> u64 {
+    u64::try_from(spec.min_samples).unwrap_or(1).max(1)
+}
+
+/// Judges all windows that are over, one after another.
+#[must_use]
+pub fn judge(history: &History, spec: &Drift, settle_seconds: u64, now: Timestamp) -> Verdict {
+    let length = history.window_seconds;
+    let (after, reference) = match spec.reference {
+        DriftReference::FirstWindow => match &history.first {
+            Some(first) => (Some(first.id), Some(first.counts.as_slice())),
+            None => (None, None),
+        },
+        DriftReference::TestSet => (None, history.test.as_deref()),
+    };
+    let over = history.windows.iter().filter(|window| {
+        is_over(window, length, settle_seconds, unix(now)) && after.is_none_or(|after| window.id > after)
+    });
+    let over: Vec<&Window> = over.collect();
+    let newest = over.last().map(|window| window.texts());
+    let too_few = newest.filter(|texts| *texts < min_samples(spec));
+    let Some(reference) = reference else {
+        return Verdict {
+            drifted: None,
+            last: None,
+            too_few,
+            judged: history.judged(),
+        };
+    };
+    let reference = history.profile(reference);
+    let limits = (
+        spec.psi.value().unwrap_or(f64::MAX),
+        spec.ks.value().unwrap_or(f64::MAX),
+    );
+    let needed = u32::try_from(spec.consecutive_windows).unwrap_or(1).max(1);
+    let (mut drifted, mut in_a_row, mut last) = (None, (false, 0_u32), None);
+    for window in over.into_iter().filter(|window| window.texts() >= min_samples(spec)) {
+        let features = compare(&reference, &history.profile(&window.counts), limits, level(length));
+        let end = i64::try_from((window.id + 1) * u64::from(length)).unwrap_or(i64::MAX);
+        let judged = Judged {
+            id: window.id,
+            end: Timestamp::from_second(end).unwrap_or(now),
+            texts: window.texts(),
+            reference: reference.texts,
+            features,
+        };
+        let now = judged.drifted();
+        in_a_row = if in_a_row.0 == now {
+            (now, in_a_row.1 + 1)
+        } else {
+            (now, 1)
+        };
+        if in_a_row.1 >= needed {
+            drifted = Some(now);
+        } else {
+            drifted.get_or_insert(false);
+        }
+        last = Some(judged);
+    }
+    Verdict {
+        drifted,
+        last,
+        too_few,
+        judged: history.judged(),
+    }
+}
+
+impl Verdict {
+    /// In a few words what has drifted most; empty where nothing was judged.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        let Some(last) = &self.last else {
+            return String::new();
+        };
+        let features = last.features.iter().filter(|feature| feature.drifted).take(3).map(told);
+        format!(
+            "{} in {} texts until {:.0}, compared with {} texts of the reference",
+            features.collect::<Vec<_>>().join("; "),
+            last.texts,
+            last.end,
+            last.reference
+        )
+    }
+
+    /// The condition.
+    #[must_use]
+    pub fn condition(&self, spec: &Drift) -> Desired {
+        let desired = |status, reason, message: String| Desired::new(types::DRIFT_DETECTED, status, reason, message);
+        match (self.drifted, &self.last, self.too_few) {
+            (Some(true), Some(last), _) if !last.drifted() => desired(
+                Status::True,
+                reasons::DRIFTED,
+                format!(
+                    "the texts have drifted; the last window has not, and {} must follow it until this is False",
+                    spec.consecutive_windows.saturating_sub(1)
+                ),
+            ),
+            (Some(true), ..) => desired(
+                Status::True,
+                reasons::DRIFTED,
+                format!(
+                    "{}. Limits: PSI {}, KS {}, in {} windows one after another",
+                    self.cause(),
+                    spec.psi,
+                    spec.ks,
+                    spec.consecutive_windows
+                ),
+            ),
+            (Some(false), Some(last), _) if last.drifted() => desired(
+                Status::False,
+                reasons::NO_DRIFT,
+                format!(
+                    "the last window has drifted ({}), fewer than {} one after another so far",
+                    self.cause(),
+                    spec.consecutive_windows
+                ),
+            ),
+            (Some(false), Some(last), _) => {
+                let farthest = last.features.first().map(told).unwrap_or_default();
+                desired(
+                    Status::False,
+                    reasons::NO_DRIFT,
+                    format!(
+                        "{} texts until {:.0}; the farthest apart: {farthest}",
+                        last.texts, last.end
+                    ),
+                )
+            }
+            (_, _, Some(texts)) => desired(
+                Status::Unknown,
+                reasons::INSUFFICIENT_TRAFFIC,
+                format!(
+                    "the last window has {texts} texts, and drift.minSamples are {}; make windowSeconds longer, or wait for more \
+                     traffic",
+                    spec.min_samples
+                ),
+            ),
+            _ => desired(
+                Status::Unknown,
+                reasons::COLLECTING_REFERENCE,
+                format!(
+                    "nothing was compared yet: a window of {} s with at least {} texts is waited for",
+                    spec.window_seconds, spec.min_samples
+                ),
+            ),
+        }
+    }
+
+    /// What the status says of it.
+    #[must_use]
+    pub fn status(&self, version: &str) -> Option<DriftStatus> {
+        let last = self.last.as_ref()?;
+        let count = |texts: u64| i32::try_from(texts).unwrap_or(i32::MAX);
+        Some(DriftStatus {
+            model_version: version.to_owned(),
+            window_end: Time(last.end),
+            texts: count(last.texts),
+            reference_texts: count(last.reference),
+            judged: (!self.judged.is_empty()).then(|| count(self.judged.predictions)),
+            accuracy: (!self.judged.is_empty()).then(|| format!("{:.3}", accuracy(self.judged))),
+            features: last
+                .features
+                .iter()
+                .map(|feature| FeatureDrift {
+                    name: feature.name.to_owned(),
+                    psi: format!("{:.3}", feature.psi),
+                    ks: feature.ks.map(|ks| format!("{ks:.3}")),
+                    drifted: feature.drifted,
+                })
+                .collect(),
+        })
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn accuracy(judged: FeedbackCounts) -> f64 {
+    judged.correct as f64 / judged.predictions.max(1) as f64
+}
+
+fn told(feature: &Feature) -> String {
+    let ks = feature.ks.map(|ks| format!(", KS {ks:.3}")).unwrap_or_default();
+    format!(
+        "{} PSI {:.3} ({:.3} by chance){ks}",
+        feature.name, feature.psi, feature.by_chance
+    )
+}
+
+#[cfg(test)]
+mod tests;

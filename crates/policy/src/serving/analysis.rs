@@ -1,0 +1,482 @@
+//! Whether a version that comes by steps does worse than the one before, by what their pods say that both did since it came.
+
+use std::collections::BTreeMap;
+
+use flywheel_api::inference_service::{Analysis, RolloutStep};
+use flywheel_contract::scalar::Digest;
+use flywheel_contract::serving::{ServedVersion, VersionFigures};
+use statrs::function::beta::checked_beta_reg;
+
+use super::update::PodSays;
+
+/// Texts that a version answers before it is judged, where its step does not say.
+const MIN_REQUESTS: u64 = 100;
+/// Batches of one text of each version from which on their times are compared.
+const MIN_ALONE: u64 = 30;
+/// Probability below which a difference is not taken for chance. A rollout is looked at again and again, so it is small.
+const LEVEL: f64 = 0.001;
+/// The same as deviations of a normal distribution, on one side.
+const DEVIATIONS: f64 = 3.09;
+
+/// What a version's pods say that it did, since they were first asked while another version came. Losing it costs what was counted
+/// before: both versions begin anew.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Watch {
+    canary: Digest,
+    /// By pod and version: what was counted before.
+    before: BTreeMap<(String, Digest), VersionFigures>,
+}
+
+/// What two versions did in the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// The one that answers.
+    pub stable: VersionFigures,
+    /// The one that comes.
+    pub canary: VersionFigures,
+}
+
+impl Watch {
+    /// Begins with what these pods say now. Of the version that comes everything counts: no pod had it before.
+    #[must_use]
+    pub fn begin(canary: &ServedVersion, stable: &ServedVersion, pods: &[PodSays]) -> Self {
+        let mut watch = Self {
+            canary: canary.artifact.digest.clone(),
+            before: BTreeMap::new(),
+        };
+        watch.meet(stable, pods);
+        watch
+    }
+
+    /// Whether it is about this version.
+    #[must_use]
+    pub fn is_of(&self, canary: &ServedVersion) -> bool {
+        self.canary == canary.artifact.digest
+    }
+
+    /// Notes what pods did before that are seen for the first time.
+    pub fn meet(&mut self, stable: &ServedVersion, pods: &[PodSays]) {
+        for pod in pods {
+            if let Some(figures) = figures(pod, stable) {
+                let key = (pod.name.clone(), stable.artifact.digest.clone());
+                self.before.entry(key).or_insert(figures);
+            }
+        }
+    }
+
+    /// What both did since.
+    #[must_use]
+    pub fn figures(&self, canary: &ServedVersion, stable: &ServedVersion, pods: &[PodSays]) -> Figures {
+        let sum = |version: &ServedVersion| {
+            pods.iter().fold(VersionFigures::default(), |sum, pod| {
+                let Some(now) = figures(pod, version) else { return sum };
+                let key = (pod.name.clone(), version.artifact.digest.clone());
+                let before = self.before.get(&key).copied().unwrap_or_default();
+                plus(sum, since(now, before))
+            })
+        };
+        Figures {
+            stable: sum(stable),
+            canary: sum(canary),
+        }
+    }
+}
+
+fn figures(pod: &PodSays, version: &ServedVersion) -> Option<VersionFigures> {
+    pod.version(version)?.figures
+}
+
+/// What was added; a process that was started again begins at 0.
+fn since(now: VersionFigures, before: VersionFigures) -> VersionFigures {
+    if now.texts < before.texts || now.judged < before.judged {
+        return now;
+    }
+    VersionFigures {
+        texts: now.texts - before.texts,
+        failed: now.failed.saturating_sub(before.failed),
+        alone: now.alone.saturating_sub(before.alone),
+        alone_seconds: (now.alone_seconds - before.alone_seconds).max(0.0),
+        alone_squares: (now.alone_squares - before.alone_squares).max(0.0),
+        judged: now.judged - before.judged,
+        correct: now.correct.saturating_sub(before.correct),
+    }
+}
+
+fn plus(a: VersionFigures, b: VersionFigures) -> VersionFigures {
+    VersionFigures {
+        texts: a.texts + b.texts,
+        failed: a.failed + b.failed,
+        alone: a.alone + b.alone,
+        alone_seconds: a.alone_seconds + b.alone_seconds,
+        alone_squares: a.alone_squares + b.alone_squares,
+        judged: a.judged + b.judged,
+        correct: a.correct + b.correct,
+    }
+}
+
+/// What there is to say of a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opinion {
+    /// Nothing against it.
+    Good,
+    /// It did too little for the next step; what is missing.
+    TooFew(String),
+    /// It does worse than the spec allows; how.
+    Bad(String),
+}
+
+/// Judges a version by its figures. `feedback`: clients tell what would have been right; `last`: the step is the last one.
+#[must_use]
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+pub fn judge(
+    analysis: Option<&Analysis>,
+    step: &RolloutStep,
+    figures: &Figures,
+    feedback: bool,
+    last: bool,
+) -> Opinion {
+    let Figures { stable, canary } = figures;
+    let asked = step.min_requests.and_then(|n| u64::try_from(n).ok());
+    let done = canary.texts + canary.failed;
+    if let Some(analysis) = analysis {
+        if done >= asked.unwrap_or(MIN_REQUESTS)
+            && let Some(bad) = errors(analysis, stable, canary).or_else(|| times(analysis, stable, canary))
+        {
+            return Opinion::Bad(bad);
+        }
+        let needed = u64::try_from(analysis.min_samples).unwrap_or(1);
+        if stable.judged >= needed && canary.judged >= needed {
+            if let Some(bad) = accuracy(analysis, stable, canary) {
+                return Opinion::Bad(bad);
+            }
+        } else if feedback && last {
+            return Opinion::TooFew(format!(
+                "{} of its answers and {} of the version's before were judged by clients, and analysis.minSamples are {needed} of \
+                 each",
+                canary.judged, stable.judged
+            ));
+        }
+    }
+    match asked {
+        Some(asked) if done < asked => {
+            Opinion::TooFew(format!("it answered {done} texts, and minRequests are {asked}"))
+        }
+        _ => Opinion::Good,
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn share(part: u64, whole: u64) -> f64 {
+    part as f64 / whole.max(1) as f64
+}
+
+/// More failures than the version before has and the spec allows, so many that it is not chance (the binomial's tail).
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn errors(analysis: &Analysis, stable: &VersionFigures, canary: &VersionFigures) -> Option<String> {
+    let allowed = analysis.max_error_rate_increase.value()?;
+    let (count, failed) = (canary.texts + canary.failed, canary.failed);
+    let (before, now) = (share(stable.failed, stable.texts + stable.failed), share(failed, count));
+    let limit = before + allowed;
+    if failed == 0 || now <= limit || limit >= 1.0 {
+        return None;
+    }
+    let tail = if limit > 0.0 {
+        checked_beta_reg(failed as f64, (count - failed) as f64 + 1.0, limit).unwrap_or(1.0)
+    } else {
+        0.0
+    };
+    (tail < LEVEL).then(|| {
+        format!(
+            "{:.1} % of {count} texts could not be computed, of the version before {:.1} %, and {:.1} points more are allowed",
+            now * 100.0,
+            before * 100.0,
+            allowed * 100.0
+        )
+    })
+}
+
+/// Mean and variance of the mean.
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn mean(figures: &VersionFigures) -> (f64, f64) {
+    let n = figures.alone as f64;
+    let mean = figures.alone_seconds / n;
+    let variance = (figures.alone_squares / n - mean * mean).max(0.0);
+    (mean, variance / n)
+}
+
+/// A text takes longer than the spec allows, by more than its times vary.
+fn times(analysis: &Analysis, stable: &VersionFigures, canary: &VersionFigures) -> Option<String> {
+    if stable.alone < MIN_ALONE || canary.alone < MIN_ALONE {
+        return None;
+    }
+    let allowed = 1.0 + f64::from(analysis.max_compute_time_increase_percent) / 100.0;
+    let ((before, before_variance), (now, now_variance)) = (mean(stable), mean(canary));
+    let deviation = (now_variance + before_variance * allowed * allowed).sqrt();
+    (now - before * allowed > DEVIATIONS * deviation && before > 0.0).then(|| {
+        format!(
+            "a text takes {:.1} ms to compute, with the version before {:.1} ms, and {} % more are allowed",
+            now * 1000.0,
+            before * 1000.0,
+            analysis.max_compute_time_increase_percent
+        )
+    })
+}
+
+/// It is less often right than the spec allows, and not by chance (the difference of two shares).
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn accuracy(analysis: &Analysis, stable: &VersionFigures, canary: &VersionFigures) -> Option<String> {
+    let allowed = analysis.min_accuracy_delta.value()?;
+    let (before, now) = (
+        share(stable.correct, stable.judged),
+        share(canary.correct, canary.judged),
+    );
+    let variance = |p: f64, n: u64| p * (1.0 - p) / n.max(1) as f64;
+    let deviation = (variance(before, stable.judged) + variance(now, canary.judged)).sqrt();
+    (now - before - allowed < -DEVIATIONS * deviation && now - before < allowed).then(|| {
+        format!(
+            "clients say that {:.1} % of {} answers were right, of the version before {:.1} % of {}, and the smallest difference \
+             allowed is {allowed}",
+            now * 100.0,
+            canary.judged,
+            before * 100.0,
+            stable.judged
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use flywheel_contract::scalar::Decimal;
+
+    use super::*;
+
+    fn analysis() -> Analysis {
+        Analysis {
+            max_error_rate_increase: Decimal::from("0.01"),
+            max_compute_time_increase_percent: 20,
+            min_accuracy_delta: Decimal::from("-0.01"),
+            min_samples: 100,
+        }
+    }
+
+    fn step(min_requests: Option<i32>) -> RolloutStep {
+        RolloutStep {
+            weight_percent: 10,
+            duration_seconds: 60,
+            min_requests,
+        }
+    }
+
+    /// So many texts, each by itself and in ten milliseconds, give or take one.
+    fn did(texts: u64) -> VersionFigures {
+        VersionFigures {
+            texts,
+            alone: texts,
+            alone_seconds: texts as f64 * 0.010,
+            alone_squares: texts as f64 * 0.000_101,
+            ..VersionFigures::default()
+        }
+    }
+
+    fn word(canary: VersionFigures, min_requests: Option<i32>, feedback: bool, last: bool) -> String {
+        let stable = VersionFigures {
+            judged: 1000,
+            correct: 900,
+            ..did(5000)
+        };
+        let figures = Figures { stable, canary };
+        match judge(Some(&analysis()), &step(min_requests), &figures, feedback, last) {
+            Opinion::Good => "good".to_owned(),
+            Opinion::TooFew(why) => format!("too few: {why}"),
+            Opinion::Bad(why) => why,
+        }
+    }
+
+    #[test]
+    fn a_version_is_judged_by_what_it_did() {
+        type Row = (&'static str, VersionFigures, Option<i32>, bool, bool, &'static str);
+        let table: [Row; 15] = [
+            ("nothing yet, and nothing asked", did(0), None, true, false, "good"),
+            (
+                "too little",
+                did(49),
+                Some(50),
+                false,
+                true,
+                "too few: it answered 49 texts",
+            ),
+            ("enough", did(50), Some(50), false, true, "good"),
+            (
+                "failures count as done",
+                VersionFigures { failed: 1, ..did(49) },
+                Some(50),
+                false,
+                false,
+                "good",
+            ),
+            (
+                "a failure or two",
+                VersionFigures { failed: 2, ..did(120) },
+                None,
+                false,
+                false,
+                "good",
+            ),
+            (
+                "many",
+                VersionFigures { failed: 9, ..did(120) },
+                None,
+                false,
+                false,
+                "7.0 % of 129 texts",
+            ),
+            (
+                "all",
+                VersionFigures { failed: 100, ..did(0) },
+                None,
+                false,
+                false,
+                "100.0 % of 100 texts",
+            ),
+            (
+                "many of few",
+                VersionFigures { failed: 9, ..did(50) },
+                None,
+                false,
+                false,
+                "good",
+            ),
+            (
+                "a little slower",
+                VersionFigures {
+                    alone_seconds: 1.1,
+                    alone_squares: 0.0122,
+                    ..did(100)
+                },
+                None,
+                false,
+                false,
+                "good",
+            ),
+            (
+                "slower",
+                VersionFigures {
+                    alone_seconds: 1.3,
+                    alone_squares: 0.0170,
+                    ..did(100)
+                },
+                None,
+                false,
+                false,
+                "takes 13.0 ms",
+            ),
+            (
+                "slower in some of its texts only",
+                VersionFigures {
+                    alone_seconds: 1.3,
+                    alone_squares: 0.17,
+                    ..did(100)
+                },
+                None,
+                false,
+                false,
+                "good",
+            ),
+            ("not judged", did(500), None, true, true, "too few: 0 of its answers"),
+            ("nobody can judge", did(500), None, false, true, "good"),
+            (
+                "right as often",
+                VersionFigures {
+                    judged: 200,
+                    correct: 176,
+                    ..did(500)
+                },
+                None,
+                true,
+                true,
+                "good",
+            ),
+            (
+                "less often",
+                VersionFigures {
+                    judged: 200,
+                    correct: 150,
+                    ..did(500)
+                },
+                None,
+                true,
+                false,
+                "75.0 % of 200 answers",
+            ),
+        ];
+        for (case, canary, min_requests, feedback, last, expected) in table {
+            let told = word(canary, min_requests, feedback, last);
+            assert!(told.contains(expected), "{case}: {told}");
+        }
+        // Without an analysis only the number counts.
+        let bad = Figures {
+            stable: did(1000),
+            canary: VersionFigures {
+                failed: 900,
+                ..did(100)
+            },
+        };
+        assert_eq!(judge(None, &step(Some(10)), &bad, true, true), Opinion::Good);
+    }
+
+    #[test]
+    fn both_versions_are_judged_by_the_same_time() {
+        use flywheel_contract::serving::{LoadState, Stats, VersionStats};
+        let version = |digit: &str| ServedVersion {
+            name: format!("v{digit}"),
+            artifact: flywheel_contract::trainer::ArtifactRef {
+                uri: "s3://m".into(),
+                digest: Digest::sha256(&digit.repeat(64)),
+            },
+        };
+        let pod = |name: &str, all: &[(&str, VersionFigures)]| PodSays {
+            name: name.to_owned(),
+            ended: None,
+            stats: Some(Stats {
+                schema_version: 1,
+                ready: true,
+                generation: 1,
+                serving: None,
+                versions: all
+                    .iter()
+                    .map(|(digit, figures)| VersionStats {
+                        name: format!("v{digit}"),
+                        digest: Digest::sha256(&digit.repeat(64)),
+                        state: LoadState::Ready,
+                        precision: None,
+                        agreement: None,
+                        failure: None,
+                        crash: None,
+                        figures: Some(*figures),
+                    })
+                    .collect(),
+                answered: [0; 3],
+                in_flight: 0,
+                uptime_seconds: 1.0,
+                load: None,
+            }),
+        };
+        let (stable, canary) = (version("1"), version("2"));
+        let mut watch = Watch::begin(&canary, &stable, &[pod("a", &[("1", did(1000))])]);
+        assert!(watch.is_of(&canary) && !watch.is_of(&stable));
+        let now = [
+            pod("a", &[("1", did(1040)), ("2", did(7))]),
+            pod("b", &[("1", did(300)), ("2", did(5))]),
+        ];
+        watch.meet(&stable, &now);
+        let figures = watch.figures(&canary, &stable, &now);
+        assert_eq!((figures.stable.texts, figures.canary.texts), (40, 12), "b is new");
+        // A process that began anew.
+        let later = [
+            pod("a", &[("1", did(10)), ("2", did(3))]),
+            pod("b", &[("1", did(320)), ("2", did(8))]),
+        ];
+        let figures = watch.figures(&canary, &stable, &later);
+        assert_eq!((figures.stable.texts, figures.canary.texts), (30, 11));
+    }
+}

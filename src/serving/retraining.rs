@@ -1,0 +1,259 @@
+//! Training anew: which jobs were made for a service, what came of them, and the next one.
+
+use std::sync::Arc;
+
+use flywheel_api::conditions::{Desired, Status, find, reasons, types};
+use flywheel_api::names::{ANNOTATION_CAUSE, LABEL_RETRAINS, is_controlled_by};
+use flywheel_api::retraining::RetrainingStatus;
+use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
+use flywheel_contract::serving::Assignment;
+use flywheel_policy::models::latest::{Candidate, newer, target};
+use flywheel_policy::retrain::{Decision, Fate, Made, Outcome, View, decide};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
+
+use super::build::retraining;
+use super::rejection;
+use super::report::said_before;
+use crate::context::Context;
+use crate::error::Error;
+use crate::kubeio::{Created, Note, SERVING_MANAGER};
+
+/// What came of looking at retraining.
+#[derive(Debug, Default)]
+pub struct Retraining {
+    /// The conditions.
+    pub conditions: Vec<Desired>,
+    /// The last job.
+    pub status: Option<RetrainingStatus>,
+    /// When to look again.
+    pub again: Option<std::time::Duration>,
+}
+
+/// The versions of a service's model.
+fn candidates(service: &InferenceService, context: &Context) -> Vec<Candidate> {
+    let namespace = service.namespace().unwrap_or_default();
+    let all = context
+        .caches
+        .model_versions
+        .list(&namespace, |version| version.spec.model == service.spec.model);
+    all.iter()
+        .map(|version| Candidate {
+            name: version.name_any(),
+            number: version.spec.version,
+            promotable: says(version, types::PROMOTABLE) == Some(true),
+            rejected: rejected(version, context),
+        })
+        .collect()
+}
+
+fn rejected(version: &ModelVersion, context: &Context) -> bool {
+    let uid = version.uid().unwrap_or_default();
+    context.assignments.rejected(&uid, rejection::read(version)).is_some()
+}
+
+/// What a condition about the present spec says; none where it is unknown.
+fn says(version: &ModelVersion, kind: &str) -> Option<bool> {
+    let condition = find(&version.status.as_ref()?.conditions, kind)?;
+    match condition.status.as_str() {
+        "True" => Some(true),
+        "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// The service as if `modelVersion` named the version that it is to answer with: with `autoUpdate` that may be a newer one.
+#[must_use]
+pub fn with_target(service: Arc<InferenceService>, context: &Context) -> Arc<InferenceService> {
+    let spec = &service.spec;
+    if spec.auto_update.is_none() {
+        return service;
+    }
+    let candidates = candidates(&service, context);
+    let target = target(&spec.model_version, spec.auto_update.as_ref(), &candidates);
+    if target == spec.model_version {
+        return service;
+    }
+    let mut changed = InferenceService::clone(&service);
+    changed.spec.model_version = target.to_owned();
+    Arc::new(changed)
+}
+
+/// Whether there is a version that the service does not take by itself. `service`: as [`with_target`] gives it.
+fn update_available(service: &InferenceService, context: &Context) -> Desired {
+    let candidates = candidates(service, context);
+    let target = &service.spec.model_version;
+    match newer(target, &[], &candidates) {
+        Some(newer) => Desired::new(
+            types::UPDATE_AVAILABLE,
+            Status::True,
+            reasons::NEWER_VERSION,
+            format!(
+                "ModelVersion {} is promotable and newer than {target}; set modelVersion to it",
+                newer.name
+            ),
+        ),
+        None => Desired::new(
+            types::UPDATE_AVAILABLE,
+            Status::False,
+            reasons::UP_TO_DATE,
+            format!("no promotable version is newer than {target}"),
+        ),
+    }
+}
+
+/// Makes the next TrainingJob where one is due, and says how things stand. `service`: as [`with_target`] gives it.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn retrain(
+    service: &InferenceService,
+    assignment: Option<&Assignment>,
+    context: &Context,
+) -> Result<Retraining, Error> {
+    let spec = &service.spec;
+    let mut told = Retraining::default();
+    if spec.retrain.is_some() || spec.auto_update.is_some() {
+        told.conditions.push(update_available(service, context));
+    }
+    let Some(wishes) = &spec.retrain else {
+        return Ok(told);
+    };
+    let (namespace, uid) = (
+        service.namespace().unwrap_or_default(),
+        service.uid().unwrap_or_default(),
+    );
+    let jobs = context.caches.training_jobs.list(&namespace, |job| {
+        job.labels().get(LABEL_RETRAINS) == Some(&service.name_any()) && is_controlled_by(&job.metadata, &uid)
+    });
+    let mut made: Vec<(Made, Arc<TrainingJob>)> = jobs
+        .into_iter()
+        .filter_map(|job| Some((self::made(&job, service, assignment, context)?, job)))
+        .collect();
+    made.sort_by_key(|(made, _)| made.number);
+    let template = context.caches.training_jobs.get(&namespace, &wishes.training_job);
+    told.status = made.last().map(|(_, job)| status(job));
+    let Some(verdict) = context.drifts.verdict(&uid) else {
+        // Before the first look of this operator nothing new is known.
+        let before = service.status.as_ref().map(|status| status.conditions.as_slice());
+        let said = find(before.unwrap_or_default(), types::RETRAINING);
+        told.conditions.push(said.map_or_else(
+            || {
+                let message = "the pods were not asked yet whether texts have drifted";
+                Desired::new(types::RETRAINING, Status::Unknown, reasons::NO_DATA, message)
+            },
+            |said| said_before(types::RETRAINING, said),
+        ));
+        return Ok(told);
+    };
+    let drift = (verdict.drifted == Some(true)).then(|| verdict.cause());
+    let all: Vec<Made> = made.iter().map(|(made, _)| made.clone()).collect();
+    let Decision {
+        start,
+        mut condition,
+        again,
+    } = decide(&View {
+        spec: wishes,
+        drift: drift.as_deref(),
+        template: template.is_some(),
+        judged: verdict.judged.predictions,
+        made: &all,
+        now: context.now(),
+    });
+    if let (Some(number), Some(template), Some(cause)) = (start, &template, &drift) {
+        let job = retraining::build(service, template, number, cause);
+        let writes = context.writes(SERVING_MANAGER);
+        match writes.create_owned(&job, &uid).await {
+            Ok(created) => {
+                if let Created::New(job) = &created {
+                    tracing::info!(job = job.name_any(), cause, "a retraining begins");
+                    let note = Note {
+                        warning: false,
+                        reason: reasons::RETRAINING_RUNNING.to_owned(),
+                        action: "Retrain",
+                        text: format!("TrainingJob {} is made: {cause}", job.name_any()),
+                    };
+                    writes.event(service, &note).await;
+                }
+                told.status = Some(status(&created.into_inner()));
+            }
+            Err(error) => match error.problem() {
+                Some((reason, message)) => {
+                    condition = Desired::new(types::RETRAINING, Status::False, reason, message);
+                }
+                None => return Err(error),
+            },
+        }
+    }
+    told.conditions.push(condition);
+    told.again = again;
+    Ok(told)
+}
+
+/// A job that was made for the service; none where its name has no number.
+fn made(
+    job: &TrainingJob,
+    service: &InferenceService,
+    assignment: Option<&Assignment>,
+    context: &Context,
+) -> Option<Made> {
+    let number = job.name_any().rsplit('-').next()?.parse().ok()?;
+    let conditions = job
+        .status
+        .as_ref()
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
+    let holds = |kind| find(conditions, kind).is_some_and(|condition| condition.status == "True");
+    let outcome = if holds(types::FAILED) {
+        Outcome::Failed
+    } else if holds(types::COMPLETE) {
+        let result = job.status.as_ref().and_then(|status| status.result.as_ref());
+        let name = result.map(|result| result.model_version.clone()).unwrap_or_default();
+        let fate = fate(&name, service, assignment, context);
+        Outcome::Version { name, fate }
+    } else {
+        Outcome::Running
+    };
+    let created = job.metadata.creation_timestamp.as_ref();
+    Some(Made {
+        name: job.name_any(),
+        number,
+        created: created.map_or_else(|| context.now(), |time| time.0),
+        outcome,
+    })
+}
+
+fn fate(name: &str, service: &InferenceService, assignment: Option<&Assignment>, context: &Context) -> Fate {
+    let namespace = service.namespace().unwrap_or_default();
+    let version = |name: &str| context.caches.model_versions.get(&namespace, name);
+    let Some(made) = version(name) else {
+        return Fate::Refused;
+    };
+    let answers = assignment.and_then(|assignment| version(&assignment.serve));
+    // One that others came after was served, or passed over for a better one.
+    if answers.is_some_and(|answers| answers.spec.version >= made.spec.version) {
+        return Fate::Served;
+    }
+    let failed = [types::VERIFIED, types::PROMOTABLE]
+        .iter()
+        .any(|kind| says(&made, kind) == Some(false));
+    if failed || rejected(&made, context) {
+        Fate::Refused
+    } else {
+        Fate::Open
+    }
+}
+
+fn status(job: &TrainingJob) -> RetrainingStatus {
+    let result = job.status.as_ref().and_then(|status| status.result.as_ref());
+    RetrainingStatus {
+        training_job: job.name_any(),
+        time: job
+            .metadata
+            .creation_timestamp
+            .clone()
+            .unwrap_or(Time(jiff::Timestamp::UNIX_EPOCH)),
+        cause: job.annotations().get(ANNOTATION_CAUSE).cloned().unwrap_or_default(),
+        model_version: result.map(|result| result.model_version.clone()),
+    }
+}

@@ -1,0 +1,377 @@
+//! Live texts that drift, trainings that follow, and versions that are taken by themselves.
+
+use flywheel_contract::profile::{Answer, DataProfile, Judged, LiveProfiles, VersionProfile, WindowProfile, window_of};
+use flywheel_contract::scalar::Digest;
+use flywheel_policy::drift::unix;
+use tokio::sync::Semaphore;
+
+use super::*;
+
+const BOTH: [(&str, &str); 2] = [("intent-v1", "Ready"), ("intent-v2", "Ready")];
+
+/// What an operator remembers from look to look and pass to pass.
+#[derive(Default)]
+struct Operator(DriftMemo);
+
+impl Operator {
+    /// A look at the pods; whether there is something new to say, and what was written.
+    async fn look(&mut self, world: &World) -> (bool, Vec<String>) {
+        world.state.lock().unwrap().writes.clear();
+        let mut context = world.context();
+        context.drifts = std::mem::take(&mut self.0);
+        let service = world.service();
+        let changed = drift::look(&service, &Semaphore::new(8), &context).await.is_some();
+        self.0 = context.drifts;
+        (changed, world.state.lock().unwrap().writes.clone())
+    }
+
+    /// `stale`: the cache does not show yet which TrainingJobs there are beside the template.
+    async fn pass(&mut self, world: &World, stale: bool) -> Vec<String> {
+        let mut context = world.context();
+        if stale {
+            let template = world.object(&format!("{JOBS}intent"));
+            context.caches.training_jobs = Cache::of(serde_json::from_value(template));
+        }
+        context.drifts = std::mem::take(&mut self.0);
+        let context = Arc::new(context);
+        let (writes, _) = world.reconcile_by(Arc::clone(&context)).await;
+        self.0 = Arc::into_inner(context).unwrap().drifts;
+        writes
+    }
+}
+
+fn condition(world: &World, kind: &str) -> (String, String, String) {
+    let status = world.service().status.unwrap();
+    let condition = find(&status.conditions, kind).unwrap_or_else(|| panic!("no {kind}: {status:?}"));
+    (
+        condition.status.clone(),
+        condition.reason.clone(),
+        condition.message.clone(),
+    )
+}
+
+fn is(world: &World, kind: &str, status: &str, reason: &str) {
+    let told = condition(world, kind);
+    assert_eq!((told.0.as_str(), told.1.as_str()), (status, reason), "{}", told.2);
+}
+
+/// This many texts, which the version is sure of or not.
+fn texts(count: u64, sure: bool) -> DataProfile {
+    let mut profile = DataProfile::new(2).with_projections(&[[0.0; 4]]);
+    for n in 0..count {
+        let probability = if sure { 0.95 } else { 0.51 + (n % 4) as f32 / 100.0 };
+        let answer = Answer {
+            probabilities: vec![1.0 - probability, probability],
+            projections: Some([0.1; 4]),
+        };
+        profile.add(&[1, 2, i64::try_from(n % 7).unwrap()], &answer);
+    }
+    profile
+}
+
+impl World {
+    /// Pods that count in windows of ten seconds, of a service that learns.
+    async fn learning(spec: Value) -> Self {
+        let mut base = json!({
+            "feedback": {"signingKeySecretRef": {"name": "r", "key": "k"}, "capture": true, "uri": "s3://feedback"},
+            "drift": {"windowSeconds": 10, "minSamples": 100, "consecutiveWindows": 2},
+                "retrain": {"trainingJob": "intent", "cooldownSeconds": 3600, "minFeedback": 20},
+        });
+        merge(&mut base, &spec);
+        let mut world = Self::new(base);
+        world.reconcile().await;
+        world.deployment_status(2, 2, 2);
+        world.pod("a", "intent-v1", true);
+        world.pod("b", "intent-v1", true);
+        world.reconcile().await;
+        // So long after the end of a window that clocks may differ.
+        world.seconds += 1003 - world.seconds % 10;
+        world
+    }
+
+    /// The template that retrainings are like.
+    fn template(&self) {
+        self.job("intent", &json!({"status": {"conditions": []}}));
+    }
+
+    fn job(&self, name: &str, over: &Value) {
+        let path = format!("{JOBS}{name}");
+        let mut job = self.object(&path);
+        if job.is_null() {
+            job = json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "TrainingJob",
+                "metadata": {"name": name, "namespace": "team"},
+                "spec": {"task": "TextClassification", "model": {"pretrained": {"uri": "s3://models/minilm"}},
+                    "dataset": {"sources": [{"uri": "s3://data/train.csv"}]}, "suspend": true,
+                    "output": {"model": "intent", "versionName": "intent-v1", "uri": "s3://models/intent"}}});
+        }
+        merge(&mut job, over);
+        self.put(&path, job);
+    }
+
+    /// Both pods have counted these texts in the window that ended last.
+    fn counted(&self, profile: &DataProfile) {
+        let now = unix(Timestamp::from_second(self.seconds).unwrap());
+        for name in ["a", "b"] {
+            let told = LiveProfiles {
+                schema_version: 1,
+                window_seconds: 10,
+                versions: vec![VersionProfile {
+                    name: "intent-v1".to_owned(),
+                    digest: Digest::sha256(&"0".repeat(64)),
+                    test: Some(texts(500, true)),
+                    windows: vec![WindowProfile {
+                        id: window_of(now, 10) - 1,
+                        profile: profile.clone(),
+                        judged: Judged {
+                            predictions: 4,
+                            correct: 2,
+                        },
+                    }],
+                }],
+            };
+            self.say(&format!("{name}/profile"), serde_json::to_value(told).unwrap());
+        }
+    }
+
+    /// A version of the model that a TrainingJob made.
+    fn promotable(&self, name: &str, number: i64, status: &str) {
+        self.version(name, "intent", Some("True"));
+        let path = format!("{VERSIONS}{name}");
+        let mut version = self.object(&path);
+        version["spec"]["version"] = json!(number);
+        version["spec"]["artifact"]["digest"] = json!(format!("sha256:{}", number.to_string().repeat(64)));
+        version["status"]["conditions"].as_array_mut().unwrap().push(
+            json!({"type": "Promotable", "status": status, "reason": "GatesPassed", "message": "m",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}),
+        );
+        self.put(&path, version);
+    }
+
+    /// Windows of texts that drift, until that is known.
+    async fn drifting(&mut self, operator: &mut Operator) {
+        for sure in [true, false, false] {
+            self.seconds += 10;
+            self.counted(&texts(80, sure));
+            operator.look(self).await;
+        }
+        self.seconds += 20;
+        assert!(operator.look(self).await.0);
+    }
+}
+
+#[tokio::test]
+async fn windows_of_all_pods_are_kept_and_drift_is_told() {
+    let mut world = World::learning(json!({})).await;
+    assert_eq!(
+        world.assignment().window_seconds,
+        Some(10),
+        "pods count in windows of that length"
+    );
+    is(&world, "DriftDetected", "Unknown", "NoData");
+    let mut operator = Operator::default();
+    world.says.lock().unwrap().clear();
+    assert!(!operator.look(&world).await.0, "no pod answers");
+    for name in ["a", "b"] {
+        world.say(
+            &format!("{name}/profile"),
+            json!({"schemaVersion": 1, "windowSeconds": 10, "versions": []}),
+        );
+    }
+    world.seconds += 10;
+    assert_eq!(operator.look(&world).await, (true, vec![]), "none has counted anything");
+    world.seconds += 10;
+    world.say("a", stats(u64::MAX, "intent-v1", &[("intent-v1", "Ready")]));
+    world.say("b", stats(u64::MAX, "intent-v1", &[("intent-v1", "Ready")]));
+    world.counted(&texts(80, true));
+    let (changed, writes) = operator.look(&world).await;
+    assert!(changed);
+    assert_eq!(writes, ["apply configmaps"]);
+    operator.pass(&world, false).await;
+    is(&world, "DriftDetected", "Unknown", "CollectingReference");
+    assert_eq!(operator.look(&world).await, (false, vec![]), "not due");
+    // The next operator, and the one after it, count nothing twice.
+    for _ in 0..2 {
+        world.seconds += 5;
+        operator = Operator::default();
+        operator.look(&world).await;
+        let history = world.object(&format!("{CONFIG_MAPS}intent-history"));
+        let history: Value = serde_json::from_str(history["data"]["history.json"].as_str().unwrap()).unwrap();
+        assert_eq!(history["windows"][0]["counts"][0], 160, "{history}");
+    }
+    world.seconds += 40;
+    let mut operator = Operator::default();
+    world.drifting(&mut operator).await;
+    let writes = operator.pass(&world, false).await;
+    assert_eq!(writes, ["apply status"], "the history stays: it is no leftover");
+    is(&world, "DriftDetected", "True", "Drifted");
+    let (_, _, message) = condition(&world, "DriftDetected");
+    assert!(message.starts_with("confidence PSI"), "{message}");
+    let drift = world.service().status.unwrap().drift.unwrap();
+    assert_eq!(
+        (drift.texts, drift.reference_texts, drift.features.len()),
+        (160, 160, 8)
+    );
+    assert!(drift.features[0].drifted && drift.features[0].name == "confidence");
+    // An operator that has not looked yet says what was said.
+    assert_eq!(world.writes().await, NOTHING);
+    // Without drift in the spec all of it goes.
+    world.spec(json!({"drift": null, "retrain": null}));
+    let writes = world.writes().await;
+    assert!(writes.contains(&"delete configmaps".to_owned()), "{writes:?}");
+    assert_eq!(world.object(&format!("{CONFIG_MAPS}intent-history")), Value::Null);
+    assert!(world.service().status.unwrap().drift.is_none());
+}
+
+#[tokio::test]
+async fn drift_makes_one_training_whoever_looks() {
+    let mut world = World::learning(json!({})).await;
+    let mut operator = Operator::default();
+    operator.pass(&world, false).await;
+    is(&world, "Retraining", "Unknown", "NoData");
+    world.counted(&texts(10, true));
+    operator.look(&world).await;
+    operator.pass(&world, false).await;
+    is(&world, "Retraining", "False", "NoDrift");
+    world.seconds += 50;
+    world.drifting(&mut operator).await;
+    operator.pass(&world, false).await;
+    is(&world, "Retraining", "False", "TrainingJobNotFound");
+    world.template();
+    let writes = operator.pass(&world, false).await;
+    assert!(writes.contains(&"create trainingjobs".to_owned()), "{writes:?}");
+    is(&world, "Retraining", "True", "RetrainingRunning");
+    let job = world.object(&format!("{JOBS}intent-retrain-1"));
+    assert_eq!(job["spec"]["suspend"], false);
+    assert_eq!(job["spec"]["output"]["versionName"], Value::Null);
+    assert_eq!(
+        job["spec"]["dataset"]["sources"][1],
+        json!({"uri": "s3://feedback/team/intent", "format": "Feedback"})
+    );
+    let cause = job["metadata"]["annotations"]["flywheel.dev/cause"].as_str().unwrap();
+    assert!(cause.starts_with("confidence PSI"), "{cause}");
+    let told = world.service().status.unwrap().retraining.unwrap();
+    assert_eq!(
+        (told.training_job.as_str(), told.cause.as_str()),
+        ("intent-retrain-1", cause)
+    );
+    // Another operator, whose cache does not show it, makes the same one, which is there.
+    let before = job["metadata"]["resourceVersion"].clone();
+    operator.pass(&world, true).await;
+    assert_eq!(
+        world.object(&format!("{JOBS}intent-retrain-1"))["metadata"]["resourceVersion"],
+        before
+    );
+    assert_eq!(world.names(JOBS), ["intent", "intent-retrain-1"]);
+    assert!(
+        !operator
+            .pass(&world, false)
+            .await
+            .contains(&"create trainingjobs".to_owned())
+    );
+
+    // It came to a version, which waits for somebody to take it.
+    let done = json!({"type": "Complete", "status": "True", "reason": "Trained", "message": "m",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let status = json!({"status": {"conditions": [done], "result": {"modelVersion": "intent-v2", "metrics": []}}});
+    world.job("intent-retrain-1", &status);
+    world.promotable("intent-v2", 2, "True");
+    world.seconds += 7200;
+    operator.pass(&world, false).await;
+    is(&world, "Retraining", "False", "NewerVersion");
+    is(&world, "UpdateAvailable", "True", "NewerVersion");
+    assert_eq!(
+        world
+            .service()
+            .status
+            .unwrap()
+            .retraining
+            .unwrap()
+            .model_version
+            .as_deref(),
+        Some("intent-v2")
+    );
+    assert_eq!(world.assigned(), ["intent-v1"], "not by itself");
+    // Its gates failed: the next one may begin, and after a second one no other does.
+    world.promotable("intent-v2", 2, "False");
+    operator.pass(&world, false).await;
+    assert_eq!(world.names(JOBS), ["intent", "intent-retrain-1", "intent-retrain-2"]);
+    let failed = json!({"type": "Failed", "status": "True", "reason": "DatasetInvalid", "message": "m",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    world.job("intent-retrain-2", &json!({"status": {"conditions": [failed]}}));
+    world.seconds += 7200;
+    operator.pass(&world, false).await;
+    is(&world, "Retraining", "False", "RetrainingStopped");
+    assert_eq!(world.names(JOBS).len(), 3);
+}
+
+#[tokio::test]
+async fn a_job_of_a_stranger_is_not_taken_over() {
+    let mut world = World::learning(json!({})).await;
+    world.template();
+    world.job("intent-retrain-1", &json!({}));
+    let mut operator = Operator::default();
+    world.drifting(&mut operator).await;
+    operator.pass(&world, false).await;
+    is(&world, "Retraining", "False", "NameTaken");
+}
+
+#[tokio::test]
+async fn the_newest_promotable_version_comes_by_itself_and_goes_where_it_does_badly() {
+    let rollout = json!({"steps": [{"weightPercent": 10, "durationSeconds": 60, "minRequests": 50}], "analysis": {}});
+    let world = World::serving().await;
+    world.spec(json!({"autoUpdate": {"policy": "LatestPromotable"}, "rollout": rollout}));
+    world.promotable("intent-v2", 2, "Unknown");
+    world.promotable("intent-v3", 3, "False");
+    world.writes().await;
+    is(&world, "UpdateAvailable", "False", "UpToDate");
+    assert_eq!(world.assigned(), ["intent-v1"]);
+    world.promotable("intent-v2", 2, "True");
+    world.writes().await;
+    let canary = world.assignment().canary.unwrap();
+    assert_eq!(canary.version.name, "intent-v2");
+    is(&world, "RolloutProgressing", "True", "RolloutStep");
+    is(&world, "UpdateAvailable", "False", "UpToDate");
+
+    // The pods answer with it, but too little.
+    let did = |texts: u64, failed: u64| json!({"texts": texts, "failed": failed, "alone": 0, "aloneSeconds": 0.0, "aloneSquares": 0.0});
+    let digest = |number: &str| json!(format!("sha256:{}", number.repeat(64)));
+    let says = |world: &World, texts: u64, failed: u64| {
+        let mut says = stats(u64::MAX, "intent-v1", &BOTH);
+        says["versions"][1]["digest"] = digest("2");
+        says["versions"][1]["figures"] = did(texts, failed);
+        says["versions"][0]["figures"] = did(10_000, 0);
+        world.say("a", says);
+    };
+    let operator = Arc::new(world.context());
+    let mut world = world;
+    says(&world, 3, 0);
+    world.reconcile_by(operator).await;
+    world.seconds += 61;
+    world.reconcile().await;
+    let (_, reason, message) = condition(&world, "RolloutProgressing");
+    assert_eq!(reason, "InsufficientTraffic");
+    assert!(
+        message.contains("3 texts") && message.contains("approvedVersion: intent-v2"),
+        "{message}"
+    );
+    // It fails at half of what it is asked.
+    says(&world, 60, 60);
+    let writes = world.writes().await;
+    assert_eq!(writes[0], "merge modelversions", "{writes:?}");
+    is(&world, "RolloutProgressing", "False", "RolledBack");
+    let (_, _, message) = condition(&world, "RolloutProgressing");
+    assert!(
+        message.contains("50.0 % of 120 texts could not be computed"),
+        "{message}"
+    );
+    assert_eq!(world.ready().0, "True");
+    assert_eq!(
+        (world.assigned(), world.assignment().canary),
+        (vec!["intent-v1".to_owned()], None)
+    );
+    // It is not taken again, and is no update.
+    world.reconcile().await;
+    assert_eq!(world.assignment().canary, None);
+    is(&world, "UpdateAvailable", "False", "UpToDate");
+    is(&world, "RolloutProgressing", "False", "RolloutComplete");
+}
