@@ -205,6 +205,14 @@ bench-scale: localcluster ## How many objects one operator carries, on fake node
 	@variables=$$($(LOCALCLUSTER) env) && eval "$$variables" && KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')" \
 	BARE_OPERATOR=$(BIN)/examples/bare_operator FAKE_PODS=$(BIN)/examples/fake_pods python3 bench/scale.py
 
+.PHONY: bench-flywheel
+bench-flywheel: PROFILE := release
+bench-flywheel: build $(EXAMPLE_PYTHON)/.ready ## False alarms and power of the drift verdict on real text (DATA=<banking77> ARTIFACT=)
+	@$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE)
+	@$(WITH_TORCH) $(CARGO) build -q --profile $(PROFILE) --workspace --example profile_texts --example drift_windows
+	@PROFILE_TEXTS=$(BIN)/examples/profile_texts DRIFT_WINDOWS=$(BIN)/examples/drift_windows TRAINER=$(BIN)/flywheel-trainer \
+	ENCODER=$(EXAMPLE)/minilm-l6 EXAMPLE=$(EXAMPLE) LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/flywheel.py
+
 .PHONY: bench-train
 bench-train: PROFILE := release
 bench-train: build $(PYTHON)/.ready $(EXAMPLE_PYTHON)/.ready ## One epoch of banking77, ours beside transformers (DATA= THREADS=1 ONLY= SKIP= DEVICE=cuda)

@@ -214,7 +214,7 @@ fn prepare() {
             "rollout": {"steps": [{"weightPercent": 40, "durationSeconds": 5, "minRequests": 100}], "analysis": {"minSamples": 100}},
             "drift": {"windowSeconds": 20, "minSamples": 300},
             "feedback": {"signingKeySecretRef": {"name": "receipts", "key": "key"}, "capture": true, "uri": "s3://flywheel/feedback"},
-            "retrain": {"trainingJob": NAME, "minFeedback": 400},
+            "retrain": {"trainingJob": NAME, "minFeedback": 700},
         }
     }));
 }
