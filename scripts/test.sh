@@ -66,7 +66,7 @@ waiting() { # what waits: for limits to pass, for other programs
 # With what the others leave of the processors.
 fuzzing() { FUZZ_SECONDS=60 nice -n 19 scripts/fuzz.sh; }
 protocols() { # of the serving pod
-  test_with --workspace --test requests --test exchange --test open_inference --test openapi --test http2 --test tls --test traces --test clients
+  test_with --workspace --test requests --test feedback --test exchange --test open_inference --test openapi --test http2 --test tls --test traces --test clients
 }
 schemas() { test_with --workspace --test crds; }
 units() { # and lint, which builds as well, once they run

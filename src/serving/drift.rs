@@ -12,6 +12,7 @@ use flywheel_api::drift::Drift;
 use flywheel_api::names::{self, is_controlled_by};
 use flywheel_contract::names::{INSIDE_PORT, PROFILE_PATH};
 use flywheel_contract::profile::{LiveProfiles, PROFILE_BODY_MAX};
+use flywheel_contract::scalar::Digest;
 use flywheel_contract::serving::ServedVersion;
 use flywheel_policy::drift::{History, Verdict, judge, settle, unix};
 use flywheel_policy::serving::Stage;
@@ -52,7 +53,10 @@ struct Known {
     /// None before the ConfigMap was read, and as long as no pod said anything.
     history: Option<History>,
     loaded: bool,
-    verdict: Option<Verdict>,
+    /// The ConfigMap does not say what the history does.
+    unwritten: bool,
+    /// What was decided last of the version with this digest.
+    verdict: Option<(Digest, Verdict)>,
 }
 
 impl DriftMemo {
@@ -60,9 +64,11 @@ impl DriftMemo {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was decided last.
-    pub(crate) fn verdict(&self, uid: &str) -> Option<Verdict> {
-        self.services().get(uid)?.verdict.clone()
+    /// What was decided last, if it was of the version with this digest.
+    pub(crate) fn verdict(&self, uid: &str, of: &Digest) -> Option<Verdict> {
+        let services = self.services();
+        let (digest, verdict) = services.get(uid)?.verdict.as_ref()?;
+        (digest == of).then(|| verdict.clone())
     }
 
     /// Whether a look is due; if so, it counts as begun.
@@ -160,14 +166,14 @@ pub(super) async fn look<'a>(
     match follow(service, spec, &version, &told, context).await {
         Ok(news) => news.then_some(service),
         Err(error) => {
-            tracing::warn!(service = service.name_any(), %error, "the windows of live texts are not kept yet; tried again");
+            tracing::warn!(service = service.name_any(), %error, "the windows of live texts are not known yet; tried again");
             None
         }
     }
 }
 
 /// The version that answers all that no other one does.
-fn answers(service: &InferenceService, context: &Context) -> Option<ServedVersion> {
+pub(super) fn answers(service: &InferenceService, context: &Context) -> Option<ServedVersion> {
     let (namespace, uid) = (
         service.namespace().unwrap_or_default(),
         service.uid().unwrap_or_default(),
@@ -212,10 +218,10 @@ async fn follow(
     let (uid, now) = (service.uid().unwrap_or_default(), context.now());
     let digest = &version.artifact.digest;
     let window = u32::try_from(spec.window_seconds).unwrap_or(1);
-    let (loaded, known) = {
+    let (loaded, unwritten, known) = {
         let mut services = context.drifts.services();
         let known = services.entry(uid.clone()).or_default();
-        (known.loaded, known.history.take())
+        (known.loaded, known.unwritten, known.history.take())
     };
     let known = if loaded { known } else { kept(service, context).await? };
     let known = known.filter(|history| history.is_of(digest, window));
@@ -230,7 +236,7 @@ async fn follow(
         let known = services.entry(uid).or_default();
         known.loaded = true;
         // Who answered has counted nothing of the version yet; where nobody did, nothing new is known.
-        let verdict = (!told.is_empty()).then(Verdict::default);
+        let verdict = (!told.is_empty()).then(|| (digest.clone(), Verdict::default()));
         let news = verdict.is_some() && known.verdict != verdict;
         known.verdict = verdict.or(known.verdict.take());
         return Ok(news);
@@ -241,19 +247,21 @@ async fn follow(
     }
     new |= settle(&mut history, spec, settle_seconds(spec), now);
     let verdict = judge(&history, spec, settle_seconds(spec), now);
-    let written = if new {
+    let written = if new || unwritten {
         keep(service, &history, context).await
     } else {
         Ok(())
     };
+    if let Err(error) = &written {
+        tracing::warn!(service = service.name_any(), %error, "the windows of live texts are not kept yet; tried again");
+    }
     let mut services = context.drifts.services();
     let known = services.entry(uid).or_default();
     known.history = Some(history);
     known.loaded = true;
-    let before = known.verdict.replace(verdict);
-    let news = before != known.verdict;
-    drop(services);
-    written.map(|()| news)
+    known.unwritten = written.is_err();
+    let before = known.verdict.replace((digest.clone(), verdict));
+    Ok(before != known.verdict)
 }
 
 /// The history as the ConfigMap has it. The cache holds none: many services have one, and each is read once.

@@ -113,7 +113,8 @@ impl AssignmentMemo {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the version that comes by steps did, and the one before meanwhile, as these pods say.
+    /// What the version that comes by steps did, and the one before meanwhile, as these pods say. Of pods that come to hold it later
+    /// all counts: it was loaded there for this.
     pub(crate) fn watch(&self, uid: &str, canary: &ServedVersion, stable: &ServedVersion, pods: &[PodSays]) -> Figures {
         let mut watched = self.watched();
         let begin = || Watch::begin(canary, stable, pods);
@@ -121,7 +122,7 @@ impl AssignmentMemo {
         if !watch.is_of(canary) {
             *watch = begin();
         }
-        watch.meet(stable, pods);
+        watch.meet(&[stable], pods);
         watch.figures(canary, stable, pods)
     }
 
@@ -160,6 +161,7 @@ mod tests {
             canary: None,
             cleared: Vec::new(),
             window_seconds: None,
+            judged_since: None,
         }
     }
 

@@ -77,6 +77,9 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         return Ok(RESYNC);
     }
     let service = retraining::with_target(service, &context);
+    if service.spec.drift.is_none() {
+        context.drifts.forget(&uid);
+    }
     if Goal::of(&service.spec).is_none() {
         context.scales.unfollow(&uid, &context.metrics);
     }

@@ -32,6 +32,14 @@ pub fn read(version: &ModelVersion) -> Option<String> {
     }
 }
 
+/// Whether it was rejected in a pod of another service, as far as the annotation says where.
+#[must_use]
+pub fn is_elsewhere(version: &ModelVersion, service: &str) -> bool {
+    let text = version.annotations().get(ANNOTATION_REJECTED);
+    let rejected = text.and_then(|text| serde_json::from_str::<Rejected>(text).ok());
+    rejected.is_some_and(|rejected| rejected.service != service)
+}
+
 /// The fields that reject it.
 ///
 /// # Errors
@@ -64,7 +72,11 @@ mod tests {
             fields(&version("one", json!({})), "intent", "it ended").unwrap()["metadata"]["annotations"].clone();
         assert_eq!(read(&version("one", json!({}))), None);
         assert_eq!(read(&version("one", written.clone())).as_deref(), Some("it ended"));
+        let again = written.clone();
         assert_eq!(read(&version("two", written)), None, "made anew");
+        assert!(
+            is_elsewhere(&version("one", again.clone()), "other") && !is_elsewhere(&version("one", again), "intent")
+        );
         let by_hand = json!({ANNOTATION_REJECTED: "slow"});
         assert_eq!(read(&version("one", by_hand)).as_deref(), Some("slow"));
     }

@@ -7,6 +7,7 @@ use flywheel_api::inference_service::{InferenceServiceStatus, Traffic};
 use flywheel_api::names::ANNOTATION_REJECTED;
 use flywheel_api::scaling::{LoadStatus, ScalingStatus};
 use flywheel_contract::scalar::Device;
+use flywheel_contract::serving::Assignment;
 use flywheel_contract::split::{BUCKETS_PER_PERCENT, Split};
 use flywheel_policy::recovery::incident;
 use flywheel_policy::serving::scale::{Goal, Shown};
@@ -208,11 +209,10 @@ fn of_drift(
     };
     let before = service.status.as_ref();
     let uid = service.uid().unwrap_or_default();
-    match context.drifts.verdict(&uid) {
-        Some(verdict) => {
-            let version = observed.assignment.as_ref().map_or("", |assignment| &assignment.serve);
-            (Some(verdict.condition(spec)), verdict.status(version))
-        }
+    let serving = observed.assignment.as_ref().and_then(Assignment::serving);
+    let verdict = serving.and_then(|serving| Some((serving, context.drifts.verdict(&uid, &serving.artifact.digest)?)));
+    match verdict {
+        Some((serving, verdict)) => (Some(verdict.condition(spec)), verdict.status(&serving.name)),
         None => {
             let said = before.and_then(|before| find(&before.conditions, types::DRIFT_DETECTED));
             let condition = said.map_or_else(

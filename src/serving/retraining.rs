@@ -9,15 +9,20 @@ use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use flywheel_contract::serving::Assignment;
 use flywheel_policy::models::latest::{Candidate, newer, target};
 use flywheel_policy::retrain::{Decision, Fate, Made, Outcome, View, decide};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
 use super::build::retraining;
+use super::drift::answers;
 use super::rejection;
 use super::report::said_before;
 use crate::context::Context;
 use crate::error::Error;
 use crate::kubeio::{Created, Note, SERVING_MANAGER};
+
+/// Time within which a ModelVersion shows in the cache after its training is complete.
+const SHOWN_WITHIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// What came of looking at retraining.
 #[derive(Debug, Default)]
@@ -30,19 +35,27 @@ pub struct Retraining {
     pub again: Option<std::time::Duration>,
 }
 
-/// The versions of a service's model.
+/// The versions of a service's model. The one that answers stays what it is, whatever became of it elsewhere: only what this service
+/// saw of it, or the user, takes it back.
 fn candidates(service: &InferenceService, context: &Context) -> Vec<Candidate> {
     let namespace = service.namespace().unwrap_or_default();
+    let answers = answers(service, context);
     let all = context
         .caches
         .model_versions
         .list(&namespace, |version| version.spec.model == service.spec.model);
     all.iter()
-        .map(|version| Candidate {
-            name: version.name_any(),
-            number: version.spec.version,
-            promotable: says(version, types::PROMOTABLE) == Some(true),
-            rejected: rejected(version, context),
+        .map(|version| {
+            let mine = answers
+                .as_ref()
+                .is_some_and(|answers| answers.name == version.name_any() && answers.artifact == version.spec.artifact);
+            let elsewhere = mine && rejection::is_elsewhere(version, &service.name_any());
+            Candidate {
+                name: version.name_any(),
+                number: version.spec.version,
+                promotable: mine || says(version, types::PROMOTABLE) == Some(true),
+                rejected: rejected(version, context) && !elsewhere,
+            }
         })
         .collect()
 }
@@ -76,6 +89,8 @@ pub fn with_target(service: Arc<InferenceService>, context: &Context) -> Arc<Inf
     }
     let mut changed = InferenceService::clone(&service);
     changed.spec.model_version = target.to_owned();
+    // It answers clients now, so nothing is left to compare it with.
+    changed.spec.mirror = changed.spec.mirror.filter(|mirror| mirror.model_version != target);
     Arc::new(changed)
 }
 
@@ -133,7 +148,9 @@ pub async fn retrain(
     made.sort_by_key(|(made, _)| made.number);
     let template = context.caches.training_jobs.get(&namespace, &wishes.training_job);
     told.status = made.last().map(|(_, job)| status(job));
-    let Some(verdict) = context.drifts.verdict(&uid) else {
+    let serving = assignment.and_then(Assignment::serving);
+    let verdict = serving.and_then(|serving| context.drifts.verdict(&uid, &serving.artifact.digest));
+    let Some(verdict) = verdict else {
         // Before the first look of this operator nothing new is known.
         let before = service.status.as_ref().map(|status| status.conditions.as_slice());
         let said = find(before.unwrap_or_default(), types::RETRAINING);
@@ -209,7 +226,8 @@ fn made(
     } else if holds(types::COMPLETE) {
         let result = job.status.as_ref().and_then(|status| status.result.as_ref());
         let name = result.map(|result| result.model_version.clone()).unwrap_or_default();
-        let fate = fate(&name, service, assignment, context);
+        let ended = find(conditions, types::COMPLETE).map(|condition| condition.last_transition_time.0);
+        let fate = fate(&name, ended, service, assignment, context);
         Outcome::Version { name, fate }
     } else {
         Outcome::Running
@@ -223,21 +241,36 @@ fn made(
     })
 }
 
-fn fate(name: &str, service: &InferenceService, assignment: Option<&Assignment>, context: &Context) -> Fate {
+/// `ended`: when its training was complete.
+fn fate(
+    name: &str,
+    ended: Option<Timestamp>,
+    service: &InferenceService,
+    assignment: Option<&Assignment>,
+    context: &Context,
+) -> Fate {
     let namespace = service.namespace().unwrap_or_default();
     let version = |name: &str| context.caches.model_versions.get(&namespace, name);
     let Some(made) = version(name) else {
-        return Fate::Refused;
+        // The caches follow one another: it may not show yet.
+        let gone = ended.is_none_or(|ended| context.now().duration_since(ended) > SHOWN_WITHIN);
+        return if gone { Fate::Refused } else { Fate::Open };
     };
     let answers = assignment.and_then(|assignment| version(&assignment.serve));
     // One that others came after was served, or passed over for a better one.
     if answers.is_some_and(|answers| answers.spec.version >= made.spec.version) {
         return Fate::Served;
     }
+    let excluded = service
+        .spec
+        .auto_update
+        .iter()
+        .flat_map(|auto| &auto.exclude)
+        .any(|excluded| excluded == name);
     let failed = [types::VERIFIED, types::PROMOTABLE]
         .iter()
         .any(|kind| says(&made, kind) == Some(false));
-    if failed || rejected(&made, context) {
+    if failed || excluded || rejected(&made, context) {
         Fate::Refused
     } else {
         Fate::Open
@@ -252,7 +285,7 @@ fn status(job: &TrainingJob) -> RetrainingStatus {
             .metadata
             .creation_timestamp
             .clone()
-            .unwrap_or(Time(jiff::Timestamp::UNIX_EPOCH)),
+            .unwrap_or(Time(Timestamp::UNIX_EPOCH)),
         cause: job.annotations().get(ANNOTATION_CAUSE).cloned().unwrap_or_default(),
         model_version: result.map(|result| result.model_version.clone()),
     }

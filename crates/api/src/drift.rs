@@ -49,7 +49,7 @@ impl Drift {
 /// What windows are compared with, for each version anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DriftReference {
-    /// The first window with enough texts after the version answers all requests.
+    /// The first window with enough texts that ended after the version began to answer all requests.
     #[default]
     FirstWindow,
     /// The version's own test set, as its artifact tells. Live texts often differ from it from the first moment on.
@@ -60,7 +60,7 @@ fn default_window() -> i32 {
     3600
 }
 fn default_psi() -> Decimal {
-    Decimal::from("0.2")
+    Decimal::from("0.1")
 }
 fn default_ks() -> Decimal {
     Decimal::from("0.1")

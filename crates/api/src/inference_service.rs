@@ -195,8 +195,8 @@ pub struct Rollout {
     /// Goes on to no further step while true, nor to the change of all pods after the last. To go back, set `modelVersion` to the version before.
     #[serde(default)]
     pub paused: bool,
-    /// Name of a version that needs no further steps: while it is the one that comes, all pods change over to it as soon as all
-    /// have loaded it, whatever it did so far, unless it ended a pod's process.
+    /// Name of a version that needs no further steps: while it is the one that comes, and nothing is `paused`, all pods change over to
+    /// it as soon as all have loaded it, whatever it did so far, unless it ended a pod's process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub approved_version: Option<String>,
@@ -206,15 +206,16 @@ pub struct Rollout {
 }
 
 /// How the figures of a version that comes are judged, as soon as it has answered the step's `minRequests` (100 where it has
-/// none). Both versions' figures are those since the version came.
+/// none). Both versions' figures are those since the version came. A version that is not worse than allowed is rejected by chance
+/// with a probability of at most about 0.01 for each figure and rollout, however often they are looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Analysis {
-    /// How much larger the share of texts may be that cannot be computed.
+    /// How much larger the share of texts may be that cannot be computed, as soon as both versions answered 100.
     #[serde(default = "default_errors")]
     pub max_error_rate_increase: Decimal,
     /// How much longer computing a text may take, in percent: batches of one text are compared, as soon as both versions
-    /// computed 30.
+    /// computed 30 of them in the pods that have both.
     #[serde(default = "default_compute_time")]
     #[schemars(range(min = 0, max = 10_000))]
     pub max_compute_time_increase_percent: i32,

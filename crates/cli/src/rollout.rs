@@ -30,10 +30,11 @@ pub(crate) async fn run(cluster: &Cluster, name: &str, step: &Rollout, print: bo
         field_manager: Some(MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    // Of this very object: another one of the name is refused with a conflict.
+    // Of this very object as it was read: where somebody changes it meanwhile, the patch is refused with a conflict.
     let mut body = patch;
     if let Some(body) = body.as_object_mut() {
-        body.insert("metadata".to_owned(), json!({"uid": service.uid()}));
+        let metadata = json!({"uid": service.uid(), "resourceVersion": service.resource_version()});
+        body.insert("metadata".to_owned(), metadata);
     }
     let api = cluster.api::<InferenceService>();
     cluster
@@ -81,7 +82,7 @@ fn patch(service: &InferenceService, step: &Rollout, versions: &[ModelVersion]) 
                 ));
             };
             Ok((
-                json!({"spec": {"rollout": {"approvedVersion": canary}}}),
+                json!({"spec": {"rollout": {"approvedVersion": canary, "paused": false}}}),
                 format!("All pods of {name} change over to {canary} as soon as they have loaded it."),
             ))
         }
@@ -100,6 +101,9 @@ fn patch(service: &InferenceService, step: &Rollout, versions: &[ModelVersion]) 
                     json!({"spec": {"modelVersion": serving}}),
                     format!("The pods of {name} stay with {serving}."),
                 )),
+                (Some(canary), _) if spec.auto_update.is_some() => refuse(format!(
+                    "{canary} is the version of modelVersion: set that to another one to go back"
+                )),
                 _ => refuse(format!(
                     "no version of {name} is on its way; `kubectl flywheel rollout undo` goes back to an earlier one"
                 )),
@@ -113,6 +117,10 @@ fn patch(service: &InferenceService, step: &Rollout, versions: &[ModelVersion]) 
             };
             if spec.auto_update.is_some() {
                 return match to {
+                    None if serving == spec.model_version => refuse(format!(
+                        "{name} answers with {serving}, the version of modelVersion, which cannot be excluded: set modelVersion to an \
+                         earlier one, and exclude {serving}"
+                    )),
                     None => Ok((
                         exclude(service, &serving),
                         format!("{serving} is excluded; {name} goes back to the newest version that is not."),
@@ -196,6 +204,10 @@ mod tests {
         let auto = service(json!({"spec": {"modelVersion": "v1", "rollout": rollout,
                 "autoUpdate": {"policy": "LatestPromotable", "exclude": ["v9"]}},
             "status": {"modelVersion": "v2", "canary": "v3 5%"}}));
+        let first = service(
+            json!({"spec": {"modelVersion": "v1", "rollout": rollout, "autoUpdate": {"policy": "LatestPromotable"}},
+            "status": {"modelVersion": "v1", "canary": "v1 5%"}}),
+        );
         let versions = [
             version("v1", 1, false),
             version("v2", 2, false),
@@ -210,7 +222,7 @@ mod tests {
             (
                 &by_steps,
                 Rollout::Approve,
-                Ok(json!({"rollout": {"approvedVersion": "v3"}})),
+                Ok(json!({"rollout": {"approvedVersion": "v3", "paused": false}})),
             ),
             (&by_steps, Rollout::Abort, Ok(json!({"modelVersion": "v2"}))),
             (&by_steps, undo(None), Ok(json!({"modelVersion": "v1"}))),
@@ -222,6 +234,8 @@ mod tests {
             ),
             (&auto, undo(None), Ok(json!({"autoUpdate": {"exclude": ["v9", "v2"]}}))),
             (&auto, undo(Some("v0")), Err("take spec.autoUpdate out")),
+            (&first, undo(None), Err("cannot be excluded")),
+            (&first, Rollout::Abort, Err("is the version of modelVersion")),
             (&alone, Rollout::Pause, Err("no spec.rollout")),
             (&alone, Rollout::Approve, Err("no spec.rollout")),
             (&alone, Rollout::Abort, Err("no version of intent is on its way")),

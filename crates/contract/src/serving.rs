@@ -109,6 +109,10 @@ pub struct Assignment {
     /// Length of the windows in which live texts are counted; [`WINDOW_SECONDS`] where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_seconds: Option<u32>,
+    /// Since when a version comes by steps, in seconds since 1970: what clients say of earlier predictions is of other texts than
+    /// those that it answered, and does not count in the figures of any version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged_since: Option<u64>,
 }
 
 impl Assignment {
@@ -377,6 +381,7 @@ mod tests {
             }),
             cleared: Vec::new(),
             window_seconds: None,
+            judged_since: None,
         };
         let b = assignment.clone().of_pod("b");
         assert_eq!(b.versions, [version("v1"), version("v2")]);

@@ -1,7 +1,7 @@
 //! Texts that serving pods kept, joined with what clients said of them.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,10 @@ use serde_json::{Map, Value};
 use crate::MAX_ROWS;
 use crate::error::{DataError, Result};
 
+/// Fewest judgements of a label for its texts to be rows: what one or two clients say, whether by mistake or on purpose, makes no new
+/// class of a model.
+pub const LEAST_JUDGEMENTS: usize = 5;
+
 /// What came of joining.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Joined {
@@ -19,12 +23,15 @@ pub struct Joined {
     pub rows: u64,
     /// Texts of which no client said anything.
     pub unjudged: u64,
+    /// Texts whose label has fewer than [`LEAST_JUDGEMENTS`].
+    pub rare: u64,
     /// Lines that are none of a pod's, such as one that breaks off.
     pub unreadable: u64,
 }
 
 /// Writes a row of JSON with these two columns for each text that a client judged, in the order of the files and their lines.
-/// Of several judgements of a prediction the first counts, by time; each prediction counts once.
+/// Of several judgements of a prediction the first counts, by time; each prediction counts once. Labels with few judgements are
+/// left out.
 ///
 /// # Errors
 /// [`DataError::Io`]; more rows than are read.
@@ -51,6 +58,12 @@ pub fn join_feedback(files: &[PathBuf], out: &Path, text_column: &str, label_col
             Ok(())
         })?;
     }
+    let mut judgements: HashMap<&str, usize> = HashMap::new();
+    for (_, label) in judged.values().flatten() {
+        *judgements.entry(label).or_default() += 1;
+    }
+    let rare = judgements.into_iter().filter(|(_, count)| *count < LEAST_JUDGEMENTS);
+    let rare: HashSet<String> = rare.map(|(label, _)| label.to_owned()).collect();
     let io = |action: &'static str| {
         move |source| DataError::Io {
             action,
@@ -67,8 +80,10 @@ pub fn join_feedback(files: &[PathBuf], out: &Path, text_column: &str, label_col
             match judged.get_mut(&request_id) {
                 None => joined.unjudged += 1,
                 // Taken, so that a prediction that stands there twice counts once.
-                Some(label) => {
-                    if let Some((_, label)) = label.take() {
+                Some(label) => match label.take() {
+                    None => {}
+                    Some((_, label)) if rare.contains(&label) => joined.rare += 1,
+                    Some((_, label)) => {
                         joined.rows += 1;
                         if joined.rows > MAX_ROWS {
                             let problem =
@@ -83,7 +98,7 @@ pub fn join_feedback(files: &[PathBuf], out: &Path, text_column: &str, label_col
                         rows.write_all(line.as_bytes()).map_err(io("write"))?;
                         rows.write_all(b"\n").map_err(io("write"))?;
                     }
-                }
+                },
             }
             Ok(())
         })?;
@@ -136,7 +151,12 @@ mod tests {
         let said = |id: &str, time: u64, label: &str| {
             format!(r#"{{"kind":"Judgement","time":{time},"requestId":"{id}","label":"{label}"}}"#)
         };
+        // Each of these labels often enough, with a text or without.
+        let often = |label: &str| -> Vec<String> { (0..4).map(|n| said(&format!("{label}-{n}"), 7, label)).collect() };
+        let often: Vec<String> = ["first", "early"].iter().flat_map(|label| often(label)).collect();
+        let often: Vec<&str> = often.iter().map(String::as_str).collect();
         let files = [
+            write("0", &often),
             write(
                 "1",
                 &[
@@ -153,9 +173,18 @@ mod tests {
                     &said("b", 4, "early"),
                     &text("c", "three"),
                     &text("a", "one"),
+                    &text("e", "four"),
                 ],
             ),
-            write("3", &[&said("a", 6, "again"), &said("d", 1, "of no text"), ""]),
+            write(
+                "3",
+                &[
+                    &said("a", 6, "again"),
+                    &said("d", 1, "of no text"),
+                    &said("e", 1, "once"),
+                    "",
+                ],
+            ),
         ];
         let out = folder.path().join("out");
         let joined = join_feedback(&files, &out, "text", "intent").unwrap();
@@ -164,6 +193,7 @@ mod tests {
             Joined {
                 rows: 2,
                 unjudged: 1,
+                rare: 1,
                 unreadable: 1
             }
         );

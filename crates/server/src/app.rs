@@ -227,8 +227,7 @@ impl App {
     /// What it answered lately; `None` where a worker is held up for too long in the middle of writing its counts.
     pub(crate) async fn live_profiles(&self) -> Option<LiveProfiles> {
         for _ in 0..READINGS {
-            let window_seconds = self.profiles.window_seconds();
-            if let Some(versions) = self.profiles.told(unix_seconds()) {
+            if let Some((window_seconds, versions)) = self.profiles.told(unix_seconds()) {
                 return Some(LiveProfiles {
                     schema_version: SCHEMA_VERSION,
                     window_seconds,

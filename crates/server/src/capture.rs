@@ -3,7 +3,7 @@
 //! Nothing waits for it: what does not fit into its bounds is left out and counted.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,25 +11,24 @@ use flywheel_contract::feedback::{FILE_SUFFIX, Record};
 use flywheel_contract::scalar::Uri;
 use flywheel_store::{Purpose, Store};
 use jiff::Timestamp;
-use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::metrics::Metrics;
 
-/// Records that wait to be put together.
-const WAITING: usize = 4096;
 /// Bytes after which a file is written at once.
 const FILE_BYTES: usize = 1024 * 1024;
-/// Most bytes that are kept while the storage does not take them.
+/// Most bytes that wait, whatever they wait for.
 const KEPT_BYTES: usize = 8 * FILE_BYTES;
-/// Longest time for which a record waits for others.
+/// Longest time for which a record waits for others, and the time until the storage is tried again that did not take a file.
 const INTERVAL: Duration = Duration::from_secs(30);
 /// How long the last file may take when the pod ends.
 const LAST: Duration = Duration::from_secs(2);
 
 enum Order {
-    Keep(Record),
+    /// A line.
+    Keep(Vec<u8>),
     /// Writes what is there, and tells when that is done.
     Flush(oneshot::Sender<()>),
 }
@@ -37,37 +36,48 @@ enum Order {
 /// Where records go.
 #[derive(Clone)]
 pub(crate) struct Capture {
-    orders: Sender<Order>,
+    /// Bounded by `waiting`.
+    orders: UnboundedSender<Order>,
     metrics: Arc<Metrics>,
-    full: Arc<AtomicBool>,
+    /// Bytes of lines that are not written.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Capture {
     /// Begins. `folder`: that of the service; `writer`: a name that no other process has.
     pub fn start(store: Store, folder: Uri, writer: String, metrics: &Arc<Metrics>) -> Self {
-        let (orders, receiver) = mpsc::channel(WAITING);
-        let full = Arc::new(AtomicBool::new(false));
+        let (orders, receiver) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
         let files = Files {
             store,
             folder,
             writer,
-            written: 0,
+            begun: 0,
             lines: Vec::new(),
             records: 0,
+            due: Instant::now(),
+            failed: false,
             metrics: Arc::clone(metrics),
-            full: Arc::clone(&full),
+            waiting: Arc::clone(&waiting),
         };
         tokio::spawn(files.follow(receiver));
         Self {
             orders,
             metrics: Arc::clone(metrics),
-            full,
+            waiting,
         }
     }
 
     /// Keeps a record where there is room for it.
-    pub fn keep(&self, record: Record) {
-        if self.full.load(Ordering::Relaxed) || self.orders.try_send(Order::Keep(record)).is_err() {
+    pub fn keep(&self, record: &Record) {
+        let Ok(mut line) = serde_json::to_vec(record) else {
+            return;
+        };
+        line.push(b'\n');
+        let bytes = line.len();
+        let room = self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes <= KEPT_BYTES;
+        if !room || self.orders.send(Order::Keep(line)).is_err() {
+            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             self.metrics.captured("dropped", 1);
         }
     }
@@ -75,12 +85,8 @@ impl Capture {
     /// Writes what is there, as far as the storage takes it soon.
     pub async fn flush(&self) {
         let (done, told) = oneshot::channel();
-        let flushed = async {
-            if self.orders.send(Order::Flush(done)).await.is_ok() {
-                let _ = told.await;
-            }
-        };
-        if timeout(LAST, flushed).await.is_err() {
+        let asked = self.orders.send(Order::Flush(done)).is_ok();
+        if asked && timeout(LAST, told).await.is_err() {
             tracing::warn!("the last texts were not kept: the storage took too long");
         }
     }
@@ -90,28 +96,33 @@ struct Files {
     store: Store,
     folder: Uri,
     writer: String,
-    /// Files so far.
-    written: u64,
+    /// Files that were begun. One whose write failed may be there all the same, so its name is not used again: what stands in two
+    /// files counts once.
+    begun: u64,
     /// What the next one is to hold.
     lines: Vec<u8>,
     records: u64,
+    /// When it is written at the latest.
+    due: Instant,
+    /// The storage did not take the last one: it gets no other before `due`.
+    failed: bool,
     metrics: Arc<Metrics>,
-    full: Arc<AtomicBool>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Files {
     /// Until nobody can send any more.
-    async fn follow(mut self, mut orders: Receiver<Order>) {
-        let mut due = Instant::now() + INTERVAL;
+    async fn follow(mut self, mut orders: UnboundedReceiver<Order>) {
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
-                    Some(Order::Keep(record)) => {
+                    Some(Order::Keep(line)) => {
                         if self.records == 0 {
-                            due = Instant::now() + INTERVAL;
+                            self.due = Instant::now() + INTERVAL;
                         }
-                        self.add(&record);
-                        if self.lines.len() >= FILE_BYTES && self.lines.len() < KEPT_BYTES {
+                        self.lines.extend(line);
+                        self.records += 1;
+                        if self.lines.len() >= FILE_BYTES && !self.failed {
                             self.write().await;
                         }
                     }
@@ -122,20 +133,9 @@ impl Files {
                     }
                     None => return,
                 },
-                () = sleep_until(due), if self.records > 0 => {
-                    self.write().await;
-                    due = Instant::now() + INTERVAL;
-                }
+                () = sleep_until(self.due), if self.records > 0 => self.write().await,
             }
         }
-    }
-
-    fn add(&mut self, record: &Record) {
-        if serde_json::to_writer(&mut self.lines, record).is_ok() {
-            self.lines.push(b'\n');
-            self.records += 1;
-        }
-        self.full.store(self.lines.len() >= KEPT_BYTES, Ordering::Relaxed);
     }
 
     /// Writes one file of what is there; where the storage does not take it, it stays.
@@ -143,16 +143,16 @@ impl Files {
         if self.records == 0 {
             return;
         }
-        let name = format!("{}-{:06}{FILE_SUFFIX}", self.writer, self.written);
+        let name = format!("{}-{:06}{FILE_SUFFIX}", self.writer, self.begun);
+        self.begun += 1;
         let uri = self.folder.join(&day()).join(&name);
-        let bytes = Bytes::copy_from_slice(&self.lines);
-        match self.store.put_create(&uri, bytes).await {
+        let bytes = Bytes::from(std::mem::take(&mut self.lines));
+        match self.store.put_create(&uri, bytes.clone()).await {
             Ok(_) => {
                 self.metrics.captured("written", self.records);
-                self.lines.clear();
+                self.waiting.fetch_sub(bytes.len(), Ordering::Relaxed);
                 self.records = 0;
-                self.written += 1;
-                self.full.store(false, Ordering::Relaxed);
+                self.failed = false;
             }
             Err(error) => {
                 self.metrics.captured("failed", 1);
@@ -162,8 +162,11 @@ impl Files {
                     message = failure.message,
                     "texts cannot be kept; tried again"
                 );
+                self.lines = bytes.into();
+                self.failed = true;
             }
         }
+        self.due = Instant::now() + INTERVAL;
     }
 }
 

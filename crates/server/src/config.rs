@@ -277,6 +277,7 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
         canary: None,
         cleared: Vec::new(),
         window_seconds: spec.drift.as_ref().map(Drift::counted_seconds),
+        judged_since: None,
     };
     check_assignment(&assignment)?;
     Ok((config, assignment))

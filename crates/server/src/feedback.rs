@@ -3,12 +3,12 @@
 //! Whoever is told of a receipt of another pod passes it on to that pod's inside port, which the receipt names: only pods with the
 //! key can have written that. What became of a prediction whose process is gone nobody counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flywheel_contract::failure::{Failure, FailureReason};
@@ -45,8 +45,11 @@ const OLDEST_SECONDS: u64 = 7 * 24 * 3600;
 const AHEAD_SECONDS: u64 = 300;
 /// How long another pod is waited for.
 const PASSING_ON: Duration = Duration::from_secs(1);
-/// Requests to other pods at once; more wait.
-const PASSED_ON_AT_ONCE: usize = 16;
+/// Requests to other pods at once; more wait, as long as one may take.
+const PASSED_ON_AT_ONCE: usize = 8;
+/// How long a pod that could not be reached is taken for gone, and how many such are remembered.
+const GONE: Duration = Duration::from_secs(30);
+const GONE_KEPT: usize = 256;
 /// An address that is reached by the default route, for which nothing is sent (RFC 5737).
 const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 
@@ -76,7 +79,8 @@ impl Receipts {
         }
         let key = tokio::fs::read(&settings.key).await.map_err(unreadable)?;
         // A line's end belongs to the editor that wrote it.
-        let key = Key::new(key.trim_ascii_end()).map_err(invalid)?;
+        let service = format!("{}/{}", config.service.namespace, config.service.name);
+        let key = Key::new(key.trim_ascii_end(), &service).map_err(invalid)?;
         let keeps = match &settings.capture {
             None => None,
             Some(capture) => {
@@ -158,6 +162,8 @@ pub(crate) struct Feedback {
     metrics: Arc<Metrics>,
     client: Client<HttpConnector, Full<Bytes>>,
     passing_on: Arc<Semaphore>,
+    /// Pods that could not be reached, since when.
+    gone: Arc<Gone>,
 }
 
 impl Feedback {
@@ -186,6 +192,7 @@ impl Feedback {
                 .pool_max_idle_per_host(0)
                 .build(connector),
             passing_on: Arc::new(Semaphore::new(PASSED_ON_AT_ONCE)),
+            gone: Arc::default(),
         }
     }
 
@@ -205,7 +212,7 @@ impl Feedback {
         if let Some((capture, rate)) = &self.capture
             && self.is_sampled(sequence, *rate)
         {
-            capture.keep(Record::Prediction {
+            capture.keep(&Record::Prediction {
                 time: issued,
                 request_id: id.clone(),
                 model_version: version.name().to_owned(),
@@ -236,13 +243,6 @@ impl Feedback {
             if now.saturating_sub(receipt.issued) > OLDEST_SECONDS || receipt.issued > now + AHEAD_SECONDS {
                 continue;
             }
-            if pass_on && let Some((capture, _)) = &self.capture {
-                capture.keep(Record::Judgement {
-                    time: now,
-                    request_id: judgement.request_id.clone(),
-                    label: judgement.label.trim().to_owned(),
-                });
-            }
             if receipt.process == self.process {
                 *outcome = self.count(&receipt, &judgement.label, app);
             } else if pass_on {
@@ -257,7 +257,16 @@ impl Feedback {
             }
         }
         if pass_on {
-            for outcome in &outcomes {
+            for (judgement, outcome) in judgements.iter().zip(&outcomes) {
+                if matches!(outcome, Outcome::Counted | Outcome::Expired)
+                    && let Some((capture, _)) = &self.capture
+                {
+                    capture.keep(&Record::Judgement {
+                        time: now,
+                        request_id: judgement.request_id.clone(),
+                        label: judgement.label.trim().to_owned(),
+                    });
+                }
                 self.metrics.feedback(match outcome {
                     Outcome::Counted => "counted",
                     Outcome::Duplicate => "duplicate",
@@ -281,7 +290,9 @@ impl Feedback {
             let answered = usize::try_from(receipt.class).ok();
             let answered = answered.and_then(|class| version.engine.labels().get(class));
             let correct = answered.is_some_and(|answered| answered == label.trim());
-            version.engine.figures().judged(correct);
+            if app.versions.judged_since().is_none_or(|since| receipt.issued >= since) {
+                version.engine.figures().judged(correct);
+            }
             let digest = &version.served.artifact.digest;
             app.profiles.judged(unix_seconds(), digest, correct);
         }
@@ -301,11 +312,21 @@ impl Feedback {
                 feedback: theirs.collect(),
             };
             let (client, at_once) = (self.client.clone(), Arc::clone(&self.passing_on));
+            let gone = Arc::clone(&self.gone);
             told.spawn(async move {
-                // Closed by nobody.
-                let _place = at_once.acquire_owned().await.ok()?;
-                let told = timeout(PASSING_ON, tell(&client, address, &request)).await.ok()??;
-                Some((places, told))
+                let told = async {
+                    // Closed by nobody.
+                    let _place = at_once.acquire_owned().await.ok()?;
+                    if is_gone(&gone, address) {
+                        return None;
+                    }
+                    let told = tell(&client, address, &request).await;
+                    if told.is_none() {
+                        note_gone(&gone, address);
+                    }
+                    told
+                };
+                Some((places, timeout(PASSING_ON, told).await.ok()??))
             });
         }
         told.join_all().await.into_iter().flatten().collect()
@@ -316,6 +337,22 @@ impl Feedback {
         if let Some((capture, _)) = &self.capture {
             capture.flush().await;
         }
+    }
+}
+
+type Gone = Mutex<HashMap<IpAddr, Instant>>;
+
+/// Whether a pod could not be reached lately.
+fn is_gone(gone: &Gone, address: IpAddr) -> bool {
+    let gone = gone.lock().unwrap_or_else(PoisonError::into_inner);
+    gone.get(&address).is_some_and(|since| since.elapsed() < GONE)
+}
+
+fn note_gone(gone: &Gone, address: IpAddr) {
+    let mut gone = gone.lock().unwrap_or_else(PoisonError::into_inner);
+    gone.retain(|_, since| since.elapsed() < GONE);
+    if gone.len() < GONE_KEPT {
+        gone.insert(address, Instant::now());
     }
 }
 

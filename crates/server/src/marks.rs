@@ -265,6 +265,7 @@ mod tests {
                 })
                 .collect(),
             window_seconds: None,
+            judged_since: None,
         }
     }
 

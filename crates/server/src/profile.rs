@@ -271,10 +271,11 @@ impl Profiles {
         }
     }
 
-    /// What was counted in the last windows, of which the one at this moment is the newest; `None` where a worker is held up
-    /// in the middle of writing, to be asked again a little later.
-    pub fn told(&self, unix_seconds: u64) -> Option<Vec<VersionProfile>> {
-        let newest = window_of(unix_seconds, self.window_seconds());
+    /// Length of the windows, and what was counted in the last ones, of which the one at this moment is the newest; `None` where a
+    /// worker is held up in the middle of writing, to be asked again a little later.
+    pub fn told(&self, unix_seconds: u64) -> Option<(u32, Vec<VersionProfile>)> {
+        let length = self.window_seconds();
+        let newest = window_of(unix_seconds, length);
         let windows = newest.saturating_sub(KEPT_WINDOWS - 1)..=newest;
         let mut all = self.lock();
         let mut told = Vec::with_capacity(all.len());
@@ -306,7 +307,7 @@ impl Profiles {
         }
         all.retain(|counted| !counted.workers.is_empty() || !counted.left.is_empty() || !counted.judged.is_empty());
         told.retain(|version| !version.windows.is_empty());
-        Some(told)
+        Some((length, told))
     }
 }
 
@@ -364,7 +365,7 @@ mod tests {
 
     /// Number and profile of each window of the only version.
     fn windows(profiles: &Profiles, now: u64) -> Vec<(u64, DataProfile)> {
-        let told = profiles.told(now).unwrap();
+        let (_, told) = profiles.told(now).unwrap();
         assert!(told.len() <= 1, "{told:?}");
         let windows = told.into_iter().flat_map(|version| version.windows);
         windows.map(|window| (window.id, window.profile)).collect()
@@ -382,7 +383,7 @@ mod tests {
                 let mut before = 0;
                 while !over.load(Ordering::Relaxed) {
                     // Now and then a worker is held up in the middle.
-                    let Some(told) = profiles.told(NOON) else { continue };
+                    let Some((_, told)) = profiles.told(NOON) else { continue };
                     for WindowProfile { profile, .. } in told.into_iter().flat_map(|version| version.windows) {
                         assert!(
                             profile.texts.is_multiple_of(rows) && profile.texts >= before,
@@ -467,7 +468,7 @@ mod tests {
         let all: Vec<_> = (0..100).flat_map(|n| texts(n, 1)).collect();
         assert_eq!(windows(&profiles, NOON), [(window_of(NOON, WINDOW_SECONDS), sum(&all))]);
         assert_eq!(profiles.lock().iter().map(|c| c.workers.len()).sum::<usize>(), 0);
-        assert_eq!(profiles.told(NOON + 3 * WINDOW), Some(Vec::new()));
+        assert_eq!(profiles.told(NOON + 3 * WINDOW), Some((WINDOW_SECONDS, Vec::new())));
         assert!(profiles.lock().is_empty());
         // Those that are held stay, whatever others come and go.
         let mut held = profiles.counters(&version("held"), empty(), 1);
@@ -476,7 +477,7 @@ mod tests {
             count(&mut counters[0], NOON, &texts(n, 1));
         }
         count(&mut held[0], NOON, &texts(5, 5));
-        let told = profiles.told(NOON).unwrap();
+        let (_, told) = profiles.told(NOON).unwrap();
         assert_eq!(told.len(), KEPT_VERSIONS);
         assert_eq!(
             (told[0].name.as_str(), &told[0].windows[0].profile),

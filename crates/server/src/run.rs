@@ -26,8 +26,8 @@ use crate::{connection, http};
 
 /// Most connections of the data port at once.
 const DATA_CONNECTIONS: u32 = 1024;
-/// Most connections of the inside port at once; the operator and monitoring need a handful.
-const INSIDE_CONNECTIONS: u32 = 64;
+/// Most connections of the inside port at once; the operator and monitoring need a handful, and other pods some to pass feedback on.
+const INSIDE_CONNECTIONS: u32 = 128;
 /// Connections that the kernel keeps until they are accepted; tokio's own number.
 const WAITING_CONNECTIONS: i32 = 1024;
 /// How long requests are still answered after the signal to end, since clients hear of it a little later. The pod's

@@ -115,6 +115,7 @@ fn scaled(number: u64) -> u16 {
 #[derive(Default)]
 struct State {
     generation: u64,
+    judged_since: Option<u64>,
     serve: String,
     split: Option<Split>,
     mirror: Option<Mirror>,
@@ -189,6 +190,11 @@ impl Versions {
         self.state().serve.clone()
     }
 
+    /// From which second on predictions must be for what is said of them to count in figures.
+    pub fn judged_since(&self) -> Option<u64> {
+        self.state().judged_since
+    }
+
     /// Holds what the assignment, as it is for this pod, lists, and lets it answer where it is loaded. What answers now goes on until what is to
     /// answer can. False for an assignment that is older than the one followed.
     pub fn follow(&self, assignment: &Assignment) -> bool {
@@ -198,6 +204,7 @@ impl Versions {
         }
         let mut before = std::mem::take(&mut state.held);
         state.generation = assignment.generation;
+        state.judged_since = assignment.judged_since;
         state.serve.clone_from(&assignment.serve);
         state.split.clone_from(&assignment.split);
         state.mirror.clone_from(&assignment.mirror);

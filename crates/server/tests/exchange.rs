@@ -39,6 +39,7 @@ fn assignment(generation: u64, serve: &str, versions: &[&ServedVersion]) -> Assi
         canary: None,
         cleared: Vec::new(),
         window_seconds: None,
+        judged_since: None,
     }
 }
 

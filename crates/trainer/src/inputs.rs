@@ -1,6 +1,7 @@
 //! What a training reads: sources and the pretrained folder, fetched into the scratch folder.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use flywheel_contract::artifact::{CONFIG_FILE, FILE_MAX_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use flywheel_contract::dataset::{Dataset, Format, Source};
@@ -12,15 +13,24 @@ use flywheel_data::{
     format_of, join_feedback,
 };
 use flywheel_learn::EncoderConfig;
-use flywheel_store::{Purpose, Store, StoreError, describe};
+use flywheel_store::{Purpose, Store, StoreError};
+use tokio::task::JoinSet;
 
-/// Most files of a folder of feedback.
+/// Most files of a folder of feedback; the newest are read.
 const FEEDBACK_MAX_FILES: usize = 20_000;
+/// Files of them that are fetched at once.
+const FETCHED_AT_ONCE: usize = 16;
 /// Most bytes of `config.json` and `tokenizer_config.json`.
 const SMALL_MAX_BYTES: u64 = 1024 * 1024;
 
-/// Fetches every file of a data set.
-pub(crate) async fn dataset(store: &Store, dataset: &Dataset, folder: &Path) -> Result<SourceFiles, Failure> {
+/// Fetches every file of a data set. `job`: the folder of the TrainingJob, where what is joined of feedback is kept, so that every
+/// attempt, and every pod of one, learns the same.
+pub(crate) async fn dataset(
+    store: &Arc<Store>,
+    dataset: &Dataset,
+    folder: &Path,
+    job: &Uri,
+) -> Result<SourceFiles, Failure> {
     let none = Vec::new();
     let all = [
         Some(&dataset.sources),
@@ -36,7 +46,16 @@ pub(crate) async fn dataset(store: &Store, dataset: &Dataset, folder: &Path) -> 
     let mut fetched = Vec::new();
     for (name, list) in names.into_iter().zip(all) {
         fetched.push(match list {
-            Some(list) => Some(set(store, dataset, list, &folder.join(name)).await?),
+            Some(list) => Some(
+                set(
+                    store,
+                    dataset,
+                    list,
+                    &folder.join(name),
+                    &job.join(&format!("feedback-{name}")),
+                )
+                .await?,
+            ),
             None => None,
         });
     }
@@ -50,14 +69,21 @@ pub(crate) async fn dataset(store: &Store, dataset: &Dataset, folder: &Path) -> 
     })
 }
 
-async fn set(store: &Store, dataset: &Dataset, sources: &[Source], folder: &Path) -> Result<Vec<SourceFile>, Failure> {
+async fn set(
+    store: &Arc<Store>,
+    dataset: &Dataset,
+    sources: &[Source],
+    folder: &Path,
+    kept: &Uri,
+) -> Result<Vec<SourceFile>, Failure> {
     make(folder).await?;
     let mut files = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let path = folder.join(i.to_string());
         let format = format_of(source.uri.as_str(), source.format)?;
         let digest = if format == Format::Feedback {
-            match feedback(store, dataset, source, folder, &i.to_string()).await? {
+            let kept = Uri(format!("{kept}-{i}{FILE_SUFFIX}"));
+            match feedback(store, dataset, source, &path, &kept).await? {
                 Some(digest) => digest,
                 None => continue,
             }
@@ -79,50 +105,77 @@ async fn set(store: &Store, dataset: &Dataset, sources: &[Source], folder: &Path
     Ok(files)
 }
 
-/// Fetches what pods kept in the folder of the source, and joins it into the file `name` of `folder`; none where no client judged
-/// anything yet, since a training must not fail for that.
+/// What pods kept in the folder of the source, joined into a file; none where no client judged anything yet, since a training must
+/// not fail for that. The folder grows all the time, so what the first attempt makes of it is kept beside its result and read by all
+/// others.
 async fn feedback(
-    store: &Store,
+    store: &Arc<Store>,
     dataset: &Dataset,
     source: &Source,
-    folder: &Path,
-    name: &str,
+    out: &Path,
+    kept: &Uri,
 ) -> Result<Option<Digest>, Failure> {
     let failure = |e: StoreError| e.failure(Purpose::Dataset);
-    let parts = folder.join(format!("{name}.parts"));
+    if store.head(kept).await.map_err(failure)?.is_none() {
+        joined(store, dataset, source, out).await?;
+        match store.put_file(kept, out).await {
+            // Another pod of the attempt was sooner.
+            Ok(_) | Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.failure(Purpose::Output)),
+        }
+    }
+    let fetched = store.get_file(kept, SOURCE_MAX_BYTES, out).await.map_err(failure)?;
+    Ok((fetched.length > 0).then_some(fetched.digest))
+}
+
+/// Joins what lies in the folder now, the newest files as far as they are not too many.
+async fn joined(store: &Arc<Store>, dataset: &Dataset, source: &Source, out: &Path) -> Result<(), Failure> {
+    let failure = |e: StoreError| e.failure(Purpose::Dataset);
+    let parts = out.with_extension("parts");
     make(&parts).await?;
     let mut days = store.list(&source.uri).await.map_err(failure)?.folders;
+    // Their names are dates.
     days.sort_unstable();
-    let (mut files, mut bytes) = (Vec::new(), 0);
-    for day in days {
-        let uri = source.uri.join(&day);
+    let mut uris = Vec::new();
+    for day in days.iter().rev() {
+        let uri = source.uri.join(day);
         let mut names = store.list(&uri).await.map_err(failure)?.objects;
         names.retain(|name| name.ends_with(FILE_SUFFIX));
         names.sort_unstable();
-        for name in names {
-            let path = parts.join(files.len().to_string());
-            let left = SOURCE_MAX_BYTES.saturating_sub(bytes);
-            bytes += store
-                .get_file(&uri.join(&name), left, &path)
-                .await
-                .map_err(failure)?
-                .length;
-            files.push(path);
-            if files.len() > FEEDBACK_MAX_FILES {
-                return Err(Failure::new(
-                    FailureReason::DatasetInvalid,
-                    format!(
-                        "{} holds more than {FEEDBACK_MAX_FILES} files, the most that is read; remove folders of old days",
-                        source.uri
-                    ),
-                ));
-            }
+        uris.extend(names.iter().rev().map(|name| uri.join(name)));
+        if uris.len() > FEEDBACK_MAX_FILES {
+            break;
         }
     }
-    let (out, count) = (folder.join(name), files.len());
+    let more = uris.len() > FEEDBACK_MAX_FILES;
+    uris.truncate(FEEDBACK_MAX_FILES);
+    let (mut files, mut bytes, mut full) = (Vec::new(), 0, more);
+    for (n, some) in uris.chunks(FETCHED_AT_ONCE).enumerate() {
+        let mut fetching = JoinSet::new();
+        for (m, uri) in some.iter().cloned().enumerate() {
+            let path = parts.join((n * FETCHED_AT_ONCE + m).to_string());
+            let store = Arc::clone(store);
+            fetching.spawn(async move { Ok((store.get_file(&uri, SOURCE_MAX_BYTES, &path).await?.length, path)) });
+        }
+        for fetched in fetching.join_all().await {
+            let (length, path) = fetched.map_err(failure)?;
+            bytes += length;
+            files.push(path);
+        }
+        if bytes > SOURCE_MAX_BYTES {
+            full = true;
+            break;
+        }
+    }
+    if full {
+        tracing::warn!(uri = %source.uri, files = files.len(), bytes, "older feedback is left out: there is more than is read");
+    }
+    // In the order in which they were written, whatever came first.
+    files.sort_by_key(|path| std::cmp::Reverse(number(path)));
+    let (count, out) = (files.len(), out.to_owned());
     let columns = (dataset.text_column.clone(), dataset.label_column.clone());
-    let joined = tokio::task::spawn_blocking(move || join_feedback(&files, &out, &columns.0, &columns.1));
-    let joined = joined
+    let joining = tokio::task::spawn_blocking(move || join_feedback(&files, &out, &columns.0, &columns.1));
+    let joined = joining
         .await
         .map_err(|e| Failure::new(FailureReason::InternalError, format!("joining feedback: {e}")))??;
     let _ = tokio::fs::remove_dir_all(&parts).await;
@@ -131,14 +184,16 @@ async fn feedback(
         files = count,
         rows = joined.rows,
         unjudged = joined.unjudged,
+        rare = joined.rare,
         unreadable = joined.unreadable,
         "feedback joined"
     );
-    if joined.rows == 0 {
-        return Ok(None);
-    }
-    let described = describe(folder, name).await.map_err(failure)?;
-    Ok(Some(described.digest))
+    Ok(())
+}
+
+/// The number that is a file's name.
+fn number(path: &Path) -> Option<usize> {
+    path.file_name()?.to_str()?.parse().ok()
 }
 
 pub(crate) async fn make(folder: &Path) -> Result<(), Failure> {

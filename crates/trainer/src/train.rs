@@ -180,12 +180,12 @@ pub(crate) struct Inputs {
 /// Reads, prepares and checks.
 pub(crate) async fn inputs(
     config: &TrainerConfig,
-    store: &Store,
+    store: &Arc<Store>,
     scratch: &Path,
     tracker: &Tracker,
 ) -> Result<Inputs, Failure> {
     tracker.phase(Phase::Downloading);
-    let files = inputs::dataset(store, &config.dataset, &scratch.join("data")).await?;
+    let files = inputs::dataset(store, &config.dataset, &scratch.join("data"), &config.job_uri()).await?;
     let uri = &config.model.pretrained.uri;
     let max_length = config.hyperparameters.max_length;
     let pretrained = inputs::pretrained(store, uri, max_length, &scratch.join("pretrained")).await?;

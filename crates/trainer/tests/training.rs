@@ -21,6 +21,61 @@ use flywheel_learn::Classifier;
 use flywheel_learn::device::TensorDevice;
 use serde_json::{Value, json};
 
+/// What serving pods keep: texts in one file, what clients said of them in another of the next day.
+fn feedback(world: &World, texts: &[(&str, &str)]) {
+    let (mut kept, mut said) = (String::new(), String::new());
+    for (n, (text, label)) in texts.iter().enumerate() {
+        let told = json!({"kind": "Prediction", "time": 1, "requestId": n.to_string(), "modelVersion": "v1", "text": text,
+            "label": "light", "probability": 0.4});
+        kept += &format!("{told}\n");
+        let told = json!({"kind": "Judgement", "time": 2, "requestId": n.to_string(), "label": label});
+        said += &format!("{told}\n");
+    }
+    world.write("feedback/team/intent/date=2026-11-01/a-000000.jsonl", kept);
+    world.write("feedback/team/intent/date=2026-11-02/b-000000.jsonl", said);
+}
+
+#[test]
+fn what_clients_said_is_learnt_and_a_folder_without_it_is_passed_over() {
+    let world = World::new();
+    let mut config = world.config();
+    config["dataset"]["sources"] = json!([{"uri": world.uri("data.csv")},
+        {"uri": world.uri("feedback/team/intent"), "format": "Feedback"}]);
+    let without = world.train(&config);
+    let labels = |out: &str| {
+        world
+            .read::<TrainingResult>(&format!("{out}/uid-1/attempt-1.result.json"))
+            .labels
+    };
+    without.trained();
+    assert_eq!(labels("out"), ["light", "music", "weather"]);
+
+    let new: Vec<String> = (0..12).map(|n| format!("stop today {}", "on ".repeat(n + 1))).collect();
+    let mut texts: Vec<(&str, &str)> = new.iter().map(|text| (text.as_str(), "stop")).collect();
+    // One client's word, and a text that the data have already.
+    texts.extend([("what is what", "nonsense"), ("turn on the light", "music")]);
+    feedback(&world, &texts);
+    config["outputUri"] = world.uri("again").into();
+    let with = world.train(&config);
+    assert_eq!(with.code, Some(0), "{}", with.stderr);
+    assert_eq!(labels("again"), ["light", "music", "stop", "weather"]);
+    let counts = |out: &str| {
+        world
+            .read::<TrainingResult>(&format!("{out}/uid-1/attempt-1.result.json"))
+            .counts
+    };
+    assert_eq!(counts("again").rows, counts("out").rows + 12);
+    assert_ne!(with.trained().dataset_digest, without.trained().dataset_digest);
+
+    // Another attempt learns what the first one found, whatever became of the folder since.
+    let kept = std::fs::read(world.path("again/uid-1/feedback-sources-1.jsonl")).unwrap();
+    world.write("later/uid-1/feedback-sources-1.jsonl", kept);
+    feedback(&world, &[]);
+    config["outputUri"] = world.uri("later").into();
+    let later = world.train(&config);
+    assert_eq!(later.trained().dataset_digest, with.trained().dataset_digest);
+}
+
 #[test]
 fn a_training_leaves_an_artifact_a_result_and_a_message() {
     let world = World::new();

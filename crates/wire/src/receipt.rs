@@ -2,8 +2,8 @@
 //! memory to be believed.
 //!
 //! A receipt says which process answered, where, when, with which version and which class, and is signed with HMAC-SHA-256 (RFC
-//! 2104), cut to 128 bits, under a key of the user's. Whoever has it knows nothing that the answer did not tell, but for the pod's
-//! address inside the cluster.
+//! 2104), cut to 128 bits, under a key of the user's and the service's name: services with one key do not know each other's. Whoever
+//! has it knows nothing that the answer did not tell, but for the pod's address inside the cluster.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -22,7 +22,7 @@ const FORMAT: u8 = 1;
 const SIGNED_BYTES: usize = 1 + 8 + 8 + 8 + 4 + 8 + 16;
 const MAC_BYTES: usize = 16;
 
-/// Makes and knows receipts.
+/// Makes and knows receipts of one service.
 #[derive(Clone)]
 pub struct Key(Hmac<Sha256>);
 
@@ -33,20 +33,20 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// A key of [`MIN_KEY_BYTES`] to [`MAX_KEY_BYTES`].
+    /// A key of [`MIN_KEY_BYTES`] to [`MAX_KEY_BYTES`], for the service of this name.
     ///
     /// # Errors
     /// One sentence, without the key.
-    pub fn new(bytes: &[u8]) -> Result<Self, String> {
+    pub fn new(bytes: &[u8], service: &str) -> Result<Self, String> {
         if !(MIN_KEY_BYTES..=MAX_KEY_BYTES).contains(&bytes.len()) {
             return Err(format!(
                 "the key of receipts has {} bytes, not {MIN_KEY_BYTES} to {MAX_KEY_BYTES}; make one with `openssl rand -hex 32`",
                 bytes.len()
             ));
         }
-        Hmac::new_from_slice(bytes)
-            .map(Self)
-            .map_err(|e| format!("the key of receipts cannot be used: {e}"))
+        let mac = Hmac::new_from_slice(bytes).map_err(|e| format!("the key of receipts cannot be used: {e}"))?;
+        // No name has such a byte, so none is the beginning of another one with what follows.
+        Ok(Self(mac.chain_update(service).chain_update([0])))
     }
 }
 
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     fn key(byte: u8) -> Key {
-        Key::new(&[byte; 32]).unwrap()
+        Key::new(&[byte; 32], "team/intent").unwrap()
     }
 
     fn receipt() -> impl Strategy<Value = Receipt> {
@@ -166,18 +166,18 @@ mod tests {
             address: "10.1.2.3".parse().unwrap(),
         };
         let text = receipt.sign(&key(7));
-        // Python: hmac.new(b"\x07"*32, body, "sha256").digest()[:16] behind the body, by base64.urlsafe_b64encode.
+        // Python: hmac.new(b"\x07"*32, b"team/intent\0" + body, "sha256").digest()[:16] behind the body, by base64.urlsafe_b64encode.
         assert_eq!(
             text,
-            "AQAAAAAAAAABAAAAAAAAAAIAAAAAa0nSAAAAAANhYmNkZWZnaAAAAAAAAAAAAAD__woBAgNH8eOaneH3niKILE7Gq8Xl"
+            "AQAAAAAAAAABAAAAAAAAAAIAAAAAa0nSAAAAAANhYmNkZWZnaAAAAAAAAAAAAAD__woBAgOMeEGr6cYYQojMSnWObq3p"
         );
         assert_eq!(Receipt::verify(&text, &key(7)), Some(receipt));
     }
 
     #[test]
     fn keys_have_a_least_length_and_are_not_shown() {
-        assert!(Key::new(&[1; 31]).unwrap_err().contains("31 bytes"));
-        assert!(Key::new(&[1; 4097]).is_err());
+        assert!(Key::new(&[1; 31], "s").unwrap_err().contains("31 bytes"));
+        assert!(Key::new(&[1; 4097], "s").is_err());
         assert_eq!(format!("{:?}", key(1)), "Key");
     }
 
@@ -188,6 +188,8 @@ mod tests {
             prop_assert!(text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)));
             prop_assert_eq!(Receipt::verify(&text, &key(1)), Some(receipt));
             prop_assert_eq!(Receipt::verify(&text, &key(2)), None);
+            let other = Key::new(&[1; 32], "team/other").unwrap();
+            prop_assert_eq!(Receipt::verify(&text, &other), None);
             let mut bytes = URL_SAFE_NO_PAD.decode(&text).unwrap();
             bytes[at] ^= 1 << bit;
             prop_assert_eq!(Receipt::verify(&URL_SAFE_NO_PAD.encode(&bytes), &key(1)), None);

@@ -35,12 +35,18 @@ pub fn next(update: &Update, present: Option<&Assignment>, window_seconds: Optio
     {
         return present.clone();
     }
+    let begun = present.and_then(|present| Some((present.judged_since?, &present.canary.as_ref()?.version)));
+    let judged_since = update.canary.as_ref().map(|canary| match begun {
+        Some((since, version)) if *version == canary.version => since,
+        _ => u64::try_from(now.as_second()).unwrap_or(0),
+    });
     let milliseconds = u64::try_from(now.as_millisecond()).unwrap_or(0);
     let generation = present.map_or(milliseconds, |a| milliseconds.max(a.generation.saturating_add(1)));
     Assignment {
         canary: update.canary.clone(),
         cleared: update.cleared.clone(),
         window_seconds,
+        judged_since,
         ..update.content.clone().assigned(generation)
     }
 }
@@ -70,11 +76,43 @@ pub fn read(map: &ConfigMap) -> Option<Assignment> {
 #[cfg(test)]
 mod tests {
     use flywheel_contract::scalar::Digest;
-    use flywheel_contract::serving::ServedVersion;
+    use flywheel_contract::serving::{Canary, ServedVersion};
     use flywheel_contract::trainer::ArtifactRef;
     use flywheel_policy::serving::{Wanted, update};
 
     use super::*;
+
+    #[test]
+    fn what_is_judged_is_younger_than_the_version_that_comes() {
+        let version = |name: &str| ServedVersion {
+            name: name.to_owned(),
+            artifact: ArtifactRef {
+                uri: "s3://models/1".into(),
+                digest: Digest::sha256(&"0".repeat(64)),
+            },
+        };
+        let update = |canary: Option<&str>, step: u32| Update {
+            canary: canary.map(|name| Canary {
+                version: version(name),
+                step,
+                since: None,
+                pods: [("a".to_owned(), 500)].into(),
+            }),
+            ..update(Some(&Wanted::only(version("v1"))), None, &[]).unwrap()
+        };
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let mut present = next(&update(None, 0), None, None, at(10));
+        let table = [
+            (20, Some("v2"), 0, Some(20)),
+            (30, Some("v2"), 1, Some(20)),
+            (40, Some("v3"), 0, Some(40)),
+            (50, None, 0, None),
+        ];
+        for (second, canary, step, expected) in table {
+            present = next(&update(canary, step), Some(&present), None, at(second));
+            assert_eq!(present.judged_since, expected, "{second}");
+        }
+    }
 
     #[test]
     fn generations_grow_with_every_change_and_only_then() {

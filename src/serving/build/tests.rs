@@ -53,6 +53,7 @@ fn the_objects_of_a_service() {
         canary: None,
         cleared: Vec::new(),
         window_seconds: None,
+        judged_since: None,
     };
     let map = assignment::build(&service, &assigned).unwrap();
     assert_eq!(assignment::read(&map), Some(assigned.clone()));

@@ -6,22 +6,26 @@ use flywheel_policy::drift::unix;
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::serving::AssignmentMemo;
 
 const BOTH: [(&str, &str); 2] = [("intent-v1", "Ready"), ("intent-v2", "Ready")];
 
 /// What an operator remembers from look to look and pass to pass.
 #[derive(Default)]
-struct Operator(DriftMemo);
+struct Operator {
+    drifts: DriftMemo,
+    assignments: AssignmentMemo,
+}
 
 impl Operator {
     /// A look at the pods; whether there is something new to say, and what was written.
     async fn look(&mut self, world: &World) -> (bool, Vec<String>) {
         world.state.lock().unwrap().writes.clear();
         let mut context = world.context();
-        context.drifts = std::mem::take(&mut self.0);
+        context.drifts = std::mem::take(&mut self.drifts);
         let service = world.service();
         let changed = drift::look(&service, &Semaphore::new(8), &context).await.is_some();
-        self.0 = context.drifts;
+        self.drifts = context.drifts;
         (changed, world.state.lock().unwrap().writes.clone())
     }
 
@@ -32,10 +36,12 @@ impl Operator {
             let template = world.object(&format!("{JOBS}intent"));
             context.caches.training_jobs = Cache::of(serde_json::from_value(template));
         }
-        context.drifts = std::mem::take(&mut self.0);
+        context.drifts = std::mem::take(&mut self.drifts);
+        context.assignments = std::mem::take(&mut self.assignments);
         let context = Arc::new(context);
         let (writes, _) = world.reconcile_by(Arc::clone(&context)).await;
-        self.0 = Arc::into_inner(context).unwrap().drifts;
+        let context = Arc::into_inner(context).unwrap();
+        (self.drifts, self.assignments) = (context.drifts, context.assignments);
         writes
     }
 }
@@ -335,19 +341,19 @@ async fn the_newest_promotable_version_comes_by_itself_and_goes_where_it_does_ba
     // The pods answer with it, but too little.
     let did = |texts: u64, failed: u64| json!({"texts": texts, "failed": failed, "alone": 0, "aloneSeconds": 0.0, "aloneSquares": 0.0});
     let digest = |number: &str| json!(format!("sha256:{}", number.repeat(64)));
-    let says = |world: &World, texts: u64, failed: u64| {
+    let says = |world: &World, stable: u64, texts: u64, failed: u64| {
         let mut says = stats(u64::MAX, "intent-v1", &BOTH);
         says["versions"][1]["digest"] = digest("2");
         says["versions"][1]["figures"] = did(texts, failed);
-        says["versions"][0]["figures"] = did(10_000, 0);
+        says["versions"][0]["figures"] = did(stable, 0);
         world.say("a", says);
     };
-    let operator = Arc::new(world.context());
-    let mut world = world;
-    says(&world, 3, 0);
-    world.reconcile_by(operator).await;
+    let (mut world, mut operator) = (world, Operator::default());
+    says(&world, 10_000, 0, 0);
+    operator.pass(&world, false).await;
+    says(&world, 10_100, 3, 0);
     world.seconds += 61;
-    world.reconcile().await;
+    operator.pass(&world, false).await;
     let (_, reason, message) = condition(&world, "RolloutProgressing");
     assert_eq!(reason, "InsufficientTraffic");
     assert!(
@@ -355,8 +361,8 @@ async fn the_newest_promotable_version_comes_by_itself_and_goes_where_it_does_ba
         "{message}"
     );
     // It fails at half of what it is asked.
-    says(&world, 60, 60);
-    let writes = world.writes().await;
+    says(&world, 11_000, 60, 60);
+    let writes = operator.pass(&world, false).await;
     assert_eq!(writes[0], "merge modelversions", "{writes:?}");
     is(&world, "RolloutProgressing", "False", "RolledBack");
     let (_, _, message) = condition(&world, "RolloutProgressing");

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 const WINDOWS: usize = 48;
 /// Most counts that are kept, of all windows: of versions with thousands of classes fewer windows are kept.
 const COUNTS: usize = 24_000;
-/// Fewest windows that are kept: as many as may have to drift one after another, and the one under way.
-const FEWEST_WINDOWS: usize = 14;
+/// Fewest windows that are kept: what was judged of those before stands beside them.
+const FEWEST_WINDOWS: usize = 4;
 /// Seconds by which pods' clocks may differ from the operator's.
 const SKEW_SECONDS: u64 = 2;
 
@@ -37,8 +37,25 @@ pub struct History {
     pub first: Option<Window>,
     /// The last windows, ascending.
     pub windows: Vec<Window>,
-    /// Newest window of each pod that was read, by the pod's uid.
+    /// What was judged so far.
+    #[serde(default)]
+    pub streak: Streak,
+    /// End of the newest window of each pod that was read, in seconds since 1970, by the pod's uid.
     pub read: BTreeMap<String, u64>,
+}
+
+/// What was judged, window after window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Streak {
+    /// The newest window that was judged, or passed over.
+    pub window: Option<u64>,
+    /// Whether texts have drifted; none as long as nothing could be compared.
+    pub drifted: Option<bool>,
+    /// Whether the newest window that was judged has.
+    pub last: bool,
+    /// Windows one after another of which the same is true.
+    pub windows: u32,
 }
 
 /// A window.
@@ -81,6 +98,7 @@ impl History {
             test: known.test.as_ref().map(|test| test.counts().collect()),
             first: None,
             windows: Vec::new(),
+            streak: Streak::default(),
             read: BTreeMap::new(),
         })
     }
@@ -102,13 +120,14 @@ impl History {
         let under_way = window_of(now.saturating_sub(SKEW_SECONDS), length);
         let mut any = false;
         for window in &known.windows {
-            let unread = self.read.get(pod).is_none_or(|read| *read < window.id);
+            let end = (window.id + 1).saturating_mul(length.into());
+            let unread = self.read.get(pod).is_none_or(|read| *read < end);
             let mut sum = self.bins.clone();
             if window.id >= under_way || !unread || !sum.merge(&window.profile) {
                 continue;
             }
             let id = window.id * u64::from(length) / u64::from(self.window_seconds);
-            self.read.insert(pod.to_owned(), window.id);
+            self.read.insert(pod.to_owned(), end);
             any = true;
             match self.windows.iter_mut().find(|known| known.id == id) {
                 Some(known) => {
@@ -130,7 +149,7 @@ impl History {
             let kept = (COUNTS / numbers).clamp(FEWEST_WINDOWS, WINDOWS);
             self.windows.drain(..self.windows.len().saturating_sub(kept));
             // What a pod does not tell any more need not be remembered.
-            let oldest = under_way.saturating_sub(KEPT_WINDOWS);
+            let oldest = under_way.saturating_sub(KEPT_WINDOWS) * u64::from(length);
             self.read.retain(|_, read| *read >= oldest);
         }
         any
@@ -249,6 +268,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_counts_in_longer_windows_from_now_on_is_read_on() {
+        let mut history = History::begin("v1", &digest(), 3600, &told(20, &[])).unwrap();
+        let short = window_of(NOW, 20);
+        assert!(history.add("a", &told(20, &[(short, 5)]), NOW + 30));
+        let long = window_of(NOW, 300);
+        assert!(history.add("a", &told(300, &[(long, 7)]), NOW + 400));
+        assert!(!history.add("a", &told(300, &[(long, 7)]), NOW + 400));
+        assert_eq!(texts(&history), [(NOW / 3600, 12)]);
+    }
+
+    #[test]
     fn what_does_not_fit_is_left_out_and_what_is_kept_is_bounded() {
         let start = window_of(NOW, 10);
         let mut history = History::begin("v1", &digest(), 10, &told(10, &[])).unwrap();
@@ -264,7 +294,7 @@ mod tests {
             assert!(history.add(&format!("pod-{n}"), &told(10, &[(start + n, 1)]), NOW + n * 10 + 60));
         }
         assert_eq!(history.windows.len(), WINDOWS);
-        assert!(history.read.len() <= 8, "{:?}", history.read);
+        assert!(history.read.len() <= 9, "{:?}", history.read);
         let many = DataProfile::new(10_000);
         let mut told = told(10, &[]);
         told.versions[0].test = Some(many.clone());

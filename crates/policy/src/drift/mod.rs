@@ -8,7 +8,7 @@
 mod history;
 mod statistics;
 
-pub use history::{History, Window};
+pub use history::{History, Streak, Window};
 pub use statistics::{chi_squared, kolmogorov, ks, psi, psi_by_chance};
 
 use flywheel_api::conditions::{Desired, Status, reasons, types};
@@ -141,75 +141,101 @@ pub fn unix(now: Timestamp) -> u64 {
     u64::try_from(now.as_second()).unwrap_or(0)
 }
 
-/// Notes in the history what it is compared with, once that is known. Whether something is new.
-pub fn settle(history: &mut History, spec: &Drift, settle_seconds: u64, now: Timestamp) -> bool {
-    let (length, now) = (history.window_seconds, unix(now));
-    history.take_first(min_samples(spec), |window| is_over(window, length, settle_seconds, now))
-}
-
 fn min_samples(spec: &Drift) -> u64 {
     u64::try_from(spec.min_samples).unwrap_or(1).max(1)
 }
 
-/// Judges all windows that are over, one after another.
-#[must_use]
-pub fn judge(history: &History, spec: &Drift, settle_seconds: u64, now: Timestamp) -> Verdict {
-    let length = history.window_seconds;
-    let (after, reference) = match spec.reference {
-        DriftReference::FirstWindow => match &history.first {
-            Some(first) => (Some(first.id), Some(first.counts.as_slice())),
-            None => (None, None),
-        },
-        DriftReference::TestSet => (None, history.test.as_deref()),
-    };
-    let over = history.windows.iter().filter(|window| {
-        is_over(window, length, settle_seconds, unix(now)) && after.is_none_or(|after| window.id > after)
-    });
-    let over: Vec<&Window> = over.collect();
-    let newest = over.last().map(|window| window.texts());
-    let too_few = newest.filter(|texts| *texts < min_samples(spec));
-    let Some(reference) = reference else {
-        return Verdict {
-            drifted: None,
-            last: None,
-            too_few,
-            judged: history.judged(),
-        };
-    };
+/// What windows are compared with, and the window from which on they are.
+fn reference<'a>(history: &'a History, spec: &Drift) -> Option<(&'a [u64], u64)> {
+    match spec.reference {
+        DriftReference::FirstWindow => history
+            .first
+            .as_ref()
+            .map(|first| (first.counts.as_slice(), first.id + 1)),
+        DriftReference::TestSet => history.test.as_ref().map(|test| (test.as_slice(), 0)),
+    }
+}
+
+/// The windows that are over and can be judged, ascending.
+fn over(history: &History, from: u64, settle_seconds: u64, now: Timestamp) -> impl Iterator<Item = &Window> {
+    let (length, now) = (history.window_seconds, unix(now));
+    let windows = history.windows.iter();
+    windows.filter(move |window| window.id >= from && is_over(window, length, settle_seconds, now))
+}
+
+fn judged(history: &History, reference: &[u64], window: &Window, spec: &Drift) -> Judged {
     let reference = history.profile(reference);
     let limits = (
         spec.psi.value().unwrap_or(f64::MAX),
         spec.ks.value().unwrap_or(f64::MAX),
     );
-    let needed = u32::try_from(spec.consecutive_windows).unwrap_or(1).max(1);
-    let (mut drifted, mut in_a_row, mut last) = (None, (false, 0_u32), None);
-    for window in over.into_iter().filter(|window| window.texts() >= min_samples(spec)) {
-        let features = compare(&reference, &history.profile(&window.counts), limits, level(length));
-        let end = i64::try_from((window.id + 1) * u64::from(length)).unwrap_or(i64::MAX);
-        let judged = Judged {
-            id: window.id,
-            end: Timestamp::from_second(end).unwrap_or(now),
-            texts: window.texts(),
-            reference: reference.texts,
-            features,
-        };
-        let now = judged.drifted();
-        in_a_row = if in_a_row.0 == now {
-            (now, in_a_row.1 + 1)
-        } else {
-            (now, 1)
-        };
-        if in_a_row.1 >= needed {
-            drifted = Some(now);
-        } else {
-            drifted.get_or_insert(false);
-        }
-        last = Some(judged);
+    let end = (window.id + 1) * u64::from(history.window_seconds);
+    Judged {
+        id: window.id,
+        end: Timestamp::from_second(i64::try_from(end).unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX),
+        texts: window.texts(),
+        reference: reference.texts,
+        features: compare(
+            &reference,
+            &history.profile(&window.counts),
+            limits,
+            level(history.window_seconds),
+        ),
     }
+}
+
+/// Notes in the history what it is compared with, once that is known, and judges the windows that are over and were not judged, one
+/// after another. Whether something is new.
+pub fn settle(history: &mut History, spec: &Drift, settle_seconds: u64, now: Timestamp) -> bool {
+    let length = history.window_seconds;
+    let now_seconds = unix(now);
+    let mut new = history.take_first(min_samples(spec), |window| {
+        is_over(window, length, settle_seconds, now_seconds)
+    });
+    let Some((reference, from)) = reference(history, spec) else {
+        return new;
+    };
+    let mut streak = history.streak;
+    let from = from.max(streak.window.map_or(0, |window| window + 1));
+    let needed = u32::try_from(spec.consecutive_windows).unwrap_or(1).max(1);
+    for window in over(history, from, settle_seconds, now) {
+        streak.window = Some(window.id);
+        if window.texts() < min_samples(spec) {
+            continue;
+        }
+        let drifted = judged(history, reference, window, spec).drifted();
+        streak.windows = if streak.last == drifted {
+            streak.windows.saturating_add(1)
+        } else {
+            1
+        };
+        streak.last = drifted;
+        if streak.windows >= needed {
+            streak.drifted = Some(drifted);
+        } else {
+            streak.drifted.get_or_insert(false);
+        }
+    }
+    new |= history.streak != streak;
+    history.streak = streak;
+    new
+}
+
+/// What there is to say of what was judged.
+#[must_use]
+pub fn judge(history: &History, spec: &Drift, settle_seconds: u64, now: Timestamp) -> Verdict {
+    let reference = reference(history, spec);
+    let from = reference.map_or(0, |(_, from)| from);
+    let enough = |window: &&Window| window.texts() >= min_samples(spec);
+    let newest = over(history, from, settle_seconds, now).last();
+    let last = over(history, from, settle_seconds, now).filter(enough).last();
+    let last = last.filter(|last| history.streak.window >= Some(last.id));
     Verdict {
-        drifted,
-        last,
-        too_few,
+        drifted: history.streak.drifted,
+        last: reference
+            .zip(last)
+            .map(|((reference, _), window)| judged(history, reference, window, spec)),
+        too_few: newest.map(Window::texts).filter(|texts| *texts < min_samples(spec)),
         judged: history.judged(),
     }
 }

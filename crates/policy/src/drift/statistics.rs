@@ -129,29 +129,33 @@ mod tests {
             window: Vec<u64>,
             psi: f64,
             ks: f64,
-            ks_probability: f64,
-            chi_squared: Option<f64>,
+            ks_log_probability: f64,
+            /// Things that do not depend on each other, for each that is counted.
+            each: f64,
+            chi_squared: f64,
         }
         let text = include_str!("../../../../tests/drift-vectors/vectors.json");
         let vectors: Vec<Vector> = serde_json::from_str(text).unwrap();
-        assert!(vectors.len() >= 50, "{}", vectors.len());
+        assert!(vectors.len() >= 100, "{}", vectors.len());
+        let mut far = 0;
         for vector in vectors {
             let (reference, window) = (&vector.reference, &vector.window);
             near(psi(reference, window), vector.psi);
             let distance = ks(reference, window);
             near(distance, vector.ks);
             let total = |counts: &[u64]| counts.iter().sum::<u64>() as f64;
-            let probability = kolmogorov(distance, total(reference), total(window));
-            // SciPy's is exact or without the correction for few.
+            let log = kolmogorov(distance, total(reference), total(window)).max(1e-300).ln();
+            // SciPy's limit is another one for few values.
+            let expected = vector.ks_log_probability;
             assert!(
-                (probability - vector.ks_probability).abs() < 0.02,
-                "{probability} {}",
-                vector.ks_probability
+                (log - expected).abs() < 0.1 + 0.05 * expected.abs(),
+                "{log}, not {expected}"
             );
-            if let Some(expected) = vector.chi_squared {
-                near(chi_squared(reference, window, 1.0), expected);
-            }
+            near(chi_squared(reference, window, vector.each), vector.chi_squared);
+            // Where verdicts are made.
+            far += usize::from((-30.0..-10.0).contains(&expected));
         }
+        assert!(far >= 5, "{far}");
     }
 
     #[test]

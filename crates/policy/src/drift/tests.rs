@@ -61,6 +61,7 @@ fn history(windows: &[DataProfile]) -> History {
         test: Some(window(99, 1000, 0).counts().collect()),
         first: None,
         windows: windows.collect(),
+        streak: Streak::default(),
         read: Default::default(),
     };
     let end = at(windows_end(&history));
@@ -76,8 +77,13 @@ fn at(seconds: u64) -> Timestamp {
     Timestamp::from_second(i64::try_from(seconds).unwrap()).unwrap()
 }
 
+/// Judged by this spec from the beginning.
 fn verdict(history: &History, spec: &Drift) -> Verdict {
-    judge(history, spec, SETTLE, at(windows_end(history)))
+    let end = at(windows_end(history));
+    let mut history = history.clone();
+    history.streak = Streak::default();
+    settle(&mut history, spec, SETTLE, end);
+    judge(&history, spec, SETTLE, end)
 }
 
 #[test]
@@ -151,11 +157,35 @@ fn windows_are_compared_with_the_test_set_where_the_spec_says_so() {
 
 #[test]
 fn a_window_counts_once_all_pods_were_read() {
-    let windows = [window(1, 800, 0), window(2, 800, 40), window(3, 800, 40)];
-    let history = history(&windows);
+    let mut history = history(&[window(1, 800, 0), window(2, 800, 40), window(3, 800, 40)]);
+    history.streak = Streak::default();
     let end = windows_end(&history);
-    assert_eq!(judge(&history, &spec(), SETTLE, at(end - 1)).drifted, Some(false));
-    assert_eq!(judge(&history, &spec(), SETTLE, at(end)).drifted, Some(true));
+    for (time, expected) in [(end - 1, Some(false)), (end, Some(true)), (end + 1, Some(true))] {
+        settle(&mut history, &spec(), SETTLE, at(time));
+        assert_eq!(judge(&history, &spec(), SETTLE, at(time)).drifted, expected);
+    }
+    assert!(
+        !settle(&mut history, &spec(), SETTLE, at(end + 2)),
+        "nothing is judged twice"
+    );
+}
+
+#[test]
+fn what_was_judged_outlives_the_windows() {
+    let mut history = history(&[
+        window(1, 800, 0),
+        window(2, 800, 40),
+        window(3, 800, 40),
+        window(4, 800, 0),
+    ]);
+    let end = at(windows_end(&history));
+    assert_eq!(judge(&history, &spec(), SETTLE, end).drifted, Some(true));
+    history.windows.drain(..3);
+    let mut history: History = serde_json::from_str(&serde_json::to_string(&history).unwrap()).unwrap();
+    assert!(!settle(&mut history, &spec(), SETTLE, end));
+    let found = judge(&history, &spec(), SETTLE, end);
+    assert_eq!(found.drifted, Some(true), "one window without it is too few");
+    assert!(found.condition(&spec()).message.contains("1 must follow"));
 }
 
 #[test]

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use flywheel_api::inference_service::{Analysis, RolloutStep};
 use flywheel_contract::scalar::Digest;
 use flywheel_contract::serving::{ServedVersion, VersionFigures};
-use statrs::function::beta::checked_beta_reg;
 
 use super::update::PodSays;
 
@@ -13,13 +12,24 @@ use super::update::PodSays;
 const MIN_REQUESTS: u64 = 100;
 /// Batches of one text of each version from which on their times are compared.
 const MIN_ALONE: u64 = 30;
-/// Probability below which a difference is not taken for chance. A rollout is looked at again and again, so it is small.
-const LEVEL: f64 = 0.001;
-/// The same as deviations of a normal distribution, on one side.
-const DEVIATIONS: f64 = 3.09;
+/// Probability that a version that is not worse than allowed is ever rejected by one of these figures, however often somebody looks.
+const LEVEL: f64 = 0.01;
 
-/// What a version's pods say that it did, since they were first asked while another version came. Losing it costs what was counted
-/// before: both versions begin anew.
+/// Deviations beyond which a mean of `count` values is not chance: the boundary of the normal mixture, which no sum of such values
+/// crosses at any time but with probability [`LEVEL`] (Robbins, "Statistical methods related to the law of the iterated logarithm",
+/// 1970; Howard, Ramdas, McAuliffe, Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences", 2021), narrowest at
+/// the fewest values that are judged.
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn deviations(count: u64) -> f64 {
+    let log = (1.0 / LEVEL).ln();
+    let mixture = MIN_REQUESTS as f64 / (2.0 * log + (1.0 + 2.0 * log).ln());
+    let sum = count.max(1) as f64;
+    let boundary = (sum + mixture) * (((sum + mixture) / mixture).ln() + 2.0 * log);
+    boundary.sqrt() / sum.sqrt()
+}
+
+/// What pods say that two versions did, since they were first asked while one of them comes. Losing it costs what was counted before:
+/// both begin anew.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Watch {
     canary: Digest,
@@ -32,19 +42,21 @@ pub struct Watch {
 pub struct Figures {
     /// The one that answers.
     pub stable: VersionFigures,
+    /// Of it, in the pods that the other one is computed in as well.
+    pub stable_beside: VersionFigures,
     /// The one that comes.
     pub canary: VersionFigures,
 }
 
 impl Watch {
-    /// Begins with what these pods say now. Of the version that comes everything counts: no pod had it before.
+    /// Begins with what these pods say now.
     #[must_use]
     pub fn begin(canary: &ServedVersion, stable: &ServedVersion, pods: &[PodSays]) -> Self {
         let mut watch = Self {
             canary: canary.artifact.digest.clone(),
             before: BTreeMap::new(),
         };
-        watch.meet(stable, pods);
+        watch.meet(&[canary, stable], pods);
         watch
     }
 
@@ -54,11 +66,14 @@ impl Watch {
         self.canary == canary.artifact.digest
     }
 
-    /// Notes what pods did before that are seen for the first time.
-    pub fn meet(&mut self, stable: &ServedVersion, pods: &[PodSays]) {
-        for pod in pods {
-            if let Some(figures) = figures(pod, stable) {
-                let key = (pod.name.clone(), stable.artifact.digest.clone());
+    /// Notes what pods did before that are seen for the first time with one of these versions.
+    pub fn meet(&mut self, versions: &[&ServedVersion], pods: &[PodSays]) {
+        for (pod, version) in pods
+            .iter()
+            .flat_map(|pod| versions.iter().map(move |version| (pod, version)))
+        {
+            if let Some(figures) = figures(pod, version) {
+                let key = (pod.name.clone(), version.artifact.digest.clone());
                 self.before.entry(key).or_insert(figures);
             }
         }
@@ -67,18 +82,21 @@ impl Watch {
     /// What both did since.
     #[must_use]
     pub fn figures(&self, canary: &ServedVersion, stable: &ServedVersion, pods: &[PodSays]) -> Figures {
-        let sum = |version: &ServedVersion| {
-            pods.iter().fold(VersionFigures::default(), |sum, pod| {
-                let Some(now) = figures(pod, version) else { return sum };
-                let key = (pod.name.clone(), version.artifact.digest.clone());
-                let before = self.before.get(&key).copied().unwrap_or_default();
-                plus(sum, since(now, before))
-            })
+        let of = |pod: &PodSays, version: &ServedVersion| {
+            let now = figures(pod, version)?;
+            let key = (pod.name.clone(), version.artifact.digest.clone());
+            Some(since(now, self.before.get(&key).copied().unwrap_or_default()))
         };
-        Figures {
-            stable: sum(stable),
-            canary: sum(canary),
+        let mut sums = Figures::default();
+        for pod in pods {
+            let (stable, canary) = (of(pod, stable), of(pod, canary));
+            sums.stable = plus(sums.stable, stable.unwrap_or_default());
+            sums.canary = plus(sums.canary, canary.unwrap_or_default());
+            if canary.is_some() {
+                sums.stable_beside = plus(sums.stable_beside, stable.unwrap_or_default());
+            }
         }
+        sums
     }
 }
 
@@ -135,12 +153,16 @@ pub fn judge(
     feedback: bool,
     last: bool,
 ) -> Opinion {
-    let Figures { stable, canary } = figures;
+    let Figures {
+        stable,
+        stable_beside,
+        canary,
+    } = figures;
     let asked = step.min_requests.and_then(|n| u64::try_from(n).ok());
     let done = canary.texts + canary.failed;
     if let Some(analysis) = analysis {
         if done >= asked.unwrap_or(MIN_REQUESTS)
-            && let Some(bad) = errors(analysis, stable, canary).or_else(|| times(analysis, stable, canary))
+            && let Some(bad) = errors(analysis, stable, canary).or_else(|| times(analysis, stable_beside, canary))
         {
             return Opinion::Bad(bad);
         }
@@ -170,22 +192,23 @@ fn share(part: u64, whole: u64) -> f64 {
     part as f64 / whole.max(1) as f64
 }
 
-/// More failures than the version before has and the spec allows, so many that it is not chance (the binomial's tail).
+/// Variance of a share, which is not 0 where all or none are counted (Laplace's rule).
 #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn variance_of_share(part: u64, whole: u64) -> f64 {
+    let share = (part as f64 + 1.0) / (whole as f64 + 2.0);
+    share * (1.0 - share) / whole.max(1) as f64
+}
+
+/// More failures than the version before has and the spec allows, and not by chance.
 fn errors(analysis: &Analysis, stable: &VersionFigures, canary: &VersionFigures) -> Option<String> {
     let allowed = analysis.max_error_rate_increase.value()?;
-    let (count, failed) = (canary.texts + canary.failed, canary.failed);
-    let (before, now) = (share(stable.failed, stable.texts + stable.failed), share(failed, count));
-    let limit = before + allowed;
-    if failed == 0 || now <= limit || limit >= 1.0 {
+    let (before_count, count) = (stable.texts + stable.failed, canary.texts + canary.failed);
+    if before_count < MIN_REQUESTS {
         return None;
     }
-    let tail = if limit > 0.0 {
-        checked_beta_reg(failed as f64, (count - failed) as f64 + 1.0, limit).unwrap_or(1.0)
-    } else {
-        0.0
-    };
-    (tail < LEVEL).then(|| {
+    let (before, now) = (share(stable.failed, before_count), share(canary.failed, count));
+    let variance = variance_of_share(stable.failed, before_count) + variance_of_share(canary.failed, count);
+    (now - before - allowed > deviations(before_count.min(count)) * variance.sqrt()).then(|| {
         format!(
             "{:.1} % of {count} texts could not be computed, of the version before {:.1} %, and {:.1} points more are allowed",
             now * 100.0,
@@ -212,7 +235,8 @@ fn times(analysis: &Analysis, stable: &VersionFigures, canary: &VersionFigures) 
     let allowed = 1.0 + f64::from(analysis.max_compute_time_increase_percent) / 100.0;
     let ((before, before_variance), (now, now_variance)) = (mean(stable), mean(canary));
     let deviation = (now_variance + before_variance * allowed * allowed).sqrt();
-    (now - before * allowed > DEVIATIONS * deviation && before > 0.0).then(|| {
+    let far = deviations(stable.alone.min(canary.alone)) * deviation;
+    (now - before * allowed > far && before > 0.0).then(|| {
         format!(
             "a text takes {:.1} ms to compute, with the version before {:.1} ms, and {} % more are allowed",
             now * 1000.0,
@@ -230,9 +254,9 @@ fn accuracy(analysis: &Analysis, stable: &VersionFigures, canary: &VersionFigure
         share(stable.correct, stable.judged),
         share(canary.correct, canary.judged),
     );
-    let variance = |p: f64, n: u64| p * (1.0 - p) / n.max(1) as f64;
-    let deviation = (variance(before, stable.judged) + variance(now, canary.judged)).sqrt();
-    (now - before - allowed < -DEVIATIONS * deviation && now - before < allowed).then(|| {
+    let variance = variance_of_share(stable.correct, stable.judged) + variance_of_share(canary.correct, canary.judged);
+    let far = deviations(stable.judged.min(canary.judged)) * variance.sqrt();
+    (now - before - allowed < -far).then(|| {
         format!(
             "clients say that {:.1} % of {} answers were right, of the version before {:.1} % of {}, and the smallest difference \
              allowed is {allowed}",
@@ -249,6 +273,13 @@ mod tests {
     use flywheel_contract::scalar::Decimal;
 
     use super::*;
+
+    const NORMAL_MIXTURE: [(u64, f64); 4] = [
+        (30, 3.714_766_084_919_521),
+        (100, 3.571_629_970_870_449_5),
+        (1000, 3.753_389_204_352_457),
+        (100_000, 4.308_720_066_331_528),
+    ];
 
     fn analysis() -> Analysis {
         Analysis {
@@ -284,7 +315,11 @@ mod tests {
             correct: 900,
             ..did(5000)
         };
-        let figures = Figures { stable, canary };
+        let figures = Figures {
+            stable,
+            stable_beside: stable,
+            canary,
+        };
         match judge(Some(&analysis()), &step(min_requests), &figures, feedback, last) {
             Opinion::Good => "good".to_owned(),
             Opinion::TooFew(why) => format!("too few: {why}"),
@@ -324,11 +359,11 @@ mod tests {
             ),
             (
                 "many",
-                VersionFigures { failed: 9, ..did(120) },
+                VersionFigures { failed: 16, ..did(120) },
                 None,
                 false,
                 false,
-                "7.0 % of 129 texts",
+                "11.8 % of 136 texts",
             ),
             (
                 "all",
@@ -416,6 +451,7 @@ mod tests {
         // Without an analysis only the number counts.
         let bad = Figures {
             stable: did(1000),
+            stable_beside: did(1000),
             canary: VersionFigures {
                 failed: 900,
                 ..did(100)
@@ -462,21 +498,40 @@ mod tests {
             }),
         };
         let (stable, canary) = (version("1"), version("2"));
-        let mut watch = Watch::begin(&canary, &stable, &[pod("a", &[("1", did(1000))])]);
+        let mut watch = Watch::begin(&canary, &stable, &[pod("a", &[("1", did(1000)), ("2", did(0))])]);
         assert!(watch.is_of(&canary) && !watch.is_of(&stable));
         let now = [
             pod("a", &[("1", did(1040)), ("2", did(7))]),
             pod("b", &[("1", did(300)), ("2", did(5))]),
+            pod("c", &[("1", did(900))]),
         ];
-        watch.meet(&stable, &now);
+        watch.meet(&[&canary, &stable], &now);
         let figures = watch.figures(&canary, &stable, &now);
-        assert_eq!((figures.stable.texts, figures.canary.texts), (40, 12), "b is new");
+        assert_eq!(
+            (figures.stable.texts, figures.canary.texts),
+            (40, 7),
+            "b and c are new, whatever they did"
+        );
         // A process that began anew.
         let later = [
             pod("a", &[("1", did(10)), ("2", did(3))]),
             pod("b", &[("1", did(320)), ("2", did(8))]),
+            pod("c", &[("1", did(902))]),
         ];
         let figures = watch.figures(&canary, &stable, &later);
-        assert_eq!((figures.stable.texts, figures.canary.texts), (30, 11));
+        assert_eq!((figures.stable.texts, figures.canary.texts), (32, 6));
+        assert_eq!(figures.stable_beside.texts, 30, "c has nothing to compare with");
+    }
+
+    #[test]
+    fn the_boundary_is_that_of_confseq() {
+        // confseq 0.0.9: boundaries.normal_mixture_bound(n, 0.01, 100, 0.01, is_one_sided=False) / sqrt(n).
+        for (count, expected) in NORMAL_MIXTURE {
+            assert!(
+                (deviations(count) - expected).abs() < 1e-9,
+                "{count}: {}",
+                deviations(count)
+            );
+        }
     }
 }

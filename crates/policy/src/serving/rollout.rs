@@ -492,6 +492,7 @@ mod tests {
                 canary: None,
                 cleared: Vec::new(),
                 window_seconds: None,
+                judged_since: None,
             };
             let pod = Follower {
                 follows: present.clone(),
@@ -838,6 +839,7 @@ mod tests {
         Some(Figures {
             stable: of(stable, 0),
             canary: of(canary, failed),
+            ..Figures::default()
         })
     }
 

@@ -118,6 +118,7 @@ impl Content {
             canary: None,
             cleared: Vec::new(),
             window_seconds: None,
+            judged_since: None,
         }
     }
 
@@ -528,6 +529,7 @@ pub(super) mod tests {
             canary: None,
             cleared: Vec::new(),
             window_seconds: None,
+            judged_since: None,
         }
     }
 

@@ -238,6 +238,7 @@ impl Artifact {
                 canary: None,
                 cleared: Vec::new(),
                 window_seconds: None,
+                judged_since: None,
             },
         }
     }

@@ -200,6 +200,7 @@ impl Pod {
             canary: None,
             cleared: Vec::new(),
             window_seconds: None,
+            judged_since: None,
         });
         let (data, inside, server) = runtime.block_on(async {
             let address = |text: &str| Some(text.parse().unwrap());
