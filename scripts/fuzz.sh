@@ -29,4 +29,4 @@ fuzz() {
 export -f fuzz
 export target_dir host seconds
 # Two at a time.
-printf '%s\n' ${TARGETS:-predict infer grpc headers} | xargs -P 2 -I{} bash -c 'fuzz {}'
+printf '%s\n' ${TARGETS:-predict feedback infer grpc headers} | xargs -P 2 -I{} bash -c 'fuzz {}'
