@@ -22,8 +22,9 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{Api, ResourceExt as _};
 use tokio::sync::{Semaphore, watch};
 
-use super::build::{assignment, history};
-use super::observe::Pods;
+use super::build::history;
+use super::follow::Rounds;
+use super::observe::{Pods, newest_assignment};
 use crate::admin::Beats;
 use crate::cluster::nodes::address;
 use crate::context::Context;
@@ -33,12 +34,13 @@ use crate::kubeio::{SERVING_MANAGER, within};
 /// Shortest and longest time between two looks at a service. Pods keep three windows, so half of one is often enough.
 const SOONEST: Duration = Duration::from_secs(2);
 const LATEST: Duration = Duration::from_secs(60);
-/// Time between two looks at which services are due.
-const TICK: Duration = Duration::from_secs(1);
-/// Services that are looked at at once.
-const SERVICES_AT_ONCE: usize = 16;
-/// Pods that are asked at once, of all services: this bounds connections, and the memory for answers.
-const ASKED_AT_ONCE: usize = 32;
+/// So many pods at once bound connections, and the memory for answers.
+const ROUNDS: Rounds = Rounds {
+    name: "drift",
+    tick: Duration::from_secs(1),
+    services_at_once: 16,
+    asked_at_once: 32,
+};
 
 /// What is kept of each service.
 #[derive(Debug, Default)]
@@ -110,34 +112,29 @@ fn settle_seconds(spec: &Drift) -> u64 {
 pub async fn follow_texts(
     context: Arc<Context>,
     beats: Beats,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
     changed: impl Fn(&str, &str),
 ) {
-    const NAME: &str = "drift";
-    let asked = Semaphore::new(ASKED_AT_ONCE);
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            _ = stop.wait_for(|stop| *stop) => break,
-        }
-        beats.beat(NAME);
-        let services = context.caches.inference_services.all(|s| s.spec.drift.is_some());
-        // In a list first: a lazy iterator of futures ties lifetimes so that no caller can be sent between threads.
-        let looks: Vec<_> = services
-            .iter()
-            .map(|service| look(service, &asked, &context).boxed())
-            .collect();
-        let mut looks = stream::iter(looks).buffer_unordered(SERVICES_AT_ONCE);
-        while let Some(of) = looks.next().await {
-            beats.beat(NAME);
-            if let Some(service) = of {
-                changed(&service.namespace().unwrap_or_default(), &service.name_any());
-            }
-        }
-    }
-    beats.ended(NAME);
+    let alive = beats.clone();
+    ROUNDS
+        .follow(
+            context,
+            beats,
+            stop,
+            |service| service.spec.drift.is_some(),
+            move |service, asked, context| {
+                let alive = alive.clone();
+                async move {
+                    let of = look(service, asked, context).await;
+                    // A round reads so much that its end alone may come too late as a sign of life.
+                    alive.beat(ROUNDS.name);
+                    of
+                }
+                .boxed()
+            },
+            changed,
+        )
+        .await;
 }
 
 /// Looks at a service if it is time; the service, where there is something new to say of it.
@@ -159,7 +156,7 @@ pub(super) async fn look<'a>(
         answers.push(profiles(pod, asked, context).boxed());
     }
     let told: Vec<(String, LiveProfiles)> = stream::iter(answers)
-        .buffered(ASKED_AT_ONCE)
+        .buffered(ROUNDS.asked_at_once)
         .filter_map(std::future::ready)
         .collect()
         .await;
@@ -174,18 +171,7 @@ pub(super) async fn look<'a>(
 
 /// The version that answers all that no other one does.
 pub(super) fn answers(service: &InferenceService, context: &Context) -> Option<ServedVersion> {
-    let (namespace, uid) = (
-        service.namespace().unwrap_or_default(),
-        service.uid().unwrap_or_default(),
-    );
-    let map = context
-        .caches
-        .config_maps
-        .get(&namespace, &assignment::name(&service.name_any()));
-    let cached = map
-        .filter(|map| is_controlled_by(&map.metadata, &uid))
-        .and_then(|map| assignment::read(&map));
-    context.assignments.newest(&uid, cached)?.serving().cloned()
+    newest_assignment(service, context)?.serving().cloned()
 }
 
 /// What a pod counted; `None` where it does not say.

@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod build;
 pub mod drift;
+mod follow;
 mod memo;
 pub mod observe;
 mod recovery;

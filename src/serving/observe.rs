@@ -147,8 +147,6 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
     let replicas = deployment.as_ref().and_then(|d| d.spec.as_ref()?.replicas);
     let size = size(service, replicas, context);
     let config_maps = caches.config_maps.owned(&namespace, &uid);
-    let assignment_map = assignment::name(&name);
-    let cached = config_maps.iter().find(|map| map.name_any() == assignment_map);
     let scheduling: Vec<_> = pods.iter().map(|p| p.scheduling.clone()).collect();
     let class = &service.spec.accelerator.class;
     // An unknown class is found by build.
@@ -159,10 +157,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
     Observed {
         version: version_view(version.as_deref()),
         artifact: version.as_ref().map(|v| v.spec.artifact.clone()),
-        rejected: version.as_ref().and_then(|v| {
-            let uid = v.uid().unwrap_or_default();
-            context.assignments.rejected(&uid, rejection::read(v))
-        }),
+        rejected: version.as_ref().and_then(|v| rejected(v, context)),
         model_version: version,
         others: others
             .iter()
@@ -177,9 +172,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
             .get(&namespace, &name)
             .is_some_and(|s| is_controlled_by(&s.metadata, &uid)),
         deployment,
-        assignment: context
-            .assignments
-            .newest(&uid, cached.and_then(|map| assignment::read(map))),
+        assignment: newest_assignment(service, context),
         pods,
         pod_objects,
         leaving,
@@ -195,6 +188,28 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
         config_maps,
         replica_sets,
     }
+}
+
+/// What pods are told to hold and answer with: as the cache has it, or as it was written since.
+pub(super) fn newest_assignment(service: &InferenceService, context: &Context) -> Option<Assignment> {
+    let (namespace, uid) = (
+        service.namespace().unwrap_or_default(),
+        service.uid().unwrap_or_default(),
+    );
+    let map = context
+        .caches
+        .config_maps
+        .get(&namespace, &assignment::name(&service.name_any()));
+    let cached = map
+        .filter(|map| is_controlled_by(&map.metadata, &uid))
+        .and_then(|map| assignment::read(&map));
+    context.assignments.newest(&uid, cached)
+}
+
+/// Why a version was rejected, where it was.
+pub(super) fn rejected(version: &ModelVersion, context: &Context) -> Option<String> {
+    let uid = version.uid().unwrap_or_default();
+    context.assignments.rejected(&uid, rejection::read(version))
 }
 
 fn version_view(version: Option<&ModelVersion>) -> VersionView {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use flywheel_api::conditions::{Desired, Status, find, reasons, types};
-use flywheel_api::names::{ANNOTATION_CAUSE, LABEL_RETRAINS, is_controlled_by};
+use flywheel_api::conditions::{Desired, Status, find, is_true, reasons, types};
+use flywheel_api::names::{ANNOTATION_CAUSE, LABEL_RETRAINS};
 use flywheel_api::retraining::RetrainingStatus;
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use flywheel_contract::serving::Assignment;
@@ -15,6 +15,7 @@ use kube::ResourceExt as _;
 
 use super::build::retraining;
 use super::drift::answers;
+use super::observe::rejected;
 use super::rejection;
 use super::report::said_before;
 use crate::context::Context;
@@ -54,18 +55,13 @@ fn candidates(service: &InferenceService, context: &Context) -> Vec<Candidate> {
                 name: version.name_any(),
                 number: version.spec.version,
                 promotable: mine || says(version, types::PROMOTABLE) == Some(true),
-                rejected: rejected(version, context) && !elsewhere,
+                rejected: rejected(version, context).is_some() && !elsewhere,
             }
         })
         .collect()
 }
 
-fn rejected(version: &ModelVersion, context: &Context) -> bool {
-    let uid = version.uid().unwrap_or_default();
-    context.assignments.rejected(&uid, rejection::read(version)).is_some()
-}
-
-/// What a condition about the present spec says; none where it is unknown.
+/// What a condition says; none where it is unknown.
 fn says(version: &ModelVersion, kind: &str) -> Option<bool> {
     let condition = find(&version.status.as_ref()?.conditions, kind)?;
     match condition.status.as_str() {
@@ -138,11 +134,10 @@ pub async fn retrain(
         service.namespace().unwrap_or_default(),
         service.uid().unwrap_or_default(),
     );
-    let jobs = context.caches.training_jobs.list(&namespace, |job| {
-        job.labels().get(LABEL_RETRAINS) == Some(&service.name_any()) && is_controlled_by(&job.metadata, &uid)
-    });
+    let jobs = context.caches.training_jobs.owned(&namespace, &uid);
     let mut made: Vec<(Made, Arc<TrainingJob>)> = jobs
         .into_iter()
+        .filter(|job| job.labels().get(LABEL_RETRAINS) == Some(&service.name_any()))
         .filter_map(|job| Some((self::made(&job, service, assignment, context)?, job)))
         .collect();
     made.sort_by_key(|(made, _)| made.number);
@@ -220,10 +215,9 @@ fn made(
         .as_ref()
         .map(|status| status.conditions.as_slice())
         .unwrap_or_default();
-    let holds = |kind| find(conditions, kind).is_some_and(|condition| condition.status == "True");
-    let outcome = if holds(types::FAILED) {
+    let outcome = if is_true(conditions, types::FAILED) {
         Outcome::Failed
-    } else if holds(types::COMPLETE) {
+    } else if is_true(conditions, types::COMPLETE) {
         let result = job.status.as_ref().and_then(|status| status.result.as_ref());
         let name = result.map(|result| result.model_version.clone()).unwrap_or_default();
         let ended = find(conditions, types::COMPLETE).map(|condition| condition.last_transition_time.0);
@@ -270,7 +264,7 @@ fn fate(
     let failed = [types::VERIFIED, types::PROMOTABLE]
         .iter()
         .any(|kind| says(&made, kind) == Some(false));
-    if failed || excluded || rejected(&made, context) {
+    if failed || excluded || rejected(&made, context).is_some() {
         Fate::Refused
     } else {
         Fate::Open

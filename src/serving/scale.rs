@@ -16,13 +16,14 @@ use flywheel_contract::serving::{Load, Stats};
 use flywheel_policy::serving::Stage;
 use flywheel_policy::serving::scale::{Decision, Goal, Look, ReadyPod, Said, Scaler, Shown, StartingPod};
 use flywheel_policy::training::attempt::is_out_of_contact;
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use tokio::sync::{Semaphore, watch};
 
+use super::follow::Rounds;
 use super::observe::Pods;
 use crate::admin::Beats;
 use crate::cluster::nodes::{address, node_of};
@@ -35,10 +36,14 @@ const IN_CHANGE: Duration = Duration::from_secs(1);
 const STEADY: Duration = Duration::from_secs(2);
 /// Pods of one service that are asked in one look. Of more, others are asked each time.
 const ASKED: usize = 64;
-/// Pods that are asked at once, of all services: this bounds the operator's connections.
-const ASKED_AT_ONCE: usize = 256;
-/// Services that are looked at at once.
-const SERVICES_AT_ONCE: usize = 64;
+/// So many pods at once bound the operator's connections.
+const ROUNDS: Rounds = Rounds {
+    name: "scale",
+    // Often enough to be in time for `IN_CHANGE`.
+    tick: Duration::from_millis(250),
+    services_at_once: 64,
+    asked_at_once: 256,
+};
 /// Decisions that are kept for the status.
 const DECISIONS: usize = 10;
 
@@ -200,30 +205,19 @@ impl ScaleMemo {
 pub async fn follow_load(
     context: Arc<Context>,
     beats: Beats,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
     changed: impl Fn(&str, &str),
 ) {
-    const NAME: &str = "scale";
-    let asked = Semaphore::new(ASKED_AT_ONCE);
-    let mut tick = tokio::time::interval(IN_CHANGE / 4);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            _ = stop.wait_for(|stop| *stop) => break,
-        }
-        beats.beat(NAME);
-        let services = context.caches.inference_services.all(|s| s.spec.replicas > 0);
-        // In a list first: a lazy iterator of futures ties lifetimes so that no caller can be sent between threads.
-        let looks: Vec<_> = services.iter().map(|service| look(service, &asked, &context)).collect();
-        let mut looks = stream::iter(looks).buffer_unordered(SERVICES_AT_ONCE);
-        while let Some(of) = looks.next().await {
-            if let Some(service) = of {
-                changed(&service.namespace().unwrap_or_default(), &service.name_any());
-            }
-        }
-    }
-    beats.ended(NAME);
+    ROUNDS
+        .follow(
+            context,
+            beats,
+            stop,
+            |service| service.spec.replicas > 0,
+            |service, asked, context| look(service, asked, context).boxed(),
+            changed,
+        )
+        .await;
 }
 
 /// Looks at a service if it is time; the service, where something about it is to change.
@@ -236,7 +230,7 @@ pub(super) async fn look<'a>(
     let pods = Pods::of(service, context);
     let (ready, others): (Vec<_>, Vec<_>) = pods.pods.iter().partition(|(view, _)| view.stage == Stage::Ready);
     let count = ready.len();
-    // In a list first, as above.
+    // In a list first, as services are.
     let mut answers = Vec::with_capacity(count);
     for (index, (_, pod)) in ready.iter().enumerate() {
         answers.push(ready_pod(pod, in_turn(index, turn, count), asked, context));
