@@ -138,6 +138,26 @@ pub fn describe(kind: &str, namespace: &str, name: &str) -> impl Fn() -> String 
     }
 }
 
+/// The TrainingJob, once it is complete; it must not fail.
+pub fn trained(namespace: &str, name: &str, limit: Duration) -> Value {
+    wait(
+        "the training is complete",
+        limit,
+        describe("tj", namespace, name),
+        || {
+            let job = get("tj", namespace, name)?;
+            assert_ne!(
+                condition(&job, "Failed").map(|c| c.0),
+                Some("True"),
+                "{}",
+                job["status"]
+            );
+            condition(&job, "Complete").filter(|c| c.0 == "True")?;
+            Some(job)
+        },
+    )
+}
+
 /// Status code and body of the answer to a `POST` of JSON.
 pub fn predict(address: &str, body: &Value) -> (u16, Value) {
     let text = run(

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{apply, condition, describe, get, kubectl, list, need, object_store, predict, root, wait};
+use crate::cluster::{
+    apply, condition, describe, get, kubectl, list, need, object_store, predict, root, trained, wait,
+};
 use crate::{rollout, scaling};
 
 #[test]
@@ -67,22 +69,7 @@ fn the_examples_train_a_model_and_serve_it() {
                 .or_else(|| condition(&job, "Complete").filter(|c| c.0 == "True").map(|_| ()))
         },
     );
-    let job = wait(
-        "the training is complete",
-        Duration::from_secs(1200),
-        describe("tj", "intent", "intent"),
-        || {
-            let job = get("tj", "intent", "intent")?;
-            assert_ne!(
-                condition(&job, "Failed").map(|c| c.0),
-                Some("True"),
-                "{}",
-                job["status"]
-            );
-            condition(&job, "Complete").filter(|c| c.0 == "True")?;
-            Some(job)
-        },
-    );
+    let job = trained("intent", "intent", Duration::from_secs(1200));
     assert_eq!(
         job["status"]["device"], "Cpu",
         "the status says that the GPU is simulated"

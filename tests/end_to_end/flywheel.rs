@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    apply, bucket, cluster_ip, condition, delete_namespace, describe, get, list, need, object_store, predict, wait,
+    apply, bucket, cluster_ip, condition, delete_namespace, describe, get, list, need, object_store, predict, trained,
+    wait,
 };
 
 const NAMESPACE: &str = "learning";
@@ -223,24 +224,7 @@ fn prepare() {
 #[test]
 fn the_loop_learns_what_it_did_not_know() {
     prepare();
-    let trained = |name: &str| {
-        wait(
-            "the training is complete",
-            TRAINING,
-            describe("tj", NAMESPACE, name),
-            || {
-                let job = get("tj", NAMESPACE, name)?;
-                assert_ne!(
-                    condition(&job, "Failed").map(|c| c.0),
-                    Some("True"),
-                    "{}",
-                    job["status"]
-                );
-                condition(&job, "Complete").filter(|c| c.0 == "True")?;
-                Some(job)
-            },
-        )
-    };
+    let trained = |name: &str| trained(NAMESPACE, name, TRAINING);
     trained(NAME);
     until("two pods answer with the first version", SOON, |service| {
         service["status"]["pods"] == "2/2" && reason(service, "DriftDetected") == "CollectingReference"
