@@ -373,6 +373,7 @@ async fn serve(client: Client, namespace: String) -> (String, tokio::task::JoinH
                 state: LoadState::Ready,
                 precision: Some(Precision::Float32),
                 agreement: None,
+                likeness: None,
                 failure: None,
                 crash: None,
                 figures: None,

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::pod::KeyReference;
 
+/// Pattern of shares, 0 to 1.
+pub(crate) const SHARE: &str = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$";
+
 /// Lets clients say at `POST /feedback` what would have been right. Each prediction's `request_id` is a receipt then, which only
 /// the service's own pods can make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -26,7 +29,7 @@ pub struct Feedback {
     pub uri: Option<Uri>,
     /// Share of the predictions whose texts are kept, 0 to 1, chosen at random.
     #[serde(default = "default_rate")]
-    #[schemars(extend("pattern" = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"))]
+    #[schemars(extend("pattern" = SHARE))]
     pub sample_rate: Decimal,
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::drift::{Drift, DriftStatus};
 use crate::feedback::Feedback;
+use crate::feedback::SHARE;
 use crate::pod::{Accelerator, Image, LocalReference, PodSettings, Resources, Storage};
 use crate::recovery::{RecoveryStatus, ServiceRecovery};
 use crate::retraining::{AutoUpdate, Retrain, RetrainingStatus};
@@ -205,7 +206,7 @@ pub struct Rollout {
     pub analysis: Option<Analysis>,
 }
 
-/// How the figures of a version that comes are judged, as soon as it has answered the step's `minRequests` (100 where it has
+/// How the figures of a version that comes are judged: its agreement as soon as a pod has loaded it, the others as soon as it has answered the step's `minRequests` (100 where it has
 /// none). Both versions' figures are those since the version came. A version that is not worse than allowed is rejected by chance
 /// with a probability of at most about 0.01 for each figure and rollout, however often they are looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -219,6 +220,11 @@ pub struct Analysis {
     #[serde(default = "default_compute_time")]
     #[schemars(range(min = 0, max = 10_000))]
     pub max_compute_time_increase_percent: i32,
+    /// Smallest share of the texts in the evaluation sample of the version before to which the new one gives the label that that one
+    /// gives, 0 to 1. Not judged where the sample has fewer than 30 texts, or is not in the artifact.
+    #[serde(default = "default_agreement")]
+    #[schemars(extend("pattern" = SHARE))]
+    pub min_agreement: Decimal,
     /// Smallest difference of the accuracies that `feedback` tells, the new version's less that of the one before. Needs
     /// `minSamples` of both.
     #[serde(default = "default_accuracy")]
@@ -235,6 +241,9 @@ fn default_errors() -> Decimal {
 }
 fn default_compute_time() -> i32 {
     20
+}
+fn default_agreement() -> Decimal {
+    Decimal::from("0.8")
 }
 fn default_accuracy() -> Decimal {
     Decimal::from("-0.01")

@@ -274,6 +274,10 @@ pub struct VersionStats {
     /// compare with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
+    /// How its answers compare with those of the version that answered when it was loaded: of versions that come by steps or get
+    /// copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub likeness: Option<Likeness>,
     /// Why the last try to load it failed, or why it is held back, while it is not loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -334,6 +338,16 @@ pub struct Agreement {
     /// Those that got the same label.
     #[schemars(with = "i32")]
     pub same: u32,
+}
+
+/// Answers of a version beside those of another one, in single precision, to the texts of the other one's evaluation sample.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Likeness {
+    /// Digest of the other one's artifact.
+    pub to: Digest,
+    /// Texts that got the label of the same name.
+    pub agreement: Agreement,
 }
 
 /// How far a version is in a pod.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::scalar::Precision;
-use flywheel_contract::serving::{Agreement, ServingLimits};
+use flywheel_contract::serving::{Agreement, Likeness, ServingLimits};
 use flywheel_wire::error::{ErrorReason, Refusal};
 use flywheel_wire::predict::{MAX_TEXTS, too_many_texts};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -24,6 +24,7 @@ pub(crate) struct Engine {
     labels: Vec<String>,
     precision: Precision,
     agreement: Option<Agreement>,
+    likeness: Option<Likeness>,
     encoder: Arc<dyn Encode>,
     queue: Arc<Queue>,
     pace: Arc<Pace>,
@@ -51,6 +52,7 @@ impl Engine {
             labels: version.labels,
             precision: version.precision,
             agreement: version.agreement,
+            likeness: version.likeness,
             encoder: version.encoder,
             queue: Arc::new(Queue::new(version.batch_tokens)),
             pace: Arc::new(Pace::new(version.batch_tokens)),
@@ -99,6 +101,11 @@ impl Engine {
     /// How its answers compare with those in single precision.
     pub fn agreement(&self) -> Option<Agreement> {
         self.agreement
+    }
+
+    /// How they compare with those of the version that answered when it was loaded.
+    pub fn likeness(&self) -> Option<&Likeness> {
+        self.likeness.as_ref()
     }
 
     /// What it did.

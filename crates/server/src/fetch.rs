@@ -36,6 +36,15 @@ pub(crate) struct Fetch<'a> {
     pub beside: bool,
 }
 
+fn cache(scratch: &Path) -> PathBuf {
+    scratch.join("artifacts")
+}
+
+/// Where the artifact with this digest is, once it is there.
+pub(crate) fn folder(scratch: &Path, digest: &Digest) -> PathBuf {
+    cache(scratch).join(digest.hex())
+}
+
 impl Fetch<'_> {
     /// The artifact's folder, every file of it checked, and its manifest.
     pub async fn run(&self) -> Result<(PathBuf, Manifest), Failure> {
@@ -63,8 +72,8 @@ impl Fetch<'_> {
     async fn once(&self) -> Result<(PathBuf, Manifest), Failure> {
         let failure = |e: flywheel_store::StoreError| e.failure(Purpose::Artifact);
         let store = Store::with_limits(self.storage, self.limits).map_err(failure)?;
-        let cache = self.scratch.join("artifacts");
-        let folder = cache.join(self.artifact.digest.hex());
+        let cache = cache(self.scratch);
+        let folder = folder(self.scratch, &self.artifact.digest);
         if let Some(manifest) = self.cached(&folder).await? {
             return Ok((folder, manifest));
         }
@@ -114,7 +123,7 @@ impl Fetch<'_> {
 /// Removes artifacts that nobody holds, but for the [`SPARE`] that were used last: they are what a way back needs.
 pub(crate) async fn tidy(scratch: &Path, held: impl Iterator<Item = &Digest>) {
     let held: Vec<&str> = held.map(Digest::hex).collect();
-    let Ok(mut entries) = tokio::fs::read_dir(scratch.join("artifacts")).await else {
+    let Ok(mut entries) = tokio::fs::read_dir(cache(scratch)).await else {
         return;
     };
     let mut spare = Vec::new();

@@ -11,6 +11,7 @@ use flywheel_contract::serving::{Assignment, LoadState, ServedVersion, ServingCo
 use tokio::sync::watch;
 
 use crate::app::App;
+use crate::load::Likened;
 use crate::marks::Crashes;
 use crate::run::Options;
 use crate::{config, fetch, load};
@@ -163,7 +164,15 @@ pub(crate) async fn follow(
                 continue;
             }
         }
-        let mut loading = pin!(load_one(app, config, options, &version, beside.then_some(&mark)));
+        let likened = likened(&now, &version, options);
+        let mut loading = pin!(load_one(
+            app,
+            config,
+            options,
+            &version,
+            beside.then_some(&mark),
+            likened
+        ));
         let outcome = loop {
             tokio::select! {
                 outcome = &mut loading => break outcome,
@@ -190,6 +199,18 @@ pub(crate) async fn follow(
     }
 }
 
+/// What a version's answers are compared with: those of the version that answers, where this one comes by steps or gets copies. One
+/// that all pods change over to at once is not to be waited for longer than need be.
+fn likened(assignment: &Assignment, version: &ServedVersion, options: &Options) -> Option<Likened> {
+    let comes = assignment.canary.as_ref().map(|canary| &canary.version) == Some(version);
+    let copied = assignment.mirror.as_ref().map(|mirror| &mirror.version) == Some(&version.name);
+    let stable = assignment.serving().filter(|stable| *stable != version)?;
+    (comes || copied).then(|| Likened {
+        folder: fetch::folder(&options.scratch, &stable.artifact.digest),
+        digest: stable.artifact.digest.clone(),
+    })
+}
+
 /// Loads a version, beside another one where there is a `mark`.
 async fn load_one(
     app: &App,
@@ -197,6 +218,7 @@ async fn load_one(
     options: &Options,
     version: &ServedVersion,
     mark: Option<&Mark>,
+    likened: Option<Likened>,
 ) -> Result<(), Failure> {
     let since = Instant::now();
     app.versions.set(version, LoadState::Downloading);
@@ -205,7 +227,7 @@ async fn load_one(
     if let Some(mark) = mark {
         mark.set(version).await;
     }
-    let outcome = match load::build(config, fetched, mark.is_some()).await {
+    let outcome = match load::build(config, fetched, mark.is_some(), likened).await {
         Ok(loaded) => app.install(version.clone(), loaded, since).await,
         Err(failure) => Err(failure),
     };

@@ -10,11 +10,12 @@ use flywheel_contract::artifact::{
 };
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::profile::{Answer, DataProfile, most_probable};
-use flywheel_contract::scalar::{Device, Precision};
-use flywheel_contract::serving::{Agreement, ServedVersion, ServingConfig};
+use flywheel_contract::scalar::{Device, Digest, Precision};
+use flywheel_contract::serving::{Agreement, Likeness, ServedVersion, ServingConfig};
 use flywheel_data::TextTokenizer;
 use flywheel_learn::device::TensorDevice;
 use flywheel_learn::{Classifier, device, precision};
+use flywheel_store::{Purpose, manifest_of_folder};
 
 use crate::agreement::Seen;
 use crate::apart::apart;
@@ -77,14 +78,28 @@ pub(crate) async fn fetch(
     Ok(Fetched { folder, manifest })
 }
 
-/// Builds it. `beside`: as of [`fetch`].
-pub(crate) async fn build(config: &ServingConfig, fetched: Fetched, beside: bool) -> Result<LoadedVersion, Failure> {
+/// Builds it. `beside`: as of [`fetch`]. `likened`: the version whose answers its own are compared with, which is in the cache.
+pub(crate) async fn build(
+    config: &ServingConfig,
+    fetched: Fetched,
+    beside: bool,
+    likened: Option<Likened>,
+) -> Result<LoadedVersion, Failure> {
     let (device, wanted) = (config.device, config.precision);
     let Fetched { folder, manifest } = fetched;
     if beside && device == Device::Cpu {
         fits(&manifest.files, memory::left())?;
     }
-    apart(beside, move || network(&folder, &manifest, device, wanted)).await
+    apart(beside, move || {
+        network(&folder, &manifest, device, wanted, likened.as_ref())
+    })
+    .await
+}
+
+/// A version in the cache whose answers another one's are compared with.
+pub(crate) struct Likened {
+    pub folder: PathBuf,
+    pub digest: Digest,
 }
 
 /// Whether a version can be loaded beside another one: an end for lack of memory would take that one along.
@@ -108,7 +123,13 @@ fn fits(files: &[ManifestFile], left: Option<u64>) -> Result<(), Failure> {
     }
 }
 
-fn network(folder: &Path, manifest: &Manifest, device: Device, wanted: Precision) -> Result<LoadedVersion, Failure> {
+fn network(
+    folder: &Path,
+    manifest: &Manifest,
+    device: Device,
+    wanted: Precision,
+    likened: Option<&Likened>,
+) -> Result<LoadedVersion, Failure> {
     let (workers, batch_tokens) = match device {
         // A core computes one batch at a time; more threads would only share it. Larger batches compute no faster per row
         // there, and make those behind them wait.
@@ -139,6 +160,7 @@ fn network(folder: &Path, manifest: &Manifest, device: Device, wanted: Precision
         same = network.agreement.map(|a| a.same),
         "labels of the evaluation sample compared with those in single precision"
     );
+    let likeness = likened.and_then(|other| network.likeness(other, &manifest.labels));
     // A text that any tokenizer can read; the worker's known rows are made of it.
     let known = network.tokenizer.encode("warm up").map_err(Failure::from)?.ids;
     let lengths = WARM_UP_LENGTHS.map(|length| length.min(network.max_length));
@@ -158,6 +180,7 @@ fn network(folder: &Path, manifest: &Manifest, device: Device, wanted: Precision
         encoder: Arc::new(Tokenizer(network.tokenizer)),
         precision: network.precision,
         agreement: network.agreement,
+        likeness,
         profile,
         batch_tokens,
         models,
@@ -180,6 +203,19 @@ fn profile(folder: &Path, manifest: &Manifest) -> Result<DataProfile, Failure> {
 fn length_of(manifest: &Manifest, name: &str) -> Option<u64> {
     let file = manifest.files.iter().find(|file| file.name == name);
     file.map(|file| file.length)
+}
+
+/// The evaluation sample, a file of so many bytes, of a model of so many labels.
+fn sample(folder: &Path, length: u64, labels: usize) -> Result<EvaluationSample, Failure> {
+    let invalid = |why: String| invalid(EVALUATION_SAMPLE_FILE, why);
+    let bytes = small_file(folder, EVALUATION_SAMPLE_FILE, length, MAX_SAMPLE_BYTES)?;
+    // Its words would name texts.
+    let sample: EvaluationSample =
+        serde_json::from_slice(&bytes).map_err(|e| invalid(format!("broken JSON at line {}", e.line())))?;
+    if sample.items.iter().any(|item| item.probabilities.len() != labels) {
+        return Err(invalid("its answers have other labels than the manifest".to_owned()));
+    }
+    Ok(sample)
 }
 
 /// Content of a file of the artifact that has `length` bytes by its manifest and may have at most `most`.
@@ -243,14 +279,43 @@ impl Network {
 
     /// Answers the texts of the evaluation sample, a file of so many bytes, for a model of so many labels.
     fn compare(&self, folder: &Path, length: u64, labels: usize) -> Result<Agreement, Failure> {
-        let invalid = |why: String| invalid(EVALUATION_SAMPLE_FILE, why);
-        let bytes = small_file(folder, EVALUATION_SAMPLE_FILE, length, MAX_SAMPLE_BYTES)?;
-        // Its words would name texts.
-        let sample: EvaluationSample =
-            serde_json::from_slice(&bytes).map_err(|e| invalid(format!("broken JSON at line {}", e.line())))?;
-        if sample.items.iter().any(|item| item.probabilities.len() != labels) {
-            return Err(invalid("its answers have other labels than the manifest".to_owned()));
-        }
+        self.answer(&sample(folder, length, labels)?, |ours, theirs| ours == theirs)
+    }
+
+    /// Answers the texts of another version's evaluation sample. `None` where it has none, or cannot be read: that says nothing
+    /// against this version.
+    fn likeness(&self, other: &Likened, labels: &[String]) -> Option<Likeness> {
+        let compared = || {
+            let theirs = manifest_of_folder(&other.folder, &other.digest).map_err(|e| e.failure(Purpose::Artifact))?;
+            let Some(length) = length_of(&theirs, EVALUATION_SAMPLE_FILE) else {
+                return Ok(None);
+            };
+            let sample = sample(&other.folder, length, theirs.labels.len())?;
+            self.answer(&sample, |ours, answered| {
+                labels.get(ours) == theirs.labels.get(answered)
+            })
+            .map(Some)
+        };
+        let agreement = compared().unwrap_or_else(|failure: Failure| {
+            tracing::warn!(
+                message = failure.message,
+                "the version that answers has no sample that can be answered"
+            );
+            None
+        })?;
+        tracing::info!(
+            agreement.texts,
+            agreement.same,
+            "labels compared with those of the version that answers"
+        );
+        Some(Likeness {
+            to: other.digest.clone(),
+            agreement,
+        })
+    }
+
+    /// Answers the texts of a sample. `agree`: whether two classes are the same, this model's and the sample's.
+    fn answer(&self, sample: &EvaluationSample, agree: impl Fn(usize, usize) -> bool) -> Result<Agreement, Failure> {
         device::set_threads(1);
         let label = |probabilities: &[f32]| most_probable(probabilities).map(|(label, _)| label);
         let mut same = 0;
@@ -263,7 +328,10 @@ impl Network {
             same += items
                 .iter()
                 .zip(&answers)
-                .filter(|(item, answer)| label(answer) == label(&item.probabilities))
+                .filter(|(item, answer)| match (label(answer), label(&item.probabilities)) {
+                    (Some(ours), Some(theirs)) => agree(ours, theirs),
+                    _ => false,
+                })
                 .count();
         }
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

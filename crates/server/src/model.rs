@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flywheel_contract::failure::Failure;
 use flywheel_contract::profile::{Answer, DataProfile};
 use flywheel_contract::scalar::Precision;
-use flywheel_contract::serving::Agreement;
+use flywheel_contract::serving::{Agreement, Likeness};
 
 /// Turns texts into token ids; shared by many threads.
 pub trait Encode: Send + Sync {
@@ -43,6 +43,8 @@ pub struct LoadedVersion {
     pub precision: Precision,
     /// How its answers compare with those in single precision, if it came with some.
     pub agreement: Option<Agreement>,
+    /// How they compare with those of the version that answers, where that was asked for.
+    pub likeness: Option<Likeness>,
     /// Its data profile, in whose bins live traffic is counted.
     pub profile: DataProfile,
     /// Most tokens that are computed together; a single text may have more.

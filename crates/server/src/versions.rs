@@ -381,6 +381,7 @@ impl Versions {
                 state: held.state,
                 precision: engine.map(Engine::precision),
                 agreement: engine.and_then(Engine::agreement),
+                likeness: engine.and_then(Engine::likeness).cloned(),
                 failure: held.failure.clone(),
                 crash: held.crash.clone(),
                 figures: engine.map(|engine| engine.figures().told()),

@@ -16,10 +16,12 @@ use std::time::Duration;
 
 use common::{Connection, counted, get, post, predict, until, with_headers};
 use fixture::{Artifact, Behaviour, LABELS, Setup, Storage};
-use flywheel_contract::artifact::{DATA_PROFILE_FILE, WEIGHTS_FILE};
+use flywheel_contract::artifact::{DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, WEIGHTS_FILE};
 use flywheel_contract::failure::FailureReason;
-use flywheel_contract::profile::{DataProfile, PROJECTIONS};
-use flywheel_contract::serving::{Assignment, Canary, Cleared, Crash, LoadState, Mirror, ServedVersion, Stats};
+use flywheel_contract::profile::{DataProfile, PROJECTIONS, most_probable};
+use flywheel_contract::serving::{
+    Agreement, Assignment, Canary, Cleared, Crash, Likeness, LoadState, Mirror, ServedVersion, Stats,
+};
 use flywheel_contract::split::Split;
 use process::{Program, assert_fails};
 use rustix::process::Signal;
@@ -488,6 +490,88 @@ fn a_canary_answers_in_its_pods_and_nowhere_else() {
         (another.stats().generation == 3).then_some(())
     });
     assert_eq!(another.stats().versions.len(), 1);
+}
+
+/// What comes by steps is asked what the version before was measured with; labels are the same where their names are.
+#[test]
+fn a_canary_is_compared_with_the_version_that_answers() {
+    let mut two = Two::new();
+    let texts: Vec<String> = (0..40).map(|n| format!("{TEXT} {}", "please ".repeat(n))).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    two.one.add_sample(&texts, 0);
+    let mut other_names = LABELS;
+    other_names.rotate_left(1);
+    two.two.name_labels(&other_names);
+    let names = |artifact: &Artifact, labels: [&'static str; 4]| -> Vec<&str> {
+        let answers = artifact.direct(&texts);
+        let best = answers.iter().map(|answer| most_probable(answer).unwrap().0);
+        best.map(|class| labels[class]).collect()
+    };
+    let (before, now) = (names(&two.one, LABELS), names(&two.two, other_names));
+    let same = before.iter().zip(&now).filter(|(before, now)| before == now).count();
+    let (one, other) = two.versions();
+    let canary = Assignment {
+        canary: Some(Canary {
+            version: other.clone(),
+            step: 0,
+            since: None,
+            pods: [("mine".to_owned(), 100)].into(),
+        }),
+        ..assignment(1, "intent-v1", &[&one])
+    };
+    let copied = Assignment {
+        mirror: Some(Mirror {
+            version: "intent-v2".to_owned(),
+            percent: 1,
+        }),
+        ..assignment(1, "intent-v1", &[&one, &other])
+    };
+    let beside = assignment(1, "intent-v1", &[&one, &other]);
+    for (case, assignment, compared) in [
+        ("by steps", canary.clone(), true),
+        ("copies", copied, true),
+        ("at once", beside, false),
+    ] {
+        let setup = Setup {
+            assignment,
+            ..two.setup()
+        };
+        let mut program = Program::serve_as("mine", &setup, None);
+        program.wait_ready();
+        let told = until("both are held", || {
+            let stats = program.stats();
+            (state(&stats, "intent-v2") == Some(LoadState::Ready)).then_some(stats.versions)
+        });
+        assert_eq!(told[0].likeness, None, "{case}: with itself");
+        let expected = compared.then(|| Likeness {
+            to: one.artifact.digest.clone(),
+            agreement: Agreement {
+                texts: 40,
+                same: same as u32,
+            },
+        });
+        assert_eq!(told[1].likeness, expected, "{case}");
+    }
+
+    // A version without a sample, or with one that cannot be read, has nothing to compare with, and that holds nobody back.
+    two.one.damage(EVALUATION_SAMPLE_FILE, |bytes| bytes.truncate(9));
+    two.one
+        .describe(|manifest| manifest.files.retain(|file| file.name != EVALUATION_SAMPLE_FILE));
+    let (one, _) = two.versions();
+    let setup = Setup {
+        assignment: Assignment {
+            versions: vec![one],
+            ..canary
+        },
+        ..two.setup()
+    };
+    let mut program = Program::serve_as("mine", &setup, None);
+    program.wait_ready();
+    until("both are held", || {
+        let stats = program.stats();
+        let loaded = state(&stats, "intent-v2") == Some(LoadState::Ready);
+        loaded.then(|| assert_eq!(stats.versions[1].likeness, None))
+    });
 }
 
 #[test]

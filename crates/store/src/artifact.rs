@@ -122,12 +122,25 @@ impl Store {
 /// # Errors
 /// [`StoreError::Disk`], [`StoreError::Digest`], [`StoreError::Manifest`].
 pub fn check_folder(folder: &Path, digest: &Digest) -> Result<Manifest> {
-    let at = |name: &str| Uri(format!("file://{}", folder.join(name).display()));
+    let manifest = manifest_of_folder(folder, digest)?;
+    for file in &manifest.files {
+        let path = folder.join(&file.name);
+        let fetched = hash_here(&path).map_err(disk("read", &path));
+        check(&local(folder, &file.name), file, fetched)?;
+    }
+    Ok(manifest)
+}
+
+/// The manifest of a local artifact, checked against the digest; its files are not looked at.
+///
+/// # Errors
+/// [`StoreError::Disk`], [`StoreError::Digest`], [`StoreError::Manifest`].
+pub fn manifest_of_folder(folder: &Path, digest: &Digest) -> Result<Manifest> {
     let path = folder.join(MANIFEST_FILE);
     let mut bytes = Vec::new();
     let manifest = File::open(&path).and_then(|file| file.take(MANIFEST_MAX_BYTES + 1).read_to_end(&mut bytes));
     manifest.map_err(disk("read", &path))?;
-    let uri = at(MANIFEST_FILE);
+    let uri = local(folder, MANIFEST_FILE);
     let found = digest_of(&bytes);
     if found != *digest {
         return Err(StoreError::Digest {
@@ -135,13 +148,11 @@ pub fn check_folder(folder: &Path, digest: &Digest) -> Result<Manifest> {
             problem: format!("its digest is {found}, not {digest}"),
         });
     }
-    let manifest = parse(&uri, &bytes)?;
-    for file in &manifest.files {
-        let path = folder.join(&file.name);
-        let fetched = hash_here(&path).map_err(disk("read", &path));
-        check(&at(&file.name), file, fetched)?;
-    }
-    Ok(manifest)
+    parse(&uri, &bytes)
+}
+
+fn local(folder: &Path, name: &str) -> Uri {
+    Uri(format!("file://{}", folder.join(name).display()))
 }
 
 /// Describes a local file for a manifest.

@@ -20,7 +20,7 @@ use std::time::Duration;
 use flywheel_contract::storage::StorageSettings;
 use object_store::{Certificate, ObjectStore};
 
-pub use artifact::{check_folder, describe};
+pub use artifact::{check_folder, describe, manifest_of_folder};
 pub use error::{Purpose, Result, StoreError};
 pub use lineage::Lineage;
 use transfer::Traffic;

@@ -81,6 +81,7 @@ async fn stats(State(pods): State<Arc<Pods>>, headers: HeaderMap) -> Json<Stats>
             state: LoadState::Ready,
             precision: Some(Precision::Float32),
             agreement: None,
+            likeness: None,
             failure: None,
             crash: None,
             figures: None,

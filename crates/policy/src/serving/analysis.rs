@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use flywheel_api::inference_service::{Analysis, RolloutStep};
 use flywheel_contract::scalar::Digest;
-use flywheel_contract::serving::{ServedVersion, VersionFigures};
+use flywheel_contract::serving::{Agreement, ServedVersion, VersionFigures};
 
 use super::update::PodSays;
 
@@ -12,6 +12,8 @@ use super::update::PodSays;
 const MIN_REQUESTS: u64 = 100;
 /// Batches of one text of each version from which on their times are compared.
 const MIN_ALONE: u64 = 30;
+/// Texts of a sample from which on answers to it are compared.
+const MIN_SAMPLE: u32 = 30;
 /// Probability that a version that is not worse than allowed is ever rejected by one of these figures, however often somebody looks.
 const LEVEL: f64 = 0.01;
 
@@ -46,6 +48,16 @@ pub struct Figures {
     pub stable_beside: VersionFigures,
     /// The one that comes.
     pub canary: VersionFigures,
+}
+
+/// How the version that comes answers the evaluation sample of the one that answers, as the pods say; where they differ (kinds of
+/// processors may), the least good.
+#[must_use]
+pub fn likeness(canary: &ServedVersion, stable: &ServedVersion, pods: &[PodSays]) -> Option<Agreement> {
+    let told = pods.iter().filter_map(|pod| pod.version(canary)?.likeness.as_ref());
+    let told = told.filter(|likeness| likeness.to == stable.artifact.digest);
+    told.map(|likeness| likeness.agreement)
+        .min_by(|a, b| share(a.same.into(), a.texts.into()).total_cmp(&share(b.same.into(), b.texts.into())))
 }
 
 impl Watch {
@@ -143,13 +155,14 @@ pub enum Opinion {
     Bad(String),
 }
 
-/// Judges a version by its figures. `feedback`: clients tell what would have been right; `last`: the step is the last one.
+/// Judges a version by its figures and its `likeness` to the one that answers. `feedback`: clients tell what would have been right; `last`: the step is the last one.
 #[must_use]
 #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 pub fn judge(
     analysis: Option<&Analysis>,
     step: &RolloutStep,
     figures: &Figures,
+    likeness: Option<Agreement>,
     feedback: bool,
     last: bool,
 ) -> Opinion {
@@ -161,6 +174,10 @@ pub fn judge(
     let asked = step.min_requests.and_then(|n| u64::try_from(n).ok());
     let done = canary.texts + canary.failed;
     if let Some(analysis) = analysis {
+        // It takes no traffic.
+        if let Some(bad) = likeness.and_then(|likeness| unlike(analysis, likeness)) {
+            return Opinion::Bad(bad);
+        }
         if done >= asked.unwrap_or(MIN_REQUESTS)
             && let Some(bad) = errors(analysis, stable, canary).or_else(|| times(analysis, stable_beside, canary))
         {
@@ -197,6 +214,18 @@ fn share(part: u64, whole: u64) -> f64 {
 fn variance_of_share(part: u64, whole: u64) -> f64 {
     let share = (part as f64 + 1.0) / (whole as f64 + 2.0);
     share * (1.0 - share) / whole.max(1) as f64
+}
+
+/// It answers too many of the texts that the version before was measured with in another way.
+fn unlike(analysis: &Analysis, likeness: Agreement) -> Option<String> {
+    let Agreement { texts, same } = likeness;
+    let allowed = analysis.min_agreement.value()?;
+    (texts >= MIN_SAMPLE && share(same.into(), texts.into()) < allowed).then(|| {
+        format!(
+            "it gives {same} of the {texts} texts in the evaluation sample of the version before the label that that one gives, and \
+             analysis.minAgreement is {allowed}"
+        )
+    })
 }
 
 /// More failures than the version before has and the spec allows, and not by chance.
@@ -285,6 +314,7 @@ mod tests {
         Analysis {
             max_error_rate_increase: Decimal::from("0.01"),
             max_compute_time_increase_percent: 20,
+            min_agreement: Decimal::from("0.9"),
             min_accuracy_delta: Decimal::from("-0.01"),
             min_samples: 100,
         }
@@ -320,7 +350,7 @@ mod tests {
             stable_beside: stable,
             canary,
         };
-        match judge(Some(&analysis()), &step(min_requests), &figures, feedback, last) {
+        match judge(Some(&analysis()), &step(min_requests), &figures, None, feedback, last) {
             Opinion::Good => "good".to_owned(),
             Opinion::TooFew(why) => format!("too few: {why}"),
             Opinion::Bad(why) => why,
@@ -457,7 +487,8 @@ mod tests {
                 ..did(100)
             },
         };
-        assert_eq!(judge(None, &step(Some(10)), &bad, true, true), Opinion::Good);
+        let unlike = Some(Agreement { texts: 200, same: 0 });
+        assert_eq!(judge(None, &step(Some(10)), &bad, unlike, true, true), Opinion::Good);
     }
 
     #[test]
@@ -486,6 +517,7 @@ mod tests {
                         state: LoadState::Ready,
                         precision: None,
                         agreement: None,
+                        likeness: None,
                         failure: None,
                         crash: None,
                         figures: Some(*figures),

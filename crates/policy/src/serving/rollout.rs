@@ -168,7 +168,7 @@ pub fn roll(
     }
 
     let seen = Seen::of(begun, present, view.alive, pods);
-    let opinion = opinion(view, spec, begun);
+    let opinion = opinion(view, spec, begun, serving, pods);
     let approved = spec.approved_version.as_ref() == Some(&version.name);
     if approved {
         return last(wanted, present, begun, &seen, pods, (spec.steps.len(), spec.paused));
@@ -222,7 +222,13 @@ pub fn roll(
 }
 
 /// What the version's figures say of it, in the step that it is in.
-fn opinion(view: &RolloutView<'_>, spec: &Rollout, begun: Option<&Canary>) -> Opinion {
+fn opinion(
+    view: &RolloutView<'_>,
+    spec: &Rollout,
+    begun: Option<&Canary>,
+    serving: &ServedVersion,
+    pods: &[PodSays],
+) -> Opinion {
     let Some(begun) = begun else {
         return Opinion::Good;
     };
@@ -234,7 +240,8 @@ fn opinion(view: &RolloutView<'_>, spec: &Rollout, begun: Option<&Canary>) -> Op
     };
     // Before the pods said anything it did nothing.
     let figures = view.figures.unwrap_or_default();
-    match analysis::judge(spec.analysis.as_ref(), step, &figures, view.feedback, last) {
+    let likeness = analysis::likeness(&begun.version, serving, pods);
+    match analysis::judge(spec.analysis.as_ref(), step, &figures, likeness, view.feedback, last) {
         Opinion::TooFew(_) if at >= spec.steps.len() => Opinion::Good,
         opinion => opinion,
     }
@@ -423,7 +430,9 @@ fn last(
 mod tests {
     use flywheel_api::inference_service::Analysis;
     use flywheel_contract::SCHEMA_VERSION;
-    use flywheel_contract::serving::{Crash, LoadState, Mirror, Stats, VersionFigures, VersionStats};
+    use flywheel_contract::serving::{
+        Agreement, Crash, Likeness, LoadState, Mirror, Stats, VersionFigures, VersionStats,
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -477,6 +486,7 @@ mod tests {
         /// The pod that holds the canary back, and how its process ended.
         held_back: Option<(String, Crash, How)>,
         figures: Option<Figures>,
+        likeness: Option<Likeness>,
         feedback: bool,
     }
 
@@ -507,6 +517,7 @@ mod tests {
                 pods: (0..pods).map(|n| (format!("p{n:02}"), pod.clone())).collect(),
                 held_back: None,
                 figures: None,
+                likeness: None,
                 feedback: false,
             }
         }
@@ -521,6 +532,7 @@ mod tests {
             let held = self.held_back.as_ref().filter(|(pod, ..)| pod == name);
             let versions = follows.versions.iter().cloned().map(|served| {
                 let crash = held.filter(|_| served.name == "v2").map(|(_, crash, _)| crash.clone());
+                let likeness = self.likeness.clone().filter(|_| served.name == "v2");
                 VersionStats {
                     name: served.name,
                     digest: served.artifact.digest,
@@ -531,6 +543,7 @@ mod tests {
                     },
                     precision: None,
                     agreement: None,
+                    likeness,
                     failure: crash
                         .as_ref()
                         .map(|_| Failure::new(FailureReason::ExecutionCrashed, "ended")),
@@ -881,6 +894,30 @@ mod tests {
             assert_eq!((world.canary().len(), world.present.serve.as_str()), (0, "v1"));
             world.follow();
             assert_eq!(word(&world.look()), "rolled back");
+        }
+    }
+
+    #[test]
+    fn a_version_that_answers_otherwise_is_rejected_before_it_answered_much() {
+        let likeness = |to: &str, same| {
+            Some(Likeness {
+                to: version(to).artifact.digest,
+                agreement: Agreement { texts: 200, same },
+            })
+        };
+        let rows = [
+            ("a bit", likeness("v1", 160), "answering"),
+            ("too much", likeness("v1", 159), "reject"),
+            ("than a version that answered before", likeness("v0", 0), "answering"),
+            ("nobody asked", None, "answering"),
+        ];
+        for (case, likeness, expected) in rows {
+            let mut world = World::new(3, &[(5, 60)]);
+            world.spec.analysis = analysis();
+            world.look();
+            world.follow();
+            world.likeness = likeness;
+            assert_eq!(word(&world.look()), expected, "{case}");
         }
     }
 

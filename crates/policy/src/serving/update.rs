@@ -543,6 +543,7 @@ pub(super) mod tests {
                 state: *state,
                 precision: None,
                 agreement: None,
+                likeness: None,
                 failure: (*state == LoadState::Failed)
                     .then(|| Failure::new(FailureReason::DigestMismatch, "a file differs")),
                 crash: None,

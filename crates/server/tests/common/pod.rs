@@ -234,6 +234,7 @@ impl Pod {
             encoder: Arc::new(Words),
             precision: Precision::Float32,
             agreement: None,
+            likeness: None,
             profile: profile(),
             // Thirty-two rows of `Words`.
             batch_tokens: 64,
