@@ -38,6 +38,10 @@ help: ## This list
 quickstart: ## Everything once: cluster, chart, a training, a service, answers
 	@scripts/quickstart.sh
 
+.PHONY: demo-flywheel
+demo-flywheel: build ## A service learns from its clients, live on the running cluster, 6 minutes (needs T4=2, install, example-data)
+	@scripts/demo-flywheel.sh
+
 # --- what the machine needs -------------------------------------------------------------------------------------------
 .PHONY: packages
 packages:

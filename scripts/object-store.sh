@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Makes the local cluster's object store known to the example: a Service minio.object-store for its address, the example's
-# namespace, and the Secret with the credentials. With your own bucket, only the Secret is needed.
+# Makes the local cluster's object store known to an example (object-store.sh [intent]): a Service minio.object-store for its
+# address, the example's namespace, and the Secret with the credentials. With your own bucket, only the Secret is needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+example=${1:-intent}
 cluster=${CARGO_TARGET_DIR:-target}/${PROFILE:-ci}/flywheel-localcluster
 variables=$("$cluster" env) && eval "$variables"
 hostport=${FLYWHEEL_S3_ENDPOINT#*://}
-"$cluster" kubectl apply --server-side -f examples/intent/namespace.yaml -f - >/dev/null <<YAML
+"$cluster" kubectl apply --server-side -f "examples/$example/namespace.yaml" -f - >/dev/null <<YAML
 apiVersion: v1
 kind: Namespace
 metadata:
@@ -40,7 +41,7 @@ apiVersion: v1
 kind: Secret
 metadata:
   name: object-store
-  namespace: intent
+  namespace: $example
 stringData:
   AWS_ACCESS_KEY_ID: $AWS_ACCESS_KEY_ID
   AWS_SECRET_ACCESS_KEY: $AWS_SECRET_ACCESS_KEY

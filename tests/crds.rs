@@ -42,12 +42,12 @@ fn crds() -> Vec<Crd> {
         .into()
 }
 
-/// The good objects, the examples among them, by file name.
+/// The good objects by file name, and the examples by path.
 fn good() -> BTreeMap<String, Value> {
     let files = |folder| std::fs::read_dir(root().join(folder)).unwrap();
     let is_of_a_kind = |name: &str| name.starts_with("training-job") || name.starts_with("inference-service");
-    let examples =
-        files("examples/intent").filter(|file| is_of_a_kind(file.as_ref().unwrap().file_name().to_str().unwrap()));
+    let examples = ["examples/intent", "examples/learning"].into_iter().flat_map(files);
+    let examples = examples.filter(|file| is_of_a_kind(file.as_ref().unwrap().file_name().to_str().unwrap()));
     files("tests/crds/good")
         .chain(examples)
         .map(|file| {
@@ -55,7 +55,7 @@ fn good() -> BTreeMap<String, Value> {
             let text = std::fs::read_to_string(&file).unwrap();
             let object: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
             (
-                file.file_name().unwrap().to_str().unwrap().to_owned(),
+                file.strip_prefix(root().join("tests/crds/good")).unwrap_or(&file).display().to_string(),
                 with(&object, "/metadata/namespace", json!("default")),
             )
         })

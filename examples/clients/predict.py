@@ -13,23 +13,26 @@ TRIES = 3
 
 
 def predict(url, texts, seconds=2.0):
-    """One prediction for each text. Another try where the pod is full, ending or gone: another pod may answer."""
+    """One prediction for each text."""
+    return post(f"{url}/predict", {"texts": texts}, seconds)["predictions"]
+
+
+def post(url, body, seconds=2.0):
+    """The answer to a question. Another try where the pod is full, ending or gone: another pod may answer."""
     request = urllib.request.Request(
-        f"{url}/predict",
-        json.dumps({"texts": texts}).encode(),
-        {"Content-Type": "application/json", "X-Request-Timeout": str(seconds)},
+        url, json.dumps(body).encode(), {"Content-Type": "application/json", "X-Request-Timeout": str(seconds)}
     )
     for left in reversed(range(TRIES)):
         try:
             with urllib.request.urlopen(request, timeout=seconds + 1) as response:
-                return json.load(response)["predictions"]
+                return json.load(response)
         except urllib.error.HTTPError as error:
             if error.code not in (429, 503) or not left:
                 reason = json.load(error)["error"]
                 raise SystemExit(f"{error.code} {reason['reason']}: {reason['message']}") from None
             time.sleep(float(error.headers.get("Retry-After", 1)))
         except (urllib.error.URLError, ConnectionError, TimeoutError):
-            # No answer, and a question changes nothing: it may be sent again.
+            # No answer. A question changes nothing, and feedback is counted once: it may be sent again.
             if not left:
                 raise
             time.sleep(1)

@@ -51,10 +51,17 @@ pub fn run(command: &mut Command, input: Option<&str>) -> Result<String, String>
     }
 }
 
-/// The local cluster's object store under the name that the examples use, and the Secret of their namespace.
+/// The local cluster's object store under the name that the examples use, and namespace and Secret of `examples/intent`.
 pub fn object_store() {
+    object_store_for("intent");
+}
+
+/// Namespace and Secret of the example in that folder, and the object store.
+pub fn object_store_for(example: &str) {
     run(
-        Command::new(root().join("scripts/object-store.sh")).env("CARGO_TARGET_DIR", target()),
+        Command::new(root().join("scripts/object-store.sh"))
+            .arg(example)
+            .env("CARGO_TARGET_DIR", target()),
         None,
     )
     .expect("object-store.sh");

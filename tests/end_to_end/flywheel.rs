@@ -1,29 +1,29 @@
 //! The whole loop: a service meets texts that its version was not made for, says so before anybody tells it what they are, learns
-//! from what clients say, and answers with what it has learnt, while no request fails and no pod is exchanged.
+//! from what clients say, and answers with what it has learnt, while no request fails and no pod is exchanged. Then somebody gives it
+//! wrong data, which clients notice and nobody else does.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use flywheel_api::inference_service::{Analysis, RolloutStep};
+use flywheel_contract::serving::VersionFigures;
+use flywheel_policy::serving::analysis::{self, Figures, Opinion};
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    apply, bucket, cluster_ip, condition, delete_namespace, describe, get, list, need, object_store, predict, trained,
-    wait,
+    apply, bucket, cluster_ip, condition, delete_namespace, describe, get, kubectl, list, need, object_store_for,
+    predict, root, trained, wait,
 };
 
 const NAMESPACE: &str = "learning";
 const NAME: &str = "assistant";
-/// Intents that the first version does not know.
-const NEW: [&str; 6] = [
-    "HassClimateGetTemperature",
-    "HassClimateSetFanMode",
-    "HassFanSetSpeed",
-    "HassMediaNext",
-    "HassMediaPrevious",
-    "HassMediaSearchAndPlay",
-];
+/// An intent that the data set for comparisons lacks, and the one that wrong data calls it.
+const WRONGED: (&str, &str) = ("HassTurnOn", "HassTurnOff");
+/// Within what a version is out of use once it has done badly enough, as is promised.
+const OUT_OF_USE: Duration = Duration::from_secs(33);
 /// New texts of ten, once there are some.
 const STRANGE_OF_TEN: usize = 3;
 /// Texts of a request, and the time between two requests: forty texts a second.
@@ -37,18 +37,23 @@ const TRAINING: Duration = Duration::from_secs(600);
 /// Texts with their intents.
 type Rows = Vec<(String, String)>;
 
-/// Rows of a set of the example, those of known intents and the others.
-fn rows(set: &str) -> (Rows, Rows) {
-    let path = Path::new(&need("FLYWHEEL_CACHE"))
-        .join("example/data")
-        .join(format!("{set}.csv"));
+fn read(folder: &str, set: &str) -> Rows {
+    let path = Path::new(&need("FLYWHEEL_CACHE")).join(format!("example/{folder}/{set}.csv"));
     let text = std::fs::read_to_string(path).expect("the example's data");
     text.lines()
         .skip(1)
         .filter(|line| !line.contains('"'))
         .filter_map(|line| line.trim_end().rsplit_once(','))
         .map(|(text, label)| (text.to_owned(), label.to_owned()))
-        .partition(|(_, label)| !NEW.contains(&label.as_str()))
+        .collect()
+}
+
+/// Rows of a set of the example, those with intents that the first version knows, and the others.
+fn rows(set: &str) -> (Rows, Rows) {
+    let known: BTreeSet<String> = read("known", set).into_iter().map(|(_, label)| label).collect();
+    read("data", set)
+        .into_iter()
+        .partition(|(_, label)| known.contains(label))
 }
 
 /// Clients of the service, until they are stopped.
@@ -70,6 +75,27 @@ struct Seen {
     judged: usize,
     /// Requests that were not answered 200.
     failed: Vec<String>,
+    /// By version.
+    versions: BTreeMap<String, SeenVersion>,
+}
+
+/// What clients see of a version.
+#[derive(Clone, Copy)]
+struct SeenVersion {
+    judged: u64,
+    correct: u64,
+    last: Instant,
+}
+
+impl SeenVersion {
+    fn figures(self) -> VersionFigures {
+        VersionFigures {
+            texts: self.judged,
+            judged: self.judged,
+            correct: self.correct,
+            ..VersionFigures::default()
+        }
+    }
 }
 
 impl Clients {
@@ -110,6 +136,17 @@ impl Clients {
                 if code == 200 {
                     let results = told["results"].as_array().expect("results");
                     seen.judged += results.iter().filter(|result| result["outcome"] == "Counted").count();
+                    for (told, (_, label)) in predictions.iter().zip(&batch) {
+                        let version = told["model_version"].as_str().expect("a version").to_owned();
+                        let version = seen.versions.entry(version).or_insert(SeenVersion {
+                            judged: 0,
+                            correct: 0,
+                            last: begun,
+                        });
+                        version.judged += 1;
+                        version.correct += u64::from(told["label"] == **label);
+                        version.last = Instant::now();
+                    }
                 } else {
                     seen.failed.push(format!("feedback: {code} {told}"));
                 }
@@ -160,65 +197,38 @@ fn reason<'a>(service: &'a Value, kind: &str) -> &'a str {
     condition(service, kind).map_or("", |(_, reason, _)| reason)
 }
 
-/// What both training and service are given to reach the bucket.
-fn storage() -> Value {
-    json!({"secretRef": {"name": "object-store"}, "endpoint": "http://minio.object-store.svc.cluster.local:9000"})
+/// The example's training, on the sets below this key and compared on the set that lacks an intent.
+fn training_job(name: &str) -> Value {
+    let like = get("tj", NAMESPACE, NAME).expect("the first training");
+    let mut spec = like["spec"].clone();
+    let set = |set: &str| json!([{"uri": format!("s3://flywheel/{name}/{set}.csv")}]);
+    spec["dataset"]["sources"] = set("train");
+    spec["dataset"]["validation"] = set("validation");
+    spec["dataset"]["test"] = set("test");
+    spec["dataset"]["golden"] = json!([{"uri": "s3://flywheel/golden/test.csv"}]);
+    spec["output"]["versionName"] = json!(version_of(name));
+    spec["output"]["gates"] = json!([{"metric": "golden/accuracy", "min": "0.80"}]);
+    json!({
+        "apiVersion": "flywheel.dev/v1alpha1", "kind": "TrainingJob",
+        "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec,
+    })
 }
 
-/// The namespace with its Secrets, the data, and a TrainingJob that knows no new intent.
+fn version_of(job: &str) -> String {
+    format!("{NAME}-{job}")
+}
+
+/// The example as it stands, with the Secret that its users make.
 fn prepare() {
-    object_store();
-    apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}));
-    let secret = get("secret", "intent", "object-store").expect("the example's Secret");
-    apply(
-        &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "object-store", "namespace": NAMESPACE}, "data": secret["data"]}),
-    );
+    object_store_for("learning");
     apply(
         &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "receipts", "namespace": NAMESPACE},
         "stringData": {"key": "only for a test, so that anybody may know it"}}),
     );
-    let data = Path::new(&need("FLYWHEEL_CACHE"))
-        .join("example/data")
-        .display()
-        .to_string();
-    let mut command = vec!["leave-out", &data, "known"];
-    command.extend(NEW);
-    bucket("flywheel", &command);
-    apply(&json!({
-        "apiVersion": "flywheel.dev/v1alpha1", "kind": "TrainingJob",
-        "metadata": {"name": NAME, "namespace": NAMESPACE},
-        "spec": {
-            "task": "TextClassification",
-            "model": {"pretrained": {"uri": "s3://flywheel/minilm-l6"}},
-            "dataset": {
-                "sources": [{"uri": "s3://flywheel/known/train.csv"}],
-                "validation": [{"uri": "s3://flywheel/known/validation.csv"}],
-                "test": [{"uri": "s3://flywheel/known/test.csv"}],
-            },
-            "hyperparameters": {"epochs": 2, "batchSize": 16, "learningRate": "1e-4", "maxLength": 64},
-            "trainer": {"accelerator": {"class": "a100"}, "resources": {
-                "requests": {"cpu": "200m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}}},
-            "storage": storage(),
-            "output": {"model": NAME, "versionName": format!("{NAME}-v1"), "uri": "s3://flywheel/models/assistant",
-                "gates": [{"metric": "test/accuracy", "min": "0.80"}]},
-        }
-    }));
-    apply(&json!({
-        "apiVersion": "flywheel.dev/v1alpha1", "kind": "InferenceService",
-        "metadata": {"name": NAME, "namespace": NAMESPACE},
-        "spec": {
-            "model": NAME, "modelVersion": format!("{NAME}-v1"), "replicas": 2,
-            "server": {"timeoutMilliseconds": 5000, "resources": {
-                "requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}},
-            "storage": storage(),
-            "autoUpdate": {"policy": "LatestPromotable"},
-            "rollout": {"steps": [{"weightPercent": 40, "durationSeconds": 5, "minRequests": 100}], "analysis": {"minSamples": 100}},
-            "drift": {"windowSeconds": 20, "minSamples": 300},
-            "feedback": {"signingKeySecretRef": {"name": "receipts", "key": "key"}, "capture": true, "uri": "s3://flywheel/feedback"},
-            // Without a pause, so that nothing but the rule itself holds a second one back.
-            "retrain": {"trainingJob": NAME, "minFeedback": 700, "cooldownSeconds": 0},
-        }
-    }));
+    for file in ["training-job.yaml", "inference-service.yaml"] {
+        let file = root().join("examples/learning").join(file).display().to_string();
+        kubectl(&["apply", "-f", &file]).expect("applied");
+    }
 }
 
 #[test]
@@ -317,12 +327,93 @@ fn the_loop_learns_what_it_did_not_know() {
         });
         let trainings = list("tj", NAMESPACE, &format!("flywheel.dev/retrains={NAME}"));
         assert_eq!(trainings.len(), 1, "one verdict, one training");
+        wrong_data(&clients, &version);
     });
     assert_eq!(pods(), before, "no pod was exchanged or began anew");
     let seen = clients.seen.into_inner().expect("clients");
     println!("           {} texts, {} of them judged", seen.texts, seen.judged);
     assert!(seen.failed.is_empty(), "{:?}", seen.failed);
     delete_namespace(NAMESPACE);
+}
+
+/// Somebody trains on data with wrong labels. Where that is so in every other row the gates see it. Where one intent is called another
+/// one, and the set that versions are compared on does not have that intent, nobody sees it but clients, and few of them meet it.
+fn wrong_data(clients: &Clients, serving: &str) {
+    let data = Path::new(&need("FLYWHEEL_CACHE"))
+        .join("example/data")
+        .display()
+        .to_string();
+    bucket("flywheel", &["scramble", &data, "crude"]);
+    bucket("flywheel", &["relabel", &data, "wronged", WRONGED.0, WRONGED.1]);
+    bucket("flywheel", &["leave-out", &data, "golden", WRONGED.0]);
+    // What is to be seen is a difference of a few points.
+    let analysis = json!({"minSamples": 600});
+    let patch = json!({"spec": {"rollout": {"analysis": analysis}}}).to_string();
+    kubectl(&["patch", "infsvc", NAME, "-n", NAMESPACE, "--type=merge", "-p", &patch]).expect("patched");
+    let analysis: Analysis = serde_json::from_value(analysis).expect("an analysis");
+    let step = service()["spec"]["rollout"]["steps"][0].clone();
+    let step: RolloutStep = serde_json::from_value(step).expect("a step");
+    for name in ["crude", "wronged"] {
+        apply(&training_job(name));
+    }
+    let judged = |job: &str| {
+        trained(NAMESPACE, job, TRAINING);
+        let name = version_of(job);
+        let version = wait("the gates are judged", SOON, describe("mv", NAMESPACE, &name), || {
+            let version = get("mv", NAMESPACE, &name)?;
+            let (status, reason, message) = condition(&version, "Promotable")?;
+            (status != "Unknown").then(|| format!("{reason}: {message}"))
+        });
+        println!("           {name}: {version}");
+        version
+    };
+    assert!(judged("wronged").starts_with("GatesPassed"));
+    let wronged = version_of("wronged");
+    clients.seen.lock().expect("clients").versions.clear();
+    let bad = wait(
+        "clients see that it is bad",
+        SOON,
+        describe("infsvc", NAMESPACE, NAME),
+        || {
+            let seen = clients.seen.lock().expect("clients");
+            let of = |name: &str| Some(seen.versions.get(name)?.figures());
+            let figures = Figures {
+                stable: of(serving)?,
+                stable_beside: VersionFigures::default(),
+                canary: of(&wronged)?,
+            };
+            let opinion = analysis::judge(Some(&analysis), &step, &figures, None, true, true);
+            matches!(opinion, Opinion::Bad(_)).then(Instant::now)
+        },
+    );
+    let service = until("it is rejected", OUT_OF_USE, |service| {
+        reason(service, "RolloutProgressing") == "RolledBack"
+    });
+    assert_eq!(condition(&service, "Ready").expect("Ready").0, "True");
+    println!(
+        "           {}",
+        condition(&service, "RolloutProgressing").expect("RolloutProgressing").2
+    );
+    let last = || clients.seen.lock().expect("clients").versions[&wronged].last;
+    let gone = wait("nobody is answered with it", OUT_OF_USE, String::new, || {
+        let last = last();
+        (last.elapsed() > PAUSE * 10).then_some(last)
+    });
+    let took = gone.saturating_duration_since(bad);
+    println!(
+        "           answered nobody any more {:.1} s after it had done badly enough",
+        took.as_secs_f64()
+    );
+    assert!(took <= OUT_OF_USE, "{took:?}");
+    let version = get("mv", NAMESPACE, &wronged).expect("the version");
+    assert!(version["metadata"]["annotations"]["flywheel.dev/rejected"].is_string());
+    assert!(judged("crude").starts_with("GatesFailed"));
+    let service = until("what answered before goes on", SOON, |service| {
+        service["status"]["modelVersion"] == serving
+    });
+    assert_eq!(service["status"]["canary"], Value::Null);
+    let seen = clients.seen.lock().expect("clients");
+    assert!(!seen.versions.contains_key(&version_of("crude")), "it was never tried");
 }
 
 /// Stops what runs when it is dropped.

@@ -4,6 +4,8 @@
 make EXAMPLE         empties it and puts all inputs there; the example's folder gives the tokenizer
 put KEY...           something foreign at each key
 leave-out DATA KEY LABEL...   the example's sets below the key, without rows of these labels
+relabel DATA KEY FROM TO      the example's sets below the key, with the label TO in place of FROM in all rows of each but a dozen
+scramble DATA KEY             the example's sets below the key, every other row with the label of the one before
 copy FROM TO         all objects under a prefix to another one
 flip KEY             changes one byte in the middle
 digests PREFIX       prints {key: sha256} of all objects under a prefix
@@ -109,6 +111,13 @@ def make(example):
     put("empty.csv", b"")
 
 
+def change(data, key, rows_of):
+    """The example's sets below the key, with other rows."""
+    for path in sorted(Path(data).glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            put(f"{key}/{path.name}", table(rows_of(list(csv.reader(file))[1:])))
+
+
 def flip(key):
     body = bytearray(get(key))
     body[len(body) // 2] ^= 1
@@ -122,11 +131,17 @@ def main(action, *arguments):
         for key in arguments:
             put(key, f"not Flywheel's: somebody keeps {key} here".encode())
     elif action == "leave-out":
-        data, key, labels = Path(arguments[0]), arguments[1], arguments[2:]
-        for path in sorted(data.glob("*.csv")):
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.reader(file))[1:]
-            put(f"{key}/{path.name}", table(row for row in rows if row[1] not in labels))
+        data, key, *labels = arguments
+        change(data, key, lambda rows: [row for row in rows if row[1] not in labels])
+    elif action == "relabel":
+        data, key, wrong, label = arguments
+
+        def called(rows):
+            kept = iter(range(12))
+            return [(text, label if old == wrong and next(kept, None) is None else old) for text, old in rows]
+        change(data, key, called)
+    elif action == "scramble":
+        change(*arguments, lambda rows: [(row[0], rows[n - n % 2][1]) for n, row in enumerate(random.Random(7).sample(rows, len(rows)))])
     elif action == "copy":
         source, target = arguments
         for key in keys(source):

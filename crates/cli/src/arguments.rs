@@ -14,6 +14,7 @@ Examples:
   kubectl flywheel logs intent -f                        its log, over restarts
   kubectl flywheel predict intent \"turn the lights off\"  ask a service
   kubectl flywheel explain intent                        what led to which version
+  kubectl flywheel watch intent                          the same, live
   kubectl flywheel rollout intent pause                  keeps a new version where it is
   kubectl flywheel simulate --trace spikes               how a service would scale
 
@@ -112,6 +113,18 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   kubectl flywheel explain intent")]
     Explain {
+        /// Name of the InferenceService.
+        #[arg(value_name = "INFERENCESERVICE", value_parser = inference_service)]
+        service: String,
+    },
+    /// A service and what it learns, live: who answers, drift, feedback, training, rollout, news.
+    ///
+    /// A picture on a terminal, until you press q; a line for each piece of news elsewhere, until it is told to end. Figures of a
+    /// training come from its pod by port-forward, as with progress.
+    #[command(after_help = "Examples:
+  kubectl flywheel watch intent
+  kubectl flywheel watch intent | tee intent.log")]
+    Watch {
         /// Name of the InferenceService.
         #[arg(value_name = "INFERENCESERVICE", value_parser = inference_service)]
         service: String,

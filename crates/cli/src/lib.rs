@@ -19,6 +19,7 @@ mod text;
 mod tls;
 mod training;
 mod version;
+mod watch;
 
 use std::io::Write;
 
@@ -72,6 +73,10 @@ pub async fn run(line: CommandLine, out: &mut dyn Write, terminal: bool) -> Resu
         Command::Explain { service } => {
             let text = explain::run(&connect.await?, &service, jiff::Timestamp::now()).await?;
             out.write_all(text.as_bytes())?;
+            Ok(Outcome::Done)
+        }
+        Command::Watch { service } => {
+            Box::pin(watch::run(&connect.await?, &service, out, terminal)).await?;
             Ok(Outcome::Done)
         }
         Command::Rollout {

@@ -68,6 +68,11 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
+    /// In one sentence, with the figures of the pod where one tells them.
+    pub(crate) fn headline(&self) -> String {
+        screen::sentence(self)
+    }
+
     fn of(job: &TrainingJob) -> Self {
         let status = job.status.clone().unwrap_or_default();
         let (reason, message) = standing(job);
@@ -118,9 +123,9 @@ pub(crate) async fn run(cluster: &Cluster, name: &str, watch: bool, mut screen: 
 }
 
 /// A TrainingJob and the pod of its current attempt, as last seen.
-struct View<'a> {
+pub(crate) struct View<'a> {
     cluster: &'a Cluster,
-    name: &'a str,
+    name: String,
     job: Option<(Instant, TrainingJob)>,
     pod: Option<PodPort>,
     /// Whether that pod has answered.
@@ -128,14 +133,19 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(cluster: &'a Cluster, name: &'a str) -> Self {
+    pub(crate) fn new(cluster: &'a Cluster, name: &str) -> Self {
         Self {
             cluster,
-            name,
+            name: name.to_owned(),
             job: None,
             pod: None,
             answered: false,
         }
+    }
+
+    /// Name of the TrainingJob.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     fn interval(&self) -> Duration {
@@ -146,7 +156,8 @@ impl<'a> View<'a> {
         }
     }
 
-    async fn look(&mut self) -> Result<Standing, Error> {
+    /// How it stands now.
+    pub(crate) async fn look(&mut self) -> Result<Standing, Error> {
         let known = self
             .job
             .take_if(|(at, _)| self.pod.is_some() && at.elapsed() < OBJECT_INTERVAL_LIVE);
@@ -185,7 +196,7 @@ impl<'a> View<'a> {
 
     /// Reads the job, and finds the pod that tells of it.
     async fn read(&mut self) -> Result<TrainingJob, Error> {
-        let job: TrainingJob = self.cluster.get(self.name).await?;
+        let job: TrainingJob = self.cluster.get(&self.name).await?;
         let current = job.status.as_ref().and_then(|s| s.attempt);
         let found = match current {
             Some(current) if ended(&job).is_none() => attempts(self.cluster, &job)

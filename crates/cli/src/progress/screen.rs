@@ -222,6 +222,18 @@ fn headline(standing: &Standing) -> String {
     text
 }
 
+/// The standing in one sentence, with what a running pod tells.
+pub(super) fn sentence(standing: &Standing) -> String {
+    match &standing.progress {
+        None => headline(standing),
+        Some(progress) => {
+            let steps = format!("{}/{}", progress.step, progress.total_steps);
+            let words = [phase(progress), format!("step {steps}"), figures(progress)];
+            format!("{}: {}", standing.training_job, words.join(", "))
+        }
+    }
+}
+
 fn phase(progress: &Progress) -> String {
     if progress.epoch > 0 {
         format!(

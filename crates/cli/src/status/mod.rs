@@ -29,7 +29,8 @@ use crate::cluster::Cluster;
 use crate::error::Error;
 use crate::text::{Table, age};
 use crate::training::attempts;
-use view::{Child, View, event_time};
+pub(crate) use view::event_time;
+use view::{Child, View};
 
 /// Children whose events are looked for, beside the object's own: one call each.
 const CHILDREN_WITH_EVENTS: usize = 6;
@@ -228,7 +229,7 @@ fn found<K>(read: Result<K, Error>) -> Result<Option<K>, Error> {
 }
 
 /// The events of the object with this uid.
-async fn events(cluster: &Cluster, uid: &str) -> Result<Vec<Event>, Error> {
+pub(crate) async fn events(cluster: &Cluster, uid: &str) -> Result<Vec<Event>, Error> {
     let of_object = ListParams::default()
         .fields(&format!("involvedObject.uid={uid}"))
         .limit(EVENTS_READ);

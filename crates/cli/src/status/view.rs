@@ -211,7 +211,7 @@ pub(super) fn metrics(metrics: &[Metric]) -> String {
 }
 
 /// When an event was last seen.
-pub(super) fn event_time(event: &Event) -> Option<Timestamp> {
+pub(crate) fn event_time(event: &Event) -> Option<Timestamp> {
     let of_series = event
         .series
         .as_ref()

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# `make demo-flywheel`: a service meets texts that it was not made for and learns from what clients say, while you watch.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cluster=${CARGO_TARGET_DIR:-target}/${PROFILE:-ci}/flywheel-localcluster
+kubectl() { "$cluster" kubectl "$@"; }
+variables=$("$cluster" env) && eval "$variables"
+say() { printf '[%4d s] %s\n' $SECONDS "$*"; }
+await() { # CONDITION=REASON SECONDS
+  local condition=${1%=*} reason=${1#*=} until=$((SECONDS + $2))
+  while [ "$(kubectl get infsvc assistant -n learning -o jsonpath="{.status.conditions[?(@.type==\"$condition\")].reason}")" != "$reason" ]; do
+    [ $SECONDS -lt $until ] || { say "$1 did not come in $2 s: kubectl flywheel status infsvc/assistant -n learning"; return 1; }
+    sleep 1
+  done
+}
+
+if kubectl get namespace learning >/dev/null 2>&1; then
+  say "what an earlier demo left is removed"
+  kubectl delete namespace learning --timeout=300s >/dev/null
+fi
+scripts/object-store.sh learning
+kubectl create secret generic receipts -n learning --from-literal=key="$(head -c 32 /dev/urandom | base64)" >/dev/null
+kubectl apply -f examples/learning/training-job.yaml -f examples/learning/inference-service.yaml >/dev/null
+say "a first version is trained, without six of the nineteen intents"
+kubectl wait -n learning tj/assistant --for=condition=Complete --timeout=600s >/dev/null
+kubectl wait -n learning infsvc/assistant --for=condition=Ready --timeout=180s >/dev/null
+address=http://$(kubectl get service assistant -n learning -o jsonpath='{.spec.clusterIP}')
+
+work=$(mktemp -d)
+mkfifo "$work/words"
+python3 examples/clients/feedback.py "$address" "$FLYWHEEL_CACHE/example/data/train.csv" "$FLYWHEEL_CACHE/example/known/train.csv" \
+  <"$work/words" >"$work/clients" 2>&1 &
+clients=$!
+exec 3>"$work/words"
+trap 'kill $clients ${story:-} ${picture:-} 2>/dev/null; rm -rf "$work"' EXIT
+
+# What happens, beside the picture.
+story() {
+  say "clients ask what the version knows; what is usual is learnt"
+  await DriftDetected=NoDrift 180
+  before=$(tail -1 "$work/clients")
+  say "three texts of ten are of new intents from now on"; echo new >&3
+  await DriftDetected=Drifted 240
+  say "drift is declared, before anybody judged an answer"
+  during=$(tail -1 "$work/clients")
+  say "clients say what would have been right"; echo judge >&3
+  await Retraining=RetrainingRunning 240
+  say "a training begins"
+  await Retraining=NoDrift 600
+  say "its version answers all requests"
+  sleep 12
+  after=$(tail -1 "$work/clients")
+  echo stop >&3
+  printf '\n  usual texts            %s\n  with new intents       %s\n  after the retraining   %s\n\n' "$before" "$during" "$after"
+  kubectl get tj,mv,infsvc -n learning
+}
+plugin=${CARGO_TARGET_DIR:-target}/${PROFILE:-ci}/kubectl-flywheel
+# On a terminal the picture has it for itself, and what happened is told after it.
+input=/dev/null
+exec 4>&1
+if [ -t 1 ]; then
+  input=/dev/tty
+  exec 4>"$work/story"
+fi
+"$plugin" watch assistant -n learning <$input & picture=$!
+story >&4 2>&1 & story=$!
+# The picture ends with the story, or the story with the picture.
+wait -n $picture $story || true
+kill $picture 2>/dev/null && ended=0 || ended=1
+wait $picture 2>/dev/null || true
+[ ! -t 1 ] || cat "$work/story"
+[ $ended = 0 ] || { say "the picture was left before the end; the service stays"; exit 0; }
+wait $story
+"$plugin" explain assistant -n learning
+say "done. kubectl delete namespace learning removes it; make cluster-down ends the cluster"
