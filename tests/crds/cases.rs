@@ -215,6 +215,15 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
         "uri and capture: true are given together: texts are kept there, and only where you say so" => {
             vec![set("/capture", json!(false)), without(good, "/uri")]
         }
+        "redact is of texts that are kept; set capture: true and uri, or leave it out" => {
+            vec![without(
+                &without(&set("/capture", json!(false)), "/uri"),
+                "/retentionDays",
+            )]
+        }
+        "retentionDays is of texts that are kept; set capture: true and uri, or leave it out" => {
+            vec![without(&without(&set("/capture", json!(false)), "/uri"), "/redact")]
+        }
         "each step must have a greater weightPercent than the one before it" => vec![
             set("/steps/1/weightPercent", json!(1)),
             set("/steps/1/weightPercent", good["steps"][0]["weightPercent"].clone()),

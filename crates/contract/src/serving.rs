@@ -57,6 +57,29 @@ pub struct Capture {
     pub uri: Uri,
     /// Share of the predictions whose texts are kept, 0 to 1.
     pub sample_rate: f64,
+    /// What is taken out of them first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redact: Vec<Redaction>,
+    /// Days for which they are kept; for good where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<u32>,
+}
+
+/// What looks like this in a text that is kept gives way to a placeholder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Redaction {
+    /// `<email>`: a local part, `@` and a domain with a dot.
+    EmailAddress,
+    /// `<phone>`: with `+`, `00` or `0` before it, an area code in brackets, or as 555-123-4567.
+    PhoneNumber,
+    /// `<card>`: 13 to 19 digits, in groups or not, whose check digit is right (Luhn).
+    CardNumber,
+    /// `<iban>`: an account's number whose check digits are right (ISO 13616).
+    Iban,
+    /// `<ip>`: IPv4 and IPv6.
+    IpAddress,
+    /// `<url>`: whatever has `://` after a scheme, or begins with `www.`.
+    Url,
 }
 
 /// A certificate and its key, in files that may change while the pod runs.

@@ -2,12 +2,13 @@
 //!
 //! Nothing waits for it: what does not fit into its bounds is left out and counted.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flywheel_contract::feedback::{FILE_SUFFIX, Record};
+use flywheel_contract::feedback::Record;
 use flywheel_contract::scalar::Uri;
 use flywheel_store::{Purpose, Store};
 use jiff::Timestamp;
@@ -16,6 +17,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::metrics::Metrics;
+use crate::redact::Redactor;
+use crate::retention::{day_folder, file_name};
 
 /// Bytes after which a file is written at once.
 const FILE_BYTES: usize = 1024 * 1024;
@@ -27,8 +30,8 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const LAST: Duration = Duration::from_secs(2);
 
 enum Order {
-    /// A line.
-    Keep(Vec<u8>),
+    /// A record, and the bytes that it is taken to have.
+    Keep(Box<Record>, usize),
     /// Writes what is there, and tells when that is done.
     Flush(oneshot::Sender<()>),
 }
@@ -44,14 +47,15 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// Begins. `folder`: that of the service; `writer`: a name that no other process has.
-    pub fn start(store: Store, folder: Uri, writer: String, metrics: &Arc<Metrics>) -> Self {
+    /// Begins. `folder`: that of the service; `writer`: a name that no other process has; `redactor`: what texts are rid of.
+    pub fn start(store: Arc<Store>, folder: Uri, writer: String, redactor: Redactor, metrics: &Arc<Metrics>) -> Self {
         let (orders, receiver) = mpsc::unbounded_channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let files = Files {
             store,
             folder,
             writer,
+            redactor,
             begun: 0,
             lines: Vec::new(),
             records: 0,
@@ -68,15 +72,11 @@ impl Capture {
         }
     }
 
-    /// Keeps a record where there is room for it.
-    pub fn keep(&self, record: &Record) {
-        let Ok(mut line) = serde_json::to_vec(record) else {
-            return;
-        };
-        line.push(b'\n');
-        let bytes = line.len();
+    /// Keeps a record where there is room for it. Who predicts waits for nothing: the line is made of it later.
+    pub fn keep(&self, record: Record) {
+        let bytes = size(&record);
         let room = self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes <= KEPT_BYTES;
-        if !room || self.orders.send(Order::Keep(line)).is_err() {
+        if !room || self.orders.send(Order::Keep(Box::new(record), bytes)).is_err() {
             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             self.metrics.captured("dropped", 1);
         }
@@ -93,9 +93,10 @@ impl Capture {
 }
 
 struct Files {
-    store: Store,
+    store: Arc<Store>,
     folder: Uri,
     writer: String,
+    redactor: Redactor,
     /// Files that were begun. One whose write failed may be there all the same, so its name is not used again: what stands in two
     /// files counts once.
     begun: u64,
@@ -116,12 +117,11 @@ impl Files {
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
-                    Some(Order::Keep(line)) => {
+                    Some(Order::Keep(record, bytes)) => {
                         if self.records == 0 {
                             self.due = Instant::now() + INTERVAL;
                         }
-                        self.lines.extend(line);
-                        self.records += 1;
+                        self.add(*record, bytes);
                         if self.lines.len() >= FILE_BYTES && !self.failed {
                             self.write().await;
                         }
@@ -138,14 +138,33 @@ impl Files {
         }
     }
 
+    /// Makes a line of a record, rid of what is not to be kept.
+    fn add(&mut self, mut record: Record, bytes: usize) {
+        if let Record::Prediction { text, .. } = &mut record
+            && let Cow::Owned(redacted) = self.redactor.redact(text)
+        {
+            *text = redacted;
+        }
+        let before = self.lines.len();
+        if serde_json::to_writer(&mut self.lines, &record).is_ok() {
+            self.lines.push(b'\n');
+            self.records += 1;
+        } else {
+            self.lines.truncate(before);
+        }
+        // What it takes from now on.
+        self.waiting.fetch_add(self.lines.len() - before, Ordering::Relaxed);
+        self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// Writes one file of what is there; where the storage does not take it, it stays.
     async fn write(&mut self) {
         if self.records == 0 {
             return;
         }
-        let name = format!("{}-{:06}{FILE_SUFFIX}", self.writer, self.begun);
+        let name = file_name(&self.writer, self.begun);
         self.begun += 1;
-        let uri = self.folder.join(&day()).join(&name);
+        let uri = self.folder.join(&day_folder(Timestamp::now())).join(&name);
         let bytes = Bytes::from(std::mem::take(&mut self.lines));
         match self.store.put_create(&uri, bytes.clone()).await {
             Ok(_) => {
@@ -170,7 +189,18 @@ impl Files {
     }
 }
 
-/// The folder of today, as tools that read partitions know it.
-fn day() -> String {
-    Timestamp::now().strftime("date=%Y-%m-%d").to_string()
+/// About as many bytes as a record's line has.
+fn size(record: &Record) -> usize {
+    // Names of the fields, and numbers.
+    let most = 160;
+    most + match record {
+        Record::Prediction {
+            request_id,
+            model_version,
+            text,
+            label,
+            ..
+        } => request_id.len() + model_version.len() + text.len() + label.len(),
+        Record::Judgement { request_id, label, .. } => request_id.len() + label.len(),
+    }
 }

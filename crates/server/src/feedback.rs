@@ -15,8 +15,8 @@ use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::feedback::Record;
 use flywheel_contract::names::INSIDE_PORT;
 use flywheel_contract::profile::most_probable;
-use flywheel_contract::scalar::{Digest, Uri};
-use flywheel_contract::serving::ServingConfig;
+use flywheel_contract::scalar::Digest;
+use flywheel_contract::serving::{Capture as CaptureSettings, ServingConfig};
 use flywheel_store::{Limits, Purpose, Store};
 use flywheel_wire::feedback::{FEEDBACK_PATH, FeedbackRequest, FeedbackResponse, Judgement, Outcome};
 use flywheel_wire::predict::MAX_BODY_BYTES;
@@ -33,6 +33,8 @@ use crate::app::App;
 use crate::capture::Capture;
 use crate::metrics::Metrics;
 use crate::profile::unix_seconds;
+use crate::redact::Redactor;
+use crate::retention::{Retention, writer};
 use crate::versions::Version;
 
 /// Predictions of this process that can be judged: the last so many.
@@ -57,7 +59,7 @@ const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 pub struct Receipts {
     key: Key,
     address: IpAddr,
-    keeps: Option<(Store, Uri, f64)>,
+    keeps: Option<(Arc<Store>, CaptureSettings, Redactor)>,
 }
 
 impl Receipts {
@@ -87,7 +89,9 @@ impl Receipts {
                 let store = Store::with_limits(&config.storage, limits)
                     .and_then(|store| store.check_writable(&capture.uri).map(|()| store))
                     .map_err(|e| e.failure(Purpose::Output))?;
-                Some((store, capture.uri.clone(), capture.sample_rate))
+                let redactor = Redactor::new(&capture.redact)
+                    .map_err(|e| Failure::new(FailureReason::InternalError, format!("feedback.redact: {e}")))?;
+                Some((Arc::new(store), capture.clone(), redactor))
             }
         };
         Ok(Some(Self { key, address, keeps }))
@@ -179,11 +183,13 @@ impl Feedback {
             process,
             address: receipts.address,
             seen: Seen::new(),
-            capture: receipts.keeps.map(|(store, folder, rate)| {
-                (
-                    Capture::start(store, folder, format!("{pod}-{process:016x}"), metrics),
-                    rate,
-                )
+            capture: receipts.keeps.map(|(store, capture, redactor)| {
+                let writer = writer(pod, process);
+                if let Some(days) = capture.retention_days {
+                    Retention::start(Arc::clone(&store), capture.uri.clone(), days, process, metrics);
+                }
+                let rate = capture.sample_rate;
+                (Capture::start(store, capture.uri, writer, redactor, metrics), rate)
             }),
             sampling,
             metrics: Arc::clone(metrics),
@@ -212,7 +218,7 @@ impl Feedback {
         if let Some((capture, rate)) = &self.capture
             && self.is_sampled(sequence, *rate)
         {
-            capture.keep(&Record::Prediction {
+            capture.keep(Record::Prediction {
                 time: issued,
                 request_id: id.clone(),
                 model_version: version.name().to_owned(),
@@ -261,7 +267,7 @@ impl Feedback {
                 if matches!(outcome, Outcome::Counted | Outcome::Expired)
                     && let Some((capture, _)) = &self.capture
                 {
-                    capture.keep(&Record::Judgement {
+                    capture.keep(Record::Judgement {
                         time: now,
                         request_id: judgement.request_id.clone(),
                         label: judgement.label.trim().to_owned(),

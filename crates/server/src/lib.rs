@@ -31,6 +31,8 @@ pub mod model;
 mod pace;
 pub mod profile;
 mod queue;
+mod redact;
+mod retention;
 pub mod run;
 mod tls;
 mod traces;

@@ -53,6 +53,7 @@ pub(crate) struct Metrics {
     mirror_seconds: Family<VersionLabels, Histogram, fn() -> Histogram>,
     feedback: Family<OutcomeLabels, Counter>,
     captured: Family<OutcomeLabels, Counter>,
+    retention: Family<OutcomeLabels, Counter>,
     answered: [AtomicU64; 3],
     pub demand: Demand,
 }
@@ -107,7 +108,7 @@ impl Metrics {
             "Time from the copy of a request to its answer",
             mirror_seconds.clone(),
         );
-        let [feedback, captured] = [(); 2].map(|()| Family::<OutcomeLabels, Counter>::default());
+        let [feedback, captured, retention] = [(); 3].map(|()| Family::<OutcomeLabels, Counter>::default());
         registry.register(
             "flywheel_feedback",
             "What clients said of predictions, by what became of it: counted, duplicate, expired, invalid",
@@ -119,10 +120,16 @@ impl Metrics {
              files that the storage did not take",
             captured.clone(),
         );
+        registry.register(
+            "flywheel_retention_files",
+            "Files of kept texts older than retentionDays: removed; failed counts looks that the storage did not let finish",
+            retention.clone(),
+        );
         Self {
             registry,
             feedback,
             captured,
+            retention,
             mirrored,
             mirror_seconds,
             requests,
@@ -185,6 +192,11 @@ impl Metrics {
     /// Counts records for training.
     pub fn captured(&self, outcome: &'static str, records: u64) {
         self.captured.get_or_create(&OutcomeLabels { outcome }).inc_by(records);
+    }
+
+    /// Counts files of days that are over.
+    pub fn retention(&self, outcome: &'static str, files: u64) {
+        self.retention.get_or_create(&OutcomeLabels { outcome }).inc_by(files);
     }
 
     pub fn loaded(&self, duration: Duration) {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use common::{Connection, get, post, predict, until};
 use flywheel_contract::feedback::Record;
-use flywheel_contract::serving::{Capture, FeedbackSettings, VersionFigures};
+use flywheel_contract::serving::{Capture, FeedbackSettings, Redaction, VersionFigures};
 use flywheel_data::{Joined, join_feedback};
 use flywheel_wire::feedback::FEEDBACK_PATH;
 use pod::Pod;
@@ -49,6 +49,8 @@ impl Secrets {
         Some(Capture {
             uri: format!("file://{}", self.kept().display()).as_str().into(),
             sample_rate,
+            redact: Vec::new(),
+            retention_days: Some(30),
         })
     }
 }
@@ -264,6 +266,31 @@ fn texts_and_what_clients_say_of_them_become_rows_of_a_training() {
         let row = format!("{{\"label\":\"either\",\"text\":\"text number {n}\"}}");
         assert!(rows.contains(&row), "{rows}");
     }
+}
+
+#[test]
+fn what_is_to_be_taken_out_of_texts_is_not_in_the_files() {
+    let secrets = Secrets::new();
+    let mut capture = secrets.capture(1.0).unwrap();
+    capture.redact = vec![Redaction::EmailAddress, Redaction::CardNumber];
+    let pod = Pod::taking_feedback(&ip(35), secrets.settings(Some(capture)));
+    let id = ask(
+        &pod,
+        "write to jo@example.com, card 4111 1111 1111 1111, or call +49 30 123456",
+    )["request_id"]
+        .clone();
+    assert_eq!(outcome(&pod, &id, "either"), "Counted");
+    drain(pod);
+    let files = files(&secrets.kept());
+    let kept: String = files
+        .iter()
+        .map(|file| std::fs::read_to_string(file).unwrap())
+        .collect();
+    let text = r#""text":"write to <email>, card <card>, or call +49 30 123456""#;
+    assert!(kept.contains(text), "{kept}");
+    assert!(!kept.contains("example.com") && !kept.contains("4111"), "{kept}");
+    let joined = join_feedback(&files, &secrets.0.path().join("joined"), "text", "label").unwrap();
+    assert_eq!((joined.unreadable, joined.unjudged), (0, 0), "{joined:?}");
 }
 
 #[test]

@@ -327,9 +327,12 @@ impl Store {
         }
     }
 
-    /// Removes an object; where there is none, nothing is to be done. For a lineage's own folder alone: nothing else is
-    /// ever removed.
-    pub(crate) async fn delete(&self, uri: &Uri) -> Result<()> {
+    /// Removes an object; where there is none, nothing is to be done. For what Flywheel wrote itself, in a folder of its own:
+    /// a lineage, and a service's kept texts. Nothing else is ever removed.
+    ///
+    /// # Errors
+    /// [`StoreError`], but not [`StoreError::NotFound`].
+    pub async fn delete(&self, uri: &Uri) -> Result<()> {
         let at = self.writable(uri)?;
         let clock = Clock::new(self.limits, 0);
         let mut tries = 0;

@@ -155,12 +155,20 @@ async fn joined(store: &Arc<Store>, dataset: &Dataset, source: &Source, out: &Pa
         for (m, uri) in some.iter().cloned().enumerate() {
             let path = parts.join((n * FETCHED_AT_ONCE + m).to_string());
             let store = Arc::clone(store);
-            fetching.spawn(async move { Ok((store.get_file(&uri, SOURCE_MAX_BYTES, &path).await?.length, path)) });
+            fetching.spawn(async move {
+                match store.get_file(&uri, SOURCE_MAX_BYTES, &path).await {
+                    Ok(fetched) => Ok(Some((fetched.length, path))),
+                    // Its day was over meanwhile.
+                    Err(StoreError::NotFound { .. }) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            });
         }
         for fetched in fetching.join_all().await {
-            let (length, path) = fetched.map_err(failure)?;
-            bytes += length;
-            files.push(path);
+            if let Some((length, path)) = fetched.map_err(failure)? {
+                bytes += length;
+                files.push(path);
+            }
         }
         if bytes > SOURCE_MAX_BYTES {
             full = true;

@@ -112,7 +112,7 @@ fn the_objects_of_a_service_with_tls() {
 fn the_objects_of_a_service_that_takes_feedback_and_is_trained_anew() {
     let service = service(json!({
         "feedback": {"signingKeySecretRef": {"name": "receipts", "key": "hmac"}, "capture": true,
-            "uri": "s3://feedback", "sampleRate": "0.5"},
+            "uri": "s3://feedback", "sampleRate": "0.5", "redact": ["EmailAddress", "Iban"], "retentionDays": 90},
         "drift": {}, "retrain": {"trainingJob": "intent"}
     }));
     let rendered = rendered(&service);
