@@ -166,7 +166,7 @@ impl Context {
         self.progress.retain(&alive);
         self.assignments.retain(&alive);
         self.scales.retain(&alive, &self.metrics);
-        self.drifts.retain(&alive);
+        self.drifts.retain(&alive, &self.metrics);
         self.recoveries.retain(&alive);
     }
 

@@ -126,6 +126,8 @@ pub struct Metrics {
     leads: Gauge<i64, AtomicI64>,
     services: [OfServices; 5],
     resized: Family<ServiceLabels, Counter<u64, AtomicU64>>,
+    /// Share of right answers, now and before.
+    accuracy: [OfServices; 2],
     recoveries: Family<RecoveryLabels, Histogram, fn() -> Histogram>,
     waiting: Family<KindLabels, Gauge<i64, AtomicI64>>,
     api_limit: Gauge<i64, AtomicI64>,
@@ -181,6 +183,21 @@ impl Default for Metrics {
             "Decisions that changed the number of pods that a service's load wants",
             resized.clone(),
         );
+        let accuracy = [
+            (
+                "service_accuracy",
+                "Share of a service's answers that clients say were right, in the hours that were compared last",
+            ),
+            (
+                "service_accuracy_before",
+                "The same in what they were compared with: the hours a week before, or the version's first ones",
+            ),
+        ]
+        .map(|(name, help)| {
+            let family = OfServices::default();
+            registry.register(name, help, family.clone());
+            family
+        });
         let recoveries = Family::new_with_constructor(recovery_histogram as fn() -> Histogram);
         registry.register(
             "recovery_seconds",
@@ -211,6 +228,7 @@ impl Default for Metrics {
             leads,
             services,
             resized,
+            accuracy,
             recoveries,
             waiting,
             api_limit,
@@ -291,6 +309,16 @@ impl Metrics {
         for (family, value) in self.services.iter().zip(values) {
             if let Some(value) = value {
                 family.get_or_create(of).set(value);
+            }
+        }
+    }
+
+    /// How often a service's answers were right, now and before; where nothing is compared any more, nothing is shown.
+    pub fn accuracy(&self, of: &ServiceLabels, shares: Option<[f64; 2]>) {
+        for (n, family) in self.accuracy.iter().enumerate() {
+            match shares.and_then(|shares| shares.get(n).copied()) {
+                Some(share) => _ = family.get_or_create(of).set(share),
+                None => _ = family.remove(of),
             }
         }
     }
@@ -383,6 +411,9 @@ mod tests {
             metrics.resized(&of(name));
         }
         metrics.forget(&of("gone"));
+        metrics.accuracy(&of("intent"), Some([0.875, 0.9]));
+        metrics.accuracy(&of("gone"), Some([0.875, 0.9]));
+        metrics.accuracy(&of("gone"), None);
         let text = metrics.encode(&[("pods", 7)]).unwrap();
         for line in [
             r#"flywheel_operator_reconciles_total{kind="TrainingJob",result="Ok"} 1"#,
@@ -392,6 +423,8 @@ mod tests {
             r#"flywheel_operator_service_wanted_replicas{namespace="team",name="intent"} 3.0"#,
             r#"flywheel_operator_service_requests_per_second{namespace="team",name="intent"} 41.5"#,
             r#"flywheel_operator_service_resizes_total{namespace="team",name="intent"} 1"#,
+            r#"flywheel_operator_service_accuracy{namespace="team",name="intent"} 0.875"#,
+            r#"flywheel_operator_service_accuracy_before{namespace="team",name="intent"} 0.9"#,
         ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");
         }

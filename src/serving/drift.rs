@@ -30,6 +30,7 @@ use crate::cluster::nodes::address;
 use crate::context::Context;
 use crate::error::Error;
 use crate::kubeio::{SERVING_MANAGER, within};
+use crate::telemetry::{Metrics, ServiceLabels};
 
 /// Shortest and longest time between two looks at a service. Pods keep three windows, so half of one is often enough.
 const SOONEST: Duration = Duration::from_secs(2);
@@ -59,6 +60,16 @@ struct Known {
     unwritten: bool,
     /// What was decided last of the version with this digest.
     verdict: Option<(Digest, Verdict)>,
+    /// Under which its metrics are shown, once they are.
+    labels: Option<ServiceLabels>,
+}
+
+impl Known {
+    fn hide(&self, metrics: &Metrics) {
+        if let Some(labels) = &self.labels {
+            metrics.accuracy(labels, None);
+        }
+    }
 }
 
 impl DriftMemo {
@@ -87,13 +98,21 @@ impl DriftMemo {
     }
 
     /// Forgets all other services.
-    pub fn retain(&self, alive: &HashSet<String>) {
-        self.services().retain(|uid, _| alive.contains(uid));
+    pub fn retain(&self, alive: &HashSet<String>, metrics: &Metrics) {
+        self.services().retain(|uid, known| {
+            let alive = alive.contains(uid);
+            if !alive {
+                known.hide(metrics);
+            }
+            alive
+        });
     }
 
     /// Forgets a service.
-    pub fn forget(&self, uid: &str) {
-        self.services().remove(uid);
+    pub fn forget(&self, uid: &str, metrics: &Metrics) {
+        if let Some(known) = self.services().remove(uid) {
+            known.hide(metrics);
+        }
     }
 }
 
@@ -246,6 +265,11 @@ async fn follow(
     known.history = Some(history);
     known.loaded = true;
     known.unwritten = written.is_err();
+    let labels = known.labels.get_or_insert_with(|| ServiceLabels {
+        namespace: service.namespace().unwrap_or_default(),
+        name: service.name_any(),
+    });
+    context.metrics.accuracy(labels, verdict.quality.shares());
     let before = known.verdict.replace((digest.clone(), verdict));
     Ok(before != known.verdict)
 }

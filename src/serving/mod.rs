@@ -73,13 +73,13 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         // Children go by their owner references.
         context.assignments.forget(&uid);
         context.scales.forget(&uid, &context.metrics);
-        context.drifts.forget(&uid);
+        context.drifts.forget(&uid, &context.metrics);
         context.recoveries.forget(&uid);
         return Ok(RESYNC);
     }
     let service = retraining::with_target(service, &context);
     if service.spec.drift.is_none() {
-        context.drifts.forget(&uid);
+        context.drifts.forget(&uid, &context.metrics);
     }
     if Goal::of(&service.spec).is_none() {
         context.scales.unfollow(&uid, &context.metrics);

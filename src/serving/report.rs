@@ -2,7 +2,7 @@
 
 use flywheel_api::InferenceService;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
-use flywheel_api::drift::DriftStatus;
+use flywheel_api::drift::{DriftStatus, QualityStatus};
 use flywheel_api::inference_service::{InferenceServiceStatus, Traffic};
 use flywheel_api::names::ANNOTATION_REJECTED;
 use flywheel_api::scaling::{LoadStatus, ScalingStatus};
@@ -109,7 +109,11 @@ pub async fn report(
     desired.push(judged);
     let rollout = of_rollout(service, outcome, context.now());
     desired.extend(rollout.clone());
-    let (drift, drift_status) = of_drift(service, observed, context);
+    let OfDrift {
+        condition: drift,
+        texts,
+        quality,
+    } = OfDrift::of(service, observed, context);
     desired.extend(drift.clone());
     desired.extend(outcome.retraining.conditions.iter().cloned());
     let canary = Canary::of(outcome.update, &observed.says);
@@ -147,7 +151,8 @@ pub async fn report(
         load: of_load.load,
         scaling: of_load.scaling,
         recovery: report::recovery(&recovery.incidents),
-        drift: drift_status,
+        drift: texts,
+        quality,
         retraining: outcome.retraining.status.clone(),
         selector: Some(build::selector_text(&service.name_any())),
         device: outcome.device,
@@ -197,32 +202,46 @@ pub async fn report(
     Ok(judgement)
 }
 
-/// What is said of live texts, where the spec has `drift`: what was decided last; before the first look of this operator, what was
-/// said before.
-fn of_drift(
-    service: &InferenceService,
-    observed: &Observed,
-    context: &Context,
-) -> (Option<Desired>, Option<DriftStatus>) {
-    let Some(spec) = &service.spec.drift else {
-        return (None, None);
-    };
-    let before = service.status.as_ref();
-    let uid = service.uid().unwrap_or_default();
-    let serving = observed.assignment.as_ref().and_then(Assignment::serving);
-    let verdict = serving.and_then(|serving| Some((serving, context.drifts.verdict(&uid, &serving.artifact.digest)?)));
-    match verdict {
-        Some((serving, verdict)) => (Some(verdict.condition(spec)), verdict.status(&serving.name)),
-        None => {
-            let said = before.and_then(|before| find(&before.conditions, types::DRIFT_DETECTED));
-            let condition = said.map_or_else(
-                || {
-                    let message = "the pods were not asked yet";
-                    Desired::new(types::DRIFT_DETECTED, Status::Unknown, reasons::NO_DATA, message)
-                },
-                |said| said_before(types::DRIFT_DETECTED, said),
-            );
-            (Some(condition), before.and_then(|before| before.drift.clone()))
+/// What is said of live texts and of the answers to them.
+#[derive(Default)]
+struct OfDrift {
+    condition: Option<Desired>,
+    texts: Option<DriftStatus>,
+    quality: Option<QualityStatus>,
+}
+
+impl OfDrift {
+    /// Where the spec has `drift`, what was decided last; before the first look of this operator, what was said before.
+    fn of(service: &InferenceService, observed: &Observed, context: &Context) -> Self {
+        let Some(spec) = &service.spec.drift else {
+            return Self::default();
+        };
+        let before = service.status.as_ref();
+        let uid = service.uid().unwrap_or_default();
+        let serving = observed.assignment.as_ref().and_then(Assignment::serving);
+        let verdict =
+            serving.and_then(|serving| Some((serving, context.drifts.verdict(&uid, &serving.artifact.digest)?)));
+        match verdict {
+            Some((serving, verdict)) => Self {
+                condition: Some(verdict.condition(spec)),
+                texts: verdict.status(&serving.name),
+                quality: verdict.quality.status(&serving.name),
+            },
+            None => {
+                let said = before.and_then(|before| find(&before.conditions, types::DRIFT_DETECTED));
+                let condition = said.map_or_else(
+                    || {
+                        let message = "the pods were not asked yet";
+                        Desired::new(types::DRIFT_DETECTED, Status::Unknown, reasons::NO_DATA, message)
+                    },
+                    |said| said_before(types::DRIFT_DETECTED, said),
+                );
+                Self {
+                    condition: Some(condition),
+                    texts: before.and_then(|before| before.drift.clone()),
+                    quality: before.and_then(|before| before.quality.clone()),
+                }
+            }
         }
     }
 }

@@ -158,7 +158,7 @@ pub async fn retrain(
         ));
         return Ok(told);
     };
-    let drift = (verdict.drifted == Some(true)).then(|| verdict.cause());
+    let drift = verdict.alarm();
     let all: Vec<Made> = made.iter().map(|(made, _)| made.clone()).collect();
     let Decision {
         start,

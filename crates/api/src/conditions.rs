@@ -187,6 +187,8 @@ pub mod reasons {
         DRIFTED = "Drifted",
         /// They do not.
         NO_DRIFT = "NoDrift",
+        /// Answers are right less often than they were, by more than chance and than the spec allows.
+        ACCURACY_DROPPED = "AccuracyDropped",
         /// What windows are compared with is being counted.
         COLLECTING_REFERENCE = "CollectingReference",
         /// A TrainingJob that was made for it runs.

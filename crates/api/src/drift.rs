@@ -27,7 +27,12 @@ pub struct Drift {
     /// Kolmogorov-Smirnov distance, 0 to 1, from which a feature has drifted.
     #[serde(default = "default_ks")]
     pub ks: Decimal,
-    /// Texts that a window needs to be judged.
+    /// By how much the share of right answers, 0 to 1, must fall below that of the same hours a week ago until `DriftDetected` is
+    /// True for that. With 1 it never is. It needs `feedback`, by which clients say what was right.
+    #[serde(default = "default_accuracy_drop")]
+    #[schemars(extend("pattern" = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"))]
+    pub accuracy_drop: Decimal,
+    /// Texts that a window needs to be judged, and judgements that hours need to be compared.
     #[serde(default = "default_samples")]
     #[schemars(range(min = 50, max = 10_000_000))]
     pub min_samples: i32,
@@ -64,6 +69,9 @@ fn default_psi() -> Decimal {
 }
 fn default_ks() -> Decimal {
     Decimal::from("0.1")
+}
+fn default_accuracy_drop() -> Decimal {
+    Decimal::from("0.05")
 }
 fn default_samples() -> i32 {
     500
@@ -108,4 +116,41 @@ pub struct FeatureDrift {
     pub ks: Option<String>,
     /// It has drifted.
     pub drifted: bool,
+}
+
+/// How often answers were right, by what clients said, beside how often they were before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QualityStatus {
+    /// The version whose answers it is about.
+    pub model_version: String,
+    /// When the hours ended that were compared last.
+    pub span_end: Time,
+    /// Predictions that clients judged in them.
+    pub judged: i32,
+    /// Share of those that were right, with three decimals.
+    pub accuracy: String,
+    /// What they are compared with.
+    pub baseline: Baseline,
+    /// Predictions that clients judged then.
+    pub judged_before: i32,
+    /// Share of those that were right, with three decimals.
+    pub accuracy_before: String,
+    /// It fell by `accuracyDrop`, and not by chance.
+    pub dropped: bool,
+    /// Mean of the classes' F1 in the last whole day, with three decimals, of those with enough judgements.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1: Option<String>,
+    /// The same a week before, or in the first day that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1_before: Option<String>,
+}
+
+/// What answers are compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Baseline {
+    /// The same hours a week before.
+    WeekAgo,
+    /// The first hours of the version with enough judgements: a week ago there were too few.
+    FirstSpan,
 }

@@ -7,7 +7,7 @@ use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::drift::{Drift, DriftStatus};
+use crate::drift::{Drift, DriftStatus, QualityStatus};
 use crate::feedback::Feedback;
 use crate::feedback::SHARE;
 use crate::pod::{Accelerator, Image, LocalReference, PodSettings, Resources, Storage};
@@ -386,6 +386,9 @@ pub struct InferenceServiceStatus {
     /// The last window of live texts that was judged, where `drift` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<DriftStatus>,
+    /// How often answers were right, beside how often they were before, where `drift` and `feedback` are set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<QualityStatus>,
     /// The last retraining, where `retrain` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retraining: Option<RetrainingStatus>,

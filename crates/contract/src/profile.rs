@@ -3,6 +3,8 @@
 //! A version's profile of its test set lies in its artifact. Serving pods count what they answer in the same bins, by windows
 //! of [`WINDOW_SECONDS`] or less, and tell it under [`crate::names::PROFILE_PATH`]. Nothing here holds a text.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::scalar::Digest;
@@ -28,7 +30,7 @@ pub const WINDOW_SECONDS: u32 = 300;
 /// Shortest length of a window.
 pub const MIN_WINDOW_SECONDS: u32 = 10;
 /// Most bytes of a body of [`LiveProfiles`], of as many versions as a pod may hold with a hundred classes each.
-pub const PROFILE_BODY_MAX: usize = 512 * 1024;
+pub const PROFILE_BODY_MAX: usize = 1024 * 1024;
 /// Windows that a pod tells: the one under way and those before it.
 pub const KEPT_WINDOWS: u64 = 3;
 
@@ -346,6 +348,54 @@ pub struct WindowProfile {
     /// What clients said in it of the version's predictions, of whichever window.
     #[serde(default, skip_serializing_if = "Judged::is_empty")]
     pub judged: Judged,
+    /// The same by class of the version, as far as something was said of it. Pods of earlier releases do not tell it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub outcomes: BTreeMap<u32, Outcomes>,
+}
+
+/// What clients said of one class. As JSON its three numbers in their order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u64; 3]", into = "[u64; 3]")]
+pub struct Outcomes {
+    /// It was answered and was right.
+    pub right: u64,
+    /// It was answered and was not; what would have been is another class, or a label that the version does not know.
+    pub wrong: u64,
+    /// It would have been right, and another one was answered.
+    pub missed: u64,
+}
+
+impl From<[u64; 3]> for Outcomes {
+    fn from([right, wrong, missed]: [u64; 3]) -> Self {
+        Self { right, wrong, missed }
+    }
+}
+
+impl From<Outcomes> for [u64; 3] {
+    fn from(of: Outcomes) -> Self {
+        [of.right, of.wrong, of.missed]
+    }
+}
+
+impl Outcomes {
+    /// Adds others.
+    pub fn add(&mut self, other: Self) {
+        self.right = self.right.saturating_add(other.right);
+        self.wrong = self.wrong.saturating_add(other.wrong);
+        self.missed = self.missed.saturating_add(other.missed);
+    }
+
+    /// Harmonic mean of the share of its answers that were right and of the share of its texts that got it; 0 without any.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    pub fn f1(&self) -> f64 {
+        let [right, wrong, missed] = <[u64; 3]>::from(*self).map(|count| count as f64);
+        if right > 0.0 {
+            2.0 * right / (2.0 * right + wrong + missed)
+        } else {
+            0.0
+        }
+    }
 }
 
 /// Predictions of which clients said what would have been right.
@@ -572,6 +622,7 @@ mod tests {
                 predictions: u64::MAX,
                 correct: u64::MAX,
             },
+            outcomes: (0..100).map(|class| (class, Outcomes::from([u64::MAX; 3]))).collect(),
         };
         let version = |n: usize| VersionProfile {
             name: format!("{n:a>63}"),

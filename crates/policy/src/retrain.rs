@@ -59,7 +59,7 @@ pub enum Fate {
 pub struct View<'a> {
     /// `spec.retrain`.
     pub spec: &'a Retrain,
-    /// Why the texts are said to have drifted, where they have.
+    /// Why the texts are said to have drifted, or answers to be right less often, where they are.
     pub drift: Option<&'a str>,
     /// The TrainingJob to be like is there.
     pub template: bool,
@@ -160,7 +160,7 @@ pub fn decide(view: &View<'_>) -> Decision {
         && view.judged < u64::try_from(needed).unwrap_or(0)
     {
         let message = format!(
-            "the texts have drifted ({cause}); clients said of {} predictions what would have been right, and minFeedback are {needed}",
+            "training anew is called for ({cause}); clients said of {} predictions what would have been right, and minFeedback are {needed}",
             view.judged
         );
         return say(Status::False, reasons::WAITING_FOR_FEEDBACK, message, None);

@@ -293,14 +293,14 @@ impl Feedback {
         };
         let outcome = self.seen.judge(receipt.sequence);
         if outcome == Outcome::Counted {
-            let answered = usize::try_from(receipt.class).ok();
-            let answered = answered.and_then(|class| version.engine.labels().get(class));
-            let correct = answered.is_some_and(|answered| answered == label.trim());
+            let mut labels = (0..).zip(version.engine.labels());
+            let right = labels.find(|(_, known)| *known == label.trim()).map(|(class, _)| class);
+            let correct = right == Some(receipt.class);
             if app.versions.judged_since().is_none_or(|since| receipt.issued >= since) {
                 version.engine.figures().judged(correct);
             }
             let digest = &version.served.artifact.digest;
-            app.profiles.judged(unix_seconds(), digest, correct);
+            app.profiles.judged(unix_seconds(), digest, receipt.class, right);
         }
         outcome
     }

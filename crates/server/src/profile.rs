@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use flywheel_contract::profile::{
-    Answer, DataProfile, Judged, KEPT_WINDOWS, VersionProfile, WINDOW_SECONDS, WindowProfile, window_of,
+    Answer, DataProfile, Judged, KEPT_WINDOWS, Outcomes, VersionProfile, WINDOW_SECONDS, WindowProfile, window_of,
 };
 use flywheel_contract::scalar::Digest;
 use flywheel_contract::serving::{MAX_VERSIONS, ServedVersion};
@@ -101,6 +101,7 @@ fn window_in(lines: &[Line], empty: &DataProfile) -> WindowProfile {
         id,
         profile,
         judged: Judged::default(),
+        outcomes: BTreeMap::new(),
     }
 }
 
@@ -120,6 +121,7 @@ impl Counter {
             id: 0,
             profile: empty.clone(),
             judged: Judged::default(),
+            outcomes: BTreeMap::new(),
         };
         Self {
             shared: Arc::new(Shared::new(empty)),
@@ -167,7 +169,7 @@ struct Counted {
     /// What workers counted that are gone, by window.
     left: BTreeMap<u64, DataProfile>,
     /// What clients said, by window.
-    judged: BTreeMap<u64, Judged>,
+    judged: BTreeMap<u64, (Judged, BTreeMap<u32, Outcomes>)>,
 }
 
 impl Counted {
@@ -255,19 +257,30 @@ impl Profiles {
         counters
     }
 
-    /// Counts what a client says at this moment of a prediction of the version with this digest. Clients say little beside what is
-    /// answered, so a lock is no cost.
-    pub fn judged(&self, unix_seconds: u64, digest: &Digest, correct: bool) {
+    /// Counts what a client says at this moment of a prediction of the version with this digest: which class was answered, and which
+    /// would have been right, none where the version does not know it. Clients say little beside what is answered, so a lock is no
+    /// cost.
+    pub fn judged(&self, unix_seconds: u64, digest: &Digest, answered: u32, right: Option<u32>) {
         let window = window_of(unix_seconds, self.window_seconds());
         let mut all = self.lock();
         if let Some(counted) = all
             .iter_mut()
             .find(|counted| counted.version.artifact.digest == *digest)
         {
-            counted.judged.entry(window).or_default().add(Judged {
+            let correct = right == Some(answered);
+            let (judged, outcomes) = counted.judged.entry(window).or_default();
+            judged.add(Judged {
                 predictions: 1,
                 correct: correct.into(),
             });
+            outcomes.entry(answered).or_default().add(Outcomes {
+                right: correct.into(),
+                wrong: (!correct).into(),
+                missed: 0,
+            });
+            if let Some(right) = right.filter(|_| !correct) {
+                outcomes.entry(right).or_default().missed += 1;
+            }
         }
     }
 
@@ -297,10 +310,14 @@ impl Profiles {
                 test: Some(counted.test.clone()),
                 windows: sums
                     .into_iter()
-                    .map(|(id, profile)| WindowProfile {
-                        id,
-                        profile,
-                        judged: counted.judged.get(&id).copied().unwrap_or_default(),
+                    .map(|(id, profile)| {
+                        let (judged, outcomes) = counted.judged.get(&id).cloned().unwrap_or_default();
+                        WindowProfile {
+                            id,
+                            profile,
+                            judged,
+                            outcomes,
+                        }
                     })
                     .collect(),
             });

@@ -12,11 +12,13 @@ mod common;
 #[path = "common/pod.rs"]
 mod pod;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{Connection, get, post, predict, until};
 use flywheel_contract::feedback::Record;
+use flywheel_contract::profile::{LiveProfiles, Outcomes};
 use flywheel_contract::serving::{Capture, FeedbackSettings, Redaction, VersionFigures};
 use flywheel_data::{Joined, join_feedback};
 use flywheel_wire::feedback::FEEDBACK_PATH;
@@ -129,6 +131,29 @@ fn a_prediction_is_judged_once_whichever_pod_is_told() {
     assert!(
         first.texts >= 4 && first.alone >= 1 && first.alone_seconds > 0.0,
         "{first:?}"
+    );
+    // By class, as each pod tells: 0 is short, 1 is long.
+    let told: LiveProfiles = serde_json::from_str(&get(one.inside, "/profile").text()).unwrap();
+    let mut sums: BTreeMap<u32, Outcomes> = BTreeMap::new();
+    for window in told.versions.iter().flat_map(|version| &version.windows) {
+        for (class, outcomes) in &window.outcomes {
+            sums.entry(*class).or_default().add(*outcomes);
+        }
+    }
+    let of = |class| sums.get(&class).copied().unwrap_or_default();
+    let all = [of(0), of(1)];
+    assert_eq!(all.map(|of| of.right).iter().sum::<u64>(), 1 + right);
+    assert_eq!(all.map(|of| of.wrong).iter().sum::<u64>(), 2 - right);
+    assert_eq!(
+        all.map(|of| of.missed).iter().sum::<u64>(),
+        2 - right,
+        "each label is one of the version's"
+    );
+    // What the version does not know is missed by no class.
+    let told = get(other.inside, "/profile").text();
+    assert!(
+        told.contains(r#""judged":{"predictions":1,"correct":0},"outcomes":{"1":[0,1,0]}"#),
+        "{told}"
     );
     let metrics = get(other.inside, "/metrics").text();
     for (outcome, count) in [("counted", 4), ("duplicate", 2), ("invalid", 1)] {
@@ -274,6 +299,8 @@ fn what_is_to_be_taken_out_of_texts_is_not_in_the_files() {
     let mut capture = secrets.capture(1.0).unwrap();
     capture.redact = vec![Redaction::EmailAddress, Redaction::CardNumber];
     let pod = Pod::taking_feedback(&ip(35), secrets.settings(Some(capture)));
+    let long = "what is said at length, and at the end +49 30 123456 and jo@example.com: ".repeat(100);
+    ask(&pod, &long);
     let id = ask(
         &pod,
         "write to jo@example.com, card 4111 1111 1111 1111, or call +49 30 123456",
@@ -289,8 +316,9 @@ fn what_is_to_be_taken_out_of_texts_is_not_in_the_files() {
     let text = r#""text":"write to <email>, card <card>, or call +49 30 123456""#;
     assert!(kept.contains(text), "{kept}");
     assert!(!kept.contains("example.com") && !kept.contains("4111"), "{kept}");
+    assert_eq!(kept.matches("and <email>: ").count(), 100, "a long one, too");
     let joined = join_feedback(&files, &secrets.0.path().join("joined"), "text", "label").unwrap();
-    assert_eq!((joined.unreadable, joined.unjudged), (0, 0), "{joined:?}");
+    assert_eq!((joined.unreadable, joined.unjudged), (0, 1), "{joined:?}");
 }
 
 #[test]

@@ -15,6 +15,8 @@ const BOTH: [(&str, &str); 2] = [("intent-v1", "Ready"), ("intent-v2", "Ready")]
 struct Operator {
     drifts: DriftMemo,
     assignments: AssignmentMemo,
+    /// Its metrics after the last look.
+    shown: String,
 }
 
 impl Operator {
@@ -25,6 +27,7 @@ impl Operator {
         context.drifts = std::mem::take(&mut self.drifts);
         let service = world.service();
         let changed = drift::look(&service, &Semaphore::new(8), &context).await.is_some();
+        self.shown = context.metrics.encode(&[]).unwrap();
         self.drifts = context.drifts;
         (changed, world.state.lock().unwrap().writes.clone())
     }
@@ -116,6 +119,11 @@ impl World {
 
     /// Both pods have counted these texts in the window that ended last.
     fn counted(&self, profile: &DataProfile) {
+        self.judged(profile, 4, 2);
+    }
+
+    /// The same, with so many of each pod's predictions that were judged, and were right.
+    fn judged(&self, profile: &DataProfile, predictions: u64, correct: u64) {
         let now = unix(Timestamp::from_second(self.seconds).unwrap());
         for name in ["a", "b"] {
             let told = LiveProfiles {
@@ -128,10 +136,12 @@ impl World {
                     windows: vec![WindowProfile {
                         id: window_of(now, 10) - 1,
                         profile: profile.clone(),
-                        judged: Judged {
-                            predictions: 4,
-                            correct: 2,
-                        },
+                        judged: Judged { predictions, correct },
+                        outcomes: [
+                            (0, [correct, predictions - correct, 0].into()),
+                            (1, [0, 0, predictions - correct].into()),
+                        ]
+                        .into(),
                     }],
                 }],
             };
@@ -308,6 +318,78 @@ async fn drift_makes_one_training_whoever_looks() {
     operator.pass(&world, false).await;
     is(&world, "Retraining", "False", "RetrainingStopped");
     assert_eq!(world.names(JOBS).len(), 3);
+}
+
+#[tokio::test]
+async fn answers_that_are_right_less_often_make_a_training() {
+    let mut world = World::learning(json!({})).await;
+    world.template();
+    let mut operator = Operator::default();
+    for correct in [45, 45, 30, 30] {
+        world.judged(&texts(80, true), 50, correct);
+        operator.look(&world).await;
+        operator.pass(&world, false).await;
+        is(&world, "Retraining", "False", "NoDrift");
+        // The next operator goes on where the one before was.
+        operator = Operator::default();
+        world.seconds += 3600;
+    }
+    world.judged(&texts(80, true), 50, 30);
+    assert!(operator.look(&world).await.0);
+    operator.pass(&world, false).await;
+    is(&world, "DriftDetected", "True", "AccuracyDropped");
+    let (_, _, message) = condition(&world, "DriftDetected");
+    assert!(
+        message.starts_with("0.600 of 100 judged answers were right"),
+        "{message}"
+    );
+    assert!(
+        message.contains("0.900 of 100 in the first ones of this version"),
+        "{message}"
+    );
+    for line in [
+        r#"service_accuracy{namespace="team",name="intent"} 0.6"#,
+        r#"service_accuracy_before{namespace="team",name="intent"} 0.9"#,
+    ] {
+        assert!(operator.shown.contains(line), "{}", operator.shown);
+    }
+    let status = world.service().status.unwrap();
+    let quality = status.quality.unwrap();
+    assert_eq!(
+        (
+            quality.model_version.as_str(),
+            quality.accuracy.as_str(),
+            quality.accuracy_before.as_str(),
+            quality.dropped
+        ),
+        ("intent-v1", "0.600", "0.900", true)
+    );
+    assert_eq!(
+        status
+            .drift
+            .unwrap()
+            .features
+            .iter()
+            .filter(|feature| feature.drifted)
+            .count(),
+        0
+    );
+    is(&world, "Retraining", "True", "RetrainingRunning");
+    let job = world.object(&format!("{JOBS}intent-retrain-1"));
+    let cause = job["metadata"]["annotations"]["flywheel.dev/cause"].as_str().unwrap();
+    assert!(cause.starts_with("0.600 of 100 judged"), "{cause}");
+    // It comes back, and that is told.
+    for _ in 0..3 {
+        world.seconds += 3600;
+        world.judged(&texts(80, true), 50, 45);
+        operator.look(&world).await;
+    }
+    operator.pass(&world, false).await;
+    is(&world, "DriftDetected", "False", "NoDrift");
+    // What was judged of one version is nothing to another one's.
+    let history = world.object(&format!("{CONFIG_MAPS}intent-history"));
+    let history: Value = serde_json::from_str(history["data"]["history.json"].as_str().unwrap()).unwrap();
+    assert_eq!(history["quality"]["hours"].as_object().unwrap().len(), 8, "{history}");
 }
 
 #[tokio::test]

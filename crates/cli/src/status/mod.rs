@@ -5,7 +5,7 @@ mod view;
 use std::fmt::Debug;
 
 use flywheel_api::conditions::{find, types};
-use flywheel_api::drift::DriftStatus;
+use flywheel_api::drift::{Baseline, DriftStatus, QualityStatus};
 use flywheel_api::names::{
     LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_INFERENCE_SERVICE, LABEL_MODEL_VERSION, SERVER, VERIFIER, is_controlled_by,
 };
@@ -136,6 +136,7 @@ async fn inference_service(cluster: &Cluster, name: &str) -> Result<(View, Strin
         ("Size", status.scaling.as_ref().map(size)),
         ("On its way", status.canary),
         ("Texts", status.drift.as_ref().map(texts)),
+        ("Right answers", status.quality.as_ref().map(quality)),
         (
             "Trained anew",
             status
@@ -204,6 +205,27 @@ fn texts(drift: &DriftStatus) -> String {
     parts.extend(features);
     if let (Some(judged), Some(accuracy)) = (drift.judged, &drift.accuracy) {
         parts.push(format!("{accuracy} of {judged} judged ones right"));
+    }
+    parts.join("; ")
+}
+
+/// How often answers were right, and how often before.
+fn quality(quality: &QualityStatus) -> String {
+    let before = match quality.baseline {
+        Baseline::WeekAgo => "a week before",
+        Baseline::FirstSpan => "at first",
+    };
+    let mut parts = vec![format!(
+        "{} of {} judged until {}, {before} {} of {}{}",
+        quality.accuracy,
+        quality.judged,
+        quality.span_end.0,
+        quality.accuracy_before,
+        quality.judged_before,
+        if quality.dropped { " (dropped)" } else { "" }
+    )];
+    if let (Some(now), Some(before)) = (&quality.f1, &quality.f1_before) {
+        parts.push(format!("macro F1 {now}, before {before}"));
     }
     parts.join("; ")
 }

@@ -8,6 +8,8 @@ use flywheel_contract::profile::{DataProfile, Judged, KEPT_WINDOWS, LiveProfiles
 use flywheel_contract::scalar::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::quality::Quality;
+
 /// Most windows that are kept.
 const WINDOWS: usize = 48;
 /// Most counts that are kept, of all windows: of versions with thousands of classes fewer windows are kept.
@@ -40,6 +42,9 @@ pub struct History {
     /// What was judged so far.
     #[serde(default)]
     pub streak: Streak,
+    /// What clients said, as far as it is compared with what they said before.
+    #[serde(default)]
+    pub quality: Quality,
     /// End of the newest window of each pod that was read, in seconds since 1970, by the pod's uid.
     pub read: BTreeMap<String, u64>,
 }
@@ -56,6 +61,24 @@ pub struct Streak {
     pub last: bool,
     /// Windows one after another of which the same is true.
     pub windows: u32,
+}
+
+impl Streak {
+    /// Notes whether the newest window has drifted: it takes as many as `needed` one after another to change what is said.
+    pub fn note(&mut self, window: u64, drifted: bool, needed: u32) {
+        self.window = Some(window);
+        self.windows = if self.last == drifted {
+            self.windows.saturating_add(1)
+        } else {
+            1
+        };
+        self.last = drifted;
+        if self.windows >= needed {
+            self.drifted = Some(drifted);
+        } else {
+            self.drifted.get_or_insert(false);
+        }
+    }
 }
 
 /// A window.
@@ -99,6 +122,7 @@ impl History {
             first: None,
             windows: Vec::new(),
             streak: Streak::default(),
+            quality: Quality::default(),
             read: BTreeMap::new(),
         })
     }
@@ -129,6 +153,9 @@ impl History {
             let id = window.id * u64::from(length) / u64::from(self.window_seconds);
             self.read.insert(pod.to_owned(), end);
             any = true;
+            let began = end - u64::from(length);
+            let classes = self.bins.classes.len();
+            self.quality.add(began, window.judged, &window.outcomes, classes);
             match self.windows.iter_mut().find(|known| known.id == id) {
                 Some(known) => {
                     for (sum, count) in known.counts.iter_mut().zip(sum.counts()) {
@@ -218,6 +245,7 @@ mod tests {
                     predictions: *texts,
                     correct: 1,
                 },
+                outcomes: BTreeMap::new(),
             }
         };
         LiveProfiles {
@@ -304,6 +332,7 @@ mod tests {
                 id: start + n,
                 profile: many.clone(),
                 judged: Judged::default(),
+                outcomes: BTreeMap::new(),
             }];
             history.add("a", &told, NOW + n * 10 + 60);
         }

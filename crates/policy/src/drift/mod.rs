@@ -1,4 +1,5 @@
-//! Whether live texts have drifted: windows of what a version answered, each compared with a reference.
+//! Whether live texts have drifted: windows of what a version answered, each compared with a reference; and whether its answers
+//! are right less often than before.
 //!
 //! A feature has drifted in a window where it is farther apart than the spec allows, beyond what chance brings about, and where a
 //! test says that chance is not the reason. The tests' level is such that in a week of windows without any drift all of them
@@ -6,10 +7,12 @@
 //! must have drifted makes it fewer still.
 
 mod history;
+mod quality;
 mod statistics;
 
 pub use history::{History, Streak, Window};
-pub use statistics::{chi_squared, kolmogorov, ks, psi, psi_by_chance};
+pub use quality::{Comparison, F1, Quality, QualityVerdict, Span};
+pub use statistics::{chi_squared, fewer_by_chance, kolmogorov, ks, psi, psi_by_chance};
 
 use flywheel_api::conditions::{Desired, Status, reasons, types};
 use flywheel_api::drift::{Drift, DriftReference, DriftStatus, FeatureDrift};
@@ -72,6 +75,8 @@ pub struct Verdict {
     pub too_few: Option<u64>,
     /// What clients said of the version, in the windows that are kept.
     pub judged: FeedbackCounts,
+    /// Whether answers are right less often than before.
+    pub quality: QualityVerdict,
 }
 
 /// Compares two profiles over the same bins. `level`: probability from which on a difference is not chance.
@@ -145,6 +150,10 @@ fn min_samples(spec: &Drift) -> u64 {
     u64::try_from(spec.min_samples).unwrap_or(1).max(1)
 }
 
+fn needed_windows(spec: &Drift) -> u32 {
+    u32::try_from(spec.consecutive_windows).unwrap_or(1).max(1)
+}
+
 /// What windows are compared with, and the window from which on they are.
 fn reference<'a>(history: &'a History, spec: &Drift) -> Option<(&'a [u64], u64)> {
     match spec.reference {
@@ -192,29 +201,19 @@ pub fn settle(history: &mut History, spec: &Drift, settle_seconds: u64, now: Tim
     let mut new = history.take_first(min_samples(spec), |window| {
         is_over(window, length, settle_seconds, now_seconds)
     });
+    new |= history.quality.settle(spec, now_seconds.saturating_sub(settle_seconds));
     let Some((reference, from)) = reference(history, spec) else {
         return new;
     };
     let mut streak = history.streak;
     let from = from.max(streak.window.map_or(0, |window| window + 1));
-    let needed = u32::try_from(spec.consecutive_windows).unwrap_or(1).max(1);
     for window in over(history, from, settle_seconds, now) {
         streak.window = Some(window.id);
         if window.texts() < min_samples(spec) {
             continue;
         }
         let drifted = judged(history, reference, window, spec).drifted();
-        streak.windows = if streak.last == drifted {
-            streak.windows.saturating_add(1)
-        } else {
-            1
-        };
-        streak.last = drifted;
-        if streak.windows >= needed {
-            streak.drifted = Some(drifted);
-        } else {
-            streak.drifted.get_or_insert(false);
-        }
+        streak.note(window.id, drifted, needed_windows(spec));
     }
     new |= history.streak != streak;
     history.streak = streak;
@@ -237,6 +236,7 @@ pub fn judge(history: &History, spec: &Drift, settle_seconds: u64, now: Timestam
             .map(|((reference, _), window)| judged(history, reference, window, spec)),
         too_few: newest.map(Window::texts).filter(|texts| *texts < min_samples(spec)),
         judged: history.judged(),
+        quality: history.quality.verdict(spec, unix(now).saturating_sub(settle_seconds)),
     }
 }
 
@@ -257,9 +257,47 @@ impl Verdict {
         )
     }
 
-    /// The condition.
+    /// Why the service is to be trained anew: the texts have drifted, or answers are right less often. None where neither is so.
+    #[must_use]
+    pub fn alarm(&self) -> Option<String> {
+        let drifted = (self.drifted == Some(true)).then(|| self.cause());
+        let dropped = (self.quality.dropped == Some(true)).then(|| self.quality.told());
+        let all: Vec<String> = drifted
+            .into_iter()
+            .chain(dropped)
+            .filter(|told| !told.is_empty())
+            .collect();
+        let is_one = self.drifted == Some(true) || self.quality.dropped == Some(true);
+        is_one.then(|| all.join("; "))
+    }
+
+    /// The condition: of the texts, or, where only the answers have become worse, of those.
     #[must_use]
     pub fn condition(&self, spec: &Drift) -> Desired {
+        let mut of_texts = self.condition_of_texts(spec);
+        let Some(last) = self.quality.last.filter(|_| self.quality.dropped == Some(true)) else {
+            return of_texts;
+        };
+        let told = self.quality.told();
+        let needed = needed_windows(spec);
+        let message = if last.dropped {
+            format!(
+                "{told}. Limit: a drop of {}, {needed} times one after another",
+                spec.accuracy_drop
+            )
+        } else {
+            format!(
+                "answers were right less often; the last time not ({told}), and it takes {needed} such times one after another until this is False"
+            )
+        };
+        if of_texts.status == Status::True {
+            of_texts.message = format!("{}. {message}", of_texts.message);
+            return of_texts;
+        }
+        Desired::new(types::DRIFT_DETECTED, Status::True, reasons::ACCURACY_DROPPED, message)
+    }
+
+    fn condition_of_texts(&self, spec: &Drift) -> Desired {
         let desired = |status, reason, message: String| Desired::new(types::DRIFT_DETECTED, status, reason, message);
         match (self.drifted, &self.last, self.too_few) {
             (Some(true), Some(last), _) if !last.drifted() => desired(

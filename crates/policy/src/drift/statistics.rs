@@ -1,6 +1,7 @@
 //! How far apart two sets of counts over the same bins are, and whether that may be chance.
 
-use statrs::function::gamma::checked_gamma_ur;
+use flywheel_contract::profile::Judged;
+use statrs::function::gamma::{checked_gamma_ur, ln_gamma};
 
 /// Share that stands for an empty bin, so that its logarithm is a number: Evidently's, to be compared with it.
 const EMPTY_SHARE: f64 = 1e-4;
@@ -8,6 +9,8 @@ const EMPTY_SHARE: f64 = 1e-4;
 const BELOW_SMALLEST: f64 = 1e6;
 /// Fewest texts that a bin may lead one to expect in the smaller set, for the distribution of the test to hold (Cochran, 1954).
 const LEAST_EXPECTED: f64 = 5.0;
+/// Share of a sum below which further terms, which fall, change nothing.
+const SMALLEST_TERM: f64 = 1e-17;
 
 /// Shares of the bins; none of them is 0.
 #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
@@ -109,6 +112,41 @@ pub fn kolmogorov(distance: f64, n: f64, m: f64) -> f64 {
     (1..=20).map(|k| term(f64::from(k))).sum::<f64>().clamp(0.0, 1.0)
 }
 
+/// Probability of as few right ones as `now` has, or fewer, where both sets are right equally often: Fisher's exact test, one-sided.
+/// Given how many are right in both, those of `now` are distributed hypergeometrically, so it holds for sets of any size.
+#[must_use]
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+pub fn fewer_by_chance(before: Judged, now: Judged) -> f64 {
+    let (n, m) = (now.predictions as f64, before.predictions as f64);
+    let right = now.correct as f64;
+    let all = right + before.correct as f64;
+    let choose = |n: f64, k: f64| ln_gamma(n + 1.0) - ln_gamma(k + 1.0) - ln_gamma(n - k + 1.0);
+    let least = (all - m).max(0.0);
+    let most = all.min(n);
+    if !(least..=most).contains(&right) {
+        return 1.0;
+    }
+    let at = (choose(n, right) + choose(m, all - right) - choose(n + m, all)).exp();
+    // From one number of right ones to that before it, or after it.
+    let below = |k: f64| k * (m - all + k) / ((n - k + 1.0) * (all - k + 1.0));
+    let above = |k: f64| (n - k) * (all - k) / ((k + 1.0) * (m - all + k + 1.0));
+    let tail = |step: &dyn Fn(f64) -> f64, direction: f64, end: f64| {
+        let (mut k, mut term, mut sum): (f64, f64, f64) = (right, at, 0.0);
+        while k != end && term > SMALLEST_TERM * sum.max(at) {
+            term *= step(k);
+            sum += term;
+            k += direction;
+        }
+        sum
+    };
+    // Away from the middle the terms fall fast.
+    if right <= all * n / (n + m) {
+        (at + tail(&below, -1.0, least)).min(1.0)
+    } else {
+        (1.0 - tail(&above, 1.0, most)).clamp(0.0, 1.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +194,43 @@ mod tests {
             far += usize::from((-30.0..-10.0).contains(&expected));
         }
         assert!(far >= 5, "{far}");
+    }
+
+    /// Held against SciPy; tests/drift-vectors makes them.
+    #[test]
+    fn fewer_right_ones_are_as_probable_as_scipy_says() {
+        #[derive(serde::Deserialize)]
+        struct Vector {
+            /// Judged and right.
+            before: [u64; 2],
+            now: [u64; 2],
+            fewer_log_probability: f64,
+        }
+        let vectors: Vec<Vector> =
+            serde_json::from_str(include_str!("../../../../tests/drift-vectors/accuracy.json")).unwrap();
+        assert!(vectors.len() >= 100, "{}", vectors.len());
+        let mut far = 0;
+        let judged = |[predictions, correct]: [u64; 2]| Judged { predictions, correct };
+        for Vector {
+            before,
+            now,
+            fewer_log_probability,
+        } in vectors
+        {
+            let log = fewer_by_chance(judged(before), judged(now)).max(1e-300).ln();
+            assert!(
+                (log - fewer_log_probability).abs() < 1e-6 * (1.0 + fewer_log_probability.abs()),
+                "{before:?} {now:?}: {log}, not {fewer_log_probability}"
+            );
+            far += usize::from((-30.0..-5.0).contains(&fewer_log_probability));
+        }
+        assert!(far >= 10, "{far}");
+        let same = Judged {
+            predictions: 10_000_000,
+            correct: 9_000_000,
+        };
+        assert!((fewer_by_chance(same, same) - 0.5).abs() < 1e-3);
+        assert_eq!(fewer_by_chance(Judged::default(), Judged::default()), 1.0);
     }
 
     #[test]

@@ -13,6 +13,7 @@ fn spec() -> Drift {
         reference: DriftReference::FirstWindow,
         psi: Decimal::from("0.2"),
         ks: Decimal::from("0.1"),
+        accuracy_drop: Decimal::from("0.05"),
         min_samples: 500,
         consecutive_windows: 2,
     }
@@ -62,6 +63,7 @@ fn history(windows: &[DataProfile]) -> History {
         first: None,
         windows: windows.collect(),
         streak: Streak::default(),
+        quality: Quality::default(),
         read: Default::default(),
     };
     let end = at(windows_end(&history));
@@ -199,7 +201,64 @@ fn the_level_is_a_week_s_share() {
 fn a_history_of_full_length_is_far_below_what_a_config_map_may_hold() {
     let mut profile = DataProfile::new(100).with_projections(&[[0.0; 4]]);
     profile.counts_mut().for_each(|count| *count = 123_456);
-    let windows = vec![profile; 48];
-    let text = serde_json::to_string(&history(&windows)).unwrap();
+    let mut history = history(&vec![profile; 48]);
+    let judged = FeedbackCounts {
+        predictions: 123_456,
+        correct: 123_456,
+    };
+    let outcomes = (0..100).map(|class| (class, [123_456; 3].into())).collect();
+    for hour in 0..9 * 24 {
+        history.quality.add((500_000 + hour) * 3600, judged, &outcomes, 100);
+    }
+    let text = serde_json::to_string(&history).unwrap();
     assert!(text.len() < 256 * 1024, "{}", text.len());
+}
+
+#[test]
+fn answers_that_are_right_less_often_are_drift_as_well() {
+    let mut history = history(&[window(1, 800, 0), window(2, 800, 0)]);
+    let end = at(windows_end(&history));
+    let hour = unix(end) / 3600;
+    let judged = |correct| FeedbackCounts {
+        predictions: 1000,
+        correct,
+    };
+    for (n, correct) in [900, 700, 700].into_iter().enumerate() {
+        let second = (hour + n as u64) * 3600;
+        history.quality.add(second, judged(correct), &Default::default(), 10);
+    }
+    let later = at((hour + 3) * 3600 + SETTLE);
+    let early = at((hour + 3) * 3600 + SETTLE - 1);
+    settle(&mut history, &spec(), SETTLE, early);
+    assert_eq!(judge(&history, &spec(), SETTLE, early).quality.dropped, Some(false));
+    assert_eq!(judge(&history, &spec(), SETTLE, early).alarm(), None);
+    assert!(settle(&mut history, &spec(), SETTLE, later));
+    let verdict = judge(&history, &spec(), SETTLE, later);
+    assert_eq!((verdict.drifted, verdict.quality.dropped), (Some(false), Some(true)));
+    let condition = verdict.condition(&spec());
+    assert_eq!(
+        (condition.status, condition.reason.as_str()),
+        (Status::True, "AccuracyDropped")
+    );
+    assert!(
+        condition.message.contains("0.700 of 1000 judged"),
+        "{}",
+        condition.message
+    );
+    assert!(
+        condition.message.ends_with("a drop of 0.05, 2 times one after another"),
+        "{}",
+        condition.message
+    );
+    assert!(verdict.alarm().unwrap().starts_with("0.700 of 1000"));
+    // Both at once: the texts say why.
+    history.streak.drifted = Some(true);
+    let verdict = judge(&history, &spec(), SETTLE, later);
+    let condition = verdict.condition(&spec());
+    assert_eq!((condition.status, condition.reason.as_str()), (Status::True, "Drifted"));
+    assert!(
+        condition.message.contains("0.700 of 1000 judged"),
+        "{}",
+        condition.message
+    );
 }
