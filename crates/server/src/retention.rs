@@ -298,6 +298,32 @@ mod tests {
         pods[0].look(now).await;
     }
 
+    /// Time passes only while nothing is done.
+    #[tokio::test(start_paused = true)]
+    async fn a_process_looks_soon_after_it_began_and_once_an_hour() {
+        let bucket = tempfile::tempdir().unwrap();
+        let old = format!("date=2020-01-01/intent-{PROCESS}-000000.jsonl");
+        write(bucket.path(), &old);
+        let Retention {
+            store, folder, metrics, ..
+        } = retention(bucket.path(), 1, 0);
+        Retention::start(store, folder, 1, 599, &metrics);
+        for (seconds, stays) in [
+            (598, true),
+            (10, false),
+            (3500, true),
+            (110, false),
+            (3500, true),
+            (110, false),
+        ] {
+            if stays {
+                write(bucket.path(), &old);
+            }
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            assert_eq!(bucket.path().join(&old).exists(), stays, "{seconds}");
+        }
+    }
+
     #[tokio::test]
     async fn a_storage_that_refuses_is_counted_and_a_folder_that_is_not_there_is_none() {
         let bucket = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use flywheel_api::drift::Drift;
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::profile::{Answer, DataProfile, PROJECTIONS};
 use flywheel_contract::scalar::Digest;
-use flywheel_policy::drift::{History, Streak, Window, judge, settle};
+use flywheel_policy::drift::{History, Quality, Streak, Window, judge, settle};
 use jiff::Timestamp;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -143,6 +143,7 @@ fn history(plan: &Plan, empty: &DataProfile) -> History {
         first: None,
         windows: Vec::new(),
         streak: Streak::default(),
+        quality: Quality::default(),
         read: BTreeMap::new(),
     }
 }

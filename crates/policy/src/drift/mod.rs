@@ -262,13 +262,10 @@ impl Verdict {
     pub fn alarm(&self) -> Option<String> {
         let drifted = (self.drifted == Some(true)).then(|| self.cause());
         let dropped = (self.quality.dropped == Some(true)).then(|| self.quality.told());
-        let all: Vec<String> = drifted
-            .into_iter()
-            .chain(dropped)
-            .filter(|told| !told.is_empty())
-            .collect();
-        let is_one = self.drifted == Some(true) || self.quality.dropped == Some(true);
-        is_one.then(|| all.join("; "))
+        match (drifted, dropped) {
+            (Some(drifted), Some(dropped)) => Some(format!("{drifted}; {dropped}")),
+            (drifted, dropped) => drifted.or(dropped),
+        }
     }
 
     /// The condition: of the texts, or, where only the answers have become worse, of those.

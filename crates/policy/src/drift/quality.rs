@@ -132,17 +132,19 @@ impl Quality {
             return false;
         };
         let mut from = self.from.max(*oldest);
+        let mut to = from + 1;
         let mut new = false;
-        for hour in from..over {
-            let span = self.span(from, hour + 1);
+        while to <= over {
+            let span = self.span(from, to);
             if span.judged.predictions >= least {
                 self.judge(span, spec, least);
-                from = hour + 1;
+                from = to;
                 self.from = from;
                 new = true;
-            } else if hour + 1 - from >= LONGEST {
+            } else if to - from >= LONGEST {
                 from += 1;
             }
+            to += 1;
         }
         new
     }

@@ -42,7 +42,8 @@ const BAD: (u64, u64) = (1000, 800);
 
 #[test]
 fn a_drop_is_told_after_two_spans_and_until_two_are_without() {
-    let table: [(&str, &[(u64, u64)], Option<bool>); 11] = [
+    type Row = (&'static str, &'static [(u64, u64)], Option<bool>);
+    let table: [Row; 11] = [
         ("nothing to compare with", &[GOOD], None),
         ("the same", &[GOOD, GOOD], Some(false)),
         ("one after another", &[GOOD, BAD], Some(false)),
