@@ -55,7 +55,10 @@ fn good() -> BTreeMap<String, Value> {
             let text = std::fs::read_to_string(&file).unwrap();
             let object: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
             (
-                file.strip_prefix(root().join("tests/crds/good")).unwrap_or(&file).display().to_string(),
+                file.strip_prefix(root().join("tests/crds/good"))
+                    .unwrap_or(&file)
+                    .display()
+                    .to_string(),
                 with(&object, "/metadata/namespace", json!("default")),
             )
         })

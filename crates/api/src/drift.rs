@@ -30,7 +30,7 @@ pub struct Drift {
     /// By how much the share of right answers, 0 to 1, must fall below that of the same hours a week ago until `DriftDetected` is
     /// True for that. With 1 it never is. It needs `feedback`, by which clients say what was right.
     #[serde(default = "default_accuracy_drop")]
-    #[schemars(extend("pattern" = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"))]
+    #[schemars(extend("pattern" = Decimal::SHARE))]
     pub accuracy_drop: Decimal,
     /// Texts that a window needs to be judged, and judgements that hours need to be compared.
     #[serde(default = "default_samples")]

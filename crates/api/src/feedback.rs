@@ -7,9 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::pod::KeyReference;
 
-/// Pattern of shares, 0 to 1.
-pub(crate) const SHARE: &str = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$";
-
 /// Lets clients say at `POST /feedback` what would have been right. Each prediction's `request_id` is a receipt then, which only
 /// the service's own pods can make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -31,7 +28,7 @@ pub struct Feedback {
     pub uri: Option<Uri>,
     /// Share of the predictions whose texts are kept, 0 to 1, chosen at random.
     #[serde(default = "default_rate")]
-    #[schemars(extend("pattern" = SHARE))]
+    #[schemars(extend("pattern" = Decimal::SHARE))]
     pub sample_rate: Decimal,
     /// What looks like one of these in a text gives way to a placeholder before the text leaves the pod: `<email>`, `<phone>`,
     /// `<card>`, `<iban>`, `<ip>`, `<url>`. A pattern knows no names and no addresses of streets. Labels stay as they are.

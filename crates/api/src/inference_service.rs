@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::drift::{Drift, DriftStatus, QualityStatus};
 use crate::feedback::Feedback;
-use crate::feedback::SHARE;
 use crate::pod::{Accelerator, Image, LocalReference, PodSettings, Resources, Storage};
 use crate::recovery::{RecoveryStatus, ServiceRecovery};
 use crate::retraining::{AutoUpdate, Retrain, RetrainingStatus};
@@ -223,7 +222,7 @@ pub struct Analysis {
     /// Smallest share of the texts in the evaluation sample of the version before to which the new one gives the label that that one
     /// gives, 0 to 1. Not judged where the sample has fewer than 30 texts, or is not in the artifact.
     #[serde(default = "default_agreement")]
-    #[schemars(extend("pattern" = SHARE))]
+    #[schemars(extend("pattern" = Decimal::SHARE))]
     pub min_agreement: Decimal,
     /// Smallest difference of the accuracies that `feedback` tells, the new version's less that of the one before. Needs
     /// `minSamples` of both.

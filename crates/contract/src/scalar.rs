@@ -18,6 +18,9 @@ impl Decimal {
     /// What a decimal may look like: at most nine digits on either side of the point and a two-digit exponent.
     pub const PATTERN: &'static str = r"^-?[0-9]{1,9}(\.[0-9]{1,9})?([eE]-?[0-9]{1,2})?$";
 
+    /// What a share may look like, 0 to 1.
+    pub const SHARE: &'static str = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$";
+
     /// The number; `None` where the text is not one (the API server refuses such an object by [`Decimal::PATTERN`]).
     #[must_use]
     pub fn value(&self) -> Option<f64> {
