@@ -173,7 +173,8 @@ pub async fn retrain(
         now: context.now(),
     });
     if let (Some(number), Some(template), Some(cause)) = (start, &template, &drift) {
-        let job = retraining::build(service, template, number, cause);
+        let incumbent = serving.map(|serving| serving.name.as_str());
+        let job = retraining::build(service, template, incumbent, number, cause);
         let writes = context.writes(SERVING_MANAGER);
         match writes.create_owned(&job, &uid).await {
             Ok(created) => {

@@ -17,6 +17,7 @@ use flywheel_api::conditions::reasons;
 use flywheel_api::names::{self, ANNOTATION_ENDED, ANNOTATION_GIVEN_UP};
 use flywheel_api::recovery::RecoveryMode;
 use flywheel_contract::termination::Trained;
+use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::training::{Decision, Intent, Phase, Wishes, decide, version_conflict};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::ListParams;
@@ -118,6 +119,7 @@ async fn apply(
                 *counted,
                 class,
                 &incidents.avoided(job, context),
+                incumbent(job, context).await?,
                 &context.settings,
             )?;
             let namespace = job.namespace().unwrap_or_default();
@@ -166,6 +168,32 @@ async fn apply(
         }
     }
     Ok(())
+}
+
+/// The artifact of the version that `output.incumbent` names, as the API server has it: the cache may not show yet what was applied
+/// just before the job.
+///
+/// # Errors
+/// There is none of this model.
+async fn incumbent(job: &TrainingJob, context: &Context) -> Result<Option<ArtifactRef>, Error> {
+    let output = &job.spec.output;
+    let Some(name) = &output.incumbent else {
+        return Ok(None);
+    };
+    let api: Api<flywheel_api::ModelVersion> =
+        Api::namespaced(context.client.clone(), &job.namespace().unwrap_or_default());
+    let problem = match within("get ModelVersion", api.get_opt(name)).await? {
+        Some(version) if version.spec.model == output.model => return Ok(Some(version.spec.artifact)),
+        Some(version) => format!("is a version of model {}, not of {}", version.spec.model, output.model),
+        None => "does not exist".to_owned(),
+    };
+    Err(Error::InvalidSpec {
+        reason: reasons::INCUMBENT_NOT_FOUND,
+        message: format!(
+            "output.incumbent: ModelVersion {name} {problem}. Apply it, or name a version of {} that is there, or none",
+            output.model
+        ),
+    })
 }
 
 /// Writes what is to be known for good of an attempt at its Job.

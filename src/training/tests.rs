@@ -46,7 +46,7 @@ fn stored_policy() -> k8s_openapi::api::networking::v1::NetworkPolicy {
 }
 
 fn stored_attempt(owner: &TrainingJob, attempt: u32) -> Job {
-    let built = build::job::job(owner, attempt, 0, "a100", &[], &Settings::example()).unwrap();
+    let built = build::job::job(owner, attempt, 0, "a100", &[], None, &Settings::example()).unwrap();
     stored_job(&built, &format!("job-{attempt}-uid"))
 }
 
@@ -785,7 +785,7 @@ fn mlflow_gets_its_credentials_by_reference() {
         "storage": {"secretRef": {"name": "s3"}},
         "tracking": {"mlflow": {"uri": "https://mlflow.example.com", "secretRef": {"name": "mlflow"}}}
     }}));
-    let built = build::job::job(&job, 1, 0, "a100", &[], &Settings::example()).unwrap();
+    let built = build::job::job(&job, 1, 0, "a100", &[], None, &Settings::example()).unwrap();
     let spec = built.spec.unwrap().template.spec.unwrap();
     let from = spec.containers[0].env_from.as_ref().unwrap();
     let names: Vec<&str> = from
@@ -1499,10 +1499,53 @@ async fn a_configuration_that_no_pod_can_carry_is_invalid() {
         .map(|i| json!({"uri": format!("s3://data/{}{i}.csv", "x".repeat(900))}))
         .collect();
     let job = training_job(&json!({"spec": {"dataset": {"sources": sources}}}));
-    let error = build::job::job(&job, 1, 0, "a100", &[], &Settings::example()).unwrap_err();
+    let error = build::job::job(&job, 1, 0, "a100", &[], None, &Settings::example()).unwrap_err();
     let (reason, message) = error.problem().unwrap();
     assert_eq!(reason, "InvalidSpec");
     assert!(message.contains("65536"), "{message}");
+}
+
+/// The incumbent is read from the API server, since the cache may lag behind; what is missing is told before a pod is made.
+#[tokio::test]
+async fn the_incumbent_goes_to_the_pods_as_an_artifact_or_nothing_is_made() {
+    let job = training_job(&json!({"spec": {"output": {"incumbent": "intent-v0"}}}));
+    let path = format!("{VERSIONS}/intent-v0");
+    let version = |model: &str| {
+        json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "ModelVersion", "metadata": {"name": "intent-v0", "namespace": NAMESPACE},
+            "spec": {"model": model, "version": 6, "artifact": {"uri": "s3://b/k", "digest": digest('c')}}})
+    };
+    for (found, words) in [
+        (
+            Step::get_nothing(&path),
+            "ModelVersion intent-v0 does not exist. Apply it, or name a version",
+        ),
+        (
+            Step::get(&path, version("other")),
+            "is a version of model other, not of intent",
+        ),
+    ] {
+        let steps = vec![
+            found,
+            Step::accept_status(STATUS, job_value(&job)),
+            Step::event(NAMESPACE),
+        ];
+        let (client, scenario) = Scenario::start(steps);
+        reconcile(Arc::new(job.clone()), context(client, |_| {})).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(condition(&calls[1], "Stalled"), ("True", "IncumbentNotFound"));
+        assert!(calls[1].body.to_string().contains(words), "{:#}", calls[1].body);
+    }
+    let (client, scenario) = Scenario::start(vec![
+        Step::get(&path, version("intent")),
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+    ]);
+    reconcile(Arc::new(job), context(client, |_| {})).await.unwrap();
+    let calls = scenario.finish().await;
+    let config = &calls[1].body["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"];
+    let config: flywheel_contract::trainer::TrainerConfig = serde_json::from_str(config.as_str().unwrap()).unwrap();
+    let incumbent = config.incumbent.unwrap();
+    assert_eq!((incumbent.uri.as_str(), incumbent.digest.0), ("s3://b/k", digest('c')));
 }
 
 #[tokio::test]
@@ -1547,7 +1590,7 @@ fn golden_objects() {
         "storage": {"secretRef": {"name": "s3"}, "endpoint": "http://minio:9000"},
         "checkpoint": {"uri": "s3://checkpoints/intent", "intervalSeconds": 120, "keep": 5}
     }}));
-    let avoids = build::job::job(&job, 2, 1, "a100", &["a100-7".to_owned()], &Settings::example()).unwrap();
+    let avoids = build::job::job(&job, 2, 1, "a100", &["a100-7".to_owned()], None, &Settings::example()).unwrap();
     let affinity = avoids
         .spec
         .unwrap()
@@ -1565,12 +1608,12 @@ fn golden_objects() {
     );
     insta::assert_json_snapshot!(
         "job",
-        build::job::job(&job, 2, 1, "a100", &[], &Settings::example()).unwrap()
+        build::job::job(&job, 2, 1, "a100", &[], None, &Settings::example()).unwrap()
     );
     let two_nodes = of_two_nodes(&json!({}));
     insta::assert_json_snapshot!(
         "job_of_two_nodes",
-        build::job::job(&two_nodes, 2, 1, "a100", &[], &Settings::example()).unwrap()
+        build::job::job(&two_nodes, 2, 1, "a100", &[], None, &Settings::example()).unwrap()
     );
     insta::assert_json_snapshot!("service", build::service::service(&two_nodes).unwrap());
     assert_eq!(
@@ -1846,7 +1889,7 @@ async fn an_attempt_without_room_ends_before_one_of_the_fallback_class_begins() 
     );
 
     // There it runs.
-    let built = build::job::job(&training_job(&json!({})), 3, 0, "t4", &[], &Settings::example()).unwrap();
+    let built = build::job::job(&training_job(&json!({})), 3, 0, "t4", &[], None, &Settings::example()).unwrap();
     let third = stored_job(&built, "job-3-uid");
     let job = training_job(&json!({"status": calls[1].body["status"]}));
     let (client, scenario) = Scenario::start(vec![

@@ -311,6 +311,16 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
                 .map(|path| json!(format!("{uri}{path}")))
                 .into()
         }
+        "a gate needs min, minDelta or both" => vec![json!({"metric": good["metric"]})],
+        "minDelta is for test/accuracy and golden/accuracy, on which versions are compared" => {
+            ["golden/macroF1", "validation/accuracy", "test/auc"]
+                .map(|metric| json!({"metric": metric, "minDelta": "-0.01"}))
+                .into()
+        }
+        "minDelta must lie between -1 and 1" => ["-1.001", "1.001"].map(|v| json!(v)).into(),
+        "a gate with minDelta needs output.incumbent, the version to compare with" => {
+            vec![without(good, "/incumbent")]
+        }
         "a gate on golden/... needs dataset.golden" => vec![without(good, "/dataset/golden")],
         "model cannot be changed; apply a new TrainingJob" => vec![set("/model/pretrained/uri", json!("s3://other"))],
         "dataset cannot be changed; apply a new TrainingJob" => vec![set("/dataset/deduplicate", json!(true))],
@@ -559,6 +569,11 @@ pub fn odd_texts(bases: &[Value]) -> Vec<Case> {
                 "test/loss",
                 "/accuracy",
             ],
+        ),
+        (
+            "TrainingJob",
+            "/spec/output/incumbent",
+            &["Intent", "1-intent", "intent-", "in.tent"],
         ),
         (
             "TrainingJob",

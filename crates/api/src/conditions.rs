@@ -146,6 +146,8 @@ pub mod reasons {
         GATES_PASSED = "GatesPassed",
         /// A gate does not hold.
         GATES_FAILED = "GatesFailed",
+        /// The ModelVersion that `output.incumbent` names does not exist, or is of another model.
+        INCUMBENT_NOT_FOUND = "IncumbentNotFound",
         /// A ModelVersion of that name with other content is there already.
         VERSION_CONFLICT = "VersionConflict",
         /// An InferenceService serves it, or is to.

@@ -194,6 +194,12 @@ fn default_max_restarts() -> i32 {
 /// What comes out of a training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.incumbent) || !has(self.gates) || !self.gates.exists(gate, has(gate.minDelta))",
+    "message": "a gate with minDelta needs output.incumbent, the version to compare with",
+    "reason": "FieldValueInvalid",
+    "fieldPath": ".gates"
+}]))]
 pub struct Output {
     /// Name of the model; versions of one model are numbered together.
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
@@ -205,6 +211,11 @@ pub struct Output {
     /// Folder under which the job writes, in a folder of its own that is named by its uid.
     #[schemars(extend("pattern" = Uri::WRITABLE))]
     pub uri: Uri,
+    /// Name of the ModelVersion that the one which comes out is measured beside, on the same rows of the test and golden sets: one
+    /// of the same model, whose artifact the pods can read with `storage` of this job. Gates with `minDelta` need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub incumbent: Option<String>,
     /// What must hold for the version to be promotable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["metric"]))]

@@ -57,6 +57,9 @@ pub struct TrainerConfig {
     /// Where its figures go beside `/progress` and `/metrics`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracking: Option<Tracking>,
+    /// The version beside which the one that comes out is measured. It is read with the job's own storage settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incumbent: Option<ArtifactRef>,
 }
 
 /// The processes that train one model together, data-parallel: one for each GPU. Rank 0 is the first process of node 0; it

@@ -3,6 +3,7 @@
 //! Definitions follow scikit-learn, so that figures can be compared: macro and weighted F1 over the classes that
 //! occur in truth or answers, AUC one against the rest by ranks (Mann-Whitney, ties share their mean rank).
 
+use flywheel_contract::gate::delta_of;
 use flywheel_contract::hyperparameters::StoppingMetric;
 use flywheel_contract::scalar::Metric;
 use serde::{Deserialize, Serialize};
@@ -88,6 +89,79 @@ impl Evaluation {
             StoppingMetric::Loss => -self.loss,
         }
     }
+}
+
+/// Two classifiers on the same rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paired {
+    /// Rows that both answered.
+    pub rows: usize,
+    /// Rows that only the first has right.
+    pub won: usize,
+    /// Rows that only the second has right.
+    pub lost: usize,
+}
+
+impl Paired {
+    /// From whether each has each row right, in the same order.
+    ///
+    /// # Errors
+    /// [`EvaluationError`] where there are no rows, or not as many of both.
+    pub fn of(first: &[bool], second: &[bool]) -> Result<Self, EvaluationError> {
+        if first.len() != second.len() {
+            return Err(EvaluationError::Length {
+                outputs: second.len(),
+                labels: first.len(),
+            });
+        }
+        if first.is_empty() {
+            return Err(EvaluationError::Empty);
+        }
+        let count = |wins: bool| {
+            let pairs = first.iter().zip(second);
+            pairs
+                .filter(|(first, second)| **first == wins && **second != wins)
+                .count()
+        };
+        Ok(Self {
+            rows: first.len(),
+            won: count(true),
+            lost: count(false),
+        })
+    }
+
+    /// Accuracy of the first less that of the second.
+    #[must_use]
+    pub fn delta(&self) -> f64 {
+        (self.won as f64 - self.lost as f64) / self.rows as f64
+    }
+
+    /// Standard error of [`Paired::delta`]. Rows on which both agree tell nothing of it (McNemar 1947), so it is far below that of two
+    /// accuracies of which nobody knows that they are of the same rows: the square root of `won + lost - (won - lost)² / rows`,
+    /// over `rows` (Agresti, Categorical Data Analysis, 11.1).
+    #[must_use]
+    pub fn error(&self) -> f64 {
+        let (won, lost, rows) = (self.won as f64, self.lost as f64, self.rows as f64);
+        (won + lost - (won - lost).powi(2) / rows).max(0.0).sqrt() / rows
+    }
+
+    /// Both as metrics of a set.
+    #[must_use]
+    pub fn metrics(&self, set: &str) -> [Metric; 2] {
+        let delta = delta_of(&format!("{set}/accuracy"));
+        let error = format!("{delta}Error");
+        [Metric::new(delta, self.delta()), Metric::new(error, self.error())]
+    }
+}
+
+/// Whether each row's highest value is the label's (of equal values the first counts), by label names, which need not be the same
+/// list as that of the truths: `answers`, `[rows][names]`.
+#[must_use]
+pub fn right(answers: &[Vec<f32>], names: &[String], truths: &[&str]) -> Vec<bool> {
+    let pairs = answers.iter().zip(truths);
+    pairs
+        .map(|(answer, truth)| names.get(highest(answer)).is_some_and(|name| name == truth))
+        .collect()
 }
 
 /// How often each class was the answer to each, `[truth][answer]`, for logits, `[rows][classes]`, and labels, `[rows]`.
@@ -300,6 +374,42 @@ mod tests {
         close(area(vec![(0.5, true), (0.5, false), (0.5, false)]).unwrap(), 0.5);
         close(area(vec![(0.1, true), (0.9, false)]).unwrap(), 0.0);
         assert_eq!(area(vec![(0.5, true), (0.1, true)]), None);
+    }
+
+    #[test]
+    fn two_on_the_same_rows_by_hand() {
+        // Ten rows: both right in four, only the first in three, only the second in one, neither in two.
+        let first = [true, true, true, true, true, true, true, false, false, false];
+        let second = [true, true, true, true, false, false, false, true, false, false];
+        let paired = Paired::of(&first, &second).unwrap();
+        assert_eq!((paired.rows, paired.won, paired.lost), (10, 3, 1));
+        close(paired.delta(), 0.2);
+        // The variance of the ten differences (1 three times, -1 once, else 0): 0.4 - 0.2² = 0.36, of their mean a tenth.
+        close(paired.error(), 0.036_f64.sqrt());
+        let told: Vec<_> = paired
+            .metrics("golden")
+            .into_iter()
+            .map(|m| (m.name, m.value.0))
+            .collect();
+        let wanted = [
+            ("golden/accuracyDelta", "0.200000"),
+            ("golden/accuracyDeltaError", "0.189737"),
+        ];
+        assert_eq!(told, wanted.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let back = Paired::of(&second, &first).unwrap();
+        close(back.delta(), -0.2);
+        close(Paired::of(&first, &first).unwrap().error(), 0.0);
+        assert_eq!(Paired::of(&[], &[]), Err(EvaluationError::Empty));
+        assert!(Paired::of(&first, &second[1..]).is_err());
+    }
+
+    #[test]
+    fn an_answer_is_right_by_its_name() {
+        let answers = [vec![0.9, 0.1], vec![0.2, 0.8], vec![0.5, 0.5]];
+        let names = ["b", "a"].map(str::to_owned);
+        // The third truth is one that this classifier does not know.
+        assert_eq!(right(&answers, &names, &["b", "a", "c"]), [true, true, false]);
+        assert_eq!(right(&answers, &names, &["a", "b", "b"]), [false, false, true]);
     }
 
     #[test]

@@ -312,19 +312,6 @@ fn agreed(group: Option<&Collective>, next: Next) -> Result<Next> {
     Ok(first.map_or(Next::GoOn, |(next, _)| next))
 }
 
-/// Figures of a set with the present weights.
-///
-/// # Errors
-/// As [`outputs`].
-pub fn evaluate<T: Task>(
-    task: &T,
-    set: &T::Set,
-    batch_size: usize,
-    watch: &mut dyn FnMut() -> ControlFlow<()>,
-) -> Result<T::Report> {
-    task.report(set, &outputs(task, set, batch_size, watch)?)
-}
-
 /// Outputs of a whole set with the present weights, one row of numbers per example, in the set's order. `watch` is called
 /// after every batch and may end it.
 ///

@@ -12,7 +12,7 @@ use flywheel_contract::scalar::Precision;
 use flywheel_data::EncodedSet;
 use flywheel_learn::settings::Settings;
 use flywheel_learn::task::Loader;
-use flywheel_learn::train::{Next, evaluate, fit};
+use flywheel_learn::train::{Next, fit, outputs};
 use flywheel_learn::{Error, Task, TextClassification};
 
 #[test]
@@ -204,13 +204,9 @@ fn early_stopping_ends_and_the_best_weights_come_back() {
     );
     assert!(seen.epochs[2].2.loss > seen.epochs[0].2.loss);
     assert_eq!(outcome.validation, seen.epochs[0].2);
-    assert_eq!(
-        evaluate(&task, &validation, settings.batch_size, &mut || ControlFlow::Continue(
-            ()
-        ))
-        .unwrap(),
-        outcome.validation
-    );
+    let watch = &mut || ControlFlow::Continue(());
+    let logits = outputs(&task, &validation, settings.batch_size, watch).unwrap();
+    assert_eq!(task.report(&validation, &logits).unwrap(), outcome.validation);
 }
 
 #[test]
@@ -248,7 +244,7 @@ fn the_observer_can_stop_it() {
     .unwrap_err();
     assert!(matches!(error, Error::Interrupted), "{error}");
     assert_eq!((seen.steps.len(), seen.states.len()), (3, 0));
-    let error = evaluate(&tiny(4, 0.0), &separable(30, 0), 8, &mut || ControlFlow::Break(())).unwrap_err();
+    let error = outputs(&tiny(4, 0.0), &separable(30, 0), 8, &mut || ControlFlow::Break(())).unwrap_err();
     assert!(matches!(error, Error::Interrupted), "{error}");
 }
 
@@ -271,7 +267,7 @@ fn empty_sets_and_impossible_rows_are_errors() {
             ids: vec![ids],
             labels: vec![0],
         };
-        let error = evaluate(&task, &set, 4, &mut || ControlFlow::Continue(()))
+        let error = outputs(&task, &set, 4, &mut || ControlFlow::Continue(()))
             .unwrap_err()
             .to_string();
         assert!(error.contains(why), "{error}");

@@ -225,6 +225,12 @@ pub fn from_manifest(run: &LocalRun) -> Result<LocalJob, Failure> {
         }
         None => spec.output.uri,
     };
+    if spec.output.incumbent.is_some() {
+        return Err(invalid(format!(
+            "{name}: spec.output.incumbent names an object of the cluster, which is not asked here; leave it out, and gates with \
+             minDelta, to train here"
+        )));
+    }
     let named = job.metadata.uid.is_some();
     if let Some(uid) = job.metadata.uid.as_deref().filter(|uid| !is_uid(uid)) {
         return Err(invalid(format!(
@@ -254,6 +260,7 @@ pub fn from_manifest(run: &LocalRun) -> Result<LocalJob, Failure> {
         checkpoint: spec.checkpoint,
         world: World::default(),
         tracking: spec.tracking,
+        incumbent: None,
     };
     Ok(LocalJob {
         config,
@@ -371,6 +378,10 @@ spec:
             (
                 JOB.replace("  output:", "  suspend: true\n  output:"),
                 "spec.suspend is true",
+            ),
+            (
+                JOB.replace("model: intent,", "model: intent, incumbent: intent-v1,"),
+                "spec.output.incumbent names an object of the cluster",
             ),
             ("a: [".to_owned(), "job.yaml"),
             (

@@ -94,7 +94,7 @@ pub(crate) fn print(outcome: &Outcome, gates: &[Gate]) {
                 gates.iter().try_for_each(|gate| {
                     let name = format!("gate {}", gate.metric);
                     match gate.judge(&trained.metrics) {
-                        Ok(value) => writeln!(out, "{name:<24} passes: {value:.4} is at least {}", gate.min),
+                        Ok(why) => writeln!(out, "{name:<24} passes: {why}"),
                         Err(why) => writeln!(out, "{name:<24} fails: {why}"),
                     }
                 })

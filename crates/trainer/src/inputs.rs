@@ -231,7 +231,8 @@ impl Pretrained {
     }
 }
 
-fn failure(error: &flywheel_learn::Error, folder: &Path, uri: &Uri) -> Failure {
+/// A failure of the learn crate about this local folder, with the user's URI in its place.
+pub(crate) fn failure(error: &flywheel_learn::Error, folder: &Path, uri: &Uri) -> Failure {
     let text = error
         .to_string()
         .replace(&folder.display().to_string(), uri.as_str().trim_end_matches('/'));

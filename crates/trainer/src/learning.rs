@@ -9,6 +9,7 @@ use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::artifact::{
     DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, EvaluationItem, EvaluationSample, MAX_SAMPLE_TEXTS,
 };
+use flywheel_contract::dataset::SetName;
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::progress::{EpochEvaluation, Phase};
 use flywheel_contract::scalar::Precision;
@@ -17,12 +18,13 @@ use flywheel_contract::trainer::EpochReport;
 use flywheel_data::{EncodedSet, profile};
 use flywheel_learn::checkpoint::Saved;
 use flywheel_learn::device::TensorDevice;
-use flywheel_learn::evaluate::{Evaluation, confusion};
+use flywheel_learn::evaluate::{Evaluation, confusion, right};
 use flywheel_learn::settings::Settings;
-use flywheel_learn::train::{Epoch, Next, Observer, State, Step, evaluate, fit_among, outputs};
+use flywheel_learn::train::{Epoch, Next, Observer, State, Step, fit_among, outputs};
 use flywheel_learn::{Classifier, Collective, Task, TextClassification, artifact, device};
 
 use crate::checkpoints::{Saver, Training};
+use crate::incumbent::{Comparison, truths};
 use crate::inputs::Pretrained;
 use crate::peers::{Meeting, Peers};
 use crate::place::Place;
@@ -121,6 +123,8 @@ pub(crate) struct Work {
     pub(crate) part: Part,
     pub(crate) test: EncodedSet,
     pub(crate) golden: EncodedSet,
+    /// What is measured beside the version that comes out, where there is an incumbent.
+    pub(crate) comparison: Option<Comparison>,
     /// Texts of the test set for the evaluation sample; empty where texts are kept out.
     pub(crate) sample_texts: Vec<String>,
     /// Folder for the artifact, which exists.
@@ -412,17 +416,22 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     };
     let at_once = EVALUATION_BATCH.min(part.wishes.settings.pass().saturating_mul(EVALUATION_PASSES));
     let logits = outputs(&task, &work.test, at_once, &mut seen).map_err(failure)?;
-    let test = task.report(&work.test, &logits).map_err(failure)?;
     let mut metrics = outcome.validation.metrics("validation");
-    metrics.extend(test.metrics("test"));
+    // Of each of these sets whether the new version has its rows right.
+    let mut answered = Vec::new();
+    let mut measure = |name: SetName, set: &EncodedSet, logits: &[Vec<f32>]| {
+        let report = task.report(set, logits).map_err(failure)?;
+        metrics.extend(report.metrics(&name.to_string()));
+        if work.comparison.is_some() {
+            answered.push(right(logits, &part.labels, &truths(&part.labels, &set.labels)));
+        }
+        Ok::<_, Failure>(())
+    };
+    measure(SetName::Test, &work.test, &logits)?;
     if !work.golden.is_empty() {
-        metrics.extend(
-            evaluate(&task, &work.golden, at_once, &mut seen)
-                .map_err(failure)?
-                .metrics("golden"),
-        );
+        let logits = outputs(&task, &work.golden, at_once, &mut seen).map_err(failure)?;
+        measure(SetName::Golden, &work.golden, &logits)?;
     }
-    tracker.measured(outcome.steps, &metrics);
     let epochs = (1..).zip(&outcome.epochs).map(|(epoch, figures)| EpochReport {
         epoch,
         train_loss: figures.train_loss,
@@ -479,6 +488,12 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
     }
     files.sort();
     files.dedup();
+    // One network at a time: this one is done with.
+    drop((classifier, task));
+    if let Some(comparison) = &work.comparison {
+        metrics.extend(comparison.metrics(&part.labels, &answered, device, at_once, &mut seen)?);
+    }
+    tracker.measured(outcome.steps, &metrics);
     Ok(Learned {
         files,
         architecture: part.pretrained.config.architecture.model_type(),

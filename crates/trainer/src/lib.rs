@@ -17,6 +17,7 @@ mod checkpoints;
 pub mod command;
 pub mod configuration;
 mod ending;
+mod incumbent;
 mod inputs;
 mod learning;
 mod link;

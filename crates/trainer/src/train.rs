@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flywheel_contract::SCHEMA_VERSION;
+use flywheel_contract::dataset::SetName;
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::names::SCRATCH_DIR;
 use flywheel_contract::progress::Phase;
@@ -18,6 +19,7 @@ use flywheel_store::{Limits, Lineage, Purpose, Store};
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::checkpoints::{self, Saver, Training};
+use crate::incumbent::{self, Comparison};
 use crate::inputs::{self, Pretrained};
 use crate::learning::{self, Part, Together, Wishes, Work};
 use crate::output;
@@ -67,9 +69,14 @@ pub(crate) async fn train(
     output::check_free(&store, config).await?;
 
     let scratch = scratch_folder(scratch)?;
+    tracker.phase(Phase::Downloading);
+    let incumbent = match &config.incumbent {
+        Some(artifact) => Some(incumbent::fetch(&store, artifact, &scratch.path().join("incumbent")).await?),
+        None => None,
+    };
     let Inputs {
         pretrained,
-        prepared,
+        mut prepared,
         sets,
         training,
     } = inputs(config, &store, scratch.path(), tracker).await?;
@@ -89,6 +96,17 @@ pub(crate) async fn train(
     } else {
         Vec::new()
     };
+    let comparison = incumbent.map(|incumbent| Comparison {
+        incumbent,
+        sets: [
+            (SetName::Test, &mut prepared.test),
+            (SetName::Golden, &mut prepared.golden),
+        ]
+        .into_iter()
+        .map(|(name, set)| (name, std::mem::take(set)))
+        .filter(|(_, set)| !set.is_empty())
+        .collect(),
+    });
     let together = match peers {
         Some(peers) => Some(Together::ready(peers, tracker).await?),
         None => None,
@@ -106,6 +124,7 @@ pub(crate) async fn train(
         part,
         test,
         golden,
+        comparison,
         sample_texts,
         folder: folder.clone(),
         saved,

@@ -17,6 +17,7 @@ use flywheel_contract::profile::{DataProfile, PROJECTIONS};
 use flywheel_contract::scalar::{Precision, metric_value};
 use flywheel_contract::termination::Outcome;
 use flywheel_contract::trainer::TrainingResult;
+use flywheel_data::TextTokenizer;
 use flywheel_learn::Classifier;
 use flywheel_learn::device::TensorDevice;
 use serde_json::{Value, json};
@@ -74,6 +75,113 @@ fn what_clients_said_is_learnt_and_a_folder_without_it_is_passed_over() {
     config["outputUri"] = world.uri("later").into();
     let later = world.train(&config);
     assert_eq!(later.trained().dataset_digest, with.trained().dataset_digest);
+}
+
+/// Whether an artifact has each of these texts right, by its own tokenizer and labels.
+fn right(world: &World, artifact: &str, rows: &[(&str, &str)]) -> Vec<bool> {
+    let folder = world.path(artifact);
+    let classifier = Classifier::load(&folder, TensorDevice::Cpu, Precision::Float32).unwrap();
+    let vocabulary = usize::try_from(classifier.config().vocab_size).unwrap();
+    let tokenizer = TextTokenizer::load(&folder, 16, vocabulary).unwrap();
+    let answer = |text: &str| {
+        let ids = tokenizer.encode(text).unwrap().ids;
+        let probabilities = classifier.predict(&[ids]).unwrap().remove(0);
+        let (best, _) = probabilities
+            .iter()
+            .enumerate()
+            .max_by(|a, b| a.1.total_cmp(b.1))
+            .unwrap();
+        classifier.labels()[best].clone()
+    };
+    rows.iter().map(|(text, label)| answer(text) == *label).collect()
+}
+
+/// The incumbent knows one label less and was told nonsense of another: what the metrics say of both is what is counted by hand.
+#[test]
+fn a_version_is_measured_beside_the_incumbent_on_the_same_rows() {
+    let world = World::new();
+    world.write("old.csv", rows(60).replace("weather\n", "music\n"));
+    let golden = [
+        ("turn on the light", "light"),
+        ("turn off the light today", "light"),
+        ("play music today", "music"),
+        ("play music on", "music"),
+        ("what is the weather", "weather"),
+        ("what is the weather today", "weather"),
+        // It is wrong of both.
+        ("turn on the light on", "music"),
+    ];
+    let lines: Vec<String> = golden.iter().map(|(text, label)| format!("{text},{label}\n")).collect();
+    world.write("golden.csv", format!("text,label\n{}", lines.concat()));
+    let mut config = world.config();
+    config["hyperparameters"]["epochs"] = 16.into();
+    config["hyperparameters"]["learningRate"] = "1e-2".into();
+    config["dataset"]["sources"] = json!([{"uri": world.uri("old.csv")}]);
+    config["outputUri"] = world.uri("old").into();
+    let old = world.train(&config);
+    let artifact = old.trained().artifact.clone();
+    assert!(metric_value(&old.trained().metrics, "test/accuracyDelta").is_none());
+
+    config["dataset"]["sources"] = json!([{"uri": world.uri("data.csv")}]);
+    config["dataset"]["golden"] = json!([{"uri": world.uri("golden.csv")}]);
+    config["outputUri"] = world.uri("new").into();
+    config["incumbent"] = serde_json::to_value(&artifact).unwrap();
+    let new = world.train(&config);
+    let metrics = &new.trained().metrics;
+    let value = |name: &str| metric_value(metrics, name).unwrap_or_else(|| panic!("no {name}: {metrics:?}"));
+    let pairs: Vec<(bool, bool)> = right(&world, "new/uid-1/attempt-1", &golden)
+        .into_iter()
+        .zip(right(&world, "old/uid-1/attempt-1", &golden))
+        .collect();
+    let (won, lost) = (
+        pairs.iter().filter(|pair| **pair == (true, false)).count() as f64,
+        pairs.iter().filter(|pair| **pair == (false, true)).count() as f64,
+    );
+    assert!(won >= 2.0, "weather is what the incumbent cannot say: {pairs:?}");
+    let delta = (won - lost) / 7.0;
+    assert!(
+        (value("golden/accuracyDelta") - delta).abs() < 1e-6,
+        "{metrics:?} {pairs:?}"
+    );
+    let error = ((won + lost - (won - lost).powi(2) / 7.0) / 49.0).sqrt();
+    assert!(
+        (value("golden/accuracyDeltaError") - error).abs() < 1e-6,
+        "{metrics:?} {pairs:?}"
+    );
+    assert!(value("test/accuracyDelta") > 0.1, "a third of the test set is weather");
+    let manifest: Manifest = world.read("new/uid-1/attempt-1/manifest.json");
+    assert_eq!(&manifest.metrics, metrics);
+
+    // Itself beside itself.
+    config["incumbent"] = serde_json::to_value(&new.trained().artifact).unwrap();
+    config["outputUri"] = world.uri("same").into();
+    let same = world.train(&config);
+    for name in ["test/accuracyDelta", "test/accuracyDeltaError", "golden/accuracyDelta"] {
+        assert_eq!(metric_value(&same.trained().metrics, name), Some(0.0), "{name}");
+    }
+
+    // What cannot be read is told before anything is trained.
+    config["outputUri"] = world.uri("none").into();
+    let mut damaged = artifact.clone();
+    damaged.digest = flywheel_contract::scalar::Digest::sha256(&"0".repeat(64));
+    let mut gone = artifact;
+    gone.uri = world.uri("nowhere").as_str().into();
+    for (incumbent, reason) in [
+        (damaged, FailureReason::DigestMismatch),
+        (gone, FailureReason::ArtifactNotFound),
+    ] {
+        config["incumbent"] = serde_json::to_value(&incumbent).unwrap();
+        let ended = world.train(&config);
+        let failure = ended.failed();
+        assert_eq!(failure.reason, reason, "{failure}");
+        assert!(
+            failure
+                .message
+                .contains("apply a new one with another incumbent, or without"),
+            "{failure}"
+        );
+        assert_eq!(ended.position.map_or(0, |position| position.step), 0);
+    }
 }
 
 #[test]

@@ -135,8 +135,57 @@ fn the_objects_of_a_service_that_takes_feedback_and_is_trained_anew() {
             "output": {"model": "intent", "versionName": "intent-v1", "uri": "s3://models/intent"}, "suspend": true}
     }))
     .unwrap();
-    let job = retraining::build(&service, &template, 2, "confidence PSI 0.610");
+    let job = retraining::build(&service, &template, Some("intent-v3"), 2, "confidence PSI 0.610");
     insta::assert_json_snapshot!("retraining", job);
+}
+
+/// Gates beside the incumbent are on the sets that neither version was trained on, unless the template has its own.
+#[test]
+fn a_retraining_is_measured_beside_the_version_that_answers() {
+    let service = service(json!({"drift": {}, "retrain": {"trainingJob": "intent"}}));
+    let built = |dataset: Value, output: Value, incumbent: Option<&str>| {
+        let output =
+            flywheel_testkit::objects::merged(json!({"model": "intent", "uri": "s3://models/intent"}), &output);
+        let template: TrainingJob = serde_json::from_value(json!({
+            "metadata": {"name": "intent", "namespace": "team"},
+            "spec": {"task": "TextClassification", "model": {"pretrained": {"uri": "s3://m"}}, "output": output,
+                "dataset": flywheel_testkit::objects::merged(json!({"sources": [{"uri": "s3://data/train.csv"}]}), &dataset)}
+        }))
+        .unwrap();
+        let job = retraining::build(&service, &template, incumbent, 1, "why");
+        let output = serde_json::to_value(job.spec.output).unwrap();
+        (output["incumbent"].clone(), output["gates"].clone())
+    };
+    let own = json!({"validation": [{"uri": "s3://v"}], "test": [{"uri": "s3://t"}], "golden": [{"uri": "s3://g"}]});
+    let golden = json!({"golden": [{"uri": "s3://g"}]});
+    let gates = json!({"gates": [{"metric": "golden/accuracy", "min": "0.9"}, {"metric": "test/auc", "min": "0.5"}]});
+    let said = json!({"incumbent": "intent-v0", "gates": [{"metric": "golden/accuracy", "minDelta": "0.01"}]});
+    let answers = Some("intent-v3");
+    for (dataset, output, incumbent, expected) in [
+        (json!({}), json!({}), answers, Value::Null),
+        (
+            golden.clone(),
+            json!({}),
+            answers,
+            json!([{"metric": "golden/accuracy", "minDelta": "-0.02"}]),
+        ),
+        (
+            own.clone(),
+            gates.clone(),
+            answers,
+            json!([{"metric": "golden/accuracy", "min": "0.9", "minDelta": "-0.02"}, {"metric": "test/auc", "min": "0.5"},
+                {"metric": "test/accuracy", "minDelta": "-0.02"}]),
+        ),
+        (own.clone(), said.clone(), answers, said["gates"].clone()),
+        // Before anything answers nothing is compared but what the template says.
+        (own.clone(), gates.clone(), None, gates["gates"].clone()),
+    ] {
+        assert_eq!(built(dataset, output, incumbent), (json!(incumbent), expected));
+    }
+    assert_eq!(
+        built(own, said.clone(), None),
+        (json!("intent-v0"), said["gates"].clone())
+    );
 }
 
 #[test]

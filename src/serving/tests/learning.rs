@@ -259,6 +259,7 @@ async fn drift_makes_one_training_whoever_looks() {
     let job = world.object(&format!("{JOBS}intent-retrain-1"));
     assert_eq!(job["spec"]["suspend"], false);
     assert_eq!(job["spec"]["output"]["versionName"], Value::Null);
+    assert_eq!(job["spec"]["output"]["incumbent"], "intent-v1", "the one that answers");
     assert_eq!(
         job["spec"]["dataset"]["sources"][1],
         json!({"uri": "s3://feedback/team/intent", "format": "Feedback"})

@@ -12,7 +12,7 @@ use flywheel_api::pod::PodSettings;
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::names::{CONFIG_MAX_BYTES, INSIDE_PORT, INSIDE_PORT_NAME};
 use flywheel_contract::scalar::Uri;
-use flywheel_contract::trainer::{JobIdentity, TrainerConfig, World};
+use flywheel_contract::trainer::{ArtifactRef, JobIdentity, TrainerConfig, World};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, EnvVar, PodTemplateSpec, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -101,7 +101,7 @@ pub(crate) fn tried_once(metadata: ObjectMeta, nodes: u32, template: PodTemplate
 }
 
 /// The Job of attempt `attempt`, after `counted` restarts that count, with pods of the accelerator class `class`, which keep away
-/// from the nodes `avoided` where others have room.
+/// from the nodes `avoided` where others have room. `incumbent`: the artifact of `output.incumbent`.
 ///
 /// # Errors
 /// The accelerator class is unknown, the configuration is too long, a pod setting is impossible, or the result would lie in
@@ -112,6 +112,7 @@ pub fn job(
     counted: u32,
     class: &str,
     avoided: &[String],
+    incumbent: Option<ArtifactRef>,
     settings: &Settings,
 ) -> Result<Job, Error> {
     let spec = &owner.spec;
@@ -149,6 +150,7 @@ pub fn job(
             rendezvous: rendezvous(owner, attempt),
         },
         tracking: spec.tracking.clone(),
+        incumbent,
     };
     let mlflow = spec.tracking.as_ref().and_then(|t| t.mlflow.as_ref());
     let mut labels = labels(owner);

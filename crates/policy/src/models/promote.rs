@@ -47,14 +47,24 @@ mod tests {
     fn gate(metric: &str, min: &str) -> Gate {
         Gate {
             metric: metric.to_owned(),
-            min: Decimal::from(min),
+            min: Some(Decimal::from(min)),
+            min_delta: None,
         }
     }
 
     #[test]
     fn each_gate_is_compared_with_its_metric() {
-        let metrics = [Metric::new("test/accuracy", 0.9), Metric::new("test/auc", 0.5)];
-        let table: [(&str, Vec<Gate>, Option<&str>); 6] = [
+        let metrics = [
+            Metric::new("test/accuracy", 0.9),
+            Metric::new("test/auc", 0.5),
+            Metric::new("test/accuracyDelta", -0.02),
+        ];
+        let beside = Gate::beside_incumbent;
+        let both = |min_delta: &str| Gate {
+            min: Some(Decimal::from("0.9")),
+            ..beside("test/accuracy", min_delta)
+        };
+        let table: [(&str, Vec<Gate>, Option<&str>); 12] = [
             ("none", vec![], None),
             ("equal", vec![gate("test/accuracy", "0.9")], None),
             (
@@ -76,6 +86,28 @@ mod tests {
                 "one of two",
                 vec![gate("test/accuracy", "0.5"), gate("test/auc", "0.6")],
                 Some("test/auc is 0.5000, below 0.6"),
+            ),
+            ("as much worse as may be", vec![beside("test/accuracy", "-0.02")], None),
+            (
+                "worse",
+                vec![beside("test/accuracy", "-0.0199")],
+                Some("test/accuracy is -0.0200 beside the incumbent, below -0.0199"),
+            ),
+            (
+                "no better",
+                vec![beside("test/accuracy", "0.01")],
+                Some("test/accuracy is -0.0200 beside the incumbent, below 0.01"),
+            ),
+            (
+                "no incumbent",
+                vec![beside("golden/accuracy", "-1")],
+                Some("golden/accuracyDelta was not measured: the job had no golden set"),
+            ),
+            ("both hold", vec![both("-0.1")], None),
+            (
+                "good enough and yet worse",
+                vec![both("0")],
+                Some("test/accuracy is -0.0200 beside the incumbent, below 0"),
             ),
         ];
         for (case, gates, failure) in table {
