@@ -312,14 +312,37 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
                 .into()
         }
         "a gate needs min, minDelta or both" => vec![json!({"metric": good["metric"]})],
-        "minDelta is for test/accuracy and golden/accuracy, on which versions are compared" => {
-            ["golden/macroF1", "validation/accuracy", "test/auc"]
+        "minDelta is for test/accuracy, golden/accuracy and newest/accuracy, on which versions are compared" => {
+            ["golden/macroF1", "newest/auc", "validation/accuracy", "test/auc"]
                 .map(|metric| json!({"metric": metric, "minDelta": "-0.01"}))
                 .into()
         }
         "minDelta must lie between -1 and 1" => ["-1.001", "1.001"].map(|v| json!(v)).into(),
         "a gate with minDelta needs output.incumbent, the version to compare with" => {
             vec![without(good, "/incumbent")]
+        }
+        "a gate on newest/... needs one of dataset.sources with format: Feedback, of which some is held out" => {
+            let last = good["dataset"]["sources"].as_array().unwrap().len() - 1;
+            vec![
+                without(good, &format!("/dataset/sources/{last}")),
+                set(&format!("/dataset/sources/{last}/holdOutPercent"), json!(0)),
+            ]
+        }
+        "holdOutPercent is for format: Feedback, whose rows have a time" => {
+            vec![set("/format", json!("Jsonl")), without(good, "/format")]
+        }
+        "holdOutPercent is for sources; validation, test and golden sets are never trained on as they are" => {
+            let source = json!({"uri": "s3://f", "format": "Feedback", "holdOutPercent": 20});
+            let own = |set: &str| {
+                let mut sets = json!({"validation": [{"uri": "s3://v"}], "test": [{"uri": "s3://t"}], "golden": [{"uri": "s3://g"}]});
+                sets[set] = json!([source]);
+                let mut bad = without(good, "/split");
+                for name in ["validation", "test", "golden"] {
+                    bad[name] = sets[name].clone();
+                }
+                bad
+            };
+            ["validation", "test", "golden"].map(own).into()
         }
         "a gate on golden/... needs dataset.golden" => vec![without(good, "/dataset/golden")],
         "model cannot be changed; apply a new TrainingJob" => vec![set("/model/pretrained/uri", json!("s3://other"))],

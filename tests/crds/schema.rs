@@ -97,9 +97,9 @@ fn full_status(kind: &str) -> Value {
             "result": {"modelVersion": "v", "metrics": [{"name": "test/accuracy", "value": "0.9"}]}, "device": "Cpu", "precision": "BFloat16",
             "recovery": {"incidents": [{"cause": "NodeLost", "object": "o", "node": "n", "message": "m", "began": "2026-01-01T00:00:00Z",
                 "detectSeconds": 1, "decideSeconds": 1, "replaceSeconds": 1, "recoverSeconds": 1, "capacitySeconds": 1, "podsBefore": 2}]},
-            "dataset": {"rows": 9, "train": 5, "validation": 2, "test": 1, "golden": 1, "empty": 0, "duplicates": 0, "conflicts": 1,
+            "dataset": {"rows": 9, "train": 5, "validation": 2, "test": 1, "golden": 1, "newest": 1, "empty": 0, "duplicates": 0, "conflicts": 1,
                 "nearDuplicates": 1, "nearDuplicatesBySets": [{"set": "test", "of": "train", "rows": 1, "identical": 0}],
-                "uncompared": 0, "labels": 2, "validationLabels": 2, "testLabels": 1, "goldenLabels": 1, "largestLabel": 3,
+                "uncompared": 0, "labels": 2, "validationLabels": 2, "testLabels": 1, "goldenLabels": 1, "newestLabels": 1, "largestLabel": 3,
                 "smallestLabel": 2, "imbalanceRatio": "1.5", "rareLabels": 2, "truncated": 1, "truncatedPercent": "11.1"}})
         }
         "ModelVersion" => json!({"observedGeneration": 1, "state": "Verified", "conditions": condition,

@@ -45,6 +45,7 @@ const SINK_TEXT_MAX: usize = 1200;
 #[x_kube(crates(kube_core = "::kube_core"))]
 #[x_kube(validation = Rule::new("self.hyperparameters.batchSize >= self.trainer.numNodes * self.trainer.accelerator.count").message("batchSize must be at least trainer.numNodes * trainer.accelerator.count: each GPU takes a part of every batch").field_path(".hyperparameters.batchSize"))]
 #[x_kube(validation = Rule::new("has(self.dataset.golden) || !has(self.output.gates) || !self.output.gates.exists(gate, gate.metric.startsWith('golden/'))").message("a gate on golden/... needs dataset.golden").field_path(".output.gates"))]
+#[x_kube(validation = Rule::new("!has(self.output.gates) || !self.output.gates.exists(gate, gate.metric.startsWith('newest/')) || self.dataset.sources.exists(source, has(source.format) && source.format == 'Feedback' && (!has(source.holdOutPercent) || source.holdOutPercent > 0))").message("a gate on newest/... needs one of dataset.sources with format: Feedback, of which some is held out").field_path(".output.gates"))]
 #[x_kube(validation = Rule::new("!has(self.trainer.pod) || !has(self.trainer.pod.tolerations) || self.trainer.pod.tolerations.all(t, !has(t.tolerationSeconds) || t.tolerationSeconds == 0 || self.recovery.deadlineSeconds >= 170 + t.tolerationSeconds)").message("deadlineSeconds must be at least 170 s, which a recovery may take, and the largest tolerationSeconds of trainer.pod.tolerations together").field_path(".recovery.deadlineSeconds"))]
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; apply a new TrainingJob").field_path(".model"))]
 #[x_kube(validation = Rule::new("self.dataset == oldSelf.dataset").message("dataset cannot be changed; apply a new TrainingJob").field_path(".dataset"))]
@@ -211,8 +212,8 @@ pub struct Output {
     /// Folder under which the job writes, in a folder of its own that is named by its uid.
     #[schemars(extend("pattern" = Uri::WRITABLE))]
     pub uri: Uri,
-    /// Name of the ModelVersion that the one which comes out is measured beside, on the same rows of the test and golden sets: one
-    /// of the same model, whose artifact the pods can read with `storage` of this job. Gates with `minDelta` need it.
+    /// Name of the ModelVersion that the one which comes out is measured beside, on the same rows of the test, golden and newest
+    /// sets: one of the same model, whose artifact the pods can read with `storage` of this job. Gates with `minDelta` need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub incumbent: Option<String>,
@@ -408,13 +409,15 @@ pub struct DatasetStatus {
     pub test: i64,
     /// Rows that versions are compared on.
     pub golden: i64,
+    /// Rows of the newest feedback, held out, that versions are compared on.
+    pub newest: i64,
     /// Rows without text or label, dropped.
     pub empty: i64,
     /// Rows whose text was there before in the same set, dropped where `deduplicate` is on.
     pub duplicates: i64,
     /// Texts that stand with more than one label.
     pub conflicts: i64,
-    /// Rows of the validation, test and golden sets whose text nearly stands in the training set.
+    /// Rows of the validation, test, golden and newest sets whose text nearly stands in the training set.
     pub near_duplicates: i64,
     /// Near-duplicates for each two sets that have some.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -430,6 +433,8 @@ pub struct DatasetStatus {
     pub test_labels: i64,
     /// Labels in the golden set.
     pub golden_labels: i64,
+    /// Labels in the newest set.
+    pub newest_labels: i64,
     /// Training rows of the largest label.
     pub largest_label: i64,
     /// Training rows of the smallest label.
@@ -473,6 +478,7 @@ impl From<&DatasetCounts> for DatasetStatus {
             validation: number(counts.validation),
             test: number(counts.test),
             golden: number(counts.golden),
+            newest: number(counts.newest),
             empty: number(counts.empty),
             duplicates: number(counts.duplicates),
             conflicts: number(counts.conflicts),
@@ -483,6 +489,7 @@ impl From<&DatasetCounts> for DatasetStatus {
             validation_labels: number(counts.validation_labels),
             test_labels: number(counts.test_labels),
             golden_labels: number(counts.golden_labels),
+            newest_labels: number(counts.newest_labels),
             largest_label: number(counts.largest_label),
             smallest_label: number(counts.smallest_label),
             imbalance_ratio: format!("{:.1}", counts.imbalance_ratio()),

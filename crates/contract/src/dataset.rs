@@ -20,11 +20,13 @@ pub enum SetName {
     Test,
     /// Compared on between versions.
     Golden,
+    /// The newest of what clients said; compared on between versions.
+    Newest,
 }
 
 impl SetName {
     /// All, in the order in which rows are assigned.
-    pub const ALL: [Self; 4] = [Self::Train, Self::Validation, Self::Test, Self::Golden];
+    pub const ALL: [Self; 5] = [Self::Train, Self::Validation, Self::Test, Self::Golden, Self::Newest];
 }
 
 impl std::fmt::Display for SetName {
@@ -34,6 +36,7 @@ impl std::fmt::Display for SetName {
             Self::Validation => "validation",
             Self::Test => "test",
             Self::Golden => "golden",
+            Self::Newest => "newest",
         })
     }
 }
@@ -55,12 +58,39 @@ pub enum Format {
 /// One file of labelled examples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.holdOutPercent) || (has(self.format) && self.format == 'Feedback')",
+    "message": "holdOutPercent is for format: Feedback, whose rows have a time",
+    "reason": "FieldValueInvalid",
+    "fieldPath": ".holdOutPercent"
+}]))]
 pub struct Source {
     /// Where the file lies.
     pub uri: Uri,
     /// Its format, where the suffix does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
+    /// Of a folder of feedback among `sources`: the share of its rows, the newest by the time of the prediction, that is never trained
+    /// on and is the set `newest`, in percent. 20 where it is not given; 0 trains on all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 50))]
+    pub hold_out_percent: Option<i32>,
+}
+
+/// [`Source::hold_out_percent`] where it is not given.
+const HOLD_OUT_PERCENT: u32 = 20;
+
+impl Source {
+    /// Share of its rows, the newest ones, that is not trained on where it is one of `sources`, in percent.
+    #[must_use]
+    pub fn held_out_percent(&self) -> u32 {
+        match (self.format, self.hold_out_percent) {
+            (Some(Format::Feedback), said) => {
+                said.map_or(HOLD_OUT_PERCENT, |percent| u32::try_from(percent).unwrap_or(0))
+            }
+            _ => 0,
+        }
+    }
 }
 
 /// How one set of examples becomes three. Percents sum to 100.
@@ -110,7 +140,7 @@ pub struct DataLimits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = ROWS_MAX))]
     pub max_conflicts: Option<i32>,
-    /// Most rows of the validation, test and golden sets together whose text nearly stands in the training set, which
+    /// Most rows of the validation, test, golden and newest sets together whose text nearly stands in the training set, which
     /// makes their metrics too good: Jaccard similarity of character trigrams of at least 0.8, whatever case and punctuation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = ROWS_MAX))]
@@ -148,6 +178,11 @@ pub struct DataLimits {
         "message": "textColumn and labelColumn must differ",
         "reason": "FieldValueInvalid",
         "fieldPath": ".labelColumn"
+    },
+    {
+        "rule": "(!has(self.validation) || self.validation.all(source, !has(source.holdOutPercent))) && (!has(self.test) || self.test.all(source, !has(source.holdOutPercent))) && (!has(self.golden) || self.golden.all(source, !has(source.holdOutPercent)))",
+        "message": "holdOutPercent is for sources; validation, test and golden sets are never trained on as they are",
+        "reason": "FieldValueInvalid"
     }
 ]))]
 pub struct Dataset {
@@ -196,6 +231,14 @@ fn yes() -> bool {
 fn default_seed() -> i64 {
     42
 }
+impl Dataset {
+    /// Whether the newest rows of a source are held out, as far as there are enough.
+    #[must_use]
+    pub fn holds_out(&self) -> bool {
+        self.sources.iter().any(|source| source.held_out_percent() > 0)
+    }
+}
+
 fn default_text_column() -> String {
     "text".to_owned()
 }

@@ -15,17 +15,17 @@ use crate::scalar::{Decimal, Metric, metric_value};
         "reason": "FieldValueInvalid"
     },
     {
-        "rule": "!has(self.minDelta) || self.metric in ['test/accuracy', 'golden/accuracy']",
-        "message": "minDelta is for test/accuracy and golden/accuracy, on which versions are compared",
+        "rule": "!has(self.minDelta) || self.metric in ['test/accuracy', 'golden/accuracy', 'newest/accuracy']",
+        "message": "minDelta is for test/accuracy, golden/accuracy and newest/accuracy, on which versions are compared",
         "reason": "FieldValueInvalid",
         "fieldPath": ".minDelta"
     }
 ]))]
 pub struct Gate {
-    /// `<set>/<measure>`, such as `test/accuracy` or `golden/macroF1`.
+    /// `<set>/<measure>`, such as `test/accuracy`, `golden/macroF1` or `newest/accuracy`.
     #[schemars(
         length(max = 64),
-        regex(pattern = r"^(validation|test|golden)/(accuracy|macroF1|weightedF1|auc)$")
+        regex(pattern = r"^(validation|test|golden|newest)/(accuracy|macroF1|weightedF1|auc)$")
     )]
     pub metric: String,
     /// Smallest value that passes.
@@ -54,7 +54,8 @@ impl Gate {
     }
 
     /// Compares the gate with the metrics of its name. One that was not measured fails its gate: a gate that is skipped in silence
-    /// is none. For people: that it holds, and by what.
+    /// is none. Beside the incumbent there is nothing to lose, though, where clients said too little for a newest set. For people:
+    /// that it holds, and by what.
     ///
     /// # Errors
     /// For people: by how much it fails, or why there is nothing to compare.
@@ -69,6 +70,10 @@ impl Gate {
             held.push(format!("{value:.4} is at least {min}"));
         }
         if let Some(min) = &self.min_delta {
+            if name.starts_with("newest/") && metric_value(metrics, NEWEST_ROWS) == Some(0.0) {
+                held.push("clients said too little for a newest set".to_owned());
+                return Ok(held.join(", "));
+            }
             let value = measured(metrics, &delta_of(name))?;
             if value < number(name, min)? {
                 return Err(format!("{name} is {value:+.4} beside the incumbent, below {min}"));
@@ -78,6 +83,9 @@ impl Gate {
         Ok(held.join(", "))
     }
 }
+
+/// Name of the metric that tells how many rows of feedback were held out.
+pub const NEWEST_ROWS: &str = "newest/rows";
 
 /// Name of the metric that tells how much more often than the incumbent a version is right, by that of its own accuracy.
 #[must_use]
@@ -91,9 +99,10 @@ fn number(name: &str, limit: &Decimal) -> Result<f64, String> {
 
 fn measured(metrics: &[Metric], name: &str) -> Result<f64, String> {
     metric_value(metrics, name).ok_or_else(|| {
-        let why = match name.starts_with("golden/") {
-            true => ": the job had no golden set",
-            false => "",
+        let why = match name.split_once('/') {
+            Some(("golden", _)) => ": the job had no golden set",
+            Some(("newest", _)) => ": the job held out no feedback, or there was too little",
+            _ => "",
         };
         format!("{name} was not measured{why}")
     })

@@ -16,7 +16,7 @@ pub enum Phase {
     Preparing,
     /// Optimiser steps.
     Training,
-    /// Metrics on validation, test or golden set.
+    /// Metrics on validation, test, golden or newest set.
     Evaluating,
     /// The last checkpoint is written before the pod ends.
     Checkpointing,

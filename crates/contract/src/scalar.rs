@@ -170,7 +170,8 @@ impl JsonSchema for Digest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Metric {
-    /// `<set>/<measure>`: set is validation, test or golden; measure is accuracy, macroF1, weightedF1, auc or loss, and
+    /// `<set>/<measure>`: set is validation, test, golden or newest; measure is accuracy, macroF1, weightedF1, auc or loss,
+    /// of the newest set rows (how many were held out), and
     /// beside an incumbent accuracyDelta (how much more often the version is right, on the same rows) and accuracyDeltaError (the
     /// standard error of that).
     #[schemars(length(max = 64), regex(pattern = r"^[a-z]+/[A-Za-z0-9]+$"))]

@@ -167,6 +167,10 @@ pub struct DatasetCounts {
     pub truncated: u64,
     /// Rows dropped from training because the golden set holds their text.
     pub golden_overlap: u64,
+    /// Rows dropped from training because the newest set holds their text.
+    pub newest_overlap: u64,
+    /// Rows of the newest set left out: no training row has their label, or theirs are the only texts of a label.
+    pub newest_left_out: u64,
     /// Size of the training set.
     pub train: u64,
     /// Size of the validation set.
@@ -175,6 +179,8 @@ pub struct DatasetCounts {
     pub test: u64,
     /// Size of the golden set.
     pub golden: u64,
+    /// Size of the newest set.
+    pub newest: u64,
     /// Number of labels in the training set.
     pub labels: u64,
     /// Number of labels in the validation set.
@@ -183,6 +189,8 @@ pub struct DatasetCounts {
     pub test_labels: u64,
     /// Number of labels in the golden set.
     pub golden_labels: u64,
+    /// Number of labels in the newest set.
+    pub newest_labels: u64,
     /// Training rows of the largest label.
     pub largest_label: u64,
     /// Training rows of the smallest label.
@@ -191,13 +199,13 @@ pub struct DatasetCounts {
     pub rare_labels: u64,
     /// Rows whose text stands in another set as well, nearly or exactly; pairs of sets without such are left out.
     pub near_duplicates: Vec<NearDuplicates>,
-    /// Rows of the validation, test and golden sets with so many alike texts in other sets that not each was compared:
+    /// Rows of the validation, test, golden and newest sets with so many alike texts in other sets that not each was compared:
     /// there may be this many more near-duplicates.
     pub uncompared: u64,
 }
 
 impl DatasetCounts {
-    /// Rows of the validation, test and golden sets that are near-duplicates of training rows.
+    /// Rows of the validation, test, golden and newest sets that are near-duplicates of training rows.
     #[must_use]
     pub fn near_duplicates_of_train(&self) -> u64 {
         self.near_duplicates
@@ -207,10 +215,10 @@ impl DatasetCounts {
             .sum()
     }
 
-    /// Rows of all four sets.
+    /// Rows of all sets.
     #[must_use]
     pub fn kept(&self) -> u64 {
-        self.train + self.validation + self.test + self.golden
+        self.train + self.validation + self.test + self.golden + self.newest
     }
 
     /// Training rows of the largest label for each of the smallest.
@@ -246,7 +254,7 @@ pub struct NearDuplicates {
 pub struct DatasetExample {
     /// What is the matter with them.
     pub problem: DatasetProblem,
-    /// Conflict: the row that was read first. Near-duplicate: the row of the earlier set (training, validation, test, golden).
+    /// Conflict: the row that was read first. Near-duplicate: the row of the earlier set (training, validation, test, golden, newest).
     pub first: RowPlace,
     /// The other.
     pub second: RowPlace,
@@ -294,7 +302,7 @@ pub struct TrainingResult {
     /// A few rows for each problem that the data checks found.
     #[serde(default)]
     pub examples: Vec<DatasetExample>,
-    /// Final values on validation, test and golden set, of the weights in the artifact.
+    /// Final values on validation, test, golden and newest set, of the weights in the artifact.
     pub metrics: Vec<Metric>,
     /// One entry per epoch.
     pub epochs: Vec<EpochReport>,

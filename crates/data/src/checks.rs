@@ -157,6 +157,7 @@ pub fn findings(dataset: &Dataset, prepared: &Prepared) -> Vec<Finding> {
         (SetName::Validation, counts.validation_labels),
         (SetName::Test, counts.test_labels),
         (SetName::Golden, counts.golden_labels),
+        (SetName::Newest, counts.newest_labels),
     ];
     for (set, labels) in labels {
         add(

@@ -16,6 +16,9 @@ use crate::error::{DataError, Result};
 /// class of a model.
 pub const LEAST_JUDGEMENTS: usize = 5;
 
+/// Fewest rows of a newest set: on fewer one answer is two percent.
+pub const LEAST_HELD_OUT: u64 = 50;
+
 /// What came of joining.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Joined {
@@ -29,7 +32,8 @@ pub struct Joined {
     pub unreadable: u64,
 }
 
-/// Writes a row of JSON with these two columns for each text that a client judged, in the order of the files and their lines.
+/// Writes a row of JSON with these two columns for each text that a client judged, by the time of the prediction (those of one second
+/// in the order of the files and their lines).
 /// Of several judgements of a prediction the first counts, by time; each prediction counts once. Labels with few judgements are
 /// left out.
 ///
@@ -71,10 +75,13 @@ pub fn join_feedback(files: &[PathBuf], out: &Path, text_column: &str, label_col
             source,
         }
     };
-    let mut rows = BufWriter::new(File::create(out).map_err(io("create"))?);
+    let mut rows: Vec<(u64, String)> = Vec::new();
     for file in files {
         records(file, |record| {
-            let Record::Prediction { request_id, text, .. } = record else {
+            let Record::Prediction {
+                time, request_id, text, ..
+            } = record
+            else {
                 return Ok(());
             };
             match judged.get_mut(&request_id) {
@@ -94,17 +101,60 @@ pub fn join_feedback(files: &[PathBuf], out: &Path, text_column: &str, label_col
                             .map(|(column, value)| (column.to_owned(), Value::from(value)))
                             .into_iter()
                             .collect();
-                        let line = Value::Object(row).to_string();
-                        rows.write_all(line.as_bytes()).map_err(io("write"))?;
-                        rows.write_all(b"\n").map_err(io("write"))?;
+                        rows.push((time, Value::Object(row).to_string()));
                     }
                 },
             }
             Ok(())
         })?;
     }
-    rows.flush().map_err(io("write"))?;
+    // Stable.
+    rows.sort_by_key(|(time, _)| *time);
+    let mut file = BufWriter::new(File::create(out).map_err(io("create"))?);
+    for (_, line) in rows {
+        writeln!(file, "{line}").map_err(io("write"))?;
+    }
+    file.flush().map_err(io("write"))?;
     Ok(joined)
+}
+
+/// Moves the last lines of a file that [`join_feedback`] wrote, so large a share of all, to another file; how many. None where these
+/// would be fewer than [`LEAST_HELD_OUT`].
+///
+/// # Errors
+/// [`DataError::Io`].
+pub fn hold_out(rows: &Path, percent: u32, newest: &Path) -> Result<u64> {
+    let io = |action: &'static str, path: &Path| {
+        let path = path.display().to_string();
+        move |source| DataError::Io { action, path, source }
+    };
+    let open = || File::open(rows).map(BufReader::new).map_err(io("open", rows));
+    let (mut line, mut all) = (Vec::new(), 0_u64);
+    let mut next = |reader: &mut BufReader<File>| {
+        line.clear();
+        reader.read_until(b'\n', &mut line).map_err(io("read", rows))
+    };
+    let mut reader = open()?;
+    while next(&mut reader)? > 0 {
+        all += 1;
+    }
+    let held = all * u64::from(percent) / 100;
+    if held < LEAST_HELD_OUT {
+        return Ok(0);
+    }
+    let (mut reader, mut kept) = (open()?, 0_u64);
+    for _ in held..all {
+        kept += next(&mut reader)? as u64;
+    }
+    let mut file = BufWriter::new(File::create(newest).map_err(io("create", newest))?);
+    std::io::copy(&mut reader, &mut file).map_err(io("write", newest))?;
+    file.flush().map_err(io("write", newest))?;
+    let shorter = File::options()
+        .write(true)
+        .open(rows)
+        .and_then(|file| file.set_len(kept));
+    shorter.map_err(io("shorten", rows))?;
+    Ok(held)
 }
 
 /// Hands each record of a file on; lines that are none, or too long for one, are counted.
@@ -134,6 +184,52 @@ fn records(path: &Path, mut each: impl FnMut(Record) -> Result<()>) -> Result<u6
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_predictions_are_held_out_whatever_the_order_of_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let (out, newest) = (folder.path().join("out"), folder.path().join("newest"));
+        // Two pods in turn, each with a file of its own: the second's are the even seconds.
+        let files: Vec<PathBuf> = (0..2)
+            .map(|pod| {
+                let lines: Vec<String> = (0..150)
+                    .map(|n| {
+                        let time = 2 * n + pod;
+                        format!(
+                            r#"{{"kind":"Prediction","time":{time},"requestId":"{time}","modelVersion":"v","text":"t{time}","label":"x","probability":0.1}}
+{{"kind":"Judgement","time":{},"requestId":"{time}","label":"y"}}"#,
+                            1000 - time
+                        )
+                    })
+                    .collect();
+                let path = folder.path().join(pod.to_string());
+                std::fs::write(&path, lines.join("\n")).unwrap();
+                path
+            })
+            .collect();
+        let texts = |path: &Path| -> Vec<String> {
+            let text = std::fs::read_to_string(path).unwrap();
+            let row = |line: &str| {
+                serde_json::from_str::<Value>(line).unwrap()["text"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            };
+            text.lines().map(row).collect()
+        };
+        let wanted = |range: std::ops::Range<u32>| range.map(|n| format!("t{n}")).collect::<Vec<_>>();
+        for (percent, held) in [(0, 0), (16, 0), (17, 51), (50, 150)] {
+            join_feedback(&files, &out, "text", "label").unwrap();
+            assert_eq!(texts(&out), wanted(0..300));
+            let _ = std::fs::remove_file(&newest);
+            assert_eq!(hold_out(&out, percent, &newest).unwrap(), u64::from(held), "{percent}");
+            assert_eq!(texts(&out), wanted(0..300 - held));
+            assert_eq!(newest.exists(), held > 0);
+            if held > 0 {
+                assert_eq!(texts(&newest), wanted(300 - held..300));
+            }
+        }
+    }
 
     #[test]
     fn texts_meet_their_first_judgement_once() {

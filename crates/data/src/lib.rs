@@ -22,7 +22,7 @@ pub use checks::{Finding, check_limits, findings};
 pub use clean::clean_text;
 pub use encoded::EncodedSet;
 pub use error::{DataError, Result};
-pub use feedback::{Joined, LEAST_JUDGEMENTS, join_feedback};
+pub use feedback::{Joined, LEAST_HELD_OUT, LEAST_JUDGEMENTS, hold_out, join_feedback};
 pub use prepare::{Prepared, SourceFile, SourceFiles, TextSet, dataset_digest, prepare, profile};
 pub use read::{format_of, read_rows};
 pub use split::{Part, split_rows};

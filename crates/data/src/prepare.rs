@@ -41,6 +41,8 @@ pub struct SourceFiles {
     pub test: Option<Vec<SourceFile>>,
     /// `dataset.golden`.
     pub golden: Vec<SourceFile>,
+    /// What was held out of `dataset.sources`.
+    pub newest: Vec<SourceFile>,
 }
 
 /// Texts and the index of each one's label.
@@ -79,8 +81,10 @@ pub struct Prepared {
     pub test: TextSet,
     /// Compared on between versions; empty where none is given.
     pub golden: TextSet,
-    /// What became of the rows, `truncated` left at 0. All rows of all files: those kept in the four sets and those
-    /// counted as empty, golden overlap and (where `deduplicate` is on) duplicates add up to `rows`.
+    /// Compared on between versions as well; empty where nothing is held out.
+    pub newest: TextSet,
+    /// What became of the rows, `truncated` left at 0. All rows of all files: those kept in the sets and those counted as
+    /// empty, golden or newest overlap, left out and (where `deduplicate` is on) duplicates add up to `rows`.
     pub counts: DatasetCounts,
     /// A few rows for each problem that was found.
     pub examples: Vec<DatasetExample>,
@@ -98,6 +102,7 @@ pub fn dataset_digest(files: &SourceFiles) -> Digest {
         ("validation", files.validation.as_ref().unwrap_or(&none)),
         ("test", files.test.as_ref().unwrap_or(&none)),
         ("golden", &files.golden),
+        ("newest", &files.newest),
     ];
     for (name, list) in sets {
         for file in list {
@@ -122,6 +127,7 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
             ),
         });
     }
+    let mut newest = reader.set(&files.newest)?;
     let before = reader.cleaner.read;
     let mut rows = reader.set(&files.sources)?;
     if rows.is_empty() {
@@ -145,6 +151,7 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
                     .to_owned(),
         });
     }
+    part_from(&mut rows, &mut newest, &mut counts);
     let (train, validation, test) = match (&files.validation, &files.test) {
         (Some(validation), Some(test)) => {
             let validation = reader.set(validation)?;
@@ -177,6 +184,9 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
             ),
         });
     }
+    let before = newest.len();
+    newest.retain(|row| distinct.contains(row.label.as_str()));
+    counts.newest_left_out += (before - newest.len()) as u64;
     let labels: Vec<String> = distinct.into_iter().map(str::to_owned).collect();
     let index: BTreeMap<String, i64> = labels.iter().cloned().zip(0..).collect();
     let Reader {
@@ -190,7 +200,7 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
         .collect();
     // It holds every text once more.
     drop(cleaner);
-    let sets: [&[Row]; 4] = [&train, &validation, &test, &golden];
+    let sets: [&[Row]; 5] = [&train, &validation, &test, &golden, &newest];
     let found = near_duplicates(&sets, near_duplicates::BANDS);
     counts.uncompared = found.uncompared;
     for pair in found.pairs {
@@ -214,13 +224,16 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
     let validation = indexed("validation", validation, &index)?;
     let test = indexed("test", test, &index)?;
     let golden = indexed("golden", golden, &index)?;
+    let newest = indexed("newest", newest, &index)?;
     (counts.train, counts.validation) = (train.len() as u64, validation.len() as u64);
     (counts.test, counts.golden) = (test.len() as u64, golden.len() as u64);
-    let rows = [&train, &validation, &test, &golden].map(|set| rows_per_label(set, labels.len()));
+    counts.newest = newest.len() as u64;
+    let rows = [&train, &validation, &test, &golden, &newest].map(|set| rows_per_label(set, labels.len()));
     let present = |rows: &[u64]| rows.iter().filter(|rows| **rows > 0).count() as u64;
-    let [of_train, of_validation, of_test, of_golden] = &rows;
+    let [of_train, of_validation, of_test, of_golden, of_newest] = &rows;
     (counts.labels, counts.validation_labels) = (present(of_train), present(of_validation));
     (counts.test_labels, counts.golden_labels) = (present(of_test), present(of_golden));
+    counts.newest_labels = present(of_newest);
     counts.largest_label = of_train.iter().copied().max().unwrap_or(0);
     counts.smallest_label = of_train.iter().copied().min().unwrap_or(0);
     let least = rare_label_rows(dataset);
@@ -231,10 +244,25 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
         validation,
         test,
         golden,
+        newest,
         counts,
         examples,
         digest: dataset_digest(files),
     })
+}
+
+/// Takes the texts of the newest set out of those to be trained on, split and measured. Where that would leave nothing of a label it is
+/// the other way round: what clients say of a few texts makes no label unknown.
+fn part_from(rows: &mut Vec<Row>, newest: &mut Vec<Row>, counts: &mut DatasetCounts) {
+    let held: HashSet<String> = newest.iter().map(|row| row.text.clone()).collect();
+    let stays = rows.iter().filter(|row| !held.contains(&row.text));
+    let left: HashSet<String> = stays.map(|row| row.label.clone()).collect();
+    let (rows_before, newest_before) = (rows.len(), newest.len());
+    rows.retain(|row| !held.contains(&row.text) || !left.contains(&row.label));
+    let trained: HashSet<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+    newest.retain(|row| !trained.contains(row.text.as_str()));
+    counts.newest_overlap = (rows_before - rows.len()) as u64;
+    counts.newest_left_out = (newest_before - newest.len()) as u64;
 }
 
 /// Reads sets and remembers the files.

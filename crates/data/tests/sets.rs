@@ -30,6 +30,7 @@ fn dataset() -> Dataset {
         sources: vec![Source {
             uri: "file:///x.csv".into(),
             format: None,
+            hold_out_percent: None,
         }],
         text_column: "text".to_owned(),
         label_column: "label".to_owned(),
@@ -342,6 +343,50 @@ fn lines_are_counted_alike_whatever_they_end_with() {
     }
 }
 
+/// What is held out is never trained on, nor is its text, and yet no label becomes unknown by it.
+#[test]
+fn the_newest_set_is_apart_from_all_that_is_trained_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = |text: &str, label: &str| format!("{}\n", serde_json::json!({"text": text, "label": label}));
+    let mut sources = rows(60);
+    sources += "only one,rare\n";
+    let newest = [
+        ("text number 5", "green"),
+        (" text number 7", "red"),
+        ("never seen", "blue"),
+        // The one text of a label, and a label that only this set has.
+        ("only one", "green"),
+        ("brand new", "unheard"),
+    ];
+    let lines: String = newest.iter().map(|(text, label)| row(text, label)).collect();
+    let mut held = file(dir.path(), "newest.jsonl", &lines);
+    held.format = Format::Feedback;
+    let files = SourceFiles {
+        sources: vec![file(dir.path(), "train.csv", &sources)],
+        newest: vec![held],
+        ..SourceFiles::default()
+    };
+    let sets = run(&files).unwrap();
+    assert_eq!(sets.newest.texts, ["text number 5", "text number 7", "never seen"]);
+    let c = &sets.counts;
+    assert_eq!((c.newest, c.newest_overlap, c.newest_left_out), (3, 2, 2));
+    assert_eq!(
+        c.rows,
+        c.empty + c.duplicates + c.golden_overlap + c.newest_overlap + c.newest_left_out + c.kept()
+    );
+    assert!(sets.labels.contains(&"rare".to_owned()) && !sets.labels.contains(&"unheard".to_owned()));
+    for set in [&sets.train, &sets.validation, &sets.test] {
+        assert!(sets.newest.texts.iter().all(|text| !set.texts.contains(text)));
+    }
+    // It belongs to the data: another slice is another data set, and without one the digest is what it was.
+    let without = SourceFiles {
+        newest: vec![],
+        ..files.clone()
+    };
+    assert_ne!(run(&without).unwrap().digest, sets.digest);
+    assert_eq!(run(&files).unwrap(), sets);
+}
+
 #[test]
 fn rows_that_are_dropped_and_kept_add_up() {
     let dir = tempfile::tempdir().unwrap();
@@ -390,6 +435,7 @@ fn explicit_sets_are_taken_as_they_are_and_their_labels_must_be_trained_on() {
         validation: Some(vec![file(dir.path(), "v.csv", "text,label\nv1,red\nv2,blue\n")]),
         test: Some(vec![file(dir.path(), "t.csv", "text,label\nt1,green\n")]),
         golden: vec![],
+        newest: vec![],
     };
     let sets = run(&files).unwrap();
     assert_eq!((sets.train.len(), sets.validation.len(), sets.test.len()), (9, 2, 1));
@@ -454,6 +500,7 @@ fn what_the_checks_find_is_counted_and_pointed_at_by_line() {
         validation: Some(vec![file(dir.path(), "v.csv", csv(&validation))]),
         test: Some(vec![file(dir.path(), "t.csv", csv(&test))]),
         golden: vec![file(dir.path(), "g.csv", csv(&golden))],
+        newest: vec![],
     };
     let mut sets = run(&files).unwrap();
     sets.counts.truncated = 7;
@@ -573,6 +620,7 @@ fn each_limit_holds_to_its_last_count_and_says_what_to_do() {
             validation: Some(vec![file(dir.path(), "v.csv", "text,label\nv,a\nw,b\n")]),
             test: Some(vec![file(dir.path(), "t.csv", "text,label\nt,a\nu,b\n")]),
             golden: vec![],
+            newest: vec![],
         };
         let with = Dataset {
             limits: Some(limits.clone()),

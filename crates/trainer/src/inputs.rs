@@ -10,10 +10,10 @@ use flywheel_contract::feedback::FILE_SUFFIX;
 use flywheel_contract::scalar::{Digest, Uri};
 use flywheel_data::{
     DataError, SOURCE_MAX_BYTES, SourceFile, SourceFiles, TOKENIZER_MAX_BYTES, TextTokenizer, VOCABULARY_FILE,
-    format_of, join_feedback,
+    format_of, hold_out, join_feedback,
 };
 use flywheel_learn::EncoderConfig;
-use flywheel_store::{Purpose, Store, StoreError};
+use flywheel_store::{Purpose, Store, StoreError, describe};
 use tokio::task::JoinSet;
 
 /// Most files of a folder of feedback; the newest are read.
@@ -43,7 +43,7 @@ pub(crate) async fn dataset(
         format_of(source.uri.as_str(), source.format)?;
     }
     let names = ["sources", "validation", "test", "golden"];
-    let mut fetched = Vec::new();
+    let (mut fetched, mut newest) = (Vec::new(), Vec::new());
     for (name, list) in names.into_iter().zip(all) {
         fetched.push(match list {
             Some(list) => Some(
@@ -53,6 +53,7 @@ pub(crate) async fn dataset(
                     list,
                     &folder.join(name),
                     &job.join(&format!("feedback-{name}")),
+                    (name == "sources").then_some(&mut newest),
                 )
                 .await?,
             ),
@@ -66,15 +67,18 @@ pub(crate) async fn dataset(
         validation: next(),
         test: next(),
         golden: next().unwrap_or_default(),
+        newest,
     })
 }
 
+/// Fetches the files of a set. `newest`: where what is held out of them goes.
 async fn set(
     store: &Arc<Store>,
     dataset: &Dataset,
     sources: &[Source],
     folder: &Path,
     kept: &Uri,
+    mut newest: Option<&mut Vec<SourceFile>>,
 ) -> Result<Vec<SourceFile>, Failure> {
     make(folder).await?;
     let mut files = Vec::new();
@@ -83,10 +87,13 @@ async fn set(
         let format = format_of(source.uri.as_str(), source.format)?;
         let digest = if format == Format::Feedback {
             let kept = Uri(format!("{kept}-{i}{FILE_SUFFIX}"));
-            match feedback(store, dataset, source, &path, &kept).await? {
-                Some(digest) => digest,
-                None => continue,
+            let Some(digest) = feedback(store, dataset, source, &path, &kept).await? else {
+                continue;
+            };
+            if let Some(newest) = &mut newest {
+                newest.extend(held_out(source, folder, i).await?);
             }
+            digest
         } else {
             let fetched = store
                 .get_file(&source.uri, SOURCE_MAX_BYTES, &path)
@@ -103,6 +110,34 @@ async fn set(
         });
     }
     Ok(files)
+}
+
+/// What is held out of the feedback that lies in the folder as the file of this number: the newest rows, in a file of their own. Its
+/// digest, and that of the whole, are those of what is kept beside the result, so all attempts hold out the same.
+async fn held_out(source: &Source, folder: &Path, number: usize) -> Result<Option<SourceFile>, Failure> {
+    let name = format!("{number}.newest");
+    let (rows, path, percent) = (
+        folder.join(number.to_string()),
+        folder.join(&name),
+        source.held_out_percent(),
+    );
+    let to = path.clone();
+    let held = tokio::task::spawn_blocking(move || hold_out(&rows, percent, &to))
+        .await
+        .map_err(|e| Failure::new(FailureReason::InternalError, format!("holding out feedback: {e}")))??;
+    tracing::info!(uri = %source.uri, percent, rows = held, "the newest feedback is held out");
+    if held == 0 {
+        return Ok(None);
+    }
+    Ok(Some(SourceFile {
+        name: source.uri.to_string(),
+        path,
+        format: Format::Feedback,
+        digest: describe(folder, &name)
+            .await
+            .map_err(|e| e.failure(Purpose::Dataset))?
+            .digest,
+    }))
 }
 
 /// What pods kept in the folder of the source, joined into a file; none where no client judged anything yet, since a training must

@@ -11,6 +11,7 @@ use flywheel_contract::artifact::{
 };
 use flywheel_contract::dataset::SetName;
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::gate::NEWEST_ROWS;
 use flywheel_contract::progress::{EpochEvaluation, Phase};
 use flywheel_contract::scalar::Precision;
 use flywheel_contract::scalar::{Device, Metric};
@@ -123,6 +124,9 @@ pub(crate) struct Work {
     pub(crate) part: Part,
     pub(crate) test: EncodedSet,
     pub(crate) golden: EncodedSet,
+    pub(crate) newest: EncodedSet,
+    /// The newest feedback is held out, as far as there is enough.
+    pub(crate) holds_out: bool,
     /// What is measured beside the version that comes out, where there is an incumbent.
     pub(crate) comparison: Option<Comparison>,
     /// Texts of the test set for the evaluation sample; empty where texts are kept out.
@@ -428,9 +432,13 @@ pub(crate) fn learn(work: Work, tracker: &Arc<Tracker>) -> Result<Learned, Failu
         Ok::<_, Failure>(())
     };
     measure(SetName::Test, &work.test, &logits)?;
-    if !work.golden.is_empty() {
-        let logits = outputs(&task, &work.golden, at_once, &mut seen).map_err(failure)?;
-        measure(SetName::Golden, &work.golden, &logits)?;
+    let others = [(SetName::Golden, &work.golden), (SetName::Newest, &work.newest)];
+    for (name, set) in others.into_iter().filter(|(_, set)| !set.is_empty()) {
+        let logits = outputs(&task, set, at_once, &mut seen).map_err(failure)?;
+        measure(name, set, &logits)?;
+    }
+    if work.holds_out {
+        metrics.push(Metric::new(NEWEST_ROWS, work.newest.len() as f64));
     }
     let epochs = (1..).zip(&outcome.epochs).map(|(epoch, figures)| EpochReport {
         epoch,

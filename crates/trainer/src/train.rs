@@ -90,7 +90,7 @@ pub(crate) async fn train(
 
     let folder = scratch.path().join("artifact");
     inputs::make(&folder).await?;
-    let [train, validation, test, golden] = sets;
+    let [train, validation, test, golden, newest] = sets;
     let sample_texts = if config.dataset.evaluation_sample {
         learning::sample_of(&prepared.test.texts)
     } else {
@@ -101,6 +101,7 @@ pub(crate) async fn train(
         sets: [
             (SetName::Test, &mut prepared.test),
             (SetName::Golden, &mut prepared.golden),
+            (SetName::Newest, &mut prepared.newest),
         ]
         .into_iter()
         .map(|(name, set)| (name, std::mem::take(set)))
@@ -124,6 +125,8 @@ pub(crate) async fn train(
         part,
         test,
         golden,
+        newest,
+        holds_out: config.dataset.holds_out(),
         comparison,
         sample_texts,
         folder: folder.clone(),
@@ -191,8 +194,8 @@ pub(crate) fn opened(config: &TrainerConfig, limits: Limits, tracker: &Tracker) 
 pub(crate) struct Inputs {
     pub(crate) pretrained: Pretrained,
     pub(crate) prepared: Prepared,
-    /// Training, validation, test, golden.
-    pub(crate) sets: [EncodedSet; 4],
+    /// In the order of [`SetName::ALL`].
+    pub(crate) sets: [EncodedSet; 5],
     pub(crate) training: Arc<Training>,
 }
 
@@ -225,10 +228,13 @@ pub(crate) async fn inputs(
         conflicts = counts.conflicts,
         truncated = counts.truncated,
         golden_overlap = counts.golden_overlap,
+        newest_overlap = counts.newest_overlap,
+        newest_left_out = counts.newest_left_out,
         train = counts.train,
         validation = counts.validation,
         test = counts.test,
         golden = counts.golden,
+        newest = counts.newest,
         labels = counts.labels,
         near_duplicates = counts.near_duplicates_of_train(),
         digest = %prepared.digest,
@@ -292,8 +298,8 @@ fn trained(result: TrainingResult) -> Trained {
     }
 }
 
-/// Tokenises the four sets and counts what was cut.
-fn encode(pretrained: &Pretrained, prepared: &mut Prepared) -> Result<[EncodedSet; 4], Failure> {
+/// Tokenises the sets and counts what was cut.
+fn encode(pretrained: &Pretrained, prepared: &mut Prepared) -> Result<[EncodedSet; 5], Failure> {
     let mut cut = 0;
     let mut one = |set: &TextSet| {
         let (encoded, truncated) = pretrained.tokenizer.encode_set(set)?;
@@ -305,6 +311,7 @@ fn encode(pretrained: &Pretrained, prepared: &mut Prepared) -> Result<[EncodedSe
         one(&prepared.validation)?,
         one(&prepared.test)?,
         one(&prepared.golden)?,
+        one(&prepared.newest)?,
     ];
     prepared.counts.truncated = cut;
     Ok(sets)

@@ -14,7 +14,7 @@ use common::{Running, World, get, rows, says};
 use flywheel_contract::artifact::{CALIBRATION_FILE, EvaluationSample, MANIFEST_FILE, Manifest};
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::profile::{DataProfile, PROJECTIONS};
-use flywheel_contract::scalar::{Precision, metric_value};
+use flywheel_contract::scalar::{Metric, Precision, metric_value};
 use flywheel_contract::termination::Outcome;
 use flywheel_contract::trainer::TrainingResult;
 use flywheel_data::TextTokenizer;
@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 fn feedback(world: &World, texts: &[(&str, &str)]) {
     let (mut kept, mut said) = (String::new(), String::new());
     for (n, (text, label)) in texts.iter().enumerate() {
-        let told = json!({"kind": "Prediction", "time": 1, "requestId": n.to_string(), "modelVersion": "v1", "text": text,
+        let told = json!({"kind": "Prediction", "time": n, "requestId": n.to_string(), "modelVersion": "v1", "text": text,
             "label": "light", "probability": 0.4});
         kept += &format!("{told}\n");
         let told = json!({"kind": "Judgement", "time": 2, "requestId": n.to_string(), "label": label});
@@ -75,6 +75,67 @@ fn what_clients_said_is_learnt_and_a_folder_without_it_is_passed_over() {
     config["outputUri"] = world.uri("later").into();
     let later = world.train(&config);
     assert_eq!(later.trained().dataset_digest, with.trained().dataset_digest);
+}
+
+/// The newest judgements are what the version is measured on, and are not among what it learns; another attempt holds out the same.
+#[test]
+fn the_newest_feedback_is_held_out() {
+    let world = World::new();
+    let texts: Vec<String> = (0..260)
+        .map(|n| format!("stop today {}", "on ".repeat(n % 20 + 1) + &"off ".repeat(n / 20)))
+        .collect();
+    // From the two hundred and eighth on clients say something else: it must not be learnt.
+    let texts: Vec<(&str, &str)> = texts
+        .iter()
+        .enumerate()
+        .map(|(n, text)| (text.as_str(), if n < 208 { "stop" } else { "music" }))
+        .collect();
+    feedback(&world, &texts);
+    let mut config = world.config();
+    config["hyperparameters"]["epochs"] = 4.into();
+    config["hyperparameters"]["learningRate"] = "1e-2".into();
+    config["hyperparameters"]["maxLength"] = 48.into();
+    config["dataset"]["sources"] = json!([{"uri": world.uri("data.csv")},
+        {"uri": world.uri("feedback/team/intent"), "format": "Feedback"}]);
+    let ended = world.train(&config);
+    let metrics = &ended.trained().metrics;
+    let value = |metrics: &[Metric], name: &str| metric_value(metrics, name);
+    let result: TrainingResult = world.read("out/uid-1/attempt-1.result.json");
+    let c = &result.counts;
+    assert_eq!((c.rows, c.newest, c.newest_labels, c.newest_left_out), (320, 52, 1, 0));
+    assert_eq!(value(metrics, "newest/rows"), Some(52.0));
+    assert!(value(metrics, "test/accuracy").unwrap() > 0.7, "{metrics:?}");
+    assert!(
+        value(metrics, "newest/accuracy").unwrap() < 0.2,
+        "it never saw that these are music: {metrics:?}"
+    );
+
+    // What was held out stays so while the folder grows.
+    let kept = std::fs::read(world.path("out/uid-1/feedback-sources-1.jsonl")).unwrap();
+    world.write("later/uid-1/feedback-sources-1.jsonl", kept);
+    feedback(&world, &[("play music", "light"); 9]);
+    config["outputUri"] = world.uri("later").into();
+    config["incumbent"] = serde_json::to_value(&ended.trained().artifact).unwrap();
+    let later = world.train(&config);
+    assert_eq!(later.trained().dataset_digest, ended.trained().dataset_digest);
+    assert!(value(&later.trained().metrics, "newest/accuracyDelta").is_some());
+
+    // Another share is another data set, and so is none.
+    let mut digests = vec![ended.trained().dataset_digest.clone()];
+    feedback(&world, &texts);
+    for (percent, rows) in [(0, None), (10, Some(0.0)), (30, Some(78.0))] {
+        config["dataset"]["sources"][1]["holdOutPercent"] = percent.into();
+        config["outputUri"] = world.uri(&format!("share-{percent}")).into();
+        config["hyperparameters"]["epochs"] = 1.into();
+        let ended = world.train(&config);
+        assert_eq!(value(&ended.trained().metrics, "newest/rows"), rows, "{percent}");
+        digests.push(ended.trained().dataset_digest.clone());
+    }
+    // A tenth would be 26 rows, too few to hold out.
+    assert_eq!(digests[1], digests[2]);
+    digests.sort_by(|a, b| a.0.cmp(&b.0));
+    digests.dedup();
+    assert_eq!(digests.len(), 3);
 }
 
 /// Whether an artifact has each of these texts right, by its own tokenizer and labels.

@@ -34,6 +34,7 @@ pub fn build(
     spec.dataset.sources.extend(kept.map(|uri| Source {
         uri,
         format: Some(Format::Feedback),
+        hold_out_percent: None,
     }));
     if let Some(incumbent) = incumbent {
         spec.output.incumbent = Some(incumbent.to_owned());
@@ -63,6 +64,7 @@ fn compare(spec: &mut TrainingJobSpec) {
     if !gates.iter().any(|gate| gate.min_delta.is_some()) {
         let sets = [
             ("golden/accuracy", spec.dataset.golden.is_some()),
+            ("newest/accuracy", spec.dataset.holds_out()),
             ("test/accuracy", spec.dataset.test.is_some()),
         ];
         for (metric, _) in sets.into_iter().filter(|(_, has)| *has) {

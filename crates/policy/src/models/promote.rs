@@ -58,13 +58,14 @@ mod tests {
             Metric::new("test/accuracy", 0.9),
             Metric::new("test/auc", 0.5),
             Metric::new("test/accuracyDelta", -0.02),
+            Metric::new("newest/rows", 0.0),
         ];
         let beside = Gate::beside_incumbent;
         let both = |min_delta: &str| Gate {
             min: Some(Decimal::from("0.9")),
             ..beside("test/accuracy", min_delta)
         };
-        let table: [(&str, Vec<Gate>, Option<&str>); 12] = [
+        let table: [(&str, Vec<Gate>, Option<&str>); 14] = [
             ("none", vec![], None),
             ("equal", vec![gate("test/accuracy", "0.9")], None),
             (
@@ -102,6 +103,12 @@ mod tests {
                 "no incumbent",
                 vec![beside("golden/accuracy", "-1")],
                 Some("golden/accuracyDelta was not measured: the job had no golden set"),
+            ),
+            ("nothing new to compare on", vec![beside("newest/accuracy", "0")], None),
+            (
+                "nothing new to be good on",
+                vec![gate("newest/accuracy", "0.1")],
+                Some("newest/accuracy was not measured: the job held out no feedback, or there was too little"),
             ),
             ("both hold", vec![both("-0.1")], None),
             (
