@@ -154,6 +154,7 @@ pub async fn report(
         drift: texts,
         quality,
         retraining: outcome.retraining.status.clone(),
+        retrain_schedule: outcome.retraining.schedule.clone(),
         selector: Some(build::selector_text(&service.name_any())),
         device: outcome.device,
     };

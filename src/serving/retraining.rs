@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use flywheel_api::conditions::{Desired, Status, find, is_true, reasons, types};
-use flywheel_api::names::{ANNOTATION_CAUSE, LABEL_RETRAINS};
-use flywheel_api::retraining::RetrainingStatus;
+use flywheel_api::names::{ANNOTATION_CAUSE, ANNOTATION_REQUESTED, ANNOTATION_SCHEDULED, LABEL_RETRAINS};
+use flywheel_api::retraining::{RetrainingStatus, ScheduleStatus};
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use flywheel_contract::serving::Assignment;
+use flywheel_policy::drift::Verdict;
 use flywheel_policy::models::latest::{Candidate, newer, target};
-use flywheel_policy::retrain::{Decision, Fate, Made, Outcome, View, decide};
+use flywheel_policy::retrain::{Decision, Drift, Fate, Made, Noted, Outcome, View, decide};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
@@ -32,6 +33,8 @@ pub struct Retraining {
     pub conditions: Vec<Desired>,
     /// The last job.
     pub status: Option<RetrainingStatus>,
+    /// How the schedule stands.
+    pub schedule: Option<ScheduleStatus>,
     /// When to look again.
     pub again: Option<std::time::Duration>,
 }
@@ -145,46 +148,62 @@ pub async fn retrain(
     told.status = made.last().map(|(_, job)| status(job));
     let serving = assignment.and_then(Assignment::serving);
     let verdict = serving.and_then(|serving| context.drifts.verdict(&uid, &serving.artifact.digest));
-    let Some(verdict) = verdict else {
-        // Before the first look of this operator nothing new is known.
-        let before = service.status.as_ref().map(|status| status.conditions.as_slice());
-        let said = find(before.unwrap_or_default(), types::RETRAINING);
-        told.conditions.push(said.map_or_else(
-            || {
-                let message = "the pods were not asked yet whether texts have drifted";
-                Desired::new(types::RETRAINING, Status::Unknown, reasons::NO_DATA, message)
-            },
-            |said| said_before(types::RETRAINING, said),
-        ));
-        return Ok(told);
+    let cause = verdict.as_ref().and_then(Verdict::alarm);
+    let drift = match (&spec.drift, &verdict, &cause) {
+        (None, ..) => Drift::Unwatched,
+        (Some(_), None, _) => Drift::Unknown,
+        (Some(_), Some(_), Some(cause)) => Drift::Found(cause),
+        (Some(_), Some(_), None) => Drift::None,
     };
-    let drift = verdict.alarm();
+    let before = service.status.as_ref();
+    let noted = before
+        .and_then(|status| status.retrain_schedule.as_ref())
+        .map(|told| Noted {
+            schedule: told.schedule.clone(),
+            time_zone: told.time_zone.clone(),
+            since: told.since.0,
+            next: told.next.0,
+        });
     let all: Vec<Made> = made.iter().map(|(made, _)| made.clone()).collect();
     let Decision {
         start,
         mut condition,
+        noted,
         again,
     } = decide(&View {
         spec: wishes,
-        drift: drift.as_deref(),
+        drift,
         template: template.is_some(),
-        judged: verdict.judged.predictions,
+        judged: verdict.as_ref().map_or(0, |verdict| verdict.judged.predictions),
         made: &all,
+        noted: noted.as_ref(),
         now: context.now(),
     });
-    if let (Some(number), Some(template), Some(cause)) = (start, &template, &drift) {
+    told.schedule = noted.map(|noted| ScheduleStatus {
+        schedule: noted.schedule,
+        time_zone: noted.time_zone,
+        since: Time(noted.since),
+        next: Time(noted.next),
+    });
+    // Before the first look of this operator nothing new is known.
+    if condition.reason == reasons::NO_DATA
+        && let Some(said) = before.and_then(|status| find(&status.conditions, types::RETRAINING))
+    {
+        condition = said_before(types::RETRAINING, said);
+    }
+    if let (Some(start), Some(template)) = (&start, &template) {
         let incumbent = serving.map(|serving| serving.name.as_str());
-        let job = retraining::build(service, template, incumbent, number, cause);
+        let job = retraining::build(service, template, incumbent, start);
         let writes = context.writes(SERVING_MANAGER);
         match writes.create_owned(&job, &uid).await {
             Ok(created) => {
                 if let Created::New(job) = &created {
-                    tracing::info!(job = job.name_any(), cause, "a retraining begins");
+                    tracing::info!(job = job.name_any(), cause = start.cause, "a retraining begins");
                     let note = Note {
                         warning: false,
                         reason: reasons::RETRAINING_RUNNING.to_owned(),
                         action: "Retrain",
-                        text: format!("TrainingJob {} is made: {cause}", job.name_any()),
+                        text: format!("TrainingJob {} is made: {}", job.name_any(), start.cause),
                     };
                     writes.event(service, &note).await;
                 }
@@ -193,6 +212,8 @@ pub async fn retrain(
             Err(error) => match error.problem() {
                 Some((reason, message)) => {
                     condition = Desired::new(types::RETRAINING, Status::False, reason, message);
+                    // The time of a schedule is not heeded.
+                    told.schedule = before.and_then(|status| status.retrain_schedule.clone());
                 }
                 None => return Err(error),
             },
@@ -233,6 +254,11 @@ fn made(
         number,
         created: created.map_or_else(|| context.now(), |time| time.0),
         outcome,
+        requested: job.annotations().get(ANNOTATION_REQUESTED).cloned(),
+        scheduled: job
+            .annotations()
+            .get(ANNOTATION_SCHEDULED)
+            .and_then(|time| time.parse().ok()),
     })
 }
 

@@ -203,8 +203,14 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
         "new versions wait while an experiment runs: leave autoUpdate out until it is over" => {
             vec![set("/autoUpdate", json!({"policy": "LatestPromotable"}))]
         }
-        "retrain needs drift, which tells when to train anew" => {
-            vec![without(&set("/retrain", json!({"trainingJob": "intent"})), "/drift")]
+        "timeZone is that of schedule, which is not given" => vec![without(good, "/schedule")],
+        "retrain.minFeedback needs drift: no other training waits for it" => {
+            let wanted = with(
+                &set("/retrain/minFeedback", json!(1)),
+                "/feedback",
+                json!({"signingKeySecretRef": {"name": "n", "key": "k"}}),
+            );
+            vec![without(&wanted, "/drift")]
         }
         "retrain.minFeedback needs feedback, by which clients say what would have been right" => {
             vec![without(&set("/retrain/minFeedback", json!(1)), "/feedback")]
@@ -592,6 +598,36 @@ pub fn odd_texts(bases: &[Value]) -> Vec<Case> {
                 "test/loss",
                 "/accuracy",
             ],
+        ),
+        (
+            "InferenceService",
+            "/spec/retrain/schedule",
+            &[
+                "0 3 * *",
+                "0 3 * * 1 2",
+                "@daily",
+                "0 3 * * 1 Europe/Berlin",
+                "0 3\t* * 1",
+                " 0 3 * * 1",
+                "0;3 * * 1 *",
+            ],
+        ),
+        (
+            "InferenceService",
+            "/spec/retrain/timeZone",
+            &[
+                "/Berlin",
+                "Europe/",
+                "Europe Berlin",
+                "../etc/passwd",
+                "+01:00",
+                "a/b/c/d",
+            ],
+        ),
+        (
+            "InferenceService",
+            "/spec/retrain/requested",
+            &["-a", "a b", "2026-11-28T00:00:00Z", "a."],
         ),
         (
             "TrainingJob",

@@ -116,6 +116,7 @@ fn full_status(kind: &str) -> Value {
                 "features": [{"name": "confidence", "psi": "0.610", "ks": "0.310", "drifted": true}]},
             "quality": {"modelVersion": "v", "spanEnd": "2026-01-01T00:00:00Z", "judged": 500, "accuracy": "0.812", "baseline": "WeekAgo",
                 "judgedBefore": 510, "accuracyBefore": "0.903", "dropped": true, "f1": "0.790", "f1Before": "0.880"},
+            "retrainSchedule": {"schedule": "0 3 * * 1", "timeZone": "Etc/UTC", "since": "2026-01-01T00:00:00Z", "next": "2026-01-05T03:00:00Z"},
             "retraining": {"trainingJob": "intent-retrain-1", "time": "2026-01-01T00:00:00Z", "cause": "c", "modelVersion": "w"},
             "traffic": [{"modelVersion": "v", "pods": 1, "percent": 100, "precision": "Float16", "agreement": {"texts": 200, "same": 199}}]})
         }

@@ -203,6 +203,10 @@ pub mod reasons {
         WEEKLY_LIMIT_REACHED = "WeeklyLimitReached",
         /// The last retrainings came to nothing, so no other one begins by itself.
         RETRAINING_STOPPED = "RetrainingStopped",
+        /// No training is due, and drift is not looked for.
+        NOT_DUE = "NotDue",
+        /// `retrain.schedule` or `retrain.timeZone` cannot be read, or names a time that never comes.
+        INVALID_SCHEDULE = "InvalidSchedule",
         /// The TrainingJob that a retraining is to be like does not exist.
         TRAINING_JOB_NOT_FOUND = "TrainingJobNotFound",
         /// A version with a higher number is promotable.

@@ -11,7 +11,7 @@ use crate::drift::{Drift, DriftStatus, QualityStatus};
 use crate::feedback::Feedback;
 use crate::pod::{Accelerator, Image, LocalReference, PodSettings, Resources, Storage};
 use crate::recovery::{RecoveryStatus, ServiceRecovery};
-use crate::retraining::{AutoUpdate, Retrain, RetrainingStatus};
+use crate::retraining::{AutoUpdate, Retrain, RetrainingStatus, ScheduleStatus};
 use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
 
 /// Serves a ModelVersion.
@@ -43,7 +43,7 @@ use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
 #[x_kube(validation = Rule::new("!has(self.experiment) || self.experiment.variants.exists(v, v.modelVersion == self.modelVersion)").message("one of the variants must be the version of modelVersion, which answers before and after the experiment").field_path(".experiment.variants"))]
 #[x_kube(validation = Rule::new("!has(self.rollout) || !has(self.experiment)").message("a service has a rollout or an experiment, not both: each divides the requests").field_path(".rollout"))]
 #[x_kube(validation = Rule::new("!has(self.autoUpdate) || !has(self.experiment)").message("new versions wait while an experiment runs: leave autoUpdate out until it is over").field_path(".autoUpdate"))]
-#[x_kube(validation = Rule::new("!has(self.retrain) || has(self.drift)").message("retrain needs drift, which tells when to train anew").field_path(".retrain"))]
+#[x_kube(validation = Rule::new("!has(self.retrain) || !has(self.retrain.minFeedback) || has(self.drift)").message("retrain.minFeedback needs drift: no other training waits for it").field_path(".retrain.minFeedback"))]
 #[x_kube(validation = Rule::new("!has(self.retrain) || !has(self.retrain.minFeedback) || has(self.feedback)").message("retrain.minFeedback needs feedback, by which clients say what would have been right").field_path(".retrain.minFeedback"))]
 #[x_kube(validation = Rule::new("!has(self.mirror) || (self.mirror.modelVersion != self.modelVersion && (!has(self.experiment) || !self.experiment.variants.exists(v, v.modelVersion == self.mirror.modelVersion)))").message("the version of mirror must be one that does not answer").field_path(".mirror.modelVersion"))]
 #[x_kube(validation = Rule::new("!has(self.server.pod) || !has(self.server.pod.tolerations) || self.server.pod.tolerations.all(t, !has(t.tolerationSeconds) || t.tolerationSeconds == 0 || self.recovery.deadlineSeconds >= 170 + t.tolerationSeconds)").message("deadlineSeconds must be at least 170 s, which a recovery may take, and the largest tolerationSeconds of server.pod.tolerations together").field_path(".recovery.deadlineSeconds"))]
@@ -391,6 +391,9 @@ pub struct InferenceServiceStatus {
     /// The last retraining, where `retrain` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retraining: Option<RetrainingStatus>,
+    /// How the schedule of retrainings stands, where `retrain.schedule` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrain_schedule: Option<ScheduleStatus>,
     /// Selector of the pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,

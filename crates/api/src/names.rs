@@ -60,6 +60,10 @@ pub const LABEL_ACCELERATOR_CLASS: &str = "flywheel.dev/accelerator-class";
 pub const LABEL_RETRAINS: &str = "flywheel.dev/retrains";
 /// Annotation of such a TrainingJob: why it was made.
 pub const ANNOTATION_CAUSE: &str = "flywheel.dev/cause";
+/// Annotation of such a TrainingJob: the value of `retrain.requested` that it was made for.
+pub const ANNOTATION_REQUESTED: &str = "flywheel.dev/requested";
+/// Annotation of such a TrainingJob: the time of the schedule that it was made for, RFC 3339.
+pub const ANNOTATION_SCHEDULED: &str = "flywheel.dev/scheduled";
 
 /// Longest name of a child: a label's value and a Service's name both end there.
 pub const NAME_MAX: usize = 63;

@@ -16,6 +16,7 @@ Examples:
   kubectl flywheel explain intent                        what led to which version
   kubectl flywheel watch intent                          the same, live
   kubectl flywheel rollout intent pause                  keeps a new version where it is
+  kubectl flywheel retrain intent                        trains it anew now
   kubectl flywheel simulate --trace spikes               how a service would scale
 
 Exit codes: 0 done, 1 the command could not be carried out, 2 wrong command line, 3 the TrainingJob failed (progress).";
@@ -128,6 +129,20 @@ pub(crate) enum Command {
         /// Name of the InferenceService.
         #[arg(value_name = "INFERENCESERVICE", value_parser = inference_service)]
         service: String,
+    },
+    /// Asks for a training of a service with spec.retrain, whatever its limits say, by changing the InferenceService's spec.
+    ///
+    /// Takes the right to patch InferenceServices. Where the object stands in Git, print the patch and put it there.
+    #[command(after_help = "Examples:
+  kubectl flywheel retrain intent
+  kubectl flywheel retrain --print-patch intent")]
+    Retrain {
+        /// Name of the InferenceService.
+        #[arg(value_name = "INFERENCESERVICE", value_parser = inference_service)]
+        service: String,
+        /// Print the merge patch, and change nothing.
+        #[arg(long)]
+        print_patch: bool,
     },
     /// Lets a version that comes by steps go on, wait or go back, by changing the InferenceService's spec.
     ///
@@ -398,6 +413,7 @@ mod tests {
             "rollout intent",
             "rollout intent undo --to ../x",
             "explain tj/intent",
+            "retrain tj/intent",
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");
@@ -410,6 +426,7 @@ mod tests {
             "rollout infsvc/intent undo --to mv/intent-v1",
             "rollout --print-patch intent pause",
             "explain infsvc/intent",
+            "retrain --print-patch infsvc/intent",
         ] {
             parse(line).expect(line);
         }

@@ -1,10 +1,11 @@
 //! The kubectl plugin `kubectl-flywheel`: what a user sees of Flywheel's objects, with the user's own rights.
 //!
 //! It reads objects and logs through the API server, and pods by port-forward through the API server; `simulate` asks no cluster.
-//! `rollout` alone changes something: a field or two of an InferenceService's spec, which it can also print. What comes back is untrusted: bounded in time and size, and without control characters on the terminal (logs
+//! `rollout` and `retrain` alone change something: a field or two of an InferenceService's spec, which they can also print. What comes back is untrusted: bounded in time and size, and without control characters on the terminal (logs
 //! alone are passed on as they are). It must not change anything else and must not link libtorch.
 
 mod arguments;
+mod change;
 mod cluster;
 mod error;
 mod explain;
@@ -12,6 +13,7 @@ mod forward;
 mod logs;
 mod predict;
 mod progress;
+mod retrain;
 mod rollout;
 mod simulate;
 mod status;
@@ -77,6 +79,12 @@ pub async fn run(line: CommandLine, out: &mut dyn Write, terminal: bool) -> Resu
         }
         Command::Watch { service } => {
             Box::pin(watch::run(&connect.await?, &service, out, terminal)).await?;
+            Ok(Outcome::Done)
+        }
+        Command::Retrain { service, print_patch } => {
+            let now = jiff::Timestamp::now();
+            let told = retrain::run(&connect.await?, &service, print_patch, now).await?;
+            out.write_all(told.as_bytes())?;
             Ok(Outcome::Done)
         }
         Command::Rollout {

@@ -4,15 +4,12 @@
 use flywheel_api::names::ANNOTATION_REJECTED;
 use flywheel_api::{InferenceService, ModelVersion};
 use kube::ResourceExt as _;
-use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::arguments::Rollout;
+use crate::change;
 use crate::cluster::Cluster;
 use crate::error::Error;
-
-/// Who changes the fields, as the API server notes it.
-const MANAGER: &str = "kubectl-flywheel";
 
 /// Patches the service, or only says how; what to tell the user.
 pub(crate) async fn run(cluster: &Cluster, name: &str, step: &Rollout, print: bool) -> Result<String, Error> {
@@ -22,25 +19,7 @@ pub(crate) async fn run(cluster: &Cluster, name: &str, step: &Rollout, print: bo
         _ => Vec::new(),
     };
     let (patch, told) = patch(&service, step, &versions)?;
-    if print {
-        return Ok(format!("{patch}\n"));
-    }
-    let what = format!("change InferenceService {name}");
-    let parameters = PatchParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    // Of this very object as it was read: where somebody changes it meanwhile, the patch is refused with a conflict.
-    let mut body = patch;
-    if let Some(body) = body.as_object_mut() {
-        let metadata = json!({"uid": service.uid(), "resourceVersion": service.resource_version()});
-        body.insert("metadata".to_owned(), metadata);
-    }
-    let api = cluster.api::<InferenceService>();
-    cluster
-        .ask(&what, api.patch(name, &parameters, &Patch::Merge(body)))
-        .await?;
-    Ok(format!("{told}\n"))
+    change::apply(cluster, &service, patch, &told, print).await
 }
 
 /// The version on its way.

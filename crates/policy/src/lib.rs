@@ -8,5 +8,6 @@ pub mod preparation;
 pub mod recovery;
 pub mod remedy;
 pub mod retrain;
+pub mod schedule;
 pub mod serving;
 pub mod training;

@@ -1,14 +1,14 @@
 //! The TrainingJob that a service is trained anew by.
 
-use std::collections::BTreeMap;
-
 use flywheel_api::names::{
-    self, ANNOTATION_CAUSE, FLYWHEEL, LABEL_MANAGED_BY, LABEL_NAME, LABEL_PART_OF, LABEL_RETRAINS,
+    self, ANNOTATION_CAUSE, ANNOTATION_REQUESTED, ANNOTATION_SCHEDULED, FLYWHEEL, LABEL_MANAGED_BY, LABEL_NAME,
+    LABEL_PART_OF, LABEL_RETRAINS,
 };
 use flywheel_api::training_job::TrainingJobSpec;
 use flywheel_api::{InferenceService, TrainingJob};
 use flywheel_contract::dataset::{Format, Source};
 use flywheel_contract::gate::Gate;
+use flywheel_policy::retrain::Start;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 
@@ -16,15 +16,14 @@ use kube::ResourceExt as _;
 /// chance brings about on a few hundred rows.
 const MIN_DELTA: &str = "-0.02";
 
-/// Number `number` of them, like `template`. The texts that were kept come after the template's own sources: of a text that stands
+/// The one to make, like `template`. The texts that were kept come after the template's own sources: of a text that stands
 /// in both, what the template says counts. `incumbent`: the version that answers.
 #[must_use]
 pub fn build(
     service: &InferenceService,
     template: &TrainingJob,
     incumbent: Option<&str>,
-    number: u32,
-    cause: &str,
+    start: &Start,
 ) -> TrainingJob {
     let mut spec = template.spec.clone();
     spec.suspend = false;
@@ -46,11 +45,21 @@ pub fn build(
         (LABEL_PART_OF, &service.spec.model),
         (LABEL_RETRAINS, &name),
     ];
+    let annotations = [
+        (ANNOTATION_CAUSE, Some(start.cause.clone())),
+        (ANNOTATION_REQUESTED, start.requested.clone()),
+        (ANNOTATION_SCHEDULED, start.scheduled.map(|time| time.to_string())),
+    ];
     TrainingJob {
         metadata: ObjectMeta {
             labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
-            annotations: Some(BTreeMap::from([(ANNOTATION_CAUSE.to_owned(), cause.to_owned())])),
-            ..super::metadata(service, &names::retraining(&name, number))
+            annotations: Some(
+                annotations
+                    .into_iter()
+                    .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+                    .collect(),
+            ),
+            ..super::metadata(service, &names::retraining(&name, start.number))
         },
         spec,
         status: None,

@@ -3,6 +3,7 @@ use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::scalar::Digest;
 use flywheel_contract::serving::{Assignment, Canary, ServedVersion};
 use flywheel_contract::trainer::ArtifactRef;
+use flywheel_policy::retrain::Start;
 use flywheel_policy::serving::Exchange;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use proptest::prelude::*;
@@ -108,6 +109,15 @@ fn the_objects_of_a_service_with_tls() {
     assert_eq!(service::url(&service), "https://intent.team.svc");
 }
 
+fn start(number: u32, cause: &str) -> Start {
+    Start {
+        number,
+        cause: cause.to_owned(),
+        requested: None,
+        scheduled: None,
+    }
+}
+
 #[test]
 fn the_objects_of_a_service_that_takes_feedback_and_is_trained_anew() {
     let service = service(json!({
@@ -135,7 +145,12 @@ fn the_objects_of_a_service_that_takes_feedback_and_is_trained_anew() {
             "output": {"model": "intent", "versionName": "intent-v1", "uri": "s3://models/intent"}, "suspend": true}
     }))
     .unwrap();
-    let job = retraining::build(&service, &template, Some("intent-v3"), 2, "confidence PSI 0.610");
+    let job = retraining::build(
+        &service,
+        &template,
+        Some("intent-v3"),
+        &start(2, "confidence PSI 0.610"),
+    );
     insta::assert_json_snapshot!("retraining", job);
 }
 
@@ -152,7 +167,7 @@ fn a_retraining_is_measured_beside_the_version_that_answers() {
                 "dataset": flywheel_testkit::objects::merged(json!({"sources": [{"uri": "s3://data/train.csv"}]}), &dataset)}
         }))
         .unwrap();
-        let job = retraining::build(&service, &template, incumbent, 1, "why");
+        let job = retraining::build(&service, &template, incumbent, &start(1, "why"));
         let output = serde_json::to_value(job.spec.output).unwrap();
         (output["incumbent"].clone(), output["gates"].clone())
     };

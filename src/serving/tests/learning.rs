@@ -321,6 +321,78 @@ async fn drift_makes_one_training_whoever_looks() {
     assert_eq!(world.names(JOBS).len(), 3);
 }
 
+/// The clock and a person need no drift, and a restart of the operator makes nothing twice.
+#[tokio::test]
+async fn trainings_begin_by_the_clock_and_when_they_are_asked_for() {
+    let retrain = json!({"trainingJob": "intent", "schedule": "*/30 * * * *", "timeZone": "Europe/Berlin", "cooldownSeconds": 60});
+    let mut world = World::learning(json!({"drift": null, "retrain": null})).await;
+    world.spec(json!({"retrain": retrain}));
+    world.template();
+    let mut operator = Operator::default();
+    operator.pass(&world, false).await;
+    is(&world, "Retraining", "False", "NotDue");
+    let told = |world: &World| world.service().status.unwrap().retrain_schedule.unwrap();
+    let next = told(&world).next.0;
+    assert!(
+        condition(&world, "Retraining").2.contains(&format!("{next:.0}")),
+        "the next time is told"
+    );
+    assert_eq!(
+        told(&world).since.0.as_second(),
+        world.seconds,
+        "nothing before it was set is made up for"
+    );
+    assert_eq!(operator.pass(&world, false).await, NOTHING);
+
+    // Five times pass while there is no operator.
+    world.seconds = next.as_second() + 2 * 3600 + 7;
+    let mut operator = Operator::default();
+    operator.pass(&world, false).await;
+    is(&world, "Retraining", "True", "RetrainingRunning");
+    let job = world.object(&format!("{JOBS}intent-retrain-1"));
+    assert_eq!(
+        job["metadata"]["annotations"]["flywheel.dev/scheduled"],
+        next.to_string()
+    );
+    let cause = job["metadata"]["annotations"]["flywheel.dev/cause"].as_str().unwrap();
+    assert!(
+        cause.ends_with("by the schedule */30 * * * * (Europe/Berlin)"),
+        "{cause}"
+    );
+    // One that does not see it makes the same; one that does makes none.
+    operator.pass(&world, true).await;
+    let done = json!({"type": "Failed", "status": "True", "reason": "DatasetInvalid", "message": "m",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let ended = json!({"status": {"conditions": [done]}});
+    let made = |world: &World| json!({"metadata": {"creationTimestamp": Timestamp::from_second(world.seconds).unwrap().to_string()}});
+    world.job("intent-retrain-1", &made(&world));
+    world.job("intent-retrain-1", &ended);
+    Operator::default().pass(&world, false).await;
+    assert_eq!(world.names(JOBS), ["intent", "intent-retrain-1"]);
+    is(&world, "Retraining", "False", "NotDue");
+
+    // Somebody asks, within the cooldown, and once for each word.
+    world.seconds += 5;
+    for (word, number) in [("a", 2), ("a", 2), ("b", 3)] {
+        world.spec(json!({"retrain": {"requested": word}}));
+        operator.pass(&world, false).await;
+        let job = world.object(&format!("{JOBS}intent-retrain-{number}"));
+        assert_eq!(job["metadata"]["annotations"]["flywheel.dev/requested"], word);
+        world.job(&format!("intent-retrain-{number}"), &made(&world));
+        world.job(&format!("intent-retrain-{number}"), &ended);
+        operator.pass(&world, false).await;
+        assert_eq!(world.names(JOBS).len(), number + 1);
+    }
+    // What failed so often stops the clock, and says how to go on.
+    world.seconds += 3600;
+    operator.pass(&world, false).await;
+    is(&world, "Retraining", "False", "RetrainingStopped");
+    world.spec(json!({"retrain": {"schedule": "0 25 * * *"}}));
+    operator.pass(&world, false).await;
+    is(&world, "Retraining", "False", "InvalidSchedule");
+    assert!(world.service().status.unwrap().retrain_schedule.is_none());
+}
+
 #[tokio::test]
 async fn answers_that_are_right_less_often_make_a_training() {
     let mut world = World::learning(json!({})).await;
