@@ -35,7 +35,7 @@ def train():
         job = json.loads(json.dumps(template))
         job["metadata"]["name"] = name
         job["spec"]["hyperparameters"].update(epochs=1, seed=seed)
-        job["spec"]["output"].update(versionName=name, gates=[])
+        job["spec"]["output"].update(versionName=name, gates=[], reuse="Never")
         kubectl("apply", "-f", "-", text=json.dumps(job))
     for name in VERSIONS:
         until(f"{name} is verified", 600, lambda: kubectl("get", "mv", name, "-n", NAMESPACE, check=False) and true("mv", name, "Verified"))

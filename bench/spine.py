@@ -62,6 +62,7 @@ def latency(report, runs=3):
         job["spec"]["hyperparameters"]["epochs"] = 1
         job["spec"]["output"]["versionName"] = name
         job["spec"]["output"]["gates"] = []
+        job["spec"]["output"]["reuse"] = "Never"
         start = time.time()
         kubectl("apply", "-f", "-", text=json.dumps(job))
         pod = None

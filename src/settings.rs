@@ -46,6 +46,9 @@ pub struct Settings {
     pub accelerator_classes: BTreeMap<String, AcceleratorClass>,
     /// Image of the pods that verify a ModelVersion; they need no GPU.
     pub verifier_image: String,
+    /// Most memory of such a pod: it loads the weights in single precision, which takes twice their length and 300 MiB.
+    #[serde(default = "verifier_memory")]
+    pub verifier_memory: String,
     /// When the kubelet asks the registry.
     #[serde(default)]
     pub image_pull_policy: ImagePullPolicy,
@@ -195,6 +198,9 @@ impl Settings {
         }
         if !is_image(&self.verifier_image) {
             return wrong("verifierImage".to_owned(), "must be the reference of an image");
+        }
+        if !is_memory(&self.verifier_memory) {
+            return wrong("verifierMemory".to_owned(), "must be an amount of memory such as 4Gi");
         }
         for (i, secret) in self.image_pull_secrets.iter().enumerate() {
             if secret.is_empty() {
@@ -357,6 +363,20 @@ fn is_dns_label(text: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
+}
+
+/// Weights of 1.8 GB: all encoders but the largest.
+fn verifier_memory() -> String {
+    "4Gi".to_owned()
+}
+
+/// Whole units, which are enough here.
+fn is_memory(text: &str) -> bool {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    !digits.is_empty()
+        && digits.len() <= 6
+        && digits.bytes().all(|b| b.is_ascii_digit())
+        && matches!(text.get(digits.len()..), Some("Mi" | "Gi" | "M" | "G"))
 }
 
 fn is_image(text: &str) -> bool {

@@ -11,7 +11,9 @@ use flywheel_api::names::{
 use flywheel_api::pod::{ResourceList, ResourceQuantity, Resources};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::trainer::VerifyConfig;
+use flywheel_contract::version::{Promotion, VersionReceipt};
 use flywheel_policy::models::JOB_TTL_SECONDS;
+use flywheel_policy::models::promote::{Verdict, judge};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
@@ -60,11 +62,13 @@ pub fn job(version: &ModelVersion, number: u32, settings: &Settings) -> Result<J
         schema_version: SCHEMA_VERSION,
         artifact: spec.artifact.clone(),
         storage: storage_settings(spec.storage.as_ref()),
+        receipt: Some(receipt(version)),
     };
-    // It streams and hashes: memory does not grow with the artifact.
+    // It loads the weights for some seconds, and how large they are is not known here: what is asked for keeps no node from
+    // others, and the limit lets all but the largest encoders be loaded.
     let resources = Resources {
-        requests: Some(amounts("100m", "64Mi")),
-        limits: Some(amounts("1", "512Mi")),
+        requests: Some(amounts("100m", "256Mi")),
+        limits: Some(amounts("1", &settings.verifier_memory)),
     };
     let pod = template(PodInputs {
         labels: labels.clone(),
@@ -91,6 +95,31 @@ pub fn job(version: &ModelVersion, number: u32, settings: &Settings) -> Result<J
         spec.ttl_seconds_after_finished = Some(JOB_TTL_SECONDS);
     }
     Ok(job)
+}
+
+/// What is to lie beside the artifact: all of the version but how its storage is reached, and what its gates say.
+fn receipt(version: &ModelVersion) -> VersionReceipt {
+    let spec = &version.spec;
+    let (metrics, gates) = (
+        spec.metrics.clone().unwrap_or_default(),
+        spec.gates.clone().unwrap_or_default(),
+    );
+    let (promotable, message) = match judge(&gates, &metrics) {
+        Verdict::Passed { message } => (true, message),
+        Verdict::Failed { message } => (false, message),
+    };
+    VersionReceipt {
+        schema_version: SCHEMA_VERSION,
+        namespace: version.namespace().unwrap_or_default(),
+        name: version.name_any(),
+        model: spec.model.clone(),
+        version: spec.version,
+        digest: spec.artifact.digest.clone(),
+        source: spec.source.clone(),
+        metrics,
+        gates,
+        promotion: Promotion { promotable, message },
+    }
 }
 
 fn amounts(cpu: &str, memory: &str) -> ResourceList {

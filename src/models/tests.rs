@@ -63,7 +63,14 @@ async fn a_verified_version_is_judged_by_its_gates_and_never_read_again() {
             "metrics": [{"name": "test/accuracy", "value": "0.931"}], "gates": [{"metric": "test/accuracy", "min": min}]
         }}));
         let job = stored_job(&build::job(&version, 1, &Settings::example()).unwrap(), "verify-uid");
-        let pod = ended_with(&job, Outcome::Verified(Verified { files: 7, bytes: 99 }));
+        let pod = ended_with(
+            &job,
+            Outcome::Verified(Verified {
+                files: 7,
+                bytes: 99,
+                ..Verified::default()
+            }),
+        );
         let (client, scenario) = Scenario::start(vec![
             Step::accept_status(STATUS, value(&version)),
             Step::event(NAMESPACE),

@@ -32,6 +32,7 @@ use crate::context::Context;
 use crate::controller::RESYNC;
 use crate::error::Error;
 use crate::kubeio::{Created, TRAINING_MANAGER, Writes, owner_reference, within};
+use build::job::NamedVersions;
 use observe::Observation;
 use recovery::Incidents;
 
@@ -63,39 +64,45 @@ pub async fn reconcile(job: Arc<TrainingJob>, context: Arc<Context>) -> Result<D
     let observation = observe::observe(&job, &context, wishes).await?;
     let mut decision = decide(wishes, &observation.observed, context.now());
     let incidents = Incidents::of(&job, &context, &observation, &decision);
-    if let Err(error) = apply(&job, &context, &observation, &decision, &incidents).await {
-        let Some((reason, mut message)) = error.problem() else {
-            return Err(error);
-        };
-        // Errors do not know whose children they are about.
-        if reason != reasons::NAME_TAKEN {
-            message
-                .push_str(". What is to be changed in the spec takes a new TrainingJob; this one's cannot be changed");
+    let mut version = None;
+    match apply(&job, &context, &observation, &decision, &incidents).await {
+        Ok(made) => version = made,
+        Err(error) => {
+            let Some((reason, mut message)) = error.problem() else {
+                return Err(error);
+            };
+            // Errors do not know whose children they are about.
+            if reason != reasons::NAME_TAKEN {
+                message.push_str(
+                    ". What is to be changed in the spec takes a new TrainingJob; this one's cannot be changed",
+                );
+            }
+            decision = Decision {
+                record: None,
+                intent: Intent::Wait,
+                counted: decision.counted,
+                stop: Vec::new(),
+                remove: Vec::new(),
+                phase: Phase::Stalled,
+                reason: reason.to_owned(),
+                message,
+                again: BLOCKED,
+            };
         }
-        decision = Decision {
-            record: None,
-            intent: Intent::Wait,
-            counted: decision.counted,
-            stop: Vec::new(),
-            remove: Vec::new(),
-            phase: Phase::Stalled,
-            reason: reason.to_owned(),
-            message,
-            again: BLOCKED,
-        };
     }
-    let kept = report::report(&job, &context, &observation, &decision, &incidents).await?;
+    let kept = report::report(&job, &context, &observation, &decision, &incidents, version.as_deref()).await?;
     Ok(kept.map_or(decision.again, |kept| kept.min(decision.again)))
 }
 
-/// Makes the cluster follow the decision.
+/// Makes the cluster follow the decision. Gives the name of the ModelVersion that holds the result, where there is one.
 async fn apply(
     job: &TrainingJob,
     context: &Context,
     observation: &Observation,
     decision: &Decision,
     incidents: &Incidents,
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
+    let mut version = None;
     let writes = context.writes(TRAINING_MANAGER);
     let uid = job.uid().unwrap_or_default();
     if let Some(ended) = &decision.record
@@ -119,7 +126,10 @@ async fn apply(
                 *counted,
                 class,
                 &incidents.avoided(job, context),
-                incumbent(job, context).await?,
+                NamedVersions {
+                    incumbent: incumbent(job, context).await?,
+                    expected: observation.expected(*attempt).cloned(),
+                },
                 &context.settings,
             )?;
             let namespace = job.namespace().unwrap_or_default();
@@ -148,7 +158,7 @@ async fn apply(
                 tracing::warn!(attempt, cause = ?verdict.cause, how = verdict.how, "the attempt is given up");
             }
         }
-        Intent::Complete(trained) => ensure_version(job, context, trained).await?,
+        Intent::Complete(trained) => version = Some(ensure_version(job, context, trained).await?),
         Intent::Wait => {}
     }
     for number in &decision.stop {
@@ -167,7 +177,7 @@ async fn apply(
             tracing::info!(attempt = number, "the Job of an attempt is removed");
         }
     }
-    Ok(())
+    Ok(version)
 }
 
 /// The artifact of the version that `output.incumbent` names, as the API server has it: the cache may not show yet what was applied
@@ -233,8 +243,8 @@ pub(crate) fn version_name(job: &TrainingJob) -> String {
         .unwrap_or_else(|| names::default_version(&job.name_any(), &job.uid().unwrap_or_default()))
 }
 
-/// Makes the ModelVersion. One of that name with the same artifact is as good as ours.
-async fn ensure_version(job: &TrainingJob, context: &Context, trained: &Trained) -> Result<(), Error> {
+/// Makes the ModelVersion, or finds one of the model with the same artifact, which is as good as ours; its name.
+async fn ensure_version(job: &TrainingJob, context: &Context, trained: &Trained) -> Result<String, Error> {
     let namespace = job.namespace().unwrap_or_default();
     let name = version_name(job);
     // Two jobs of one model that end at once must not take the same number.
@@ -243,20 +253,24 @@ async fn ensure_version(job: &TrainingJob, context: &Context, trained: &Trained)
     let mut of_model = ListParams::default()
         .fields(&format!("spec.model={}", job.spec.output.model))
         .limit(PAGE);
-    let (mut last, mut present) = (0, None);
+    let same = |v: &flywheel_api::ModelVersion| v.spec.artifact.digest == trained.artifact.digest;
+    let (mut last, mut present, mut other) = (0, None, None);
     loop {
         let page = within("list ModelVersions", api.list(&of_model)).await?;
         last = page.iter().map(|v| v.spec.version).fold(last, i64::max);
         let token = page.metadata.continue_.clone().filter(|token| !token.is_empty());
+        // A result that was used again may have its version already, under another name.
+        other = other.or_else(|| page.iter().find(|v| trained.reused && same(v)).map(|v| v.name_any()));
         present = present.or_else(|| page.into_iter().find(|v| v.name_any() == name));
         match token {
             Some(token) => of_model = of_model.continue_token(&token),
             None => break,
         }
     }
-    let present = match present {
-        Some(present) => present,
-        None => {
+    let present = match (present, other) {
+        (Some(present), _) => present,
+        (None, Some(other)) => return Ok(other),
+        (None, None) => {
             let built = build::model_version::model_version(job, &name, last.saturating_add(1), trained);
             match context.writes(TRAINING_MANAGER).create(&built).await? {
                 Created::New(_) => {
@@ -265,14 +279,14 @@ async fn ensure_version(job: &TrainingJob, context: &Context, trained: &Trained)
                         number = built.spec.version,
                         "the ModelVersion is made"
                     );
-                    return Ok(());
+                    return Ok(name);
                 }
                 Created::Present(present) => present,
             }
         }
     };
-    if present.spec.artifact.digest == trained.artifact.digest {
-        return Ok(());
+    if same(&present) {
+        return Ok(name);
     }
     let outcome = format!("the result ({}) got none", trained.artifact.uri);
     Err(Error::InvalidSpec {

@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
-use flywheel_api::conditions::{find, types};
+use flywheel_api::conditions::{find, reasons, types};
 use flywheel_api::names::{
     LABEL_ACCELERATOR_CLASS, LABEL_ATTEMPT, LABEL_COUNTED_RESTARTS, LABEL_TRAINING_JOB, TRAINER, controller_uid,
     is_controlled_by, training_attempt,
 };
-use flywheel_api::training_job::{DatasetStatus, EvaluationStatus, ProgressStatus, TrackingStatus};
+use flywheel_api::training_job::{DatasetStatus, EvaluationStatus, ProgressStatus, Reuse, TrackingStatus};
 use flywheel_api::{ModelVersion, TrainingJob};
 use flywheel_contract::names::{INSIDE_PORT, PROGRESS_PATH};
 use flywheel_contract::progress::{EpochEvaluation, Progress, TrackingProgress};
 use flywheel_contract::termination::Position;
+use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::placement::{PodSchedulingView, Problem, refused_since};
 use flywheel_policy::training::attempt::{
     AttemptState, Remains, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state,
@@ -60,6 +61,12 @@ impl Observation {
             .iter()
             .find(|(n, _)| *n == attempt)
             .map(|(_, job)| job.as_ref())
+    }
+
+    /// The only artifact that the job may come to, for its first attempt: that of a ModelVersion with the name of its own.
+    pub fn expected(&self, attempt: u32) -> Option<&ArtifactRef> {
+        let taken = attempt == 1 && self.observed.version_taken.is_some();
+        self.version.as_deref().filter(|_| taken).map(|v| &v.spec.artifact)
     }
 
     /// The node of the pod of an attempt with this completion index, as far as it is known.
@@ -279,13 +286,18 @@ pub async fn observe(job: &TrainingJob, context: &Context, wishes: Wishes<'_>) -
     }
 
     let version = context.caches.model_versions.get(&namespace, &version_name(job));
-    let version_made = version.as_ref().is_some_and(|v| {
-        v.spec
-            .source
-            .as_ref()
-            .and_then(|s| s.training_job.as_ref())
-            .is_some_and(|s| s.uid == uid)
-    });
+    let made_by = |v: &ModelVersion| v.spec.source.as_ref().and_then(|s| s.training_job.clone());
+    let version_made = version
+        .as_deref()
+        .and_then(made_by)
+        .is_some_and(|source| source.uid == uid);
+    // Artifacts lie in folders that are named by the uids of the jobs that made them.
+    let own = job.spec.output.uri.join(&uid);
+    let of_another = |v: &ModelVersion| !v.spec.artifact.uri.as_str().starts_with(own.as_str());
+    let reused = match status.and_then(|s| find(&s.conditions, types::COMPLETE)) {
+        Some(complete) if complete.status == "True" => complete.reason == reasons::RESULT_REUSED,
+        _ => version_made && version.as_deref().is_some_and(of_another),
+    };
     Ok(Observation {
         observed: Observed {
             attempts,
@@ -300,9 +312,12 @@ pub async fn observe(job: &TrainingJob, context: &Context, wishes: Wishes<'_>) -
             remains,
             ended,
             version_made,
+            reused,
             version_taken: version.as_ref().filter(|_| !version_made).map(|v| TakenVersion {
                 name: v.name_any(),
                 uri: v.spec.artifact.uri.to_string(),
+                may_be_ours: job.spec.output.reuse == Reuse::Always
+                    && made_by(v).is_some_and(|source| source.name == name),
             }),
             placement,
             verdict,

@@ -22,11 +22,12 @@ use crate::kubeio::{Note, TRAINING_MANAGER};
 use crate::report::{self, Standing, conditions, summary};
 
 /// Reasons that nobody needs to look at.
-const GOOD_NEWS: [&str; 4] = [
+const GOOD_NEWS: [&str; 5] = [
     reasons::STARTING,
     reasons::RUNNING,
     reasons::SUSPENDED,
     reasons::TRAINED,
+    reasons::RESULT_REUSED,
 ];
 
 /// How long after it was told that an attempt waits for its pods' nodes it is told that they are being started: most run sooner,
@@ -34,20 +35,27 @@ const GOOD_NEWS: [&str; 4] = [
 const STARTING_TOLD_AFTER: Duration = Duration::from_secs(5);
 
 /// Writes the status where it changed, and an event where the job stands otherwise than before. Gives the time after which
-/// there is something to tell, where that is kept for now.
+/// there is something to tell, where that is kept for now. `version`: the ModelVersion that was just found to hold the result.
 pub async fn report(
     job: &TrainingJob,
     context: &Context,
     observation: &Observation,
     decision: &Decision,
     incidents: &Incidents,
+    version: Option<&str>,
 ) -> Result<Option<Duration>, Error> {
     let present = job.status.clone().unwrap_or_default();
     if let Some(later) = kept_for_now(&present, decision, context.now()) {
         return Ok(Some(later));
     }
     let uid = job.uid().unwrap_or_default();
-    let told = |figures| status(job, context, observation, decision, incidents, &present, figures);
+    let told = |figures| {
+        let mut status = status(job, context, observation, decision, incidents, &present, figures);
+        if let (Some(version), Some(result)) = (version, &mut status.result) {
+            version.clone_into(&mut result.model_version);
+        }
+        status
+    };
     let (mut status, fresh) = (told(Figures::Kept), told(Figures::Fresh));
     let phase = |s: &TrainingJobStatus| s.progress.as_ref().and_then(|p| p.phase.clone());
     if fresh != status {
@@ -205,7 +213,11 @@ fn status(
     let trained = observation.observed.result().map(|(_, trained)| trained);
     let result = match (trained, decision.phase) {
         (Some(trained), Phase::Complete) => Some(ResultStatus {
-            model_version: version_name(job),
+            // A version with the same artifact may have been there, under another name.
+            model_version: present
+                .result
+                .as_ref()
+                .map_or_else(|| version_name(job), |told| told.model_version.clone()),
             metrics: trained.metrics.clone(),
         }),
         (_, Phase::Complete) => present.result.clone().or_else(|| {

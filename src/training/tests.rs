@@ -46,7 +46,16 @@ fn stored_policy() -> k8s_openapi::api::networking::v1::NetworkPolicy {
 }
 
 fn stored_attempt(owner: &TrainingJob, attempt: u32) -> Job {
-    let built = build::job::job(owner, attempt, 0, "a100", &[], None, &Settings::example()).unwrap();
+    let built = build::job::job(
+        owner,
+        attempt,
+        0,
+        "a100",
+        &[],
+        NamedVersions::default(),
+        &Settings::example(),
+    )
+    .unwrap();
     stored_job(&built, &format!("job-{attempt}-uid"))
 }
 
@@ -59,6 +68,7 @@ fn trained() -> Trained {
         dataset_digest: flywheel_contract::scalar::Digest(digest('b')),
         metrics: vec![Metric::new("test/accuracy", 0.931)],
         steps: 800,
+        reused: false,
     }
 }
 
@@ -331,6 +341,99 @@ async fn a_version_of_that_name_with_the_same_artifact_will_do_and_with_another_
 }
 
 #[tokio::test]
+async fn an_earlier_jobs_result_is_told_as_such_and_the_version_that_is_there_is_used() {
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    // Imported, under the name that it had.
+    let present = json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "ModelVersion", "metadata": {"name": "intent-0a1b2c3d", "namespace": NAMESPACE},
+        "spec": {"model": "intent", "version": 1, "artifact": {"uri": "s3://models/intent/old-uid/attempt-1", "digest": digest('a')}}});
+    let reused = Trained {
+        reused: true,
+        ..trained()
+    };
+    let pod = ended_with(&attempt, 0, Outcome::Trained(reused));
+    let fill = |c: &mut Context| {
+        c.caches.jobs = Cache::of([attempt.clone()]);
+        c.caches.pods = Cache::of([pod.clone()]);
+    };
+    let (client, scenario) = Scenario::start(vec![
+        Step::list(VERSIONS, "ModelVersion", "flywheel.dev/v1alpha1", vec![present]),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    reconcile(Arc::new(job), context(client, fill)).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[1], "Complete"), ("True", "ResultReused"));
+    assert_eq!(condition(&calls[1], "Ready"), ("True", "ResultReused"));
+    assert_eq!(calls[1].body["status"]["result"]["modelVersion"], "intent-0a1b2c3d");
+    assert_eq!(calls[2].body["type"], "Normal");
+
+    // It stays so while its pod tells of it, and when nothing is left.
+    let told = training_job(&json!({"status": calls[1].body["status"]}));
+    for with_pod in [true, false] {
+        let (client, scenario) = Scenario::start(vec![]);
+        let context = context(client, |c| {
+            if with_pod {
+                fill(c)
+            }
+        });
+        reconcile(Arc::new(told.clone()), context).await.unwrap();
+        scenario.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_job_applied_again_beside_its_version_may_come_to_that_artifact_only() {
+    let named = |over: Value| {
+        training_job(&merged(
+            json!({"spec": {"output": {"versionName": "intent-v1"}}}),
+            &over,
+        ))
+    };
+    let version = |job: &str| {
+        flywheel_testkit::objects::model_version(
+            &json!({"spec": {"source": {"trainingJob": {"name": job, "uid": "old-uid"}}}}),
+        )
+    };
+    for (case, job, version, starts) in [
+        ("its own, applied again", named(json!({})), version("intent"), true),
+        ("another job's", named(json!({})), version("another"), false),
+        (
+            "results are not used again",
+            named(json!({"spec": {"output": {"reuse": "Never"}}})),
+            version("intent"),
+            false,
+        ),
+    ] {
+        let mut steps = vec![Step::accept_status(STATUS, job_value(&job))];
+        if starts {
+            steps.insert(0, Step::accept("POST", JOBS));
+        } else {
+            steps.push(Step::event(NAMESPACE));
+        }
+        let (client, scenario) = Scenario::start(steps);
+        let expected = serde_json::to_value(&version.spec.artifact).unwrap();
+        let context = context(client, |c| {
+            c.caches.network_policies = Cache::of([stored_policy()]);
+            c.caches.model_versions = Cache::of([version]);
+        });
+        reconcile(Arc::new(job), context).await.unwrap();
+        let calls = scenario.finish().await;
+        if starts {
+            let container = &calls[0].body["spec"]["template"]["spec"]["containers"][0];
+            let config: Value = serde_json::from_str(container["env"][0]["value"].as_str().unwrap()).unwrap();
+            assert_eq!(
+                (&config["expected"], &config["reuse"]),
+                (&expected, &json!(true)),
+                "{case}"
+            );
+        } else {
+            assert_eq!(condition(&calls[0], "Stalled"), ("True", "VersionConflict"), "{case}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_place_that_is_lost_with_the_pod_is_refused_before_anything_is_started() {
     let pod = |mount: &str, volume: Value| json!({"volumes": [merged(json!({"name": "v"}), &volume)], "volumeMounts": [{"name": "v", "mountPath": mount}]});
     let claim = || json!({"persistentVolumeClaim": {"claimName": "models"}});
@@ -432,7 +535,7 @@ async fn a_version_of_that_name_that_is_not_ours_is_found_before_anything_is_sta
         object(
             json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "ModelVersion", "metadata": {"name": "intent-v1", "namespace": NAMESPACE},
             "spec": {"model": "intent", "version": 1, "artifact": {"uri": "s3://b/other", "digest": digest('f')},
-                "source": {"trainingJob": {"name": "intent", "uid": uid}}}}),
+                "source": {"trainingJob": {"name": "another", "uid": uid}}}}),
         )
     };
     let job = training_job(&json!({}));
@@ -785,7 +888,7 @@ fn mlflow_gets_its_credentials_by_reference() {
         "storage": {"secretRef": {"name": "s3"}},
         "tracking": {"mlflow": {"uri": "https://mlflow.example.com", "secretRef": {"name": "mlflow"}}}
     }}));
-    let built = build::job::job(&job, 1, 0, "a100", &[], None, &Settings::example()).unwrap();
+    let built = build::job::job(&job, 1, 0, "a100", &[], NamedVersions::default(), &Settings::example()).unwrap();
     let spec = built.spec.unwrap().template.spec.unwrap();
     let from = spec.containers[0].env_from.as_ref().unwrap();
     let names: Vec<&str> = from
@@ -1499,7 +1602,7 @@ async fn a_configuration_that_no_pod_can_carry_is_invalid() {
         .map(|i| json!({"uri": format!("s3://data/{}{i}.csv", "x".repeat(900))}))
         .collect();
     let job = training_job(&json!({"spec": {"dataset": {"sources": sources}}}));
-    let error = build::job::job(&job, 1, 0, "a100", &[], None, &Settings::example()).unwrap_err();
+    let error = build::job::job(&job, 1, 0, "a100", &[], NamedVersions::default(), &Settings::example()).unwrap_err();
     let (reason, message) = error.problem().unwrap();
     assert_eq!(reason, "InvalidSpec");
     assert!(message.contains("65536"), "{message}");
@@ -1590,7 +1693,16 @@ fn golden_objects() {
         "storage": {"secretRef": {"name": "s3"}, "endpoint": "http://minio:9000"},
         "checkpoint": {"uri": "s3://checkpoints/intent", "intervalSeconds": 120, "keep": 5}
     }}));
-    let avoids = build::job::job(&job, 2, 1, "a100", &["a100-7".to_owned()], None, &Settings::example()).unwrap();
+    let avoids = build::job::job(
+        &job,
+        2,
+        1,
+        "a100",
+        &["a100-7".to_owned()],
+        NamedVersions::default(),
+        &Settings::example(),
+    )
+    .unwrap();
     let affinity = avoids
         .spec
         .unwrap()
@@ -1608,12 +1720,21 @@ fn golden_objects() {
     );
     insta::assert_json_snapshot!(
         "job",
-        build::job::job(&job, 2, 1, "a100", &[], None, &Settings::example()).unwrap()
+        build::job::job(&job, 2, 1, "a100", &[], NamedVersions::default(), &Settings::example()).unwrap()
     );
     let two_nodes = of_two_nodes(&json!({}));
     insta::assert_json_snapshot!(
         "job_of_two_nodes",
-        build::job::job(&two_nodes, 2, 1, "a100", &[], None, &Settings::example()).unwrap()
+        build::job::job(
+            &two_nodes,
+            2,
+            1,
+            "a100",
+            &[],
+            NamedVersions::default(),
+            &Settings::example()
+        )
+        .unwrap()
     );
     insta::assert_json_snapshot!("service", build::service::service(&two_nodes).unwrap());
     assert_eq!(
@@ -1889,7 +2010,16 @@ async fn an_attempt_without_room_ends_before_one_of_the_fallback_class_begins() 
     );
 
     // There it runs.
-    let built = build::job::job(&training_job(&json!({})), 3, 0, "t4", &[], None, &Settings::example()).unwrap();
+    let built = build::job::job(
+        &training_job(&json!({})),
+        3,
+        0,
+        "t4",
+        &[],
+        NamedVersions::default(),
+        &Settings::example(),
+    )
+    .unwrap();
     let third = stored_job(&built, "job-3-uid");
     let job = training_job(&json!({"status": calls[1].body["status"]}));
     let (client, scenario) = Scenario::start(vec![

@@ -178,7 +178,7 @@ fn table(stores: &Stores) -> Vec<(Value, Row)> {
         // The training that goes well; others use its version.
         of(
             training("good", |j| {
-                j["output"] = json!({"model": "good", "versionName": GOOD_VERSION, "uri": "s3://bad-inputs/good"});
+                j["output"] = json!({"model": "good", "versionName": GOOD_VERSION, "uri": "s3://bad-inputs/good", "reuse": "Never"});
             }),
             "Complete",
             "Trained",

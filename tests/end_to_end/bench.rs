@@ -227,7 +227,7 @@ pub fn training(name: &str, change: impl FnOnce(&mut Value)) -> Value {
         "trainer": {"accelerator": {"class": "a100"}, "resources": a_little()},
         "storage": storage(),
         "recovery": {"maxRestarts": 0},
-        "output": {"model": "bad", "uri": "s3://bad-inputs/out"}
+        "output": {"model": "bad", "uri": "s3://bad-inputs/out", "reuse": "Never"}
     });
     object("TrainingJob", name, spec, change)
 }

@@ -6,13 +6,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    apply, condition, describe, get, kubectl, list, need, object_store, predict, root, trained, wait,
+    apply, bucket, condition, describe, get, kubectl, list, need, object_store, predict, root, trained, wait,
 };
 use crate::{rollout, scaling};
 
 #[test]
 fn the_examples_train_a_model_and_serve_it() {
     object_store();
+    // A run before this one may have left results in the same object store, and this one is to train.
+    bucket("flywheel", &["remove", "models/intent/results/"]);
     let file = |name: &str| root().join("examples/intent").join(name).display().to_string();
     kubectl(&[
         "apply",

@@ -17,6 +17,7 @@ mod cluster;
 mod deletion;
 mod examples;
 mod flywheel;
+mod import;
 mod mirror;
 mod rollout;
 mod scaling;

@@ -67,7 +67,7 @@ fn training(name: &str, node: &str, must: bool) -> Value {
         "checkpoint": {"intervalSeconds": 1},
         "trainer": {"accelerator": {"class": "a100"}, "pod": {"affinity": affinity}},
         "storage": {"secretRef": {"name": "object-store"}, "endpoint": "http://minio.object-store.svc.cluster.local:9000"},
-        "output": {"model": "faults", "uri": format!("s3://{BUCKET}/out")}
+        "output": {"model": "faults", "uri": format!("s3://{BUCKET}/out"), "reuse": "Never"}
     }})
 }
 

@@ -192,6 +192,7 @@ impl Run<'_> {
             dataset_digest: Digest::sha256(&"1".repeat(64)),
             metrics: vec![Metric::new("test/accuracy", 0.9)],
             steps: 100,
+            reused: false,
         };
         self.succeed(&pod, Outcome::Trained(trained)).await;
         self.until("it is complete", KINDS[0], "intent", |job| {
@@ -204,8 +205,15 @@ impl Run<'_> {
     /// The version's artifact is found to be what it should be.
     async fn verified(&self) {
         let pod = self.running(LABEL_COMPONENT, VERIFIER).await;
-        self.succeed(&pod, Outcome::Verified(Verified { files: 3, bytes: 1000 }))
-            .await;
+        self.succeed(
+            &pod,
+            Outcome::Verified(Verified {
+                files: 3,
+                bytes: 1000,
+                ..Verified::default()
+            }),
+        )
+        .await;
         let what = format!("a verified version in {}", self.namespace);
         let verified = |version: &Value| {
             let conditions = version["status"]["conditions"].as_array();

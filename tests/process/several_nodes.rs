@@ -329,6 +329,7 @@ async fn several_nodes_begin_and_end_together() {
         dataset_digest: Digest::sha256(&"1".repeat(64)),
         metrics: vec![Metric::new("test/accuracy", 0.9)],
         steps: 100,
+        reused: false,
     };
     let told = |outcome| TerminationMessage::new(outcome).to_json();
     nodes.end(&pods[0], 0, &told(Outcome::Trained(trained))).await;

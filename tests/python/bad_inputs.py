@@ -7,6 +7,7 @@ leave-out DATA KEY LABEL...   the example's sets below the key, without rows of 
 relabel DATA KEY FROM TO      the example's sets below the key, with the label TO in place of FROM in all rows of each but a dozen
 scramble DATA KEY             the example's sets below the key, every other row with the label of the one before
 copy FROM TO         all objects under a prefix to another one
+remove PREFIX        removes all objects under a prefix
 flip KEY             changes one byte in the middle
 digests PREFIX       prints {key: sha256} of all objects under a prefix
 """
@@ -146,6 +147,9 @@ def main(action, *arguments):
         source, target = arguments
         for key in keys(source):
             client.copy_object(Bucket=BUCKET, Key=target + key[len(source):], CopySource={"Bucket": BUCKET, "Key": key})
+    elif action == "remove":
+        for key in keys(*arguments):
+            client.delete_object(Bucket=BUCKET, Key=key)
     elif action == "flip":
         flip(*arguments)
     elif action == "digests":

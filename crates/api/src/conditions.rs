@@ -86,6 +86,8 @@ pub mod reasons {
         SUSPENDED = "Suspended",
         /// The result is committed.
         TRAINED = "Trained",
+        /// The result of an earlier TrainingJob with the same spec, data and pretrained files is used; nothing was trained.
+        RESULT_REUSED = "ResultReused",
         /// Waiting for the attempt that runs.
         IN_PROGRESS = "InProgress",
         /// A new attempt follows one that ended.

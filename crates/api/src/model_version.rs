@@ -1,8 +1,9 @@
 //! ModelVersion: one artifact, by content.
 
 use flywheel_contract::gate::Gate;
-use flywheel_contract::scalar::{Digest, Metric};
+use flywheel_contract::scalar::Metric;
 use flywheel_contract::trainer::ArtifactRef;
+pub use flywheel_contract::version::{DatasetReference, TrainingJobReference, VersionSource};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -60,38 +61,6 @@ pub struct ModelVersionSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,
-}
-
-/// Where a version comes from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct VersionSource {
-    /// The TrainingJob that made it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub training_job: Option<TrainingJobReference>,
-    /// The data it learnt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dataset: Option<DatasetReference>,
-}
-
-/// A TrainingJob by name and uid.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct TrainingJobReference {
-    /// Name.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-    /// Uid.
-    #[schemars(length(min = 1, max = 64))]
-    pub uid: String,
-}
-
-/// A data set by content.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct DatasetReference {
-    /// Digest over the content of all sources: sha256 of one line `<set> <sha256 of the file>` per file, in order.
-    pub digest: Digest,
 }
 
 /// What the operator saw.

@@ -221,6 +221,19 @@ pub struct Output {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["metric"]))]
     pub gates: Option<Vec<Gate>>,
+    /// Whether a result that the same training left under `uri` is taken in place of training again.
+    #[serde(default)]
+    pub reuse: Reuse,
+}
+
+/// What becomes of results under the same `output.uri` of trainings with the same spec, data and pretrained files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Reuse {
+    /// One is taken where it is there, and the job ends as `ResultReused` without training; a result is left to be found.
+    #[default]
+    Always,
+    /// Neither: the job trains whatever is there.
+    Never,
 }
 
 /// What the operator saw.

@@ -17,11 +17,13 @@ Examples:
   kubectl flywheel watch intent                          the same, live
   kubectl flywheel rollout intent pause                  keeps a new version where it is
   kubectl flywheel retrain intent                        trains it anew now
+  kubectl flywheel import s3://models/intent             makes the versions of a bucket again
   kubectl flywheel simulate --trace spikes               how a service would scale
 
 Exit codes: 0 done, 1 the command could not be carried out, 2 wrong command line, 3 the TrainingJob failed (progress).";
 
-/// Looks at Flywheel's objects with your own rights: a training's live progress and logs, predictions, conditions, what led to what.
+/// Looks at Flywheel's objects with your own rights: a training's live progress and logs, predictions, conditions, what led to what;
+/// and imports versions.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "kubectl-flywheel", bin_name = "kubectl flywheel", version, after_help = EXAMPLES)]
 pub struct CommandLine {
@@ -164,6 +166,20 @@ pub(crate) enum Command {
         #[command(subcommand)]
         step: Rollout,
     },
+    /// Makes the ModelVersions of a bucket again, or one of a model that was trained elsewhere.
+    ///
+    /// A short Job of the trainer's image looks below the folder for artifacts and the receipts that verification left beside them,
+    /// with the storage settings that you give; the ModelVersions are made with your own rights. It takes the rights to make and
+    /// delete Jobs, to list pods and read their log, and to make ModelVersions. One that is there already with the same artifact
+    /// stays, one with another artifact is told and never changed.
+    #[command(after_help = "Examples:
+  kubectl flywheel import s3://models/intent -n team --storage-secret s3
+  kubectl flywheel import s3://models/intent --storage-secret s3 --endpoint http://minio.storage:9000 --dry-run
+  kubectl flywheel import s3://models/intent/3f0c/attempt-1 --storage-secret s3 --version 4      an artifact without a receipt
+  kubectl flywheel import s3://hub/my-bert --model intent --to s3://models/intent/my-bert --storage-secret s3
+                                                         a classifier in Hugging Face's layout
+  kubectl flywheel import s3://models -o json --storage-secret s3 > versions.json               for Git; nothing is made")]
+    Import(Import),
     /// How many replicas a service would have: a trace of requests against a simulated service, sized by the operator's own
     /// policy, and beside it by Knative's and Kubernetes' autoscalers.
     ///
@@ -201,6 +217,62 @@ pub(crate) enum Rollout {
         #[arg(long, value_name = "MODELVERSION", value_parser = model_version)]
         to: Option<String>,
     },
+}
+
+/// What to import.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Import {
+    /// Folder below which artifacts lie, or with `--to` a folder in Hugging Face's layout.
+    #[arg(value_name = "URI")]
+    pub(crate) uri: String,
+    /// Name of the model of an artifact without a receipt, instead of the one that its manifest tells.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub(crate) model: Option<String>,
+    /// Number of the version of an artifact without a receipt.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=2_147_483_647))]
+    pub(crate) version: Option<i64>,
+    /// Makes an artifact of the folder, and writes it to this one.
+    #[arg(long, value_name = "URI", requires = "model")]
+    pub(crate) to: Option<String>,
+    /// Takes the versions of this namespace, instead of those of the one they are made in.
+    #[arg(long, value_name = "NAME", value_parser = namespace)]
+    pub(crate) from_namespace: Option<String>,
+    /// Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub(crate) storage_secret: Option<String>,
+    /// URL of an S3-compatible service.
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    /// Region.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) region: Option<String>,
+    /// ConfigMap and key with certificates to trust.
+    #[arg(long, value_name = "CONFIGMAP/KEY", value_parser = config_key)]
+    pub(crate) ca_bundle: Option<(String, String)>,
+    /// Service account of the Job's pod and of the versions', for workload identity.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub(crate) service_account: Option<String>,
+    /// The trainer's image. Without it, the one of the operator's settings, where you may read them.
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    /// Seconds that the Job may take, its image's download included.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(10..=3600))]
+    pub(crate) timeout: u32,
+    /// Look and tell, and make no ModelVersion.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// json: the ModelVersions as a List for Git; none is made.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+/// `CONFIGMAP/KEY`.
+fn config_key(text: &str) -> Result<(String, String), String> {
+    let (map, key) = text.split_once('/').ok_or("write CONFIGMAP/KEY")?;
+    if key.is_empty() || key.contains('/') {
+        return Err("write CONFIGMAP/KEY".to_owned());
+    }
+    Ok((name(map)?, key.to_owned()))
 }
 
 /// What to simulate.

@@ -1,7 +1,8 @@
 //! The kubectl plugin `kubectl-flywheel`: what a user sees of Flywheel's objects, with the user's own rights.
 //!
 //! It reads objects and logs through the API server, and pods by port-forward through the API server; `simulate` asks no cluster.
-//! `rollout` and `retrain` alone change something: a field or two of an InferenceService's spec, which they can also print. What comes back is untrusted: bounded in time and size, and without control characters on the terminal (logs
+//! What changes something can also be printed: `rollout` and `retrain` a field or two of an InferenceService's spec, and `import`
+//! makes ModelVersions, and for a moment a Job. What comes back is untrusted: bounded in time and size, and without control characters on the terminal (logs
 //! alone are passed on as they are). It must not change anything else and must not link libtorch.
 
 mod arguments;
@@ -10,6 +11,7 @@ mod cluster;
 mod error;
 mod explain;
 mod forward;
+mod import;
 mod logs;
 mod predict;
 mod progress;
@@ -94,6 +96,10 @@ pub async fn run(line: CommandLine, out: &mut dyn Write, terminal: bool) -> Resu
         } => {
             let told = rollout::run(&connect.await?, &service, &step, print_patch).await?;
             out.write_all(told.as_bytes())?;
+            Ok(Outcome::Done)
+        }
+        Command::Import(import) => {
+            Box::pin(import::run(&connect.await?, &import, out)).await?;
             Ok(Outcome::Done)
         }
         Command::Simulate(simulate) => {

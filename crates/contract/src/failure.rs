@@ -88,6 +88,8 @@ failure_reasons! {
     DigestMismatch => User,
     /// The manifest cannot be read, names a file twice, or names a file outside the artifact.
     ManifestInvalid => User,
+    /// The model gives too many texts of its evaluation sample another label than the sample records.
+    AnswersDiffer => User,
     /// In the precision asked for, the model gives too many texts another label than in single precision; or artifact or device
     /// are not made for it.
     PrecisionUnfit => User,

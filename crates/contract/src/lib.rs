@@ -22,6 +22,7 @@ pub mod storage;
 pub mod termination;
 pub mod tracking;
 pub mod trainer;
+pub mod version;
 
 /// Version of every JSON body in this crate. Raised only when a reader of the older version could misread a body.
 pub const SCHEMA_VERSION: u32 = 1;

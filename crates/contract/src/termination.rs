@@ -78,8 +78,22 @@ pub enum Outcome {
     Assisted,
     /// An artifact is what its digest says.
     Verified(Verified),
+    /// A folder was looked through for artifacts.
+    Imported(Imported),
     /// It failed.
     Failed(Failure),
+}
+
+/// What was found; the artifacts themselves are in the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Imported {
+    /// Artifacts told of.
+    pub found: u32,
+    /// Folders with a manifest or a receipt that cannot be used.
+    pub unusable: u32,
+    /// Whether there is more than is looked at.
+    pub more: bool,
 }
 
 /// The scalars of a training's result.
@@ -94,16 +108,51 @@ pub struct Trained {
     pub metrics: Vec<Metric>,
     /// Optimiser steps done.
     pub steps: u64,
+    /// Whether it is the result of an earlier job with the same spec, data and pretrained files: this one trained nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reused: bool,
 }
 
 /// What was read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Verified {
     /// Files that the manifest lists, all present and right.
     pub files: u32,
     /// Their bytes.
     pub bytes: u64,
+    /// How the model answered its evaluation sample; absent where the artifact has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reproduced: Option<Reproduced>,
+    /// What became of the receipt; absent where none was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<ReceiptFate>,
+}
+
+/// A model's answers to its evaluation sample beside those that the sample records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reproduced {
+    /// Texts of the sample.
+    pub texts: u32,
+    /// Of these, those with the label that is recorded.
+    pub same: u32,
+    /// Those with the true label.
+    pub right: u32,
+    /// Those for which the recorded answer is the true label.
+    pub recorded_right: u32,
+}
+
+/// What became of a receipt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ReceiptFate {
+    /// It lies beside the artifact.
+    Kept,
+    /// Another version's lies there already, and stays.
+    OfAnother,
+    /// It could not be written, with the reason. The version is as good without.
+    NotWritten(String),
 }
 
 impl TerminationMessage {
@@ -309,6 +358,7 @@ mod tests {
             dataset_digest: Digest::sha256(&"1".repeat(64)),
             metrics,
             steps: 1,
+            reused: false,
         };
         let json = TerminationMessage::new(Outcome::Trained(trained)).to_json();
         assert!(json.len() <= TERMINATION_MAX_BYTES);

@@ -8,6 +8,7 @@ use crate::hyperparameters::{Hyperparameters, Model};
 use crate::scalar::{Device, Digest, Metric, Task, Uri};
 use crate::storage::StorageSettings;
 use crate::tracking::{TENSOR_BOARD_DIR, Tracking};
+use crate::version::VersionReceipt;
 
 /// Which TrainingJob and which attempt a pod belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,14 @@ pub struct TrainerConfig {
     /// The version beside which the one that comes out is measured. It is read with the job's own storage settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incumbent: Option<ArtifactRef>,
+    /// Whether a result that the same training came to before is taken in place of training again, and this one's is left to be
+    /// found.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reuse: bool,
+    /// The artifact of a ModelVersion that has the name of the job's own: only this one may come out, since any other would get
+    /// no version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<ArtifactRef>,
 }
 
 /// The processes that train one model together, data-parallel: one for each GPU. Rank 0 is the first process of node 0; it
@@ -118,7 +127,13 @@ impl TrainerConfig {
     /// File of this attempt's [`TrainingResult`] in the job's folder. It counts once `HEAD` names it.
     #[must_use]
     pub fn result_path(&self) -> String {
-        format!("attempt-{}.result.json", self.job.attempt)
+        result_path(&self.job)
+    }
+
+    /// Where the results of trainings with this key are found.
+    #[must_use]
+    pub fn pointer_uri(&self, key: &Digest) -> Uri {
+        self.output_uri.join(RESULTS_DIR).join(&format!("{}.json", key.hex()))
     }
 
     /// Folder of the artifact that this attempt writes.
@@ -128,7 +143,25 @@ impl TrainerConfig {
     }
 }
 
-/// All that `flywheel-trainer verify` needs to know: reads an artifact and checks every digest, without loading it.
+/// Folder under `output.uri` with one [`ResultPointer`] for each key.
+pub const RESULTS_DIR: &str = "results";
+
+/// `<outputUri>/results/<key>.json`: the result that a training came to. The key is a digest over all that determines it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultPointer {
+    /// [`crate::SCHEMA_VERSION`] of the writer.
+    pub schema_version: u32,
+    /// Uid of the job: the folder of its result under the output's.
+    pub uid: String,
+    /// File of the [`TrainingResult`] in that folder.
+    pub path: String,
+    /// Digest of that file.
+    pub digest: Digest,
+}
+
+/// All that `flywheel-trainer verify` needs to know: reads an artifact, checks every digest, loads it and answers its evaluation
+/// sample.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifyConfig {
@@ -139,6 +172,36 @@ pub struct VerifyConfig {
     /// How to reach the bucket.
     #[serde(default)]
     pub storage: StorageSettings,
+    /// What is to lie beside the artifact once it is verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<VersionReceipt>,
+}
+
+/// All that `flywheel-trainer import` needs to know: looks for artifacts below a folder, or makes one of a folder in Hugging Face's
+/// layout, and tells of each in a line of its log ([`crate::version::FoundLine`]).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImportConfig {
+    /// [`crate::SCHEMA_VERSION`] of the writer.
+    pub schema_version: u32,
+    /// The folder.
+    pub uri: Uri,
+    /// How to reach the bucket.
+    #[serde(default)]
+    pub storage: StorageSettings,
+    /// The artifact that is to be made of the folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub make: Option<MadeArtifact>,
+}
+
+/// An artifact that is made of a folder in Hugging Face's layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MadeArtifact {
+    /// Name of the model, for the manifest.
+    pub model: String,
+    /// Folder that it is written to.
+    pub to: Uri,
 }
 
 /// An artifact by place and content.
@@ -316,6 +379,21 @@ pub struct TrainingResult {
     pub steps: u64,
     /// Seconds from the first to the last step, evaluation included.
     pub train_seconds: f64,
+    /// Digest over all that determined it; absent where it may not be used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Digest>,
+}
+
+impl TrainingResult {
+    /// Its file in the job's folder. It counts once `HEAD` names it.
+    #[must_use]
+    pub fn path(&self) -> String {
+        result_path(&self.job)
+    }
+}
+
+fn result_path(job: &JobIdentity) -> String {
+    format!("attempt-{}.result.json", job.attempt)
 }
 
 /// One epoch's figures.

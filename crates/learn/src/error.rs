@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use flywheel_contract::failure::FailureReason;
+use flywheel_contract::failure::{Failure, FailureReason};
 use tch::TchError;
 
 /// Result of this crate.
@@ -191,6 +191,12 @@ impl Error {
         } else {
             Self::Torch(text)
         }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::new(error.reason(), error.to_string())
     }
 }
 

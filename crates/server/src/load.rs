@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use flywheel_contract::artifact::{
-    DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, EvaluationSample, Manifest, ManifestFile, WEIGHTS_FILE,
-};
+use flywheel_contract::artifact::{DATA_PROFILE_FILE, Manifest, ManifestFile, WEIGHTS_FILE};
 use flywheel_contract::failure::{Failure, FailureReason};
-use flywheel_contract::profile::{Answer, DataProfile, most_probable};
+use flywheel_contract::profile::{Answer, DataProfile};
 use flywheel_contract::scalar::{Device, Digest, Precision};
 use flywheel_contract::serving::{Agreement, Likeness, ServedVersion, ServingConfig};
 use flywheel_data::TextTokenizer;
 use flywheel_learn::device::TensorDevice;
-use flywheel_learn::{Classifier, device, precision};
+use flywheel_learn::loaded::{small_file, too_many_differ, unusable};
+use flywheel_learn::{Classifier, Loaded, device, precision};
 use flywheel_store::{Purpose, manifest_of_folder};
 
 use crate::agreement::Seen;
@@ -29,14 +28,8 @@ const WARM_UP_LENGTHS: [usize; 3] = [8, 32, 128];
 
 /// Memory that loading takes at its peak, in lengths of the file of weights: as they are stored, and as they are computed with.
 const WEIGHTS_WHILE_LOADING: u64 = 2;
-/// Longest file of an evaluation sample, bytes: two hundred texts with the answers for thousands of labels.
-const MAX_SAMPLE_BYTES: u64 = 64 * 1024 * 1024;
 /// Longest file of a data profile, bytes: one with ten thousand labels is a tenth of that.
 const MAX_PROFILE_BYTES: u64 = 2 * 1024 * 1024;
-/// Texts of the evaluation sample in one batch.
-const COMPARED_AT_ONCE: usize = 16;
-/// One text in so many of the evaluation sample may get another label than in single precision (and one of a smaller sample).
-const ONE_MAY_DIFFER_OF: usize = 200;
 
 /// A version whose artifact is in the cache and what its digest says.
 pub(crate) struct Fetched {
@@ -57,7 +50,7 @@ pub(crate) async fn fetch(
         device::check_library()
             .and_then(|()| device::resolve(device, 0))
             .map(drop)
-            .map_err(failure)
+            .map_err(Failure::from)
     })
     .await?;
     let start = Instant::now();
@@ -138,8 +131,8 @@ fn network(
         Device::Cuda => (1, 8192),
     };
     let profile = profile(folder, manifest)?;
-    let device = device::resolve(device, 0).map_err(failure)?;
-    let chosen = precision::choose(wanted, device).map_err(failure)?;
+    let device = device::resolve(device, 0).map_err(Failure::from)?;
+    let chosen = precision::choose(wanted, device).map_err(Failure::from)?;
     let network = Network::load(folder, manifest, device, chosen)?;
     let network = match network.unfit() {
         None => network,
@@ -160,14 +153,14 @@ fn network(
         same = network.agreement.map(|a| a.same),
         "labels of the evaluation sample compared with those in single precision"
     );
-    let likeness = likened.and_then(|other| network.likeness(other, &manifest.labels));
+    let likeness = likened.and_then(|other| network.likeness(other));
     // A text that any tokenizer can read; the worker's known rows are made of it.
-    let known = network.tokenizer.encode("warm up").map_err(Failure::from)?.ids;
-    let lengths = WARM_UP_LENGTHS.map(|length| length.min(network.max_length));
+    let known = network.loaded.tokenizer.encode("warm up").map_err(Failure::from)?.ids;
+    let lengths = WARM_UP_LENGTHS.map(|length| length.min(network.loaded.max_length));
     let models = (0..workers)
         .map(|_| {
             Box::new(TorchModel {
-                classifier: network.classifier.worker(),
+                classifier: network.loaded.classifier.worker(),
                 projects: !profile.projections.is_empty(),
                 known: lengths
                     .map(|length| known.iter().copied().cycle().take(length).collect())
@@ -177,7 +170,7 @@ fn network(
         .collect();
     Ok(LoadedVersion {
         labels: manifest.labels.clone(),
-        encoder: Arc::new(Tokenizer(network.tokenizer)),
+        encoder: Arc::new(Tokenizer(network.loaded.tokenizer)),
         precision: network.precision,
         agreement: network.agreement,
         likeness,
@@ -189,120 +182,42 @@ fn network(
 
 /// The artifact's data profile; without one, the bins that every version has.
 fn profile(folder: &Path, manifest: &Manifest) -> Result<DataProfile, Failure> {
-    let Some(length) = length_of(manifest, DATA_PROFILE_FILE) else {
+    let Some(bytes) = small_file(folder, manifest, DATA_PROFILE_FILE, MAX_PROFILE_BYTES)? else {
         return Ok(DataProfile::new(manifest.labels.len()));
     };
-    let bytes = small_file(folder, DATA_PROFILE_FILE, length, MAX_PROFILE_BYTES)?;
-    let profile: DataProfile = serde_json::from_slice(&bytes).map_err(|e| invalid(DATA_PROFILE_FILE, e.to_string()))?;
+    let profile: DataProfile = serde_json::from_slice(&bytes).map_err(|e| unusable(DATA_PROFILE_FILE, e))?;
     profile
         .check(manifest.labels.len())
-        .map_err(|why| invalid(DATA_PROFILE_FILE, why))?;
+        .map_err(|why| unusable(DATA_PROFILE_FILE, why))?;
     Ok(profile)
-}
-
-fn length_of(manifest: &Manifest, name: &str) -> Option<u64> {
-    let file = manifest.files.iter().find(|file| file.name == name);
-    file.map(|file| file.length)
-}
-
-/// The evaluation sample, a file of so many bytes, of a model of so many labels.
-fn sample(folder: &Path, length: u64, labels: usize) -> Result<EvaluationSample, Failure> {
-    let invalid = |why: String| invalid(EVALUATION_SAMPLE_FILE, why);
-    let bytes = small_file(folder, EVALUATION_SAMPLE_FILE, length, MAX_SAMPLE_BYTES)?;
-    // Its words would name texts.
-    let sample: EvaluationSample =
-        serde_json::from_slice(&bytes).map_err(|e| invalid(format!("broken JSON at line {}", e.line())))?;
-    if sample.items.iter().any(|item| item.probabilities.len() != labels) {
-        return Err(invalid("its answers have other labels than the manifest".to_owned()));
-    }
-    Ok(sample)
-}
-
-/// Content of a file of the artifact that has `length` bytes by its manifest and may have at most `most`.
-fn small_file(folder: &Path, name: &str, length: u64, most: u64) -> Result<Vec<u8>, Failure> {
-    if length > most {
-        return Err(invalid(name, format!("{length} bytes, at most {most} are read")));
-    }
-    std::fs::read(folder.join(name)).map_err(|e| invalid(name, e.to_string()))
-}
-
-fn invalid(name: &str, why: impl std::fmt::Display) -> Failure {
-    let message = format!("{name} cannot be used: {why}; write the artifact again");
-    Failure::new(FailureReason::ManifestInvalid, message)
 }
 
 /// An artifact's network in some precision.
 struct Network {
-    classifier: Classifier,
-    tokenizer: TextTokenizer,
-    /// Longest row that it reads, tokens.
-    max_length: usize,
+    loaded: Loaded,
     precision: Precision,
     agreement: Option<Agreement>,
 }
 
 impl Network {
-    fn load(folder: &Path, manifest: &Manifest, device: TensorDevice, precision: Precision) -> Result<Self, Failure> {
-        let classifier = Classifier::load(folder, device, precision).map_err(failure)?;
-        if classifier.labels() != manifest.labels {
-            return Err(Failure::new(
-                FailureReason::ManifestInvalid,
-                "the labels of manifest.json and of config.json differ; train again, or write the artifact again",
-            ));
-        }
-        let reads = classifier.max_length();
-        let max_length = usize::try_from(manifest.max_length).unwrap_or(0).min(reads);
-        let vocabulary = usize::try_from(classifier.config().vocab_size).unwrap_or(0);
-        let tokenizer = TextTokenizer::load(folder, max_length, vocabulary).map_err(Failure::from)?;
-        let mut network = Self {
-            classifier,
-            tokenizer,
-            max_length,
-            precision,
-            agreement: None,
-        };
-        if let Some(length) = length_of(manifest, EVALUATION_SAMPLE_FILE) {
-            let seen = Seen::new(folder, device, precision);
-            network.agreement = match seen.as_ref().and_then(Seen::read) {
-                Some(agreement) => Some(agreement),
-                None => {
-                    let agreement = network.compare(folder, length, manifest.labels.len())?;
-                    if let Some(seen) = seen {
-                        seen.write(agreement);
-                    }
-                    Some(agreement)
-                }
-            };
-        }
-        Ok(network)
-    }
-
-    /// Answers the texts of the evaluation sample, a file of so many bytes, for a model of so many labels.
-    fn compare(&self, folder: &Path, length: u64, labels: usize) -> Result<Agreement, Failure> {
-        self.answer(&sample(folder, length, labels)?, |ours, theirs| ours == theirs)
-    }
-
-    /// Answers the texts of another version's evaluation sample. `None` where it has none, or cannot be read: that says nothing
+    /// Answers the texts of another version's evaluation sample. `None` where it has none, or none that can be read: that says nothing
     /// against this version.
-    fn likeness(&self, other: &Likened, labels: &[String]) -> Option<Likeness> {
+    fn likeness(&self, other: &Likened) -> Option<Likeness> {
         let compared = || {
             let theirs = manifest_of_folder(&other.folder, &other.digest).map_err(|e| e.failure(Purpose::Artifact))?;
-            let Some(length) = length_of(&theirs, EVALUATION_SAMPLE_FILE) else {
-                return Ok(None);
-            };
-            let sample = sample(&other.folder, length, theirs.labels.len())?;
-            self.answer(&sample, |ours, answered| {
-                labels.get(ours) == theirs.labels.get(answered)
-            })
-            .map(Some)
+            self.loaded.reproduce(&other.folder, &theirs)
         };
-        let agreement = compared().unwrap_or_else(|failure: Failure| {
+        let reproduced = compared().unwrap_or_else(|failure: Failure| {
             tracing::warn!(
                 message = failure.message,
                 "the version that answers has no sample that can be answered"
             );
             None
         })?;
+        let agreement = Agreement {
+            texts: reproduced.texts,
+            same: reproduced.same,
+        };
         tracing::info!(
             agreement.texts,
             agreement.same,
@@ -314,45 +229,39 @@ impl Network {
         })
     }
 
-    /// Answers the texts of a sample. `agree`: whether two classes are the same, this model's and the sample's.
-    fn answer(&self, sample: &EvaluationSample, agree: impl Fn(usize, usize) -> bool) -> Result<Agreement, Failure> {
-        device::set_threads(1);
-        let label = |probabilities: &[f32]| most_probable(probabilities).map(|(label, _)| label);
-        let mut same = 0;
-        for items in sample.items.chunks(COMPARED_AT_ONCE) {
-            let rows = items.iter().map(|item| Ok(self.tokenizer.encode(&item.text)?.ids));
-            let rows = rows
-                .collect::<Result<Vec<_>, flywheel_data::DataError>>()
-                .map_err(Failure::from)?;
-            let answers = self.classifier.predict(&rows).map_err(failure)?;
-            same += items
-                .iter()
-                .zip(&answers)
-                .filter(|(item, answer)| match (label(answer), label(&item.probabilities)) {
-                    (Some(ours), Some(theirs)) => agree(ours, theirs),
-                    _ => false,
-                })
-                .count();
-        }
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Ok(Agreement {
-            texts: count(sample.items.len()),
-            same: count(same),
+    fn load(folder: &Path, manifest: &Manifest, device: TensorDevice, precision: Precision) -> Result<Self, Failure> {
+        let loaded = Loaded::load(folder, manifest, device, precision)?;
+        let seen = Seen::new(folder, device, precision);
+        let agreement = match seen.as_ref().and_then(Seen::read) {
+            Some(agreement) => Some(agreement),
+            None => {
+                let reproduced = loaded.reproduce(folder, manifest)?;
+                let agreement = reproduced.map(|r| Agreement {
+                    texts: r.texts,
+                    same: r.same,
+                });
+                if let (Some(seen), Some(agreement)) = (seen, agreement) {
+                    seen.write(agreement);
+                }
+                agreement
+            }
+        };
+        Ok(Self {
+            loaded,
+            precision,
+            agreement,
         })
     }
 
     /// Why it may not answer in its precision.
     fn unfit(&self) -> Option<String> {
         let Agreement { texts, same } = self.agreement?;
-        let differ = texts.saturating_sub(same) as usize;
-        let most = (texts as usize).div_ceil(ONE_MAY_DIFFER_OF);
-        (differ > most && self.precision != Precision::Float32).then(|| {
-            format!(
-                "in {:?}, {differ} of the {texts} texts of the evaluation sample get another label than in single precision, \
-                 {most} may",
-                self.precision
-            )
-        })
+        let (differ, most) = too_many_differ(texts, same).filter(|_| self.precision != Precision::Float32)?;
+        Some(format!(
+            "in {:?}, {differ} of the {texts} texts of the evaluation sample get another label than in single precision, \
+             {most} may",
+            self.precision
+        ))
     }
 }
 
@@ -380,7 +289,10 @@ impl Model for TorchModel {
         // Workers are as many as cores, so each has one.
         device::set_threads(1);
         for row in &self.known {
-            let answers = self.classifier.predict(std::slice::from_ref(row)).map_err(failure)?;
+            let answers = self
+                .classifier
+                .predict(std::slice::from_ref(row))
+                .map_err(Failure::from)?;
             if !answers.iter().flatten().all(|p| p.is_finite()) {
                 return Err(Failure::new(
                     FailureReason::WeightsInvalid,
@@ -393,19 +305,15 @@ impl Model for TorchModel {
 
     fn predict(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Answer>, Failure> {
         if self.projects {
-            return self.classifier.predict_and_project(rows).map_err(failure);
+            return self.classifier.predict_and_project(rows).map_err(Failure::from);
         }
-        let answers = self.classifier.predict(rows).map_err(failure)?.into_iter();
+        let answers = self.classifier.predict(rows).map_err(Failure::from)?.into_iter();
         let unprojected = answers.map(|probabilities| Answer {
             probabilities,
             projections: None,
         });
         Ok(unprojected.collect())
     }
-}
-
-fn failure(error: flywheel_learn::Error) -> Failure {
-    Failure::new(error.reason(), error.to_string())
 }
 
 #[cfg(test)]

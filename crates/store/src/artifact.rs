@@ -91,6 +91,7 @@ impl Store {
         Ok(Verified {
             files: u32::try_from(manifest.files.len()).unwrap_or(u32::MAX),
             bytes,
+            ..Verified::default()
         })
     }
 

@@ -24,7 +24,7 @@ pub use artifact::{check_folder, describe, manifest_of_folder};
 pub use error::{Purpose, Result, StoreError};
 pub use lineage::Lineage;
 use transfer::Traffic;
-pub use transfer::{Created, Fetched, Listing};
+pub use transfer::{Created, Fetched, Listing, digest_of};
 
 /// How long a store waits, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

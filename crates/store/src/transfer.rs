@@ -595,7 +595,8 @@ async fn send_parts(
 }
 
 /// Digest of bytes in memory.
-pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
+#[must_use]
+pub fn digest_of(bytes: &[u8]) -> Digest {
     Digest::sha256(&hex::encode(Sha256::digest(bytes)))
 }
 

@@ -13,8 +13,8 @@ use flywheel_contract::names::{COMPLETION_INDEX_ENV, EXIT_FAILED, INSIDE_PORT, T
 use flywheel_contract::progress::Phase;
 use flywheel_contract::scalar::{Device, Uri};
 use flywheel_contract::termination::Outcome;
-use flywheel_contract::trainer::{TrainerConfig, VerifyConfig};
-use flywheel_store::{Limits, Purpose, Store};
+use flywheel_contract::trainer::{ImportConfig, TrainerConfig, VerifyConfig};
+use flywheel_store::Limits;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -27,7 +27,7 @@ use crate::place::Place;
 use crate::siblings::{self, Line, Siblings};
 use crate::tracker::{Stop, Tracker};
 use crate::tracking::End;
-use crate::{assist, server, train};
+use crate::{assist, import, server, train, verify};
 
 /// How long a training that is told to end may take to commit its last checkpoint, or to finish what comes after its last
 /// step. Pods have 30 s in all.
@@ -91,8 +91,11 @@ enum Command {
         #[arg(long, hide = true, value_name = "HOST[:PORT]")]
         rendezvous: Option<String>,
     },
-    /// Reads an artifact and checks every digest; reads FLYWHEEL_CONFIG.
+    /// Reads an artifact, checks every digest, loads it and answers its evaluation sample; reads FLYWHEEL_CONFIG.
     Verify,
+    /// Looks for artifacts below a folder, or makes one of a folder in Hugging Face's layout, and prints a line of JSON for each; reads
+    /// FLYWHEEL_CONFIG.
+    Import,
     /// Readies an artifact on the local disk for `precision: Int8`, which it is not if it was written by an earlier release or by
     /// other means: measures the ranges of the model's inner numbers over some hundred texts, and writes them and a manifest
     /// that lists them into its folder. Prints the artifact with its new digest.
@@ -117,7 +120,8 @@ enum Command {
     ///
     /// One process trains, whatever `trainer` says, and a suspended job is refused. `output.gates` are judged and printed;
     /// the exit code is 0 also where one fails. What only a cluster has is passed over: `recovery`, all of `trainer` (image,
-    /// resources, pod settings), `serviceAccountName`, `output.versionName`, and the Secrets of `storage` and `tracking`,
+    /// resources, pod settings), `serviceAccountName`, `output.versionName`, `output.reuse` (it always trains),
+    /// and the Secrets of `storage` and `tracking`,
     /// whose keys are read from the environment.
     Run {
         /// File with a TrainingJob.
@@ -220,10 +224,21 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
             let config: VerifyConfig = configuration::from_environment()?;
             let mut orders = Orders::listen(false)?;
             tokio::select! {
-                outcome = verify(&config, limits) => outcome,
+                verified = verify::verify(&config, limits, arguments.scratch.as_deref()) => verified.map(Outcome::Verified),
                 signal = orders.told() => Err(Failure::new(
                     FailureReason::Interrupted,
                     format!("{signal} came before the artifact was verified"),
+                )),
+            }
+        }
+        Command::Import => {
+            let config: ImportConfig = configuration::from_environment()?;
+            let mut orders = Orders::listen(false)?;
+            tokio::select! {
+                imported = import::import(&config, limits, arguments.scratch.as_deref()) => imported.map(Outcome::Imported),
+                signal = orders.told() => Err(Failure::new(
+                    FailureReason::Interrupted,
+                    format!("{signal} came before the folder was looked through"),
                 )),
             }
         }
@@ -313,14 +328,6 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
             Ok(outcome)
         }
     }
-}
-
-async fn verify(config: &VerifyConfig, limits: Limits) -> Result<Outcome, Failure> {
-    let failure = |e: flywheel_store::StoreError| e.failure(Purpose::Artifact);
-    let store = Store::with_limits(&config.storage, limits).map_err(failure)?;
-    let verified = store.verify_artifact(&config.artifact).await.map_err(failure)?;
-    tracing::info!(files = verified.files, bytes = verified.bytes, uri = %config.artifact.uri, "artifact is what its digest says");
-    Ok(Outcome::Verified(verified))
 }
 
 /// How this process was started.

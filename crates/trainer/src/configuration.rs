@@ -261,6 +261,9 @@ pub fn from_manifest(run: &LocalRun) -> Result<LocalJob, Failure> {
         world: World::default(),
         tracking: spec.tracking,
         incumbent: None,
+        // Who trains here wants to see it train.
+        reuse: false,
+        expected: None,
     };
     Ok(LocalJob {
         config,

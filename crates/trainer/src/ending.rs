@@ -9,6 +9,7 @@ use flywheel_contract::gate::Gate;
 use flywheel_contract::names::EXIT_FAILED;
 use flywheel_contract::termination::{Outcome, TerminationLog, TerminationMessage};
 use flywheel_contract::trainer::ArtifactRef;
+use flywheel_contract::version::FoundLine;
 
 use crate::tracker::Tracker;
 
@@ -82,6 +83,16 @@ pub(crate) fn print_artifact(artifact: &ArtifactRef) {
     }
 }
 
+/// What `import` says of an artifact, on stdout.
+pub(crate) fn print_found(line: &FoundLine) {
+    let written = serde_json::to_string(line)
+        .map_err(std::io::Error::other)
+        .and_then(|text| writeln!(std::io::stdout().lock(), "{text}"));
+    if let Err(e) = written {
+        tracing::warn!(error = %e, "stdout is closed");
+    }
+}
+
 /// What `run` says at its end, on stdout: the metrics, and for each gate whether it passes.
 pub(crate) fn print(outcome: &Outcome, gates: &[Gate]) {
     let mut out = std::io::stdout().lock();
@@ -103,6 +114,7 @@ pub(crate) fn print(outcome: &Outcome, gates: &[Gate]) {
             .and_then(|()| write_artifact(&mut out, &trained.artifact)),
         Outcome::Assisted => writeln!(out, "process 0 has the result"),
         Outcome::Verified(verified) => writeln!(out, "{} files, {} bytes", verified.files, verified.bytes),
+        Outcome::Imported(imported) => writeln!(out, "{} artifacts", imported.found),
         Outcome::Failed(failure) => writeln!(out, "{failure}"),
     };
     if let Err(e) = written {

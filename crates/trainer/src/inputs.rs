@@ -1,5 +1,6 @@
 //! What a training reads: sources and the pretrained folder, fetched into the scratch folder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use flywheel_data::{
     format_of, hold_out, join_feedback,
 };
 use flywheel_learn::EncoderConfig;
-use flywheel_store::{Purpose, Store, StoreError, describe};
+use flywheel_store::{Purpose, Store, StoreError, describe, digest_of};
 use tokio::task::JoinSet;
 
 /// Most files of a folder of feedback; the newest are read.
@@ -257,6 +258,8 @@ pub(crate) struct Pretrained {
     pub(crate) uri: Uri,
     pub(crate) config: EncoderConfig,
     pub(crate) tokenizer: TextTokenizer,
+    /// Over the content of its files: sha256 of one line `<name> <sha256>` for each that is there, in the order of the names.
+    pub(crate) digest: Digest,
 }
 
 impl Pretrained {
@@ -275,18 +278,25 @@ pub(crate) fn failure(error: &flywheel_learn::Error, folder: &Path, uri: &Uri) -
 }
 
 /// Fetches and checks a pretrained folder: the small files first, so that what is wrong with them is told before the
-/// weights come.
+/// weights come. `max_length`: tokens per text; as many as the model reads where none is given.
 pub(crate) async fn pretrained(
     store: &Store,
     uri: &Uri,
-    max_length: i32,
+    max_length: Option<i32>,
     folder: &Path,
 ) -> Result<Pretrained, Failure> {
     make(folder).await?;
-    let optional = async |name: &str, max: u64| match store.get_file(&uri.join(name), max, &folder.join(name)).await {
-        Ok(_) => Ok(true),
-        Err(StoreError::NotFound { .. }) => Ok(false),
-        Err(error) => Err(error.failure(Purpose::Pretrained)),
+    let mut digests = BTreeMap::new();
+    let mut optional = async |name: &'static str, max: u64| {
+        let fetched = store.get_file(&uri.join(name), max, &folder.join(name)).await;
+        match fetched {
+            Ok(fetched) => {
+                digests.insert(name, fetched.digest);
+                Ok(true)
+            }
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.failure(Purpose::Pretrained)),
+        }
     };
     let missing = |name: &str, more: &str| {
         Failure::new(
@@ -301,7 +311,7 @@ pub(crate) async fn pretrained(
         return Err(missing(CONFIG_FILE, ""));
     }
     let config = EncoderConfig::read(folder).map_err(|e| failure(&e, folder, uri))?;
-    let max_length = usize::try_from(max_length).unwrap_or(0);
+    let max_length = max_length.map_or(config.max_length(), |n| usize::try_from(n).unwrap_or(0));
     if max_length > config.max_length() {
         return Err(Failure::new(
             FailureReason::ConfigInvalid,
@@ -333,10 +343,15 @@ pub(crate) async fn pretrained(
             " (weights of another format, such as pytorch_model.bin, are never loaded: convert them to safetensors)",
         ));
     }
+    let lines: String = digests
+        .iter()
+        .map(|(name, digest)| format!("{name} {digest}\n"))
+        .collect();
     Ok(Pretrained {
         folder: folder.to_owned(),
         uri: uri.clone(),
         config,
         tokenizer,
+        digest: digest_of(lines.as_bytes()),
     })
 }

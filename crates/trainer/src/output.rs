@@ -12,15 +12,16 @@ use flywheel_contract::trainer::{ArtifactRef, TrainerConfig, TrainingResult};
 use flywheel_store::{Lineage, Purpose, Store, StoreError, describe};
 
 use crate::learning::Learned;
+use crate::reuse;
 use crate::tracker::Tracker;
 
 /// Most bytes of a result: 10,000 labels would give a confusion matrix of 100 million counts, so it is left out
 /// above [`CONFUSION_MAX_LABELS`].
-const RESULT_MAX_BYTES: u64 = 64 * 1024 * 1024;
+pub(crate) const RESULT_MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// Most labels for which the confusion matrix is kept.
 pub(crate) const CONFUSION_MAX_LABELS: usize = 1000;
 
-fn output(error: &StoreError) -> Failure {
+pub(crate) fn output(error: &StoreError) -> Failure {
     error.failure(Purpose::Output)
 }
 
@@ -53,6 +54,8 @@ pub(crate) async fn earlier_result(
     if digest != named.digest {
         return Err(conflict(&uri, "is not the result that HEAD names"));
     }
+    // It may have ended before it came to this.
+    reuse::remember(store, config, &result, &digest).await;
     Ok(result)
 }
 
@@ -136,9 +139,10 @@ pub(crate) async fn commit(
     // and its artifact was whole before it wrote its result.
     let (result, digest) = read_result(store, config, &uri).await?;
     lineage
-        .commit_result(config.result_path(), digest)
+        .commit_result(config.result_path(), digest.clone())
         .await
         .map_err(|e| refused(&e, tracker))?;
+    reuse::remember(store, config, &result, &digest).await;
     Ok(result)
 }
 

@@ -25,6 +25,7 @@ use crate::learning::{self, Part, Together, Wishes, Work};
 use crate::output;
 use crate::peers::Peers;
 use crate::place::Place;
+use crate::reuse;
 use crate::tracker::Tracker;
 
 /// Trains, or ends with the result that an earlier attempt committed. With `peers` this is process 0 of several.
@@ -80,6 +81,28 @@ pub(crate) async fn train(
         sets,
         training,
     } = inputs(config, &store, scratch.path(), tracker).await?;
+    let key = reuse::key(config, &pretrained.digest, &prepared.digest)?;
+    if config.reuse
+        && let Some(result) = reuse::find(&store, config, &key).await?
+        && config
+            .expected
+            .as_ref()
+            .is_none_or(|e| e.digest == result.artifact.digest)
+    {
+        tracing::info!(job = result.job.name, uid = result.job.uid, artifact = %result.artifact.uri,
+            "an earlier job came to this result; nothing is trained");
+        tracker.measured(result.steps, &result.metrics);
+        // An attempt before this one may have begun to train.
+        output::clear(&mut lineage).await;
+        tracker.phase(Phase::Done);
+        return Ok(Trained {
+            reused: true,
+            ..trained(result)
+        });
+    }
+    if let Some(expected) = &config.expected {
+        return Err(reuse::taken(expected));
+    }
     let counts = prepared.counts.clone();
     if !lineage.head().checkpoints.is_empty() {
         tracker.phase(Phase::Downloading);
@@ -154,6 +177,7 @@ pub(crate) async fn train(
         confusion: if keeps_confusion { learned.confusion } else { Vec::new() },
         steps: learned.steps,
         train_seconds: learned.train_seconds,
+        key: config.reuse.then_some(key),
     };
     let result = output::commit(&store, &mut lineage, config, result, tracker).await?;
     output::clear(&mut lineage).await;
@@ -210,7 +234,7 @@ pub(crate) async fn inputs(
     let files = inputs::dataset(store, &config.dataset, &scratch.join("data"), &config.job_uri()).await?;
     let uri = &config.model.pretrained.uri;
     let max_length = config.hyperparameters.max_length;
-    let pretrained = inputs::pretrained(store, uri, max_length, &scratch.join("pretrained")).await?;
+    let pretrained = inputs::pretrained(store, uri, Some(max_length), &scratch.join("pretrained")).await?;
 
     tracker.phase(Phase::Preparing);
     let dataset = config.dataset.clone();
@@ -295,6 +319,7 @@ fn trained(result: TrainingResult) -> Trained {
         dataset_digest: result.dataset_digest,
         metrics: result.metrics,
         steps: result.steps,
+        reused: false,
     }
 }
 

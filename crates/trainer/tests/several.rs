@@ -471,3 +471,23 @@ fn a_pod_must_know_its_place() {
 fn pod_failure(world: &World, config: &Value, index: u32) -> Ended {
     world.left_in(&format!("termination-{index}"), pod(world, config, index))
 }
+
+#[test]
+fn a_result_that_is_used_again_ends_all_pods() {
+    let (world, mut config) = job();
+    config["reuse"] = true.into();
+    for (uid, reused) in [("uid-1", false), ("uid-2", true)] {
+        config["job"]["uid"] = uid.into();
+        let ends = left(&world, start(&world, &pods(&config, 2, 1, free_port()), 2));
+        assert_eq!(ends[0].trained().reused, reused, "{:#?}", ends[0]);
+        assert_eq!(
+            (ends[1].code, &ends[1].outcome),
+            (Some(0), &Some(Outcome::Assisted)),
+            "{:#?}",
+            ends[1]
+        );
+    }
+    // Another number of processes is another training.
+    config["job"]["uid"] = "uid-3".into();
+    assert!(!alone(&world, &config).trained().reused);
+}

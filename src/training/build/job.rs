@@ -9,6 +9,7 @@ use flywheel_api::names::{
     LABEL_NAME, LABEL_PART_OF, LABEL_TRAINING_JOB, TRAINER, training_attempt, training_service,
 };
 use flywheel_api::pod::PodSettings;
+use flywheel_api::training_job::Reuse;
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::names::{CONFIG_MAX_BYTES, INSIDE_PORT, INSIDE_PORT_NAME};
 use flywheel_contract::scalar::Uri;
@@ -100,8 +101,17 @@ pub(crate) fn tried_once(metadata: ObjectMeta, nodes: u32, template: PodTemplate
     }
 }
 
+/// Artifacts of the ModelVersions that a TrainingJob names.
+#[derive(Clone, Debug, Default)]
+pub struct NamedVersions {
+    /// Of `output.incumbent`.
+    pub incumbent: Option<ArtifactRef>,
+    /// Of `output.versionName`, where it is there already: only this one may come out.
+    pub expected: Option<ArtifactRef>,
+}
+
 /// The Job of attempt `attempt`, after `counted` restarts that count, with pods of the accelerator class `class`, which keep away
-/// from the nodes `avoided` where others have room. `incumbent`: the artifact of `output.incumbent`.
+/// from the nodes `avoided` where others have room. `versions`: the artifacts of those that the spec names.
 ///
 /// # Errors
 /// The accelerator class is unknown, the configuration is too long, a pod setting is impossible, or the result would lie in
@@ -112,7 +122,7 @@ pub fn job(
     counted: u32,
     class: &str,
     avoided: &[String],
-    incumbent: Option<ArtifactRef>,
+    versions: NamedVersions,
     settings: &Settings,
 ) -> Result<Job, Error> {
     let spec = &owner.spec;
@@ -150,7 +160,9 @@ pub fn job(
             rendezvous: rendezvous(owner, attempt),
         },
         tracking: spec.tracking.clone(),
-        incumbent,
+        incumbent: versions.incumbent,
+        reuse: spec.output.reuse == Reuse::Always,
+        expected: versions.expected,
     };
     let mlflow = spec.tracking.as_ref().and_then(|t| t.mlflow.as_ref());
     let mut labels = labels(owner);

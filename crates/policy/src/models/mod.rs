@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use flywheel_api::conditions::reasons;
 use flywheel_contract::failure::{FailureClass, FailureReason};
-use flywheel_contract::termination::{Outcome, Verified};
+use flywheel_contract::termination::{Outcome, ReceiptFate, Verified};
 use jiff::Timestamp;
 
 use crate::remedy::{PodsOf, of_refusal};
@@ -189,12 +189,41 @@ pub fn decide(known: Option<&Verification>, latest: Option<&TryView>, now: Times
     }
 }
 
+/// What was verified, for people.
+fn told(verified: &Verified) -> String {
+    let Verified { files, bytes, .. } = verified;
+    let mut message = format!("{files} files, {bytes} bytes: all as the digest says");
+    match (verified.reproduced, &verified.receipt) {
+        (Some(r), _) => {
+            message += &format!(
+                "; {} of {} answers of the evaluation sample reproduced, {} of them right ({} as recorded)",
+                r.same, r.texts, r.right, r.recorded_right
+            );
+        }
+        (None, Some(_)) => message += "; it loads and answers, and has no evaluation sample to compare with",
+        // An image of an earlier release loads nothing.
+        (None, None) => {}
+    }
+    match &verified.receipt {
+        Some(ReceiptFate::Kept) | None => {}
+        Some(ReceiptFate::OfAnother) => {
+            message += "; version.json beside it is another version's, which an import would make";
+        }
+        Some(ReceiptFate::NotWritten(problem)) => {
+            message += &format!(
+                "; no version.json could be written beside it, so an import of the bucket takes --model and --version ({problem})"
+            )
+        }
+    }
+    message
+}
+
 /// What a try that ended says of the artifact.
 fn outcome(number: u32, ended: &EndedAttempt) -> Verification {
     let (reason, message) = match &ended.end {
-        End::Told(Outcome::Verified(Verified { files, bytes })) => {
+        End::Told(Outcome::Verified(verified)) => {
             return Verification::Verified {
-                message: format!("{files} files, {bytes} bytes: all as the digest says"),
+                message: told(verified),
             };
         }
         // Keys can be mended or rotated while the version stays as it is, so a refusal is asked about again.
@@ -210,14 +239,16 @@ fn outcome(number: u32, ended: &EndedAttempt) -> Verification {
             };
         }
         End::Told(Outcome::Failed(failure)) => (failure.reason.as_str(), failure.message.clone()),
-        End::Told(Outcome::Trained(_) | Outcome::Assisted) => (
+        End::Told(Outcome::Trained(_) | Outcome::Assisted | Outcome::Imported(_)) => (
             reasons::POD_FAILED,
             "the pod ended with a message that no verification gives; see verifierImage in the operator's settings"
                 .to_owned(),
         ),
         End::OutOfMemory => (
             reasons::OUT_OF_MEMORY,
-            "the verifying container used more memory than its limit; see LimitRange of the namespace".to_owned(),
+            "the verifying container used more memory than its limit: it loads the weights, which takes twice their length and \
+             300 MiB. Raise verifierMemory of the chart; see also LimitRange of the namespace"
+                .to_owned(),
         ),
         End::Unclear { message } => (reasons::POD_FAILED, message.clone()),
         End::Lost { how } | End::Hung { how } | End::GpuFault { how } | End::NoRoom { how, .. } => {
@@ -269,6 +300,7 @@ fn after(latest: &TryView, ended: &EndedAttempt, now: Timestamp) -> Decision {
 #[cfg(test)]
 mod tests {
     use flywheel_contract::failure::Failure;
+    use flywheel_contract::termination::Reproduced;
 
     use super::*;
 
@@ -323,7 +355,11 @@ mod tests {
 
     #[test]
     fn each_try_has_its_verdict() {
-        let verified = End::Told(Outcome::Verified(Verified { files: 7, bytes: 9 }));
+        let verified = End::Told(Outcome::Verified(Verified {
+            files: 7,
+            bytes: 9,
+            ..Verified::default()
+        }));
         type Row<'a> = (&'a str, Option<TryView>, Intent, (&'a str, &'a str));
         let table: Vec<Row<'_>> = vec![
             ("new", None, Intent::Verify { number: 1 }, ("Pending", "Verifying")),
@@ -388,6 +424,45 @@ mod tests {
             let decision = decide(None, latest.as_ref(), at(0));
             assert_eq!(decision.intent, intent, "{case}");
             assert_eq!(kind(&decision.verification), verdict, "{case}");
+        }
+    }
+
+    #[test]
+    fn what_was_verified_is_told_with_what_could_not_be_done() {
+        let verified = |reproduced, receipt| {
+            told(&Verified {
+                files: 8,
+                bytes: 99,
+                reproduced,
+                receipt,
+            })
+        };
+        let sample = Reproduced {
+            texts: 200,
+            same: 199,
+            right: 188,
+            recorded_right: 187,
+        };
+        let message = verified(Some(sample), Some(ReceiptFate::Kept));
+        assert_eq!(
+            message,
+            "8 files, 99 bytes: all as the digest says; 199 of 200 answers of the evaluation sample reproduced, 188 of them right \
+             (187 as recorded)"
+        );
+        for (receipt, words) in [
+            (None, "as the digest says"),
+            (Some(ReceiptFate::Kept), "has no evaluation sample"),
+            (
+                Some(ReceiptFate::OfAnother),
+                "version.json beside it is another version's",
+            ),
+            (
+                Some(ReceiptFate::NotWritten("read only".to_owned())),
+                "--version (read only)",
+            ),
+        ] {
+            let message = verified(None, receipt);
+            assert!(message.contains(words), "{message}");
         }
     }
 

@@ -435,7 +435,7 @@ fn telling(end: &PodEnd<'_>, by_itself: Option<Timestamp>, is_over: bool, contai
             (FailureClass::Infrastructure, FailureReason::PeerLost) => Telling::PeerLost,
             (FailureClass::Infrastructure, _) => Telling::Failed,
         },
-        End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted)
+        End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted | Outcome::Imported(_))
         | End::Unclear { .. }
         | End::Hung { .. } => Telling::Failed,
         End::GpuFault { .. } | End::NoRoom { .. } => Telling::Taken,
@@ -964,7 +964,11 @@ mod tests {
     #[test]
     fn each_sight_has_its_state() {
         let run = json!({"startTime": "2026-01-01T00:00:10Z"});
-        let done = told(Outcome::Verified(Verified { files: 1, bytes: 2 }));
+        let done = told(Outcome::Verified(Verified {
+            files: 1,
+            bytes: 2,
+            ..Verified::default()
+        }));
         let user = told(Outcome::Failed(Failure::new(FailureReason::DatasetEmpty, "no rows")));
         let interrupted = told(Outcome::Failed(Failure::new(FailureReason::Interrupted, "SIGTERM")));
         let deleted = json!({"deletionTimestamp": "2026-01-01T00:00:59Z"});
@@ -1327,7 +1331,11 @@ mod tests {
                 ended(
                     0,
                     "Completed",
-                    &told(Outcome::Verified(Verified { files: 1, bytes: 2 })),
+                    &told(Outcome::Verified(Verified {
+                        files: 1,
+                        bytes: 2,
+                        ..Verified::default()
+                    })),
                 ),
             );
             assert_eq!(word(&state(&job, &[&done], true, "trainer", at("00:05:20"))), "Done");
@@ -1496,7 +1504,11 @@ mod tests {
     #[test]
     fn the_result_is_that_of_index_0_whatever_the_others_do() {
         // Any of these outcomes; `Verified` is the shorter one to write.
-        let done = told(Outcome::Verified(Verified { files: 1, bytes: 2 }));
+        let done = told(Outcome::Verified(Verified {
+            files: 1,
+            bytes: 2,
+            ..Verified::default()
+        }));
         for other in [
             nth(1, json!({}), runs_well()),
             nth(1, json!({}), says_at(0, &told(Outcome::Assisted), "00:01:00")),

@@ -82,6 +82,9 @@ pub struct TakenVersion {
     pub name: String,
     /// Where its artifact lies.
     pub uri: String,
+    /// Whether the result may turn out to be that artifact: an earlier TrainingJob of this name made it, and results are used
+    /// again.
+    pub may_be_ours: bool,
 }
 
 /// All that is known of a TrainingJob.
@@ -101,6 +104,8 @@ pub struct Observed {
     pub ended: Option<Ended>,
     /// A ModelVersion with our uid in `source` is there.
     pub version_made: bool,
+    /// Status or ModelVersion say that the result is an earlier job's.
+    pub reused: bool,
     /// The ModelVersion of the job's version name, where it is another's.
     pub version_taken: Option<TakenVersion>,
     /// Why pods have no node.
@@ -315,14 +320,19 @@ fn intent(wishes: Wishes<'_>, observed: &Observed, now: Timestamp) -> Decision {
         remove: live(&observed.attempts, None),
         ..Decision::wait(phase, reason, message, QUIET)
     };
+    let reused = observed.result().map_or(observed.reused, |(_, trained)| trained.reused);
+    let (reason, message) = match reused {
+        true => (reasons::RESULT_REUSED, REUSED_MESSAGE),
+        false => (reasons::TRAINED, COMPLETE_MESSAGE),
+    };
     if observed.version_made || observed.ended == Some(Ended::Complete) {
-        return finished(Phase::Complete, reasons::TRAINED, COMPLETE_MESSAGE);
+        return finished(Phase::Complete, reason, message);
     }
     if let Some((number, trained)) = observed.result() {
         return Decision {
             intent: Intent::Complete(Box::new(trained.clone())),
             remove: live(&observed.attempts, Some(number)),
-            ..finished(Phase::Complete, reasons::TRAINED, COMPLETE_MESSAGE)
+            ..finished(Phase::Complete, reason, message)
         };
     }
     let Some(latest) = observed.attempts.last() else {
@@ -498,6 +508,8 @@ const GANG_WAITS: &str = "The pods that have theirs hold them and wait. If anoth
 /// Of a suspended job that has no attempt yet.
 const NEVER_BEGUN: &str = "spec.suspend is true: nothing has been started. Set it to false to begin the training";
 const COMPLETE_MESSAGE: &str = "the training is complete and its ModelVersion is there";
+const REUSED_MESSAGE: &str = "nothing was trained: an earlier TrainingJob with the same spec, data and pretrained files came to this \
+                              result under output.uri, and its ModelVersion is there. To train all the same, set output.reuse to Never";
 
 /// Numbers of the attempts whose pods may still run, but for one.
 fn live(attempts: &[AttemptView], except: Option<u32>) -> Vec<u32> {
@@ -542,8 +554,17 @@ fn without_attempt(wishes: Wishes<'_>, observed: &Observed, counted: u32) -> Dec
         }
         return decision;
     }
-    // Hours of training would end in the same. Once it has begun, the other one may be gone by its end.
-    if let (0, Some(TakenVersion { name, uri })) = (observed.told_attempt, &observed.version_taken) {
+    // Hours of training would end in the same. Once it has begun, the other one may be gone by its end. One that an earlier job
+    // of this name made may be what comes out, which the pod finds out before it trains.
+    if let (
+        0,
+        Some(TakenVersion {
+            name,
+            uri,
+            may_be_ours: false,
+        }),
+    ) = (observed.told_attempt, &observed.version_taken)
+    {
         let message = version_conflict(name, uri, "the result would get none");
         return Decision::wait(Phase::Stalled, reasons::VERSION_CONFLICT, message, WAITING);
     }

@@ -88,6 +88,7 @@ fn trained() -> End {
         dataset_digest: Digest::sha256(&"1".repeat(64)),
         metrics: vec![],
         steps: 3,
+        reused: false,
     }))
 }
 
@@ -128,6 +129,7 @@ fn each_situation_has_its_intent() {
         Some(TakenVersion {
             name: "v1".to_owned(),
             uri: "s3://b/other".to_owned(),
+            may_be_ours: false,
         })
     };
     let infra = || failed(FailureReason::StorageUnavailable);
@@ -142,6 +144,19 @@ fn each_situation_has_its_intent() {
             Intent::Wait,
             Phase::Stalled,
             "VersionConflict",
+        ),
+        (
+            "new, and an earlier job of its name made the version: the pod finds out whether it is the same",
+            Observed {
+                version_taken: taken().map(|version| TakenVersion {
+                    may_be_ours: true,
+                    ..version
+                }),
+                ..seen(vec![])
+            },
+            start(1, 0),
+            Phase::Pending,
+            "Pending",
         ),
         (
             "begun, and its version name is another's",
@@ -358,6 +373,17 @@ fn each_situation_has_its_intent() {
             Intent::Wait,
             Phase::Complete,
             "Trained",
+        ),
+        (
+            "complete with an earlier job's result, and its Jobs are gone",
+            Observed {
+                ended: Some(Ended::Complete),
+                reused: true,
+                ..Observed::default()
+            },
+            Intent::Wait,
+            Phase::Complete,
+            "ResultReused",
         ),
         (
             "the status is lost, the version is there",

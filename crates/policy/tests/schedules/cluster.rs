@@ -357,6 +357,7 @@ fn trained() -> Outcome {
         dataset_digest: Digest(String::new()),
         metrics: Vec::new(),
         steps: TOTAL_STEPS,
+        reused: false,
     })
 }
 

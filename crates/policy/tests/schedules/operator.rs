@@ -529,6 +529,7 @@ impl Leader {
                 remains,
                 ended,
                 version_made: self.cache.version_of == Some(training.uid),
+                reused: false,
                 version_taken: None,
                 placement,
                 verdict,
