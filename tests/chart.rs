@@ -617,6 +617,11 @@ fn model_version(name: &str) -> Value {
             "source": {"trainingJob": {"name": "intent", "uid": "u"}}}})
 }
 
+/// A ModelVersion that goes when a newer one takes its place.
+fn going(name: &str) -> Value {
+    with(&model_version(name), "/spec/retention", json!({"keepNewest": 1}))
+}
+
 /// A pod of a training attempt.
 fn pod(name: &str) -> Value {
     let spec = template()["spec"].clone();
@@ -727,6 +732,10 @@ fn daily_work() -> Vec<(String, Ask)> {
             Ask::Patch(path(&model_version("intent-v1")), rejection(json!("{}"))),
         ),
         ("the trainers' NetworkPolicy", Ask::Apply(trainers_policy())),
+        (
+            "a ModelVersion that goes by its retention",
+            Ask::Delete(path(&model_version("intent-old"))),
+        ),
         (
             "the trainers' NetworkPolicy, swept",
             Ask::Delete(path(&trainers_policy())),
@@ -969,9 +978,14 @@ fn misdeeds() -> Vec<(&'static str, Ask, &'static str)> {
             no_business,
         ),
         (
-            "delete of a ModelVersion",
+            "delete of a ModelVersion without a retention",
             Ask::Delete(path(&model_version("intent-v1"))),
-            no_business,
+            "only ModelVersions with spec.retention",
+        ),
+        (
+            "delete of a ModelVersion that is served",
+            Ask::Delete(path(&model_version("intent-served"))),
+            "only ModelVersions with spec.retention",
         ),
         (
             "a node's labels",
@@ -1410,10 +1424,16 @@ async fn seed(plane: &Plane) {
         training_job("intent"),
         inference_service("intent"),
         model_version("intent-v1"),
+        going("intent-old"),
+        going("intent-served"),
         with(&event(), "/metadata/name", json!("old")),
     ] {
         plane.create(&object).await;
     }
+    let served = json!({"status": {"conditions": [{"type": "Served", "status": "True", "reason": "Served", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let status = format!("{}/status", path(&going("intent-served")));
+    plane.send(Method::PATCH, &status, Some(&served)).await.unwrap();
     plane.create(&lease()).await;
 }
 

@@ -1,22 +1,23 @@
-//! The Job that verifies an artifact. It needs no GPU and runs on any node.
+//! The Jobs that verify and remove an artifact. They need no GPU and run on any node.
 
 use std::collections::BTreeMap;
 
 use flywheel_api::ModelVersion;
 use flywheel_api::conditions::reasons;
 use flywheel_api::names::{
-    FLYWHEEL, LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MANAGED_BY, LABEL_MODEL_VERSION, LABEL_NAME, LABEL_PART_OF,
-    VERIFIER, verify_attempt,
+    FLYWHEEL, LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_MANAGED_BY, LABEL_MODEL_VERSION, LABEL_NAME, LABEL_PART_OF, PRUNER,
+    VERIFIER, prune_job, verify_attempt,
 };
 use flywheel_api::pod::{ResourceList, ResourceQuantity, Resources};
 use flywheel_contract::SCHEMA_VERSION;
-use flywheel_contract::trainer::VerifyConfig;
+use flywheel_contract::trainer::{PruneConfig, VerifyConfig};
 use flywheel_contract::version::{Promotion, VersionReceipt};
 use flywheel_policy::models::JOB_TTL_SECONDS;
 use flywheel_policy::models::promote::{Verdict, judge};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
+use serde::Serialize;
 
 use crate::error::Error;
 use crate::podspec::{PodInputs, storage_settings, template};
@@ -24,7 +25,7 @@ use crate::settings::Settings;
 use crate::training::build::job::{config, tried_once};
 use crate::training::owned_by;
 
-/// Longest verification, in seconds: tens of GiB over a slow line.
+/// Longest Job, in seconds: tens of GiB over a slow line.
 const DEADLINE_SECONDS: i64 = 3600;
 /// Seconds that the verifier has to end by itself; it holds nothing.
 const TERMINATION_GRACE_SECONDS: i64 = 5;
@@ -46,18 +47,6 @@ pub fn job(version: &ModelVersion, number: u32, settings: &Settings) -> Result<J
             ),
         });
     }
-    let name = version.name_any();
-    let labels: BTreeMap<String, String> = [
-        (LABEL_NAME, FLYWHEEL.to_owned()),
-        (LABEL_COMPONENT, VERIFIER.to_owned()),
-        (LABEL_MANAGED_BY, FLYWHEEL.to_owned()),
-        (LABEL_PART_OF, spec.model.clone()),
-        (LABEL_MODEL_VERSION, name.clone()),
-        (LABEL_ATTEMPT, number.to_string()),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.to_owned(), value))
-    .collect();
     let configuration = VerifyConfig {
         schema_version: SCHEMA_VERSION,
         artifact: spec.artifact.clone(),
@@ -66,22 +55,91 @@ pub fn job(version: &ModelVersion, number: u32, settings: &Settings) -> Result<J
     };
     // It loads the weights for some seconds, and how large they are is not known here: what is asked for keeps no node from
     // others, and the limit lets all but the largest encoders be loaded.
+    let short = ShortJob {
+        name: verify_attempt(&version.name_any(), number),
+        component: VERIFIER,
+        command: "verify",
+        attempt: Some(number),
+        requests: amounts("100m", "256Mi"),
+        limits: amounts("1", &settings.verifier_memory),
+    };
+    short_job(version, short, &configuration, settings)
+}
+
+/// The Job that removes the artifact.
+///
+/// # Errors
+/// The configuration is too long for a pod.
+pub fn prune(version: &ModelVersion, settings: &Settings) -> Result<Job, Error> {
+    let configuration = PruneConfig {
+        schema_version: SCHEMA_VERSION,
+        artifact: version.spec.artifact.clone(),
+        storage: storage_settings(version.spec.storage.as_ref()),
+    };
+    let short = ShortJob {
+        name: prune_job(&version.name_any()),
+        component: PRUNER,
+        command: "prune",
+        attempt: None,
+        requests: amounts("50m", "64Mi"),
+        limits: amounts("1", "256Mi"),
+    };
+    short_job(version, short, &configuration, settings)
+}
+
+/// What is to be done once with an artifact, by the trainer's image.
+struct ShortJob {
+    name: String,
+    /// Name of the container, too.
+    component: &'static str,
+    command: &'static str,
+    attempt: Option<u32>,
+    requests: ResourceList,
+    limits: ResourceList,
+}
+
+fn short_job<T: Serialize>(
+    version: &ModelVersion,
+    short: ShortJob,
+    configuration: &T,
+    settings: &Settings,
+) -> Result<Job, Error> {
+    let ShortJob {
+        name,
+        component,
+        command,
+        attempt,
+        requests,
+        limits,
+    } = short;
+    let spec = &version.spec;
+    let labels: BTreeMap<String, String> = [
+        (LABEL_NAME, FLYWHEEL.to_owned()),
+        (LABEL_COMPONENT, component.to_owned()),
+        (LABEL_MANAGED_BY, FLYWHEEL.to_owned()),
+        (LABEL_PART_OF, spec.model.clone()),
+        (LABEL_MODEL_VERSION, version.name_any()),
+    ]
+    .into_iter()
+    .chain(attempt.map(|number| (LABEL_ATTEMPT, number.to_string())))
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect();
     let resources = Resources {
-        requests: Some(amounts("100m", "256Mi")),
-        limits: Some(amounts("1", &settings.verifier_memory)),
+        requests: Some(requests),
+        limits: Some(limits),
     };
     let pod = template(PodInputs {
         labels: labels.clone(),
-        args: vec!["verify".to_owned()],
-        env: vec![config(&configuration)?],
+        args: vec![command.to_owned()],
+        env: vec![config(configuration)?],
         resources: Some(&resources),
         storage: spec.storage.as_ref(),
         service_account: spec.service_account_name.as_deref(),
-        ..PodInputs::run_once(VERIFIER, &settings.verifier_image, TERMINATION_GRACE_SECONDS, settings)
+        ..PodInputs::run_once(component, &settings.verifier_image, TERMINATION_GRACE_SECONDS, settings)
     })?;
     let mut job = tried_once(
         ObjectMeta {
-            name: Some(verify_attempt(&name, number)),
+            name: Some(name),
             namespace: version.namespace(),
             labels: Some(labels),
             owner_references: owned_by(version)?,

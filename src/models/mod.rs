@@ -3,6 +3,7 @@
 mod build;
 mod observe;
 mod report;
+mod retention;
 
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,11 @@ pub async fn reconcile(version: Arc<ModelVersion>, context: Arc<Context>) -> Res
         version.spec.metrics.as_deref().unwrap_or_default(),
     );
     report::report(&version, &context, &observation, &decision, &verdict).await?;
+    if matches!(decision.verification, Verification::Verified { .. })
+        && let Some(leaving) = retention::observe(&version, &context, &observation)
+    {
+        retention::apply(&version, &context, &leaving).await?;
+    }
     Ok(decision.again)
 }
 

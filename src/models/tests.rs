@@ -280,3 +280,127 @@ async fn an_artifact_in_a_volume_is_not_looked_for_in_a_pod_that_has_none() {
         assert!(message.contains(words), "{words} is not in: {message}");
     }
 }
+
+/// A verified version with this number and these changes.
+fn settled(name: &str, number: i64, over: &Value) -> ModelVersion {
+    let met = |kind: &str, reason: &str| {
+        json!({"type": kind, "status": "True", "reason": reason, "message": "m", "observedGeneration": 1,
+        "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    };
+    let base = json!({
+        "metadata": {"name": name, "uid": format!("{name}-uid")},
+        "spec": {"version": number, "artifact": {"uri": format!("s3://models/intent/{name}")}},
+        "status": {"conditions": [met("Verified", "Verified"), met("Promotable", "GatesPassed"), met("Ready", "Verified")]}
+    });
+    model_version(&flywheel_testkit::objects::merged(base, over))
+}
+
+/// What the operator asks for about a version that its retention lets go, beside a newer one and what `fill` puts there. Its own
+/// status is written first.
+async fn leaving(version: &ModelVersion, steps: Vec<Step>, fill: impl FnOnce(&mut Context)) -> Vec<Call> {
+    let path = format!(
+        "/apis/flywheel.dev/v1alpha1/namespaces/team/modelversions/{}/status",
+        version.name_any()
+    );
+    let mut all = vec![Step::accept_status(path, value(version))];
+    all.extend(steps);
+    let (client, scenario) = Scenario::start(all);
+    let newer = settled("intent-v2", 2, &json!({}));
+    let context = context(client, |c| {
+        c.caches.model_versions = Cache::of([version.clone(), newer]);
+        fill(c);
+    });
+    reconcile(Arc::new(version.clone()), context).await.unwrap();
+    scenario.finish().await
+}
+
+fn replaced() -> ModelVersion {
+    settled("intent-v1", 1, &json!({"spec": {"retention": {"keepNewest": 1}}}))
+}
+
+#[tokio::test]
+async fn a_version_that_was_replaced_goes_after_its_artifact() {
+    let version = replaced();
+    let calls = leaving(&version, vec![Step::accept("POST", JOBS)], |_| {}).await;
+    insta::assert_json_snapshot!("prune_job", calls[1].body);
+
+    let job = stored_job(&build::prune(&version, &Settings::example()).unwrap(), "prune-uid");
+    let ended = |outcome: Outcome| {
+        let message = TerminationMessage::new(outcome).to_json();
+        let state = json!({"terminated": {"exitCode": 0, "finishedAt": "2026-01-01T00:09:59Z", "message": message}});
+        pod_of(&job, names::PRUNER, "Succeeded", &state)
+    };
+    let gone = || {
+        Step::new(
+            "DELETE",
+            "/apis/flywheel.dev/v1alpha1/namespaces/team/modelversions/intent-v1",
+            |_| (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"})),
+        )
+    };
+    let pod = ended(Outcome::Pruned(flywheel_contract::termination::Pruned { files: 8 }));
+    let calls = leaving(&version, vec![gone(), Step::event(NAMESPACE)], |c| {
+        c.caches.jobs = Cache::of([job.clone()]);
+        c.caches.pods = Cache::of([pod]);
+    })
+    .await;
+    assert_eq!(calls[1].body["preconditions"]["uid"], "intent-v1-uid");
+    assert_eq!(calls[2].body["reason"], "Pruned");
+
+    // The bucket refuses: the version stays.
+    let pod = ended(Outcome::Failed(Failure::new(
+        FailureReason::StorageForbidden,
+        "no right to delete",
+    )));
+    let calls = leaving(&version, vec![Step::event(NAMESPACE)], |c| {
+        c.caches.jobs = Cache::of([job.clone()]);
+        c.caches.pods = Cache::of([pod]);
+    })
+    .await;
+    assert_eq!(
+        (&calls[1].body["reason"], &calls[1].body["type"]),
+        (&json!("PruneFailed"), &json!("Warning"))
+    );
+
+    // Another version has the same artifact, in any namespace: it stays, and the object goes.
+    let twin = settled(
+        "twin",
+        9,
+        &json!({"metadata": {"namespace": "other"}, "spec": {"artifact": {"uri": "s3://models/intent/intent-v1"}}}),
+    );
+    let newer = settled("intent-v2", 2, &json!({}));
+    let calls = leaving(&version, vec![gone(), Step::event(NAMESPACE)], |c| {
+        c.caches.model_versions = Cache::of([version.clone(), newer, twin]);
+    })
+    .await;
+    assert!(calls[2].body["note"].as_str().unwrap().contains("its artifact stays"));
+}
+
+#[tokio::test]
+async fn a_version_that_is_needed_does_not_go() {
+    let version = replaced();
+    let with_service =
+        |service: Value| move |c: &mut Context| c.caches.inference_services = Cache::of([inference_service(&service)]);
+    // Named by a service; answered with; taken by itself, since the newer one is excluded.
+    for service in [
+        json!({}),
+        json!({"spec": {"modelVersion": "intent-v2"}, "status": {"traffic": [{"modelVersion": "intent-v1", "pods": 1}]}}),
+        json!({"spec": {"modelVersion": "intent-v0", "autoUpdate": {"policy": "LatestPromotable", "exclude": ["intent-v2"]}}}),
+    ] {
+        let oldest = settled("intent-v0", 0, &json!({}));
+        let newer = settled("intent-v2", 2, &json!({}));
+        leaving(&version, vec![], |c| {
+            with_service(service)(c);
+            c.caches.model_versions = Cache::of([version.clone(), newer, oldest]);
+        })
+        .await;
+    }
+    let rejected = json!({"metadata": {"annotations": {"flywheel.dev/rejected": "by hand"}}, "spec": {"retention": {"keepNewest": 1}}});
+    leaving(&settled("intent-v1", 1, &rejected), vec![], |_| {}).await;
+    leaving(
+        &settled("intent-v3", 3, &json!({"spec": {"retention": {"keepNewest": 1}}})),
+        vec![],
+        |_| {},
+    )
+    .await;
+    leaving(&settled("intent-v1", 1, &json!({})), vec![], |_| {}).await;
+}

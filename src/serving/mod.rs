@@ -12,7 +12,7 @@ mod follow;
 mod memo;
 pub mod observe;
 mod recovery;
-mod rejection;
+pub mod rejection;
 pub mod report;
 mod retraining;
 pub mod scale;

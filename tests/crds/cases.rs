@@ -381,6 +381,9 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
             without(good, "/tracking"),
         ],
         "output cannot be changed; apply a new TrainingJob" => vec![set("/output/model", json!("other"))],
+        "retention has keepNewest, maxAgeDays, or both" => {
+            vec![json!({})]
+        }
         "storage cannot be changed; apply a new TrainingJob" => {
             vec![set("/storage/region", json!("other-1")), without(good, "/storage")]
         }

@@ -41,8 +41,8 @@ app.kubernetes.io/component: operator
   verbs: [create]
 - apiGroups: [flywheel.dev]
   resources: [modelversions]
-  # Patched is the annotation that rejects one; the cage refuses all else.
-  verbs: [create, patch]
+  # Patched is the annotation that rejects one, deleted are those that go by their retention; the cage refuses all else.
+  verbs: [create, patch, delete]
 - apiGroups: [flywheel.dev]
   resources: [trainingjobs/status, modelversions/status, inferenceservices/status]
   verbs: [get, patch]

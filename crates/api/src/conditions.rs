@@ -144,6 +144,10 @@ pub mod reasons {
         VERIFYING = "Verifying",
         /// Every file is what the digest says.
         VERIFIED = "Verified",
+        /// Event of a ModelVersion that went by its `retention`, with its artifact.
+        PRUNED = "Pruned",
+        /// Event of a ModelVersion that is to go by its `retention` and whose artifact could not be removed.
+        PRUNE_FAILED = "PruneFailed",
         /// All gates hold.
         GATES_PASSED = "GatesPassed",
         /// A gate does not hold.

@@ -54,6 +54,9 @@ pub struct ModelVersionSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["metric"]))]
     pub gates: Option<Vec<Gate>>,
+    /// When it goes, with its artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
     /// How the verifying pod reaches the bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
@@ -61,6 +64,26 @@ pub struct ModelVersionSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,
+}
+
+/// When a version goes, with its artifact: where either limit is reached. Never the newest promotable one of its model, one that a
+/// service answers with, names or would take by itself, or one that was rejected.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.keepNewest) || has(self.maxAgeDays)",
+    "message": "retention has keepNewest, maxAgeDays, or both",
+    "reason": "FieldValueInvalid"
+}]))]
+pub struct Retention {
+    /// It goes when so many newer versions of its model are promotable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub keep_newest: Option<i32>,
+    /// It goes when it is so many days old and a newer version of its model is promotable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3650))]
+    pub max_age_days: Option<i32>,
 }
 
 /// What the operator saw.

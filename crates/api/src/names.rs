@@ -32,6 +32,8 @@ pub const TRAINER: &str = "trainer";
 pub const SERVER: &str = "server";
 /// Component: pods that verify an artifact.
 pub const VERIFIER: &str = "verifier";
+/// Component: pods that remove an artifact.
+pub const PRUNER: &str = "pruner";
 
 /// Annotation of a pod template: digest of the serving configuration, so that a change of it rolls the pods.
 pub const ANNOTATION_CONFIG_DIGEST: &str = "flywheel.dev/config-digest";
@@ -133,6 +135,12 @@ pub fn verify_attempt(version: &str, attempt: u32) -> String {
     } else {
         within(JOB_NAME_MAX, version, &format!("-verify-{attempt}"))
     }
+}
+
+/// Name of the Job that removes the artifact of a ModelVersion.
+#[must_use]
+pub fn prune_job(version: &str) -> String {
+    within(JOB_NAME_MAX, version, "-prune")
 }
 
 /// Default name of the ModelVersion of a TrainingJob: `<job>-<first 8 of uid>`.

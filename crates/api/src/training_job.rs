@@ -16,6 +16,7 @@ use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model_version::Retention;
 use crate::pod::{Image, PodSettings, Resources, Storage};
 use crate::recovery::{RecoveryMode, RecoveryStatus, default_deadline};
 
@@ -221,6 +222,9 @@ pub struct Output {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["metric"]))]
     pub gates: Option<Vec<Gate>>,
+    /// When the version goes, with its artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
     /// Whether a result that the same training left under `uri` is taken in place of training again.
     #[serde(default)]
     pub reuse: Reuse,

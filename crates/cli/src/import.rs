@@ -440,6 +440,7 @@ fn version(cluster: &Cluster, import: &Import, namespace: &str, found: &FoundVer
             source,
             metrics,
             gates,
+            retention: None,
             storage: storage(import),
             service_account_name: import.service_account.clone(),
         },

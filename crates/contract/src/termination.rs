@@ -80,8 +80,18 @@ pub enum Outcome {
     Verified(Verified),
     /// A folder was looked through for artifacts.
     Imported(Imported),
+    /// An artifact was removed.
+    Pruned(Pruned),
     /// It failed.
     Failed(Failure),
+}
+
+/// What was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pruned {
+    /// Files that its manifest listed; 0 where it was gone already.
+    pub files: u32,
 }
 
 /// What was found; the artifacts themselves are in the log.

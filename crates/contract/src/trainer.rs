@@ -177,6 +177,19 @@ pub struct VerifyConfig {
     pub receipt: Option<VersionReceipt>,
 }
 
+/// All that `flywheel-trainer prune` needs to know: removes what an artifact's manifest lists, its receipt and the manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PruneConfig {
+    /// [`crate::SCHEMA_VERSION`] of the writer.
+    pub schema_version: u32,
+    /// The artifact; where another one lies there by now, nothing is removed.
+    pub artifact: ArtifactRef,
+    /// How to reach the bucket.
+    #[serde(default)]
+    pub storage: StorageSettings,
+}
+
 /// All that `flywheel-trainer import` needs to know: looks for artifacts below a folder, or makes one of a folder in Hugging Face's
 /// layout, and tells of each in a line of its log ([`crate::version::FoundLine`]).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ use flywheel_contract::artifact::{MANIFEST_FILE, MANIFEST_MAX_BYTES, Manifest, M
 use flywheel_contract::scalar::{Digest, Uri};
 use flywheel_contract::termination::Verified;
 use flywheel_contract::trainer::ArtifactRef;
+use flywheel_contract::version::VERSION_FILE;
 
 use crate::Store;
 use crate::error::{Result, StoreError};
@@ -93,6 +94,25 @@ impl Store {
             bytes,
             ..Verified::default()
         })
+    }
+
+    /// Removes the files that an artifact's manifest lists, the receipt beside them, and the manifest as the last, and nothing else;
+    /// how many files the manifest listed, or none where it is gone: then so is the artifact.
+    ///
+    /// # Errors
+    /// [`StoreError::Digest`] where another artifact lies there, before anything is removed, and the others of [`StoreError`].
+    pub async fn remove_artifact(&self, artifact: &ArtifactRef) -> Result<Option<usize>> {
+        let manifest = match self.manifest(artifact).await {
+            Ok(manifest) => manifest,
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let names = manifest.files.iter().map(|file| file.name.as_str());
+        // Whoever goes on after an end in between finds by the manifest what is left.
+        for name in names.chain([VERSION_FILE, MANIFEST_FILE]) {
+            self.delete(&artifact.uri.join(name)).await?;
+        }
+        Ok(Some(manifest.files.len()))
     }
 
     /// Uploads a folder with a manifest: its files, then the manifest, then everything is read back and checked.

@@ -328,7 +328,7 @@ impl Store {
     }
 
     /// Removes an object; where there is none, nothing is to be done. For what Flywheel wrote itself, in a folder of its own:
-    /// a lineage, and a service's kept texts. Nothing else is ever removed.
+    /// a lineage, artifacts by their manifests, and a service's kept texts. Nothing else is ever removed.
     ///
     /// # Errors
     /// [`StoreError`], but not [`StoreError::NotFound`].

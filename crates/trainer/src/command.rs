@@ -12,9 +12,9 @@ use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::names::{COMPLETION_INDEX_ENV, EXIT_FAILED, INSIDE_PORT, TERMINATION_LOG};
 use flywheel_contract::progress::Phase;
 use flywheel_contract::scalar::{Device, Uri};
-use flywheel_contract::termination::Outcome;
-use flywheel_contract::trainer::{ImportConfig, TrainerConfig, VerifyConfig};
-use flywheel_store::Limits;
+use flywheel_contract::termination::{Outcome, Pruned};
+use flywheel_contract::trainer::{ImportConfig, PruneConfig, TrainerConfig, VerifyConfig};
+use flywheel_store::{Limits, Purpose, Store};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -93,6 +93,8 @@ enum Command {
     },
     /// Reads an artifact, checks every digest, loads it and answers its evaluation sample; reads FLYWHEEL_CONFIG.
     Verify,
+    /// Removes an artifact: what its manifest lists, its receipt and the manifest; reads FLYWHEEL_CONFIG.
+    Prune,
     /// Looks for artifacts below a folder, or makes one of a folder in Hugging Face's layout, and prints a line of JSON for each; reads
     /// FLYWHEEL_CONFIG.
     Import,
@@ -231,6 +233,17 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
                 )),
             }
         }
+        Command::Prune => {
+            let config: PruneConfig = configuration::from_environment()?;
+            let mut orders = Orders::listen(false)?;
+            tokio::select! {
+                pruned = prune(&config, limits) => pruned.map(Outcome::Pruned),
+                signal = orders.told() => Err(Failure::new(
+                    FailureReason::Interrupted,
+                    format!("{signal} came before the artifact was removed; the next try goes on"),
+                )),
+            }
+        }
         Command::Import => {
             let config: ImportConfig = configuration::from_environment()?;
             let mut orders = Orders::listen(false)?;
@@ -328,6 +341,16 @@ async fn execute(arguments: &Arguments, terminal: bool, ending: &Ending) -> Resu
             Ok(outcome)
         }
     }
+}
+
+async fn prune(config: &PruneConfig, limits: Limits) -> Result<Pruned, Failure> {
+    let store = Store::with_limits(&config.storage, limits).map_err(|e| e.failure(Purpose::Artifact))?;
+    let removed = store.remove_artifact(&config.artifact).await;
+    let files = removed.map_err(|e| e.failure(Purpose::Artifact))?.unwrap_or(0);
+    tracing::info!(files, uri = %config.artifact.uri, "the artifact is removed");
+    Ok(Pruned {
+        files: u32::try_from(files).unwrap_or(u32::MAX),
+    })
 }
 
 /// How this process was started.

@@ -114,6 +114,7 @@ pub(crate) fn print(outcome: &Outcome, gates: &[Gate]) {
             .and_then(|()| write_artifact(&mut out, &trained.artifact)),
         Outcome::Assisted => writeln!(out, "process 0 has the result"),
         Outcome::Verified(verified) => writeln!(out, "{} files, {} bytes", verified.files, verified.bytes),
+        Outcome::Pruned(pruned) => writeln!(out, "{} files", pruned.files),
         Outcome::Imported(imported) => writeln!(out, "{} artifacts", imported.found),
         Outcome::Failed(failure) => writeln!(out, "{failure}"),
     };

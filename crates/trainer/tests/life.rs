@@ -382,3 +382,42 @@ fn a_pod_that_ended_before_it_left_its_result_to_be_found_is_made_up_for_by_the_
     assert!(pointer.is_file());
     assert!(world.train(&reusing(&world, "uid-2")).trained().reused);
 }
+
+#[test]
+fn an_artifact_is_removed_by_its_manifest_and_nothing_else_is() {
+    let world = World::new();
+    let artifact = world.train(&world.config()).trained().artifact.clone();
+    verified(&world, &verify(&artifact, Some(&receipt(&artifact.digest))));
+    world.write("out/uid-1/attempt-1/notes.txt", "somebody's");
+    let pruned = |artifact: &ArtifactRef| {
+        let ended = world.run("prune", &verify(artifact, None));
+        match ended.outcome {
+            Some(Outcome::Pruned(pruned)) => pruned.files,
+            _ => panic!("{ended:#?}"),
+        }
+    };
+    // Another artifact lies there than the one that is to go.
+    let other = ArtifactRef {
+        digest: Digest::sha256(&"0".repeat(64)),
+        ..artifact.clone()
+    };
+    let before = world.files("out");
+    says(
+        world.run("prune", &verify(&other, None)).failed(),
+        FailureReason::DigestMismatch,
+        &["manifest.json"],
+    );
+    assert_eq!(world.files("out"), before);
+
+    // It goes on where another try ended.
+    std::fs::remove_file(world.path("out/uid-1/attempt-1/config.json")).unwrap();
+    assert_eq!(pruned(&artifact), 8);
+    let left: Vec<String> = world
+        .files("out")
+        .into_iter()
+        .filter(|f| f.contains("attempt-1/"))
+        .collect();
+    assert_eq!(left, ["uid-1/attempt-1/notes.txt"]);
+    assert!(world.path("out/uid-1/attempt-1.result.json").exists());
+    assert_eq!(pruned(&artifact), 0);
+}

@@ -42,6 +42,7 @@ pub fn model_version(job: &TrainingJob, name: &str, number: i64, trained: &Train
             }),
             metrics: (!trained.metrics.is_empty()).then(|| trained.metrics.clone()),
             gates: output.gates.clone(),
+            retention: output.retention.clone(),
             storage: job.spec.storage.clone(),
             service_account_name: job.spec.service_account_name.clone(),
         },

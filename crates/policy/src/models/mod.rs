@@ -2,6 +2,7 @@
 
 pub mod latest;
 pub mod promote;
+pub mod retain;
 
 use std::time::Duration;
 
@@ -239,7 +240,7 @@ fn outcome(number: u32, ended: &EndedAttempt) -> Verification {
             };
         }
         End::Told(Outcome::Failed(failure)) => (failure.reason.as_str(), failure.message.clone()),
-        End::Told(Outcome::Trained(_) | Outcome::Assisted | Outcome::Imported(_)) => (
+        End::Told(Outcome::Trained(_) | Outcome::Assisted | Outcome::Imported(_) | Outcome::Pruned(_)) => (
             reasons::POD_FAILED,
             "the pod ended with a message that no verification gives; see verifierImage in the operator's settings"
                 .to_owned(),

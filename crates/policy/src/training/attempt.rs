@@ -226,10 +226,13 @@ pub fn state(job: &Job, pods: &[&Pod], all_ran: bool, container: &str, now: Time
         .iter()
         .filter_map(|pod| Some((*pod, pod_end(pod, container)?)))
         .collect();
-    if let Some((_, result)) = ends
-        .iter()
-        .find(|(pod, e)| index(pod) == 0 && matches!(e.end, End::Told(Outcome::Trained(_) | Outcome::Verified(_))))
-    {
+    if let Some((_, result)) = ends.iter().find(|(pod, e)| {
+        index(pod) == 0
+            && matches!(
+                e.end,
+                End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Pruned(_))
+            )
+    }) {
         return AttemptState::Ended(result.clone());
     }
     if let Some(verdict) = given_up(job) {
@@ -435,7 +438,9 @@ fn telling(end: &PodEnd<'_>, by_itself: Option<Timestamp>, is_over: bool, contai
             (FailureClass::Infrastructure, FailureReason::PeerLost) => Telling::PeerLost,
             (FailureClass::Infrastructure, _) => Telling::Failed,
         },
-        End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted | Outcome::Imported(_))
+        End::Told(
+            Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted | Outcome::Imported(_) | Outcome::Pruned(_),
+        )
         | End::Unclear { .. }
         | End::Hung { .. } => Telling::Failed,
         End::GpuFault { .. } | End::NoRoom { .. } => Telling::Taken,

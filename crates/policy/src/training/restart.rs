@@ -89,7 +89,7 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
             FailureClass::Infrastructure => past.failed(max_restarts, failure.reason.as_str(), &failure.message, now),
         },
         // A trainer image that verifies, or a result that its caller looks for first.
-        End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted | Outcome::Imported(_)) => past.failed(
+        End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted | Outcome::Imported(_) | Outcome::Pruned(_)) => past.failed(
             max_restarts,
             reasons::POD_FAILED,
             "the pod ended with a message that no training gives; see that trainer.image is a trainer",
@@ -254,7 +254,9 @@ fn is_of_the_step(reason: &str) -> bool {
 fn failure_reason(end: &End) -> Option<&str> {
     match end {
         End::Told(Outcome::Failed(failure)) => Some(failure.reason.as_str()),
-        End::Told(Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted | Outcome::Imported(_))
+        End::Told(
+            Outcome::Trained(_) | Outcome::Verified(_) | Outcome::Assisted | Outcome::Imported(_) | Outcome::Pruned(_),
+        )
         | End::Unclear { .. } => Some(reasons::POD_FAILED),
         End::Hung { .. } => Some(reasons::HUNG),
         End::OutOfMemory | End::Lost { .. } | End::GpuFault { .. } | End::NoRoom { .. } => None,
