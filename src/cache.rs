@@ -431,7 +431,9 @@ prune! {
     ConfigMap => |map| {
         if let Some(data) = map.data.as_mut() {
             // As long as all the rest together, and read once.
-            data.remove(crate::serving::build::history::FILE);
+            for file in [crate::serving::build::history::FILE, crate::serving::build::experiment::FILE] {
+                data.remove(file);
+            }
         }
     },
     Service => |_o| {},

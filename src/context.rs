@@ -102,6 +102,8 @@ pub struct Context {
     pub scales: crate::serving::ScaleMemo,
     /// What is known of live texts, per InferenceService.
     pub drifts: crate::serving::DriftMemo,
+    /// What is known of experiments, per InferenceService.
+    pub experiments: crate::serving::ExperimentMemo,
     /// What failed, per InferenceService.
     pub recoveries: crate::serving::RecoveryMemo,
     /// What is seen of nodes whose pods do not answer.
@@ -143,6 +145,7 @@ impl Context {
             assignments: crate::serving::AssignmentMemo::default(),
             scales: crate::serving::ScaleMemo::default(),
             drifts: crate::serving::DriftMemo::default(),
+            experiments: crate::serving::ExperimentMemo::default(),
             recoveries: crate::serving::RecoveryMemo::default(),
             nodes: crate::cluster::nodes::NodeWatch::default(),
             version_numbers: tokio::sync::Mutex::new(()),
@@ -167,6 +170,7 @@ impl Context {
         self.assignments.retain(&alive);
         self.scales.retain(&alive, &self.metrics);
         self.drifts.retain(&alive, &self.metrics);
+        self.experiments.retain(&alive);
         self.recoveries.retain(&alive);
     }
 

@@ -524,6 +524,13 @@ fn start_controllers(
         move |namespace, name| services.now(namespace, name),
     ));
     let services = triggers.serving.clone();
+    tasks.spawn(serving::experiment::follow_experiments(
+        Arc::clone(context),
+        beats.clone(),
+        stop.clone(),
+        move |namespace, name| services.now(namespace, name),
+    ));
+    let services = triggers.serving.clone();
     tasks.spawn(serving::scale::follow_load(
         Arc::clone(context),
         beats.clone(),
@@ -590,10 +597,11 @@ mod tests {
             context.scales.due(&service, now);
             context.recoveries.note(&service);
             context.drifts.due(uid, Duration::ZERO, now);
+            context.experiments.due(uid, now);
         }
         let context = Arc::new(context);
         let knows = |uid: &str| {
-            let kept: [&dyn Debug; 8] = [
+            let kept: [&dyn Debug; 9] = [
                 &context.backoff,
                 &context.applied,
                 &context.statuses,
@@ -602,19 +610,20 @@ mod tests {
                 &context.scales,
                 &context.recoveries,
                 &context.drifts,
+                &context.experiments,
             ];
             kept.map(|memo| format!("{memo:?}").contains(&format!("{uid:?}")))
         };
-        assert_eq!((knows("alive"), knows("gone")), ([true; 8], [true; 8]));
+        assert_eq!((knows("alive"), knows("gone")), ([true; 9], [true; 9]));
 
         let (stop, stopped) = watch::channel(false);
         let sweeping = tokio::spawn(sweep(Arc::clone(&context), Beats::default(), stopped));
         let deadline = Instant::now() + Duration::from_secs(10);
-        while knows("gone") != [false; 8] {
+        while knows("gone") != [false; 9] {
             assert!(Instant::now() < deadline, "{:?} is kept", knows("gone"));
             tokio::task::yield_now().await;
         }
-        assert_eq!(knows("alive"), [true; 8]);
+        assert_eq!(knows("alive"), [true; 9]);
         stop.send_replace(true);
         sweeping.await.unwrap();
         scenario.finish().await;

@@ -123,9 +123,11 @@ pub async fn apply(
     let view = deployment_view(&present);
     if view.observed && view.replicas == view.updated {
         let history = service.spec.drift.as_ref().map(|_| names::history(&name));
+        let experiment = service.spec.experiment.as_ref().map(|_| names::experiment(&name));
         let current = [config_map.name_any(), assignment::name(&name)]
             .into_iter()
-            .chain(history);
+            .chain(history)
+            .chain(experiment);
         let current: Vec<String> = current.collect();
         for map in unused(&observed.config_maps, &current, &name, &observed.replica_sets) {
             writes.delete(map).await?;

@@ -162,6 +162,7 @@ mod tests {
             cleared: Vec::new(),
             window_seconds: None,
             judged_since: None,
+            trial: None,
         }
     }
 

@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod build;
 pub mod drift;
+pub mod experiment;
 mod follow;
 mod memo;
 pub mod observe;
@@ -32,6 +33,7 @@ use flywheel_policy::serving::{
 use kube::ResourceExt as _;
 
 pub use drift::DriftMemo;
+pub use experiment::ExperimentMemo;
 pub use memo::AssignmentMemo;
 pub use recovery::RecoveryMemo;
 pub use scale::ScaleMemo;
@@ -74,6 +76,7 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         context.assignments.forget(&uid);
         context.scales.forget(&uid, &context.metrics);
         context.drifts.forget(&uid, &context.metrics);
+        context.experiments.forget(&uid);
         context.recoveries.forget(&uid);
         return Ok(RESYNC);
     }
@@ -81,13 +84,16 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     if service.spec.drift.is_none() {
         context.drifts.forget(&uid, &context.metrics);
     }
+    if service.spec.experiment.is_none() {
+        context.experiments.forget(&uid);
+    }
     if Goal::of(&service.spec).is_none() {
         context.scales.unfollow(&uid, &context.metrics);
     }
     let mut observed = observe(&service, &context);
     let spec = &service.spec;
     let intent = decide(&spec.model, "modelVersion", &spec.model_version, &observed.version);
-    let (wanted, beside) = wanted(&service, &observed, &intent);
+    let (wanted, beside) = wanted(&service, &observed, &intent, &context);
     let (exchange, again) = exchange(observed.exchange_view(), context.now());
     let (mut update, stand) = versions(&service, &mut observed, wanted.as_ref(), &context)
         .await
@@ -218,7 +224,12 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
 
 /// What the spec wants of its versions, as far as they can be served; and what speaks against those beside that of
 /// `modelVersion`. While something does, what runs goes on as it is.
-fn wanted(service: &InferenceService, observed: &Observed, intent: &Intent) -> (Option<Wanted>, Option<Hold>) {
+fn wanted(
+    service: &InferenceService,
+    observed: &Observed,
+    intent: &Intent,
+    context: &Context,
+) -> (Option<Wanted>, Option<Hold>) {
     let (Intent::Serve, Some(artifact)) = (intent, &observed.artifact) else {
         return (None, None);
     };
@@ -258,7 +269,12 @@ fn wanted(service: &InferenceService, observed: &Observed, intent: &Intent) -> (
         }
     }
     let shares = spec.shares().into_iter();
+    let trial = spec.experiment.as_ref().map(|wishes| {
+        let all = std::iter::once(&only.serve).chain(&others);
+        experiment::trial(service, wishes, all, observed.assignment.as_ref(), context)
+    });
     let wanted = Wanted {
+        trial,
         others,
         shares: shares.map(|(name, percent)| (name.to_owned(), percent)).collect(),
         mirror,

@@ -246,7 +246,8 @@ pub async fn ask(observed: &Observed, context: &Context) -> Vec<PodSays> {
     stream::iter(asked).buffered(ASKED_AT_ONCE).collect().await
 }
 
-async fn ask_one(view: &PodView, pod: &Pod, context: &Context) -> PodSays {
+/// What a pod says of itself.
+pub(super) async fn ask_one(view: &PodView, pod: &Pod, context: &Context) -> PodSays {
     let stats = match address(pod) {
         Some(ip) => context.scraper.get_json(ip, INSIDE_PORT, STATS_PATH).await,
         None => Err(ScrapeError::Unreachable("the pod has no address".to_owned())),

@@ -3,6 +3,7 @@
 use flywheel_api::InferenceService;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::drift::{DriftStatus, QualityStatus};
+use flywheel_api::experiment::ExperimentStatus;
 use flywheel_api::inference_service::{InferenceServiceStatus, Traffic};
 use flywheel_api::names::ANNOTATION_REJECTED;
 use flywheel_api::scaling::{LoadStatus, ScalingStatus};
@@ -10,6 +11,7 @@ use flywheel_contract::scalar::Device;
 use flywheel_contract::serving::Assignment;
 use flywheel_contract::split::{BUCKETS_PER_PERCENT, Split};
 use flywheel_policy::recovery::incident;
+use flywheel_policy::serving::experiment::Findings;
 use flywheel_policy::serving::scale::{Goal, Shown};
 use flywheel_policy::serving::{Hold, Judgement, PodSays, Progress, Stand, Standing, Update, View, judge};
 use jiff::Timestamp;
@@ -18,6 +20,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource as _, ResourceExt as _};
 
 use super::build;
+use super::experiment::running;
 use super::observe::{Observed, deployment_view};
 use super::recovery::Recovery;
 use super::retraining::Retraining;
@@ -115,6 +118,8 @@ pub async fn report(
         quality,
     } = OfDrift::of(service, observed, context);
     desired.extend(drift.clone());
+    let experiment = OfExperiment::of(service, observed, context);
+    desired.extend(experiment.condition.clone());
     desired.extend(outcome.retraining.conditions.iter().cloned());
     let canary = Canary::of(outcome.update, &observed.says);
     let replicas = deployment.as_ref().map_or(0, |d| d.replicas);
@@ -153,6 +158,7 @@ pub async fn report(
         recovery: report::recovery(&recovery.incidents),
         drift: texts,
         quality,
+        experiment: experiment.status.clone(),
         retraining: outcome.retraining.status.clone(),
         retrain_schedule: outcome.retraining.schedule.clone(),
         selector: Some(build::selector_text(&service.name_any())),
@@ -186,6 +192,18 @@ pub async fn report(
             text: drift.message.clone(),
         };
         writes.event(service, &note).await;
+    }
+    if written && let (Some(findings), Some(said)) = (&experiment.findings, before.and_then(|s| s.experiment.as_ref()))
+    {
+        for (reason, text, warning) in findings.news(said) {
+            let note = Note {
+                warning,
+                reason: reason.to_owned(),
+                action: "Compare",
+                text,
+            };
+            writes.event(service, &note).await;
+        }
     }
     let told = find(present, types::ROLLOUT_PROGRESSING);
     if let Some(rollout) = rollout
@@ -243,6 +261,66 @@ impl OfDrift {
                     quality: before.and_then(|before| before.quality.clone()),
                 }
             }
+        }
+    }
+}
+
+/// What is said of an experiment, where the spec has one.
+struct OfExperiment {
+    condition: Option<Desired>,
+    status: Option<ExperimentStatus>,
+    /// What was decided, once the pods were looked at.
+    findings: Option<Findings>,
+}
+
+impl OfExperiment {
+    /// What was decided last; before the first look of this operator, what was said before of the same variants.
+    fn of(service: &InferenceService, observed: &Observed, context: &Context) -> Self {
+        let none = Self {
+            condition: None,
+            status: None,
+            findings: None,
+        };
+        let Some(spec) = &service.spec.experiment else {
+            return none;
+        };
+        let uid = service.uid().unwrap_or_default();
+        let present = observed.assignment.as_ref();
+        let shown = present.and_then(|present| {
+            let trial = running(service, Some(present))?;
+            context.experiments.shown(&uid, trial, present)
+        });
+        if let Some(findings) = shown {
+            let (feedback, auto_update) = (service.spec.feedback.is_some(), service.spec.auto_update.is_some());
+            return Self {
+                condition: Some(findings.condition(spec, feedback, auto_update)),
+                status: Some(findings.status()),
+                findings: Some(findings),
+            };
+        }
+        let before = service.status.as_ref();
+        let is_same = |said: &&ExperimentStatus| {
+            said.variants.len() == spec.variants.len()
+                && spec
+                    .variants
+                    .iter()
+                    .all(|variant| said.variants.iter().any(|v| v.model_version == variant.model_version))
+        };
+        let status = before.and_then(|before| before.experiment.as_ref()).filter(is_same);
+        let said = before.and_then(|before| find(&before.conditions, types::EXPERIMENT_CONCLUDED));
+        let condition = match (said, status) {
+            (Some(said), Some(_)) => said_before(types::EXPERIMENT_CONCLUDED, said),
+            _ => Desired::new(
+                types::EXPERIMENT_CONCLUDED,
+                Status::Unknown,
+                reasons::NO_DATA,
+                "the experiment begins once every pod answers with its variants",
+            ),
+        };
+        Self {
+            condition: Some(condition),
+            status: status.cloned(),
+            ..none
         }
     }
 }

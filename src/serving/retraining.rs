@@ -78,7 +78,8 @@ fn says(version: &ModelVersion, kind: &str) -> Option<bool> {
 #[must_use]
 pub fn with_target(service: Arc<InferenceService>, context: &Context) -> Arc<InferenceService> {
     let spec = &service.spec;
-    if spec.auto_update.is_none() {
+    // New versions wait while variants are compared.
+    if spec.auto_update.is_none() || spec.experiment.is_some() {
         return service;
     }
     let candidates = candidates(&service, context);
@@ -98,6 +99,21 @@ fn update_available(service: &InferenceService, context: &Context) -> Desired {
     let candidates = candidates(service, context);
     let target = &service.spec.model_version;
     match newer(target, &[], &candidates) {
+        Some(newer) if service.spec.experiment.is_some() => Desired::new(
+            types::UPDATE_AVAILABLE,
+            Status::True,
+            reasons::EXPERIMENT_RUNNING,
+            format!(
+                "ModelVersion {} is promotable and newer than {target}, and new versions wait for the end of the experiment: take \
+                 experiment out of the spec, and {}",
+                newer.name,
+                if service.spec.auto_update.is_some() {
+                    "autoUpdate goes on"
+                } else {
+                    "set modelVersion to it"
+                }
+            ),
+        ),
         Some(newer) => Desired::new(
             types::UPDATE_AVAILABLE,
             Status::True,

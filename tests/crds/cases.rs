@@ -200,9 +200,6 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
             let rollout = json!({"steps": [{"weightPercent": 5, "durationSeconds": 60}]});
             vec![with(&set("/experiment", experiment), "/rollout", rollout)]
         }
-        "new versions wait while an experiment runs: leave autoUpdate out until it is over" => {
-            vec![set("/autoUpdate", json!({"policy": "LatestPromotable"}))]
-        }
         "timeZone is that of schedule, which is not given" => vec![without(good, "/schedule")],
         "retrain.minFeedback needs drift: no other training waits for it" => {
             let wanted = with(

@@ -53,6 +53,8 @@ pub mod types {
         ROLLOUT_PROGRESSING = "RolloutProgressing",
         /// InferenceService: live texts differ from those that the version was made for.
         DRIFT_DETECTED = "DriftDetected",
+        /// InferenceService: the variants of `experiment` were compared, and there is a verdict.
+        EXPERIMENT_CONCLUDED = "ExperimentConcluded",
         /// InferenceService: a TrainingJob learns what has changed.
         RETRAINING = "Retraining",
         /// InferenceService: there is a newer version of the model, which is not taken by itself.
@@ -215,6 +217,20 @@ pub mod reasons {
         INVALID_SCHEDULE = "InvalidSchedule",
         /// The TrainingJob that a retraining is to be like does not exist.
         TRAINING_JOB_NOT_FOUND = "TrainingJobNotFound",
+        /// Clients have judged too few predictions of the variants of an experiment.
+        COLLECTING = "Collecting",
+        /// The variants of an experiment differ by no more than chance may bring about.
+        UNDECIDED = "Undecided",
+        /// A variant of an experiment is right more often than the version of `modelVersion`.
+        VARIANT_BETTER = "VariantBetter",
+        /// No variant of an experiment is right more often than the version of `modelVersion`, and that is no chance.
+        VARIANT_WORSE = "VariantWorse",
+        /// A variant of an experiment did worse than its guardrails allow and gets no requests any more.
+        GUARDRAIL_BROKEN = "GuardrailBroken",
+        /// Nobody says which answers of an experiment's variants are right.
+        NOT_JUDGED = "NotJudged",
+        /// A newer version waits for the end of the experiment.
+        EXPERIMENT_RUNNING = "ExperimentRunning",
         /// A version with a higher number is promotable.
         NEWER_VERSION = "NewerVersion",
         /// None is.

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::drift::{Drift, DriftStatus, QualityStatus};
+use crate::experiment::{Experiment, ExperimentStatus};
 use crate::feedback::Feedback;
 use crate::pod::{Accelerator, Image, LocalReference, PodSettings, Resources, Storage};
 use crate::recovery::{RecoveryStatus, ServiceRecovery};
@@ -42,7 +43,6 @@ use crate::scaling::{LoadStatus, Objectives, Scaling, ScalingStatus};
 #[x_kube(validation = Rule::new("self.model == oldSelf.model").message("model cannot be changed; make a new InferenceService").field_path(".model"))]
 #[x_kube(validation = Rule::new("!has(self.experiment) || self.experiment.variants.exists(v, v.modelVersion == self.modelVersion)").message("one of the variants must be the version of modelVersion, which answers before and after the experiment").field_path(".experiment.variants"))]
 #[x_kube(validation = Rule::new("!has(self.rollout) || !has(self.experiment)").message("a service has a rollout or an experiment, not both: each divides the requests").field_path(".rollout"))]
-#[x_kube(validation = Rule::new("!has(self.autoUpdate) || !has(self.experiment)").message("new versions wait while an experiment runs: leave autoUpdate out until it is over").field_path(".autoUpdate"))]
 #[x_kube(validation = Rule::new("!has(self.retrain) || !has(self.retrain.minFeedback) || has(self.drift)").message("retrain.minFeedback needs drift: no other training waits for it").field_path(".retrain.minFeedback"))]
 #[x_kube(validation = Rule::new("!has(self.retrain) || !has(self.retrain.minFeedback) || has(self.feedback)").message("retrain.minFeedback needs feedback, by which clients say what would have been right").field_path(".retrain.minFeedback"))]
 #[x_kube(validation = Rule::new("!has(self.mirror) || (self.mirror.modelVersion != self.modelVersion && (!has(self.experiment) || !self.experiment.variants.exists(v, v.modelVersion == self.mirror.modelVersion)))").message("the version of mirror must be one that does not answer").field_path(".mirror.modelVersion"))]
@@ -55,7 +55,7 @@ pub struct InferenceServiceSpec {
     /// Name of the ModelVersion to serve; with `autoUpdate` the one to begin with.
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub model_version: String,
-    /// Takes newer versions by itself.
+    /// Takes newer versions by itself. They wait while there is an `experiment`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_update: Option<AutoUpdate>,
     /// Throughput and latency that the service is to hold.
@@ -75,7 +75,7 @@ pub struct InferenceServiceSpec {
     /// The pods.
     #[serde(default)]
     pub server: Server,
-    /// Divides the requests among versions, in the pods as they are.
+    /// Divides the requests among versions, in the pods as they are, and tells which is right more often.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experiment: Option<Experiment>,
     /// Lets a change of `modelVersion` come by steps. Without it all pods change over at once, as soon as all have loaded it.
@@ -157,31 +157,6 @@ fn default_accelerator() -> Accelerator {
     Accelerator { class: "t4".to_owned() }
 }
 
-/// An A/B test.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(crates(kube_core = "::kube_core"))]
-#[x_kube(validation = Rule::new("(self.variants.size() > 0 ? self.variants[0].percent : 0) + (self.variants.size() > 1 ? self.variants[1].percent : 0) + (self.variants.size() > 2 ? self.variants[2].percent : 0) + (self.variants.size() > 3 ? self.variants[3].percent : 0) + (self.variants.size() > 4 ? self.variants[4].percent : 0) == 100").message("the percents of the variants must add up to 100").field_path(".variants"))]
-pub struct Experiment {
-    /// Versions of the service's model, one of them that of `modelVersion`. Whose requests carry the header
-    /// `X-Experiment-Key` (of a user, say) always gets the same one, in every pod; when percents change, only as many keys move
-    /// as must.
-    #[schemars(length(min = 2, max = 5), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["modelVersion"]))]
-    pub variants: Vec<Variant>,
-}
-
-/// A version and its share.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Variant {
-    /// Name of the ModelVersion.
-    #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
-    pub model_version: String,
-    /// Requests of a hundred.
-    #[schemars(range(min = 0, max = 100))]
-    pub percent: i32,
-}
-
 /// How a new version comes to the pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -235,10 +210,10 @@ pub struct Analysis {
     pub min_samples: i32,
 }
 
-fn default_errors() -> Decimal {
+pub(crate) fn default_errors() -> Decimal {
     Decimal::from("0.01")
 }
-fn default_compute_time() -> i32 {
+pub(crate) fn default_compute_time() -> i32 {
     20
 }
 fn default_agreement() -> Decimal {
@@ -388,6 +363,9 @@ pub struct InferenceServiceStatus {
     /// How often answers were right, beside how often they were before, where `drift` and `feedback` are set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quality: Option<QualityStatus>,
+    /// How the variants compare, where `experiment` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experiment: Option<ExperimentStatus>,
     /// The last retraining, where `retrain` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retraining: Option<RetrainingStatus>,

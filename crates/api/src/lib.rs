@@ -6,6 +6,7 @@
 
 pub mod conditions;
 pub mod drift;
+pub mod experiment;
 pub mod feedback;
 pub mod inference_service;
 pub mod manifest;

@@ -108,6 +108,12 @@ pub fn history(service: &str) -> String {
     child(service, "-history")
 }
 
+/// Name of the ConfigMap with what was counted of an experiment.
+#[must_use]
+pub fn experiment(service: &str) -> String {
+    child(service, "-experiment")
+}
+
 /// Name of the Job of an attempt.
 #[must_use]
 pub fn training_attempt(job: &str, attempt: u32) -> String {

@@ -1,5 +1,5 @@
 //! `explain`: what led to what. A verdict of drift, the TrainingJob that it made, the version that came of it, and what became of
-//! that, each from the object that holds it.
+//! that, each from the object that holds it; and how variants of an experiment compare.
 
 use flywheel_api::conditions::{find, types};
 use flywheel_api::names::{ANNOTATION_CAUSE, ANNOTATION_REJECTED, LABEL_RETRAINS, is_controlled_by};
@@ -43,6 +43,7 @@ fn render(service: &InferenceService, jobs: &[TrainingJob], versions: &[ModelVer
         types::RETRAINING,
         types::UPDATE_AVAILABLE,
         types::ROLLOUT_PROGRESSING,
+        types::EXPERIMENT_CONCLUDED,
     ] {
         if let Some(condition) = find(&status.conditions, kind) {
             lines.push(format!(
@@ -153,7 +154,8 @@ mod tests {
             "reason": reason, "message": message, "lastTransitionTime": CREATED})
         };
         let service = inference_service(&json!({"status": {"modelVersion": "v2",
-            "conditions": [condition("DriftDetected", "False", "NoDrift", "800 texts")]}}));
+            "conditions": [condition("DriftDetected", "False", "NoDrift", "800 texts"),
+                condition("ExperimentConcluded", "True", "VariantBetter", "v2 is right more often")]}}));
         let job = |n: u32, status: Value| {
             training_job(&json!({"metadata": {"name": format!("intent-retrain-{n}"),
                 "annotations": {ANNOTATION_CAUSE: format!("cause {n}")}}, "status": status}))
@@ -188,6 +190,7 @@ mod tests {
         let expected = "\
 InferenceService team/intent answers with v2.
   DriftDetected: False since 2h (NoDrift). 800 texts
+  ExperimentConcluded: True since 2h (VariantBetter). v2 is right more often
 
 2h ago: cause 4
   -> TrainingJob intent-retrain-4: Running

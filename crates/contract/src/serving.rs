@@ -119,6 +119,10 @@ pub struct Assignment {
     /// How requests are divided among several versions; without it `serve` gets all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<Split>,
+    /// The experiment that the split belongs to. Pods need not know of it; it stands here so that what was decided of its variants
+    /// and their shares are one thing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Trial>,
     /// The version that gets a copy of some requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror>,
@@ -132,8 +136,8 @@ pub struct Assignment {
     /// Length of the windows in which live texts are counted; [`WINDOW_SECONDS`] where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_seconds: Option<u32>,
-    /// Since when a version comes by steps, in seconds since 1970: what clients say of earlier predictions is of other texts than
-    /// those that it answered, and does not count in the figures of any version.
+    /// Since when a version comes by steps, or an experiment runs, in seconds since 1970: what clients say of earlier predictions is of
+    /// other texts than those that the new version answered, and does not count in the figures of any version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judged_since: Option<u64>,
 }
@@ -182,6 +186,27 @@ pub struct Canary {
     /// Names of the pods, each with the buckets (of [`crate::split::BUCKETS`]) of its requests that the version gets. Which
     /// those are does not depend on keys.
     pub pods: BTreeMap<String, u16>,
+}
+
+/// An experiment whose variants answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trial {
+    /// Tells it from others: what its variants are, and by what they are compared.
+    pub id: String,
+    /// Variants that get no requests any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stopped: Vec<Stopped>,
+}
+
+/// A variant that did worse than an experiment allows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stopped {
+    /// Name of the version.
+    pub version: String,
+    /// What it did.
+    pub why: String,
 }
 
 /// A version that answers beside and is not heard.
@@ -419,6 +444,7 @@ mod tests {
             cleared: Vec::new(),
             window_seconds: None,
             judged_since: None,
+            trial: None,
         };
         let b = assignment.clone().of_pod("b");
         assert_eq!(b.versions, [version("v1"), version("v2")]);

@@ -278,6 +278,7 @@ pub fn from_manifests(run: &LocalRun) -> Result<(ServingConfig, Assignment), Fai
         cleared: Vec::new(),
         window_seconds: spec.drift.as_ref().map(Drift::counted_seconds),
         judged_since: None,
+        trial: None,
     };
     check_assignment(&assignment)?;
     Ok((config, assignment))

@@ -266,6 +266,7 @@ mod tests {
                 .collect(),
             window_seconds: None,
             judged_since: None,
+            trial: None,
         }
     }
 

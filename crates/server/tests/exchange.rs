@@ -42,6 +42,7 @@ fn assignment(generation: u64, serve: &str, versions: &[&ServedVersion]) -> Assi
         cleared: Vec::new(),
         window_seconds: None,
         judged_since: None,
+        trial: None,
     }
 }
 

@@ -35,10 +35,15 @@ pub fn next(update: &Update, present: Option<&Assignment>, window_seconds: Optio
     {
         return present.clone();
     }
-    let begun = present.and_then(|present| Some((present.judged_since?, &present.canary.as_ref()?.version)));
-    let judged_since = update.canary.as_ref().map(|canary| match begun {
-        Some((since, version)) if *version == canary.version => since,
-        _ => u64::try_from(now.as_second()).unwrap_or(0),
+    let same = |present: &&Assignment| match (&update.canary, &update.content.trial) {
+        (Some(canary), _) => present.canary.as_ref().is_some_and(|c| c.version == canary.version),
+        (None, Some(trial)) => present.trial.as_ref().is_some_and(|t| t.id == trial.id),
+        (None, None) => false,
+    };
+    let judged = update.canary.is_some() || update.content.trial.is_some();
+    let judged_since = judged.then(|| {
+        let begun = present.filter(same).and_then(|present| present.judged_since);
+        begun.unwrap_or_else(|| u64::try_from(now.as_second()).unwrap_or(0))
     });
     let milliseconds = u64::try_from(now.as_millisecond()).unwrap_or(0);
     let generation = present.map_or(milliseconds, |a| milliseconds.max(a.generation.saturating_add(1)));

@@ -4,6 +4,7 @@ pub mod assignment;
 pub mod config_map;
 pub mod deployment;
 pub mod disruption_budget;
+pub mod experiment;
 pub mod history;
 pub mod network_policy;
 pub mod retraining;

@@ -55,6 +55,7 @@ fn the_objects_of_a_service() {
         cleared: Vec::new(),
         window_seconds: None,
         judged_since: None,
+        trial: None,
     };
     let map = assignment::build(&service, &assigned).unwrap();
     assert_eq!(assignment::read(&map), Some(assigned.clone()));

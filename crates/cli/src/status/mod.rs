@@ -6,6 +6,7 @@ use std::fmt::Debug;
 
 use flywheel_api::conditions::{find, types};
 use flywheel_api::drift::{Baseline, DriftStatus, QualityStatus};
+use flywheel_api::experiment::ExperimentStatus;
 use flywheel_api::names::{
     LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_INFERENCE_SERVICE, LABEL_MODEL_VERSION, SERVER, VERIFIER, is_controlled_by,
 };
@@ -137,6 +138,7 @@ async fn inference_service(cluster: &Cluster, name: &str) -> Result<(View, Strin
         ("On its way", status.canary),
         ("Texts", status.drift.as_ref().map(texts)),
         ("Right answers", status.quality.as_ref().map(quality)),
+        ("Variants", status.experiment.as_ref().map(variants)),
         (
             "Trained anew",
             status
@@ -228,6 +230,22 @@ fn quality(quality: &QualityStatus) -> String {
         parts.push(format!("macro F1 {now}, before {before}"));
     }
     parts.join("; ")
+}
+
+/// How often each variant of an experiment is right.
+fn variants(experiment: &ExperimentStatus) -> String {
+    let each = experiment.variants.iter().map(|variant| {
+        let name = &variant.model_version;
+        let right = match (&variant.accuracy, &variant.stopped) {
+            (_, Some(_)) => "stopped".to_owned(),
+            (Some(accuracy), None) => format!("{accuracy} of {} right", variant.judged),
+            (None, None) => "not judged yet".to_owned(),
+        };
+        let compared = experiment.comparisons.iter().find(|c| c.model_version == *name);
+        let verdict = compared.map_or_else(String::new, |c| format!(" ({:?})", c.verdict));
+        format!("{name} {right}{verdict}")
+    });
+    each.collect::<Vec<_>>().join("; ")
 }
 
 /// What failed last, or goes on being recovered from.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use flywheel_api::inference_service::{Analysis, RolloutStep};
-use flywheel_contract::scalar::Digest;
+use flywheel_contract::scalar::{Decimal, Digest};
 use flywheel_contract::serving::{Agreement, ServedVersion, VersionFigures};
 
+use super::sequential::{deviations, share, variance_of_share};
 use super::update::PodSays;
 
 /// Texts that a version answers before it is judged, where its step does not say.
@@ -14,21 +15,10 @@ const MIN_REQUESTS: u64 = 100;
 const MIN_ALONE: u64 = 30;
 /// Texts of a sample from which on answers to it are compared.
 const MIN_SAMPLE: u32 = 30;
+/// Values at which the boundary is narrowest: the fewest requests that are judged.
+const FEWEST: f64 = MIN_REQUESTS as f64;
 /// Probability that a version that is not worse than allowed is ever rejected by one of these figures, however often somebody looks.
 const LEVEL: f64 = 0.01;
-
-/// Deviations beyond which a mean of `count` values is not chance: the boundary of the normal mixture, which no sum of such values
-/// crosses at any time but with probability [`LEVEL`] (Robbins, "Statistical methods related to the law of the iterated logarithm",
-/// 1970; Howard, Ramdas, McAuliffe, Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences", 2021), narrowest at
-/// the fewest values that are judged.
-#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn deviations(count: u64) -> f64 {
-    let log = (1.0 / LEVEL).ln();
-    let mixture = MIN_REQUESTS as f64 / (2.0 * log + (1.0 + 2.0 * log).ln());
-    let sum = count.max(1) as f64;
-    let boundary = (sum + mixture) * (((sum + mixture) / mixture).ln() + 2.0 * log);
-    boundary.sqrt() / sum.sqrt()
-}
 
 /// What pods say that two versions did, since they were first asked while one of them comes. Losing it costs what was counted before:
 /// both begin anew.
@@ -117,7 +107,7 @@ fn figures(pod: &PodSays, version: &ServedVersion) -> Option<VersionFigures> {
 }
 
 /// What was added; a process that was started again begins at 0.
-fn since(now: VersionFigures, before: VersionFigures) -> VersionFigures {
+pub(super) fn since(now: VersionFigures, before: VersionFigures) -> VersionFigures {
     if now.texts < before.texts || now.judged < before.judged {
         return now;
     }
@@ -132,7 +122,7 @@ fn since(now: VersionFigures, before: VersionFigures) -> VersionFigures {
     }
 }
 
-fn plus(a: VersionFigures, b: VersionFigures) -> VersionFigures {
+pub(super) fn plus(a: VersionFigures, b: VersionFigures) -> VersionFigures {
     VersionFigures {
         texts: a.texts + b.texts,
         failed: a.failed + b.failed,
@@ -178,8 +168,14 @@ pub fn judge(
         if let Some(bad) = likeness.and_then(|likeness| unlike(analysis, likeness)) {
             return Opinion::Bad(bad);
         }
+        let limits = Limits {
+            error_rate_increase: &analysis.max_error_rate_increase,
+            compute_time_increase_percent: analysis.max_compute_time_increase_percent,
+            level: LEVEL,
+            before: "the version before",
+        };
         if done >= asked.unwrap_or(MIN_REQUESTS)
-            && let Some(bad) = errors(analysis, stable, canary).or_else(|| times(analysis, stable_beside, canary))
+            && let Some(bad) = errors(&limits, stable, canary).or_else(|| times(&limits, stable_beside, canary))
         {
             return Opinion::Bad(bad);
         }
@@ -204,16 +200,27 @@ pub fn judge(
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn share(part: u64, whole: u64) -> f64 {
-    part as f64 / whole.max(1) as f64
+/// What a version may do worse than another one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits<'a> {
+    /// How much larger the share of texts may be that cannot be computed.
+    pub error_rate_increase: &'a Decimal,
+    /// How much longer a text may take.
+    pub compute_time_increase_percent: i32,
+    /// Probability that one of them is ever found to be broken that is not.
+    pub level: f64,
+    /// What the other version is called.
+    pub before: &'a str,
 }
 
-/// Variance of a share, which is not 0 where all or none are counted (Laplace's rule).
-#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn variance_of_share(part: u64, whole: u64) -> f64 {
-    let share = (part as f64 + 1.0) / (whole as f64 + 2.0);
-    share * (1.0 - share) / whole.max(1) as f64
+impl Limits<'_> {
+    /// What the version breaks, by all that both did.
+    pub fn broken(&self, before: &VersionFigures, now: &VersionFigures) -> Option<String> {
+        let enough = now.texts + now.failed >= MIN_REQUESTS;
+        enough
+            .then(|| errors(self, before, now).or_else(|| times(self, before, now)))
+            .flatten()
+    }
 }
 
 /// It answers too many of the texts that the version before was measured with in another way.
@@ -228,23 +235,30 @@ fn unlike(analysis: &Analysis, likeness: Agreement) -> Option<String> {
     })
 }
 
-/// More failures than the version before has and the spec allows, and not by chance.
-fn errors(analysis: &Analysis, stable: &VersionFigures, canary: &VersionFigures) -> Option<String> {
-    let allowed = analysis.max_error_rate_increase.value()?;
+/// More failures than the version before has and the limit allows, and not by chance.
+fn errors(limits: &Limits<'_>, stable: &VersionFigures, canary: &VersionFigures) -> Option<String> {
+    let allowed = limits.error_rate_increase.value()?;
     let (before_count, count) = (stable.texts + stable.failed, canary.texts + canary.failed);
     if before_count < MIN_REQUESTS {
         return None;
     }
     let (before, now) = (share(stable.failed, before_count), share(canary.failed, count));
     let variance = variance_of_share(stable.failed, before_count) + variance_of_share(canary.failed, count);
-    (now - before - allowed > deviations(before_count.min(count)) * variance.sqrt()).then(|| {
+    let far = deviations(fewer(before_count, count), FEWEST, limits.level);
+    (now - before - allowed > far * variance.sqrt()).then(|| {
         format!(
-            "{:.1} % of {count} texts could not be computed, of the version before {:.1} %, and {:.1} points more are allowed",
+            "{:.1} % of {count} texts could not be computed, of {} {:.1} %, and {:.1} points more are allowed",
             now * 100.0,
+            limits.before,
             before * 100.0,
             allowed * 100.0
         )
     })
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn fewer(a: u64, b: u64) -> f64 {
+    a.min(b) as f64
 }
 
 /// Mean and variance of the mean.
@@ -256,21 +270,22 @@ fn mean(figures: &VersionFigures) -> (f64, f64) {
     (mean, variance / n)
 }
 
-/// A text takes longer than the spec allows, by more than its times vary.
-fn times(analysis: &Analysis, stable: &VersionFigures, canary: &VersionFigures) -> Option<String> {
+/// A text takes longer than the limit allows, by more than its times vary.
+fn times(limits: &Limits<'_>, stable: &VersionFigures, canary: &VersionFigures) -> Option<String> {
     if stable.alone < MIN_ALONE || canary.alone < MIN_ALONE {
         return None;
     }
-    let allowed = 1.0 + f64::from(analysis.max_compute_time_increase_percent) / 100.0;
+    let allowed = 1.0 + f64::from(limits.compute_time_increase_percent) / 100.0;
     let ((before, before_variance), (now, now_variance)) = (mean(stable), mean(canary));
     let deviation = (now_variance + before_variance * allowed * allowed).sqrt();
-    let far = deviations(stable.alone.min(canary.alone)) * deviation;
+    let far = deviations(fewer(stable.alone, canary.alone), FEWEST, limits.level) * deviation;
     (now - before * allowed > far && before > 0.0).then(|| {
         format!(
-            "a text takes {:.1} ms to compute, with the version before {:.1} ms, and {} % more are allowed",
+            "a text takes {:.1} ms to compute, with {} {:.1} ms, and {} % more are allowed",
             now * 1000.0,
+            limits.before,
             before * 1000.0,
-            analysis.max_compute_time_increase_percent
+            limits.compute_time_increase_percent
         )
     })
 }
@@ -284,7 +299,7 @@ fn accuracy(analysis: &Analysis, stable: &VersionFigures, canary: &VersionFigure
         share(canary.correct, canary.judged),
     );
     let variance = variance_of_share(stable.correct, stable.judged) + variance_of_share(canary.correct, canary.judged);
-    let far = deviations(stable.judged.min(canary.judged)) * variance.sqrt();
+    let far = deviations(fewer(stable.judged, canary.judged), FEWEST, LEVEL) * variance.sqrt();
     (now - before - allowed < -far).then(|| {
         format!(
             "clients say that {:.1} % of {} answers were right, of the version before {:.1} % of {}, and the smallest difference \
@@ -299,16 +314,7 @@ fn accuracy(analysis: &Analysis, stable: &VersionFigures, canary: &VersionFigure
 
 #[cfg(test)]
 mod tests {
-    use flywheel_contract::scalar::Decimal;
-
     use super::*;
-
-    const NORMAL_MIXTURE: [(u64, f64); 4] = [
-        (30, 3.714_766_084_919_521),
-        (100, 3.571_629_970_870_449_5),
-        (1000, 3.753_389_204_352_457),
-        (100_000, 4.308_720_066_331_528),
-    ];
 
     fn analysis() -> Analysis {
         Analysis {
@@ -553,17 +559,5 @@ mod tests {
         let figures = watch.figures(&canary, &stable, &later);
         assert_eq!((figures.stable.texts, figures.canary.texts), (32, 6));
         assert_eq!(figures.stable_beside.texts, 30, "c has nothing to compare with");
-    }
-
-    #[test]
-    fn the_boundary_is_that_of_confseq() {
-        // confseq 0.0.9: boundaries.normal_mixture_bound(n, 0.01, 100, 0.01, is_one_sided=False) / sqrt(n).
-        for (count, expected) in NORMAL_MIXTURE {
-            assert!(
-                (deviations(count) - expected).abs() < 1e-9,
-                "{count}: {}",
-                deviations(count)
-            );
-        }
     }
 }

@@ -7,9 +7,11 @@
 
 pub mod analysis;
 mod blame;
+pub mod experiment;
 mod pods;
 mod rollout;
 pub mod scale;
+mod sequential;
 mod standing;
 mod update;
 

@@ -260,6 +260,7 @@ fn without(wanted: &Wanted, serving: &ServedVersion) -> Wanted {
             .cloned()
             .collect(),
         shares: Vec::new(),
+        trial: None,
         mirror,
         salt: wanted.salt.clone(),
     }
@@ -503,6 +504,7 @@ mod tests {
                 cleared: Vec::new(),
                 window_seconds: None,
                 judged_since: None,
+                trial: None,
             };
             let pod = Follower {
                 follows: present.clone(),

@@ -8,7 +8,7 @@
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::{Failure, FailureClass};
 use flywheel_contract::serving::{
-    Assignment, Canary, Cleared, LoadState, MAX_CLEARED, Mirror, ServedVersion, Stats, VersionStats,
+    Assignment, Canary, Cleared, LoadState, MAX_CLEARED, Mirror, ServedVersion, Stats, Trial, VersionStats,
 };
 use flywheel_contract::split::Split;
 
@@ -23,6 +23,8 @@ pub struct Wanted {
     pub others: Vec<ServedVersion>,
     /// Names and percents of an experiment's variants; empty without one.
     pub shares: Vec<(String, u8)>,
+    /// The experiment that they belong to, with the variants whose shares the version of `modelVersion` gets.
+    pub trial: Option<Trial>,
     /// The version that gets copies.
     pub mirror: Option<Mirror>,
     /// Makes the salt of an experiment that begins differ from those of other services.
@@ -37,6 +39,7 @@ impl Wanted {
             serve,
             others: Vec::new(),
             shares: Vec::new(),
+            trial: None,
             mirror: None,
             salt: String::new(),
         }
@@ -55,15 +58,29 @@ impl Wanted {
         Some((without, mirror, version))
     }
 
+    /// The shares that versions get: that of a variant that was stopped goes to the version of `modelVersion`.
+    fn given(&self) -> Vec<(&str, u8)> {
+        let stopped = |name: &str| {
+            let mut all = self.trial.iter().flat_map(|trial| &trial.stopped);
+            name != self.serve.name && all.any(|stopped| stopped.version == name)
+        };
+        let (mut freed, mut given) = (0, Vec::new());
+        for (name, percent) in &self.shares {
+            let gets = if stopped(name) { 0 } else { *percent };
+            freed += percent - gets;
+            given.push((name.as_str(), gets));
+        }
+        if let Some((_, percent)) = given.iter_mut().find(|(name, _)| *name == self.serve.name) {
+            *percent += freed;
+        }
+        given
+    }
+
     /// What the assignment is to be once all pods have the versions.
     fn content(&self, present: Option<&Assignment>) -> Content {
         let before = present.and_then(|a| a.split.as_ref());
         let split = (!self.shares.is_empty()).then(|| {
-            let shares: Vec<(&str, u8)> = self
-                .shares
-                .iter()
-                .map(|(name, percent)| (name.as_str(), *percent))
-                .collect();
+            let shares = self.given();
             let salt = match before {
                 Some(before) => before.salt.clone(),
                 // The next experiment divides its requests anew.
@@ -75,6 +92,7 @@ impl Wanted {
             serve: self.serve.name.clone(),
             versions: std::iter::once(&self.serve).chain(&self.others).cloned().collect(),
             split,
+            trial: self.trial.clone(),
             mirror: self.mirror.clone(),
         }
     }
@@ -89,6 +107,8 @@ pub struct Content {
     pub versions: Vec<ServedVersion>,
     /// How requests are divided.
     pub split: Option<Split>,
+    /// The experiment for which they are.
+    pub trial: Option<Trial>,
     /// The version that gets copies.
     pub mirror: Option<Mirror>,
 }
@@ -101,6 +121,7 @@ impl Content {
             serve: assignment.serve.clone(),
             versions: assignment.versions.clone(),
             split: assignment.split.clone(),
+            trial: assignment.trial.clone(),
             mirror: assignment.mirror.clone(),
         }
     }
@@ -114,6 +135,7 @@ impl Content {
             serve: self.serve,
             versions: self.versions,
             split: self.split,
+            trial: self.trial,
             mirror: self.mirror,
             canary: None,
             cleared: Vec::new(),
@@ -169,7 +191,9 @@ pub struct PodSays {
 }
 
 impl PodSays {
-    pub(super) fn version(&self, version: &ServedVersion) -> Option<&VersionStats> {
+    /// What it says of the version.
+    #[must_use]
+    pub fn version(&self, version: &ServedVersion) -> Option<&VersionStats> {
         let versions = &self.stats.as_ref()?.versions;
         versions
             .iter()
@@ -530,6 +554,7 @@ pub(super) mod tests {
             cleared: Vec::new(),
             window_seconds: None,
             judged_since: None,
+            trial: None,
         }
     }
 
@@ -795,6 +820,46 @@ pub(super) mod tests {
             }),
             salt: "uid".to_owned(),
             ..Wanted::only(version("v1"))
+        }
+    }
+
+    #[test]
+    fn what_a_stopped_variant_got_goes_to_the_version_of_model_version_alone() {
+        let stopped = |names: &[&str]| {
+            let stopped = names.iter().map(|name| flywheel_contract::serving::Stopped {
+                version: (*name).to_owned(),
+                why: "it failed".to_owned(),
+            });
+            Wanted {
+                trial: Some(Trial {
+                    id: "e".to_owned(),
+                    stopped: stopped.collect(),
+                }),
+                ..experiment(&[("v1", 50), ("v2", 30), ("v3", 20)], None)
+            }
+        };
+        let before = update(Some(&stopped(&[])), None, &[]).unwrap();
+        let present = assigned_as(1, &before);
+        for (names, expected) in [
+            (&["v2"][..], [8000, 0, 2000]),
+            (&["v2", "v3"], [10_000, 0, 0]),
+            // It answers what nobody else does.
+            (&["v1"], [5000, 3000, 2000]),
+        ] {
+            let after = update(Some(&stopped(names)), Some(&present), &[]).unwrap();
+            let (before, split) = (before.content.split.as_ref().unwrap(), after.content.split.unwrap());
+            assert_eq!(
+                ["v1", "v2", "v3"].map(|name| split.buckets(name)),
+                expected,
+                "{names:?}"
+            );
+            for bucket in 0..10_000 {
+                let (before, after) = (before.version(bucket), split.version(bucket));
+                assert!(
+                    before == after || after == Some("v1"),
+                    "{bucket} moved from {before:?} to {after:?}"
+                );
+            }
         }
     }
 

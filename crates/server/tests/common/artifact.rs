@@ -258,6 +258,7 @@ impl Artifact {
                 cleared: Vec::new(),
                 window_seconds: None,
                 judged_since: None,
+                trial: None,
             },
         }
     }

@@ -201,6 +201,7 @@ impl Pod {
             cleared: Vec::new(),
             window_seconds: None,
             judged_since: None,
+            trial: None,
         });
         let (data, inside, server) = runtime.block_on(async {
             let address = |text: &str| Some(text.parse().unwrap());
