@@ -983,11 +983,6 @@ fn misdeeds() -> Vec<(&'static str, Ask, &'static str)> {
             "only ModelVersions with spec.retention",
         ),
         (
-            "delete of a ModelVersion that is served",
-            Ask::Delete(path(&model_version("intent-served"))),
-            "only ModelVersions with spec.retention",
-        ),
-        (
             "a node's labels",
             Ask::Patch("/api/v1/nodes/n".into(), json!({"metadata": {"labels": {"a": "b"}}})),
             no_business,
@@ -1425,15 +1420,10 @@ async fn seed(plane: &Plane) {
         inference_service("intent"),
         model_version("intent-v1"),
         going("intent-old"),
-        going("intent-served"),
         with(&event(), "/metadata/name", json!("old")),
     ] {
         plane.create(&object).await;
     }
-    let served = json!({"status": {"conditions": [{"type": "Served", "status": "True", "reason": "Served", "message": "",
-        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
-    let status = format!("{}/status", path(&going("intent-served")));
-    plane.send(Method::PATCH, &status, Some(&served)).await.unwrap();
     plane.create(&lease()).await;
 }
 
