@@ -528,6 +528,7 @@ impl Leader {
                     .or_else(|| status.and_then(|status| status.position)),
                 remains,
                 ended,
+                reused: false,
                 version_made: self.cache.version_of == Some(training.uid),
                 reused: false,
                 version_taken: None,
