@@ -88,7 +88,8 @@ mod tests {
         let others = |count: i64| -> Vec<VersionView<'static>> { (2..2 + count).map(|n| view(n, None)).collect() };
         type Change = fn(&mut VersionView<'_>);
         let as_it_is: Change = |_| ();
-        let rows: [(&str, Option<&Retention>, Change, i64, i64, bool); 13] = [
+        type Row<'a> = (&'a str, Option<&'a Retention>, Change, i64, i64, bool);
+        let rows: [Row<'_>; 13] = [
             ("no retention", None, as_it_is, 9, 999, false),
             ("one newer of two", Some(&count), as_it_is, 1, 999, false),
             ("two newer of two", Some(&count), as_it_is, 2, 0, true),
