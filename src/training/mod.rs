@@ -17,7 +17,6 @@ use flywheel_api::conditions::reasons;
 use flywheel_api::names::{self, ANNOTATION_ENDED, ANNOTATION_GIVEN_UP};
 use flywheel_api::recovery::RecoveryMode;
 use flywheel_contract::termination::Trained;
-use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::training::{Decision, Intent, Phase, Wishes, decide, version_conflict};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::ListParams;
@@ -127,8 +126,8 @@ async fn apply(
                 class,
                 &incidents.avoided(job, context),
                 NamedVersions {
-                    incumbent: incumbent(job, context).await?,
                     expected: observation.expected(*attempt).cloned(),
+                    ..named_versions(job, context).await?
                 },
                 &context.settings,
             )?;
@@ -180,30 +179,44 @@ async fn apply(
     Ok(version)
 }
 
-/// The artifact of the version that `output.incumbent` names, as the API server has it: the cache may not show yet what was applied
-/// just before the job.
+/// The artifacts of the versions that the spec names, as the API server has them: the cache may not show yet what was applied just
+/// before the job.
 ///
 /// # Errors
-/// There is none of this model.
-async fn incumbent(job: &TrainingJob, context: &Context) -> Result<Option<ArtifactRef>, Error> {
-    let output = &job.spec.output;
-    let Some(name) = &output.incumbent else {
-        return Ok(None);
-    };
+/// There is none of that name, or as the incumbent none of this model.
+async fn named_versions(job: &TrainingJob, context: &Context) -> Result<NamedVersions, Error> {
     let api: Api<flywheel_api::ModelVersion> =
         Api::namespaced(context.client.clone(), &job.namespace().unwrap_or_default());
-    let problem = match within("get ModelVersion", api.get_opt(name)).await? {
-        Some(version) if version.spec.model == output.model => return Ok(Some(version.spec.artifact)),
-        Some(version) => format!("is a version of model {}, not of {}", version.spec.model, output.model),
-        None => "does not exist".to_owned(),
-    };
-    Err(Error::InvalidSpec {
-        reason: reasons::INCUMBENT_NOT_FOUND,
-        message: format!(
-            "output.incumbent: ModelVersion {name} {problem}. Apply it, or name a version of {} that is there, or none",
-            output.model
-        ),
-    })
+    let (model, output) = (&job.spec.model, &job.spec.output);
+    let mut versions = NamedVersions::default();
+    if let Some(name) = &model.from_version {
+        let found = within("get ModelVersion", api.get_opt(name)).await?;
+        let version = found.ok_or_else(|| Error::InvalidSpec {
+            reason: reasons::BASE_VERSION_NOT_FOUND,
+            message: format!(
+                "model.fromVersion: ModelVersion {name} does not exist. Apply it, or name one that is there"
+            ),
+        })?;
+        versions.base = Some(version.spec.artifact);
+    }
+    if let Some(name) = &output.incumbent {
+        let problem = match within("get ModelVersion", api.get_opt(name)).await? {
+            Some(version) if version.spec.model == output.model => {
+                versions.incumbent = Some(version.spec.artifact);
+                return Ok(versions);
+            }
+            Some(version) => format!("is a version of model {}, not of {}", version.spec.model, output.model),
+            None => "does not exist".to_owned(),
+        };
+        return Err(Error::InvalidSpec {
+            reason: reasons::INCUMBENT_NOT_FOUND,
+            message: format!(
+                "output.incumbent: ModelVersion {name} {problem}. Apply it, or name a version of {} that is there, or none",
+                output.model
+            ),
+        });
+    }
+    Ok(versions)
 }
 
 /// Writes what is to be known for good of an attempt at its Job.

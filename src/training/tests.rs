@@ -1652,6 +1652,36 @@ async fn the_incumbent_goes_to_the_pods_as_an_artifact_or_nothing_is_made() {
 }
 
 #[tokio::test]
+async fn the_version_to_go_on_from_goes_to_the_pods_and_into_the_new_one() {
+    let job = training_job(&json!({"spec": {"model": {"pretrained": null, "fromVersion": "intent-v0"}}}));
+    let path = format!("{VERSIONS}/intent-v0");
+    let steps = vec![
+        Step::get_nothing(&path),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ];
+    let (client, scenario) = Scenario::start(steps);
+    reconcile(Arc::new(job.clone()), context(client, |_| {})).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[1], "Stalled"), ("True", "BaseVersionNotFound"));
+    let version = json!({"apiVersion": "flywheel.dev/v1alpha1", "kind": "ModelVersion",
+        "metadata": {"name": "intent-v0", "namespace": NAMESPACE},
+        "spec": {"model": "other", "version": 6, "artifact": {"uri": "s3://b/k", "digest": digest('c')}}});
+    let (client, scenario) = Scenario::start(vec![
+        Step::get(&path, version),
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+    ]);
+    reconcile(Arc::new(job.clone()), context(client, |_| {})).await.unwrap();
+    let calls = scenario.finish().await;
+    let config = &calls[1].body["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"];
+    let config: flywheel_contract::trainer::TrainerConfig = serde_json::from_str(config.as_str().unwrap()).unwrap();
+    assert_eq!((config.base.unwrap().digest.0, config.incumbent), (digest('c'), None));
+    let made = build::model_version::model_version(&job, "intent-v1", 7, &trained());
+    assert_eq!(made.spec.source.unwrap().base.as_deref(), Some("intent-v0"));
+}
+
+#[tokio::test]
 async fn a_replica_that_does_not_lead_writes_nothing() {
     let (client, scenario) = Scenario::start(vec![]);
     let context = context(client, |c| c.lease = crate::lease::LeaseHandle::none());

@@ -314,6 +314,10 @@ fn broken(message: &str, good: &Value) -> Vec<Value> {
                 .map(|path| json!(format!("{uri}{path}")))
                 .into()
         }
+        "give exactly one of pretrained and fromVersion" => vec![
+            json!({}),
+            json!({"pretrained": {"uri": "s3://m"}, "fromVersion": "intent-v1"}),
+        ],
         "a gate needs min, minDelta or both" => vec![json!({"metric": good["metric"]})],
         "minDelta is for test/accuracy, golden/accuracy and newest/accuracy, on which versions are compared" => {
             ["golden/macroF1", "newest/auc", "validation/accuracy", "test/auc"]
@@ -628,6 +632,16 @@ pub fn odd_texts(bases: &[Value]) -> Vec<Case> {
             "InferenceService",
             "/spec/retrain/requested",
             &["-a", "a b", "2026-11-28T00:00:00Z", "a."],
+        ),
+        (
+            "TrainingJob",
+            "/spec/model/fromVersion",
+            &["Intent", "1-intent", "intent-", "in.tent"],
+        ),
+        (
+            "ModelVersion",
+            "/spec/source/base",
+            &["Intent", "1-intent", "intent-", "in.tent"],
         ),
         (
             "TrainingJob",

@@ -156,6 +156,8 @@ pub mod reasons {
         GATES_FAILED = "GatesFailed",
         /// The ModelVersion that `output.incumbent` names does not exist, or is of another model.
         INCUMBENT_NOT_FOUND = "IncumbentNotFound",
+        /// The ModelVersion that `model.fromVersion` names does not exist.
+        BASE_VERSION_NOT_FOUND = "BaseVersionNotFound",
         /// A ModelVersion of that name with other content is there already.
         VERSION_CONFLICT = "VersionConflict",
         /// An InferenceService serves it, or is to.

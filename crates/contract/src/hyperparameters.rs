@@ -8,9 +8,20 @@ use crate::scalar::{Decimal, Precision, Uri};
 /// What the weights start from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.pretrained) != has(self.fromVersion)",
+    "message": "give exactly one of pretrained and fromVersion",
+    "reason": "FieldValueInvalid"
+}]))]
 pub struct Model {
     /// A pretrained encoder.
-    pub pretrained: Pretrained,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pretrained: Option<Pretrained>,
+    /// Name of a ModelVersion to go on from: architecture, tokenizer and weights are its, and of the last layer the rows of the labels
+    /// that it knows. Its artifact must be readable with `storage` of this job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub from_version: Option<String>,
 }
 
 /// A folder in Hugging Face's layout: `config.json`, `model.safetensors`, and `tokenizer.json` or `vocab.txt`.

@@ -58,6 +58,9 @@ pub struct TrainerConfig {
     /// Where its figures go beside `/progress` and `/metrics`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracking: Option<Tracking>,
+    /// The artifact of the version that `model.fromVersion` names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<ArtifactRef>,
     /// The version beside which the one that comes out is measured. It is read with the job's own storage settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incumbent: Option<ArtifactRef>,

@@ -23,6 +23,10 @@ pub struct VersionSource {
     /// The data it learnt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dataset: Option<DatasetReference>,
+    /// The ModelVersion whose weights the training began with, where it went on from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub base: Option<String>,
 }
 
 /// A TrainingJob by name and uid.

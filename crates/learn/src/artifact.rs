@@ -57,14 +57,7 @@ pub fn pretrained(
     seed: i64,
     device: Device,
 ) -> Result<Pretrained> {
-    let config = EncoderConfig::read(dir)?;
-    config.check_tokenizer(tokens)?;
-    if !dir.join(TOKENIZER_FILE).is_file() && !dir.join(VOCABULARY_FILE).is_file() {
-        return Err(Error::TokenizerMissing(dir.into()));
-    }
-    let path = dir.join(WEIGHTS_FILE);
-    let file = WeightFile::open(&path)?;
-    let weights_bytes = fs::metadata(&path).map_err(Error::file("read", &path))?.len();
+    let (config, file, weights_bytes) = opened(dir, tokens)?;
     let (network, made) = SequenceClassifier::load(&config, &file, classes, Taking::Pretrained, dropout, seed, device)?;
     if !made.is_empty() {
         tracing::info!(tensors = ?made, "tensors that the pretrained folder does not hold are new");
@@ -74,6 +67,41 @@ pub fn pretrained(
         made,
         weights_bytes,
     })
+}
+
+/// Builds a classifier for these labels from the folder of an artifact, to train it on: labels that it knows keep what it learnt of them.
+///
+/// # Errors
+/// As [`pretrained`], and where the folder is no classifier's.
+pub fn continued(
+    dir: &Path,
+    labels: &[String],
+    tokens: usize,
+    dropout: f64,
+    seed: i64,
+    device: Device,
+) -> Result<Pretrained> {
+    let (config, file, weights_bytes) = opened(dir, tokens)?;
+    let known = self::labels(dir, &config)?;
+    let (network, made) = SequenceClassifier::continued(&config, &file, (&known, labels), dropout, seed, device)?;
+    Ok(Pretrained {
+        network,
+        made,
+        weights_bytes,
+    })
+}
+
+/// Configuration, weights and their length in bytes of a folder that has all that a training needs.
+fn opened(dir: &Path, tokens: usize) -> Result<(EncoderConfig, WeightFile, u64)> {
+    let config = EncoderConfig::read(dir)?;
+    config.check_tokenizer(tokens)?;
+    if !dir.join(TOKENIZER_FILE).is_file() && !dir.join(VOCABULARY_FILE).is_file() {
+        return Err(Error::TokenizerMissing(dir.into()));
+    }
+    let path = dir.join(WEIGHTS_FILE);
+    let file = WeightFile::open(&path)?;
+    let weights_bytes = fs::metadata(&path).map_err(Error::file("read", &path))?.len();
+    Ok((config, file, weights_bytes))
 }
 
 /// Writes weights and `config.json` of a network into an existing folder and copies the tokenizer's files of the

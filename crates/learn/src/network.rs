@@ -6,7 +6,7 @@
 pub mod int8;
 pub mod packed;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use flywheel_torch_shim::recomputed;
 use tch::{Device, Kind, Tensor};
@@ -70,8 +70,10 @@ enum Initial {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Encoder,
-    /// Pooler and classifier: trained anew for every task.
+    /// Pooler: trained anew for every task.
     Head,
+    /// The last layer, with a row for each label.
+    Labels,
 }
 
 /// One tensor of the plan.
@@ -89,6 +91,8 @@ struct Planned {
 pub enum Taking {
     /// To train on: head tensors that are missing or of another number of classes are made anew.
     Pretrained,
+    /// To go on from: the last layer is made anew, and every other tensor must be there in its shape.
+    Continued,
     /// To answer with: every tensor must be there in its shape.
     Exact,
 }
@@ -201,9 +205,9 @@ fn plan(config: &EncoderConfig, classes: i64) -> Vec<Planned> {
         }
     }
     let (dense, logits) = head_names(config.architecture);
-    for (name, to) in [(dense, hidden), (logits, classes)] {
-        add(format!("{name}.weight"), vec![to, hidden], Initial::Normal, Part::Head);
-        add(format!("{name}.bias"), vec![to], Initial::Zeros, Part::Head);
+    for (name, to, part) in [(dense, hidden, Part::Head), (logits, classes, Part::Labels)] {
+        add(format!("{name}.weight"), vec![to, hidden], Initial::Normal, part);
+        add(format!("{name}.bias"), vec![to], Initial::Zeros, part);
     }
     plan
 }
@@ -235,7 +239,11 @@ fn sources(plan: &[Planned], file: &WeightFile, prefix: &str, taking: Taking) ->
     let mut found = Vec::with_capacity(plan.len());
     let mut missing = Vec::new();
     for tensor in plan {
-        let may_be_new = taking == Taking::Pretrained && tensor.part == Part::Head;
+        if taking == Taking::Continued && tensor.part == Part::Labels {
+            found.push(None);
+            continue;
+        }
+        let may_be_new = taking == Taking::Pretrained && tensor.part != Part::Encoder;
         let Some(name) = name_in_file(file, &tensor.name, prefix) else {
             if !may_be_new {
                 missing.push(tensor.name.clone());
@@ -497,6 +505,57 @@ impl SequenceClassifier {
             parameters.insert(tensor.name, value);
         }
         Ok((Self::assemble(config.clone(), parameters, dropout, device)?, made))
+    }
+
+    /// Builds the network of a file whose labels are `known`, in the order of its rows, for `labels`: the rows of the last layer of
+    /// labels that stand in both are the file's, wherever they stand, and those of others are new.
+    ///
+    /// # Errors
+    /// Those of [`SequenceClassifier::load`], also where the file has not a row for each of its labels; [`Error::Torch`].
+    pub fn continued(
+        config: &EncoderConfig,
+        file: &WeightFile,
+        (known, labels): (&[String], &[String]),
+        dropout: f64,
+        seed: i64,
+        device: Device,
+    ) -> Result<(Self, Vec<String>)> {
+        let (network, made) = Self::load(config, file, labels.len(), Taking::Continued, dropout, seed, device)?;
+        let _no_grad = tch::no_grad_guard();
+        let places: HashMap<&str, i64> = known.iter().map(String::as_str).zip(0..).collect();
+        let (_, logits) = head_names(config.architecture);
+        for tensor in plan(config, known.len() as i64) {
+            let Some(new) = network
+                .parameters
+                .get(&tensor.name)
+                .filter(|_| tensor.part == Part::Labels)
+            else {
+                continue;
+            };
+            let name = name_in_file(file, &tensor.name, config.architecture.prefix()).unwrap_or(tensor.name);
+            let old = file.read(&name, device)?;
+            if old.size() != tensor.shape {
+                return Err(Error::WeightsInvalid {
+                    path: file.path().into(),
+                    tensor: name,
+                    why: format!("its shape is {:?}, config.json says {:?}", old.size(), tensor.shape),
+                });
+            }
+            for (row, label) in (0..).zip(labels) {
+                if let Some(from) = places.get(label.as_str()) {
+                    new.f_get(row)?.f_copy_(&old.f_get(*from)?)?;
+                }
+            }
+        }
+        tracing::debug!(
+            layer = logits,
+            kept = labels
+                .iter()
+                .filter(|label| places.contains_key(label.as_str()))
+                .count(),
+            "rows of the last layer are those of the version before"
+        );
+        Ok((network, made))
     }
 
     /// Builds the network with random weights, the same for the same seed.

@@ -216,6 +216,70 @@ fn bare_encoders_and_old_names_are_read_and_the_head_is_new_but_seeded() {
     }
 }
 
+/// Labels are told by their names: one keeps its row wherever it stands, others are new, and nothing else changes.
+#[test]
+fn what_was_learnt_of_a_label_is_gone_on_from() {
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    for model_type in TYPES {
+        let config = config(model_type);
+        let source = SequenceClassifier::random(&config, 3, 0.0, 4, Device::Cpu).unwrap();
+        let dir = folder(&config, source.parameters());
+        let json = config.classifier_json(&named(&["b", "c", "e"])).to_string();
+        fs::write(dir.path().join("config.json"), json).unwrap();
+        let wanted = named(&["a", "c", "d", "b", "f"]);
+        let load = |seed| {
+            artifact::continued(dir.path(), &wanted, 40, 0.0, seed, Device::Cpu)
+                .unwrap()
+                .network
+        };
+        let (one, two) = (load(1), load(2));
+        let layer = match model_type {
+            "roberta" | "xlm-roberta" => "classifier.out_proj",
+            _ => "classifier",
+        };
+        for (name, tensor) in one.parameters() {
+            let old = &source.parameters()[name];
+            if !name.starts_with(&format!("{layer}.")) {
+                assert_eq!(tensor, old, "{model_type} {name}");
+                continue;
+            }
+            assert_eq!(tensor.size()[0], 5);
+            for (row, from) in [(1, 1), (3, 0)] {
+                assert_eq!(tensor.get(row), old.get(from), "{model_type} {name} {row}");
+            }
+            for row in [0, 2, 4] {
+                let same = tensor.get(row) == two.parameters()[name].get(row);
+                assert_eq!(
+                    same,
+                    name.ends_with("bias"),
+                    "{model_type} {name} {row}: new, by the seed"
+                );
+            }
+        }
+    }
+    // The same labels in another order are as many rows, and yet not the same ones.
+    let config = config("bert");
+    let source = SequenceClassifier::random(&config, 2, 0.0, 4, Device::Cpu).unwrap();
+    let dir = folder(&config, source.parameters());
+    let json = config.classifier_json(&named(&["a", "b"])).to_string();
+    fs::write(dir.path().join("config.json"), json).unwrap();
+    let network = artifact::continued(dir.path(), &named(&["b", "a"]), 40, 0.0, 1, Device::Cpu)
+        .unwrap()
+        .network;
+    let (new, old) = (
+        &network.parameters()["classifier.weight"],
+        &source.parameters()["classifier.weight"],
+    );
+    assert_eq!((new.get(0), new.get(1)), (old.get(1), old.get(0)));
+    // One that lies about its labels.
+    let json = config.classifier_json(&named(&["a", "b", "c"])).to_string();
+    fs::write(dir.path().join("config.json"), json).unwrap();
+    let error = artifact::continued(dir.path(), &named(&["a", "b"]), 40, 0.0, 1, Device::Cpu)
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains("classifier.weight"), "{error}");
+}
+
 #[test]
 fn missing_and_misshapen_tensors_are_named() {
     let config = config("bert");

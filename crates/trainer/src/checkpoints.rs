@@ -102,7 +102,7 @@ fn changed(uri: &Uri, step: u64, changes: &str) -> Failure {
         FailureReason::TrainingChanged,
         format!(
             "{uri} holds the state after step {step} of another training than this one: {changes}. That state is kept and \
-             nothing was trained. Put back what was changed (hyperparameters, files of dataset or model.pretrained.uri) to go \
+             nothing was trained. Put back what was changed (hyperparameters, files of dataset or model) to go \
              on from there, or begin anew with a new TrainingJob, without Kubernetes with another metadata.uid"
         ),
     )

@@ -231,6 +231,12 @@ pub fn from_manifest(run: &LocalRun) -> Result<LocalJob, Failure> {
              minDelta, to train here"
         )));
     }
+    if spec.model.from_version.is_some() {
+        return Err(invalid(format!(
+            "{name}: spec.model.fromVersion names an object of the cluster, which is not asked here; give model.pretrained with the \
+             folder of its artifact, whose last layer is made anew where the labels are not as many"
+        )));
+    }
     let named = job.metadata.uid.is_some();
     if let Some(uid) = job.metadata.uid.as_deref().filter(|uid| !is_uid(uid)) {
         return Err(invalid(format!(
@@ -260,6 +266,7 @@ pub fn from_manifest(run: &LocalRun) -> Result<LocalJob, Failure> {
         checkpoint: spec.checkpoint,
         world: World::default(),
         tracking: spec.tracking,
+        base: None,
         incumbent: None,
         // Who trains here wants to see it train.
         reuse: false,
@@ -381,6 +388,10 @@ spec:
             (
                 JOB.replace("  output:", "  suspend: true\n  output:"),
                 "spec.suspend is true",
+            ),
+            (
+                JOB.replace("{pretrained: {uri: file:///models/minilm}}", "{fromVersion: intent-v1}"),
+                "spec.model.fromVersion names an object of the cluster",
             ),
             (
                 JOB.replace("model: intent,", "model: intent, incumbent: intent-v1,"),

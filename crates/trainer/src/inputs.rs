@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use flywheel_contract::artifact::{CONFIG_FILE, FILE_MAX_BYTES, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use flywheel_contract::dataset::{Dataset, Format, Source};
-use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::failure::{Failure, FailureClass, FailureReason};
 use flywheel_contract::feedback::FILE_SUFFIX;
 use flywheel_contract::scalar::{Digest, Uri};
+use flywheel_contract::trainer::ArtifactRef;
 use flywheel_data::{
     DataError, SOURCE_MAX_BYTES, SourceFile, SourceFiles, TOKENIZER_MAX_BYTES, TextTokenizer, VOCABULARY_FILE,
     format_of, hold_out, join_feedback,
@@ -260,6 +261,8 @@ pub(crate) struct Pretrained {
     pub(crate) tokenizer: TextTokenizer,
     /// Over the content of its files: sha256 of one line `<name> <sha256>` for each that is there, in the order of the names.
     pub(crate) digest: Digest,
+    /// It is a version's artifact, whose labels keep what was learnt of them.
+    pub(crate) continued: bool,
 }
 
 impl Pretrained {
@@ -310,17 +313,7 @@ pub(crate) async fn pretrained(
     if !optional(CONFIG_FILE, SMALL_MAX_BYTES).await? {
         return Err(missing(CONFIG_FILE, ""));
     }
-    let config = EncoderConfig::read(folder).map_err(|e| failure(&e, folder, uri))?;
-    let max_length = max_length.map_or(config.max_length(), |n| usize::try_from(n).unwrap_or(0));
-    if max_length > config.max_length() {
-        return Err(Failure::new(
-            FailureReason::ConfigInvalid,
-            format!(
-                "hyperparameters.maxLength is {max_length}, but the model of {uri} reads at most {} tokens; set it to that or less",
-                config.max_length()
-            ),
-        ));
-    }
+    let (config, max_length) = config_of(folder, uri, max_length)?;
     let has_tokenizer = optional(TOKENIZER_FILE, TOKENIZER_MAX_BYTES).await?;
     let has_vocabulary = optional(VOCABULARY_FILE, TOKENIZER_MAX_BYTES).await?;
     if !has_tokenizer && !has_vocabulary {
@@ -332,11 +325,7 @@ pub(crate) async fn pretrained(
         ));
     }
     optional(TOKENIZER_CONFIG_FILE, SMALL_MAX_BYTES).await?;
-    let vocabulary_size = usize::try_from(config.vocab_size).unwrap_or(0);
-    let tokenizer = TextTokenizer::load(folder, max_length, vocabulary_size).map_err(|e: DataError| {
-        let failure = Failure::from(e);
-        Failure::new(failure.reason, format!("{uri}: {}", failure.message))
-    })?;
+    let tokenizer = tokenizer_of(folder, uri, max_length, &config)?;
     if !optional(WEIGHTS_FILE, FILE_MAX_BYTES).await? {
         return Err(missing(
             WEIGHTS_FILE,
@@ -353,5 +342,63 @@ pub(crate) async fn pretrained(
         config,
         tokenizer,
         digest: digest_of(lines.as_bytes()),
+        continued: false,
+    })
+}
+
+/// Fetches the artifact of the version to go on from.
+pub(crate) async fn base(
+    store: &Store,
+    artifact: &ArtifactRef,
+    max_length: i32,
+    folder: &Path,
+) -> Result<Pretrained, Failure> {
+    make(folder).await?;
+    let uri = &artifact.uri;
+    store.download_artifact(artifact, folder).await.map_err(|e| {
+        let failure = e.failure(Purpose::Artifact);
+        let hint = match failure.reason.class() {
+            FailureClass::User => {
+                ". The version of model.fromVersion is read with the storage settings and rights of this TrainingJob"
+            }
+            _ => "",
+        };
+        Failure::new(failure.reason, format!("{}{hint}", failure.message))
+    })?;
+    tracing::info!(uri = %uri, digest = %artifact.digest, "the version to go on from is fetched");
+    let (config, max_length) = config_of(folder, uri, Some(max_length))?;
+    let tokenizer = tokenizer_of(folder, uri, max_length, &config)?;
+    Ok(Pretrained {
+        folder: folder.to_owned(),
+        uri: uri.clone(),
+        config,
+        tokenizer,
+        digest: artifact.digest.clone(),
+        continued: true,
+    })
+}
+
+/// The configuration of a folder whose model reads as much as is asked for, and how much that is, in tokens: all that it reads where
+/// nothing is asked.
+fn config_of(folder: &Path, uri: &Uri, max_length: Option<i32>) -> Result<(EncoderConfig, usize), Failure> {
+    let config = EncoderConfig::read(folder).map_err(|e| failure(&e, folder, uri))?;
+    let max_length = max_length.map_or(config.max_length(), |n| usize::try_from(n).unwrap_or(0));
+    if max_length > config.max_length() {
+        return Err(Failure::new(
+            FailureReason::ConfigInvalid,
+            format!(
+                "hyperparameters.maxLength is {max_length}, but the model of {uri} reads at most {} tokens; set it to that or less",
+                config.max_length()
+            ),
+        ));
+    }
+    Ok((config, max_length))
+}
+
+fn tokenizer_of(folder: &Path, uri: &Uri, max_length: usize, config: &EncoderConfig) -> Result<TextTokenizer, Failure> {
+    let vocabulary_size = usize::try_from(config.vocab_size).unwrap_or(0);
+    TextTokenizer::load(folder, max_length, vocabulary_size).map_err(|e: DataError| {
+        let failure = Failure::from(e);
+        Failure::new(failure.reason, format!("{uri}: {}", failure.message))
     })
 }

@@ -104,14 +104,18 @@ impl Part {
     }
 
     fn task(&self, device: TensorDevice) -> Result<TextClassification, Failure> {
-        let made = artifact::pretrained(
-            &self.pretrained.folder,
-            self.labels.len(),
-            self.pretrained.tokenizer.tokens(),
-            self.wishes.dropout,
-            self.wishes.settings.seed,
-            device,
-        );
+        let Pretrained {
+            folder,
+            tokenizer,
+            continued,
+            ..
+        } = &self.pretrained;
+        let (tokens, dropout, seed) = (tokenizer.tokens(), self.wishes.dropout, self.wishes.settings.seed);
+        let made = if *continued {
+            artifact::continued(folder, &self.labels, tokens, dropout, seed, device)
+        } else {
+            artifact::pretrained(folder, self.labels.len(), tokens, dropout, seed, device)
+        };
         let network = made.map_err(|e| self.failure(&e))?.network;
         Ok(TextClassification::new(
             network.recomputing(self.wishes.activation_checkpointing),

@@ -48,6 +48,9 @@ pub(crate) fn key(config: &TrainerConfig, base: &Digest, dataset: &Digest) -> Re
         "task": config.task,
         "modelName": config.model_name,
         "base": base,
+        "goesOn": config.base.is_some(),
+        // Its figures are among the result's.
+        "incumbent": config.incumbent.as_ref().map(|incumbent| &incumbent.digest),
         "data": dataset,
         "dataset": settings,
         "hyperparameters": config.hyperparameters,
@@ -185,6 +188,11 @@ mod tests {
         }
         for (path, value) in [
             ("/modelName", json!("other")),
+            (
+                "/incumbent",
+                json!({"uri": "s3://m/1", "digest": digest_of(b"incumbent")}),
+            ),
+            ("/base", json!({"uri": "s3://m/1", "digest": base})),
             ("/device", json!("Cuda")),
             ("/hyperparameters/epochs", json!(3)),
             ("/hyperparameters/seed", json!(7)),

@@ -232,9 +232,17 @@ pub(crate) async fn inputs(
 ) -> Result<Inputs, Failure> {
     tracker.phase(Phase::Downloading);
     let files = inputs::dataset(store, &config.dataset, &scratch.join("data"), &config.job_uri()).await?;
-    let uri = &config.model.pretrained.uri;
-    let max_length = config.hyperparameters.max_length;
-    let pretrained = inputs::pretrained(store, uri, Some(max_length), &scratch.join("pretrained")).await?;
+    let (max_length, folder) = (config.hyperparameters.max_length, scratch.join("pretrained"));
+    let pretrained = match (&config.base, &config.model.pretrained) {
+        (Some(base), _) => inputs::base(store, base, max_length, &folder).await?,
+        (None, Some(pretrained)) => inputs::pretrained(store, &pretrained.uri, Some(max_length), &folder).await?,
+        (None, None) => {
+            return Err(Failure::new(
+                FailureReason::ConfigInvalid,
+                "model names nothing to start from; give model.pretrained or model.fromVersion",
+            ));
+        }
+    };
 
     tracker.phase(Phase::Preparing);
     let dataset = config.dataset.clone();

@@ -213,6 +213,37 @@ fn a_version_is_measured_beside_the_incumbent_on_the_same_rows() {
     let manifest: Manifest = world.read("new/uid-1/attempt-1/manifest.json");
     assert_eq!(&manifest.metrics, metrics);
 
+    // Gone on from, without a step that changes much: it knows what it knew, under the same names.
+    let mut next = config.clone();
+    next["model"] = json!({"fromVersion": "intent-v1"});
+    next["base"] = serde_json::to_value(&new.trained().artifact).unwrap();
+    next["incumbent"] = next["base"].clone();
+    next["hyperparameters"]["epochs"] = 1.into();
+    next["hyperparameters"]["learningRate"] = "1e-9".into();
+    next["outputUri"] = world.uri("next").into();
+    world.write(
+        "more.csv",
+        rows(60) + "stop,aaa\nstop it,aaa\nstop today,aaa\nstop off,aaa\n",
+    );
+    next["dataset"]["sources"] = json!([{"uri": world.uri("more.csv")}]);
+    let went_on = world.train(&next);
+    let result: TrainingResult = world.read("next/uid-1/attempt-1.result.json");
+    assert_eq!(result.labels, ["aaa", "light", "music", "weather"]);
+    let delta = metric_value(&went_on.trained().metrics, "golden/accuracyDelta").unwrap();
+    assert!(
+        delta > -0.3,
+        "from the pretrained weights it would know nothing: {delta}"
+    );
+    next["base"]["uri"] = world.uri("nowhere").into();
+    next["outputUri"] = world.uri("no-base").into();
+    let ended = world.train(&next);
+    assert_eq!(ended.failed().reason, FailureReason::ArtifactNotFound);
+    assert!(
+        ended.failed().message.contains("model.fromVersion"),
+        "{}",
+        ended.failed()
+    );
+
     // Itself beside itself.
     config["incumbent"] = serde_json::to_value(&new.trained().artifact).unwrap();
     config["outputUri"] = world.uri("same").into();

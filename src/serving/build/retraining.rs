@@ -37,6 +37,10 @@ pub fn build(
     }));
     if let Some(incumbent) = incumbent {
         spec.output.incumbent = Some(incumbent.to_owned());
+        // One that goes on from a version goes on from the newest.
+        if let Some(base) = &mut spec.model.from_version {
+            incumbent.clone_into(base);
+        }
         compare(&mut spec);
     }
     let labels = [

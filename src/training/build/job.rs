@@ -104,6 +104,8 @@ pub(crate) fn tried_once(metadata: ObjectMeta, nodes: u32, template: PodTemplate
 /// Artifacts of the ModelVersions that a TrainingJob names.
 #[derive(Clone, Debug, Default)]
 pub struct NamedVersions {
+    /// Of `model.fromVersion`.
+    pub base: Option<ArtifactRef>,
     /// Of `output.incumbent`.
     pub incumbent: Option<ArtifactRef>,
     /// Of `output.versionName`, where it is there already: only this one may come out.
@@ -160,6 +162,7 @@ pub fn job(
             rendezvous: rendezvous(owner, attempt),
         },
         tracking: spec.tracking.clone(),
+        base: versions.base,
         incumbent: versions.incumbent,
         reuse: spec.output.reuse == Reuse::Always,
         expected: versions.expected,

@@ -39,6 +39,7 @@ pub fn model_version(job: &TrainingJob, name: &str, number: i64, trained: &Train
                 dataset: Some(DatasetReference {
                     digest: trained.dataset_digest.clone(),
                 }),
+                base: job.spec.model.from_version.clone(),
             }),
             metrics: (!trained.metrics.is_empty()).then(|| trained.metrics.clone()),
             gates: output.gates.clone(),

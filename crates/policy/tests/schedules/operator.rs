@@ -530,7 +530,6 @@ impl Leader {
                 ended,
                 reused: false,
                 version_made: self.cache.version_of == Some(training.uid),
-                reused: false,
                 version_taken: None,
                 placement,
                 verdict,

@@ -318,8 +318,13 @@ fn parameters(config: &TrainerConfig) -> Vec<(String, String)> {
             format!("{}/{}", config.job.namespace, config.job.name),
         ),
         ("model".to_owned(), config.model_name.clone()),
-        ("pretrained".to_owned(), config.model.pretrained.uri.to_string()),
     ];
+    if let Some(pretrained) = &config.model.pretrained {
+        all.push(("pretrained".to_owned(), pretrained.uri.to_string()));
+    }
+    if let Some(version) = &config.model.from_version {
+        all.push(("from_version".to_owned(), version.clone()));
+    }
     for (name, value) in [
         ("task", serde_json::to_value(config.task)),
         ("device", serde_json::to_value(config.device)),
