@@ -71,7 +71,8 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
     /// Of a folder of feedback among `sources`: the share of its rows, the newest by the time of the prediction, that is never trained
-    /// on and is the set `newest`, in percent. 20 where it is not given; 0 trains on all of them.
+    /// on and is the set `newest`, in percent. 20 where it is not given; 0 trains on all of them. Other sets are not trained on as they
+    /// are, so it changes nothing there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 50))]
     pub hold_out_percent: Option<i32>,
@@ -178,11 +179,6 @@ pub struct DataLimits {
         "message": "textColumn and labelColumn must differ",
         "reason": "FieldValueInvalid",
         "fieldPath": ".labelColumn"
-    },
-    {
-        "rule": "(!has(self.validation) || self.validation.all(source, !has(source.holdOutPercent))) && (!has(self.test) || self.test.all(source, !has(source.holdOutPercent))) && (!has(self.golden) || self.golden.all(source, !has(source.holdOutPercent)))",
-        "message": "holdOutPercent is for sources; validation, test and golden sets are never trained on as they are",
-        "reason": "FieldValueInvalid"
     }
 ]))]
 pub struct Dataset {
