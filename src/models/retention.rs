@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flywheel_api::conditions::{find, reasons, types};
 use flywheel_api::names::{PRUNER, prune_job};
-use flywheel_api::{InferenceService, ModelVersion};
+use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use flywheel_contract::termination::Outcome;
 use flywheel_policy::models::latest::{Candidate, target};
 use flywheel_policy::models::retain::{VersionView, due};
@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::kubeio::{Created, MODELS_MANAGER, Note};
 use crate::serving::rejection;
+use crate::training::ended;
 
 /// What is known of a version that is verified: whether it goes.
 pub struct Leaving {
@@ -58,9 +59,15 @@ pub fn observe(version: &ModelVersion, context: &Context, observation: &Observat
         let spec = &service.spec;
         spec.model == version.spec.model && target(&spec.model_version, spec.auto_update.as_ref(), &candidates) == name
     };
+    let reads = |job: &TrainingJob| {
+        let (base, incumbent) = (&job.spec.model.from_version, &job.spec.output.incumbent);
+        let conditions = job.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        (base.as_ref() == Some(&name) || incumbent.as_ref() == Some(&name)) && ended(conditions).is_none()
+    };
     let needed = !observation.answering.is_empty()
         || !observation.services.is_empty()
-        || !context.caches.inference_services.list(&namespace, takes).is_empty();
+        || !context.caches.inference_services.list(&namespace, takes).is_empty()
+        || !context.caches.training_jobs.list(&namespace, reads).is_empty();
     let view = |version: &'_ ModelVersion, needed| VersionView {
         number: version.spec.version,
         created: version

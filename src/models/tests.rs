@@ -3,7 +3,9 @@
 use flywheel_api::names;
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::termination::{Outcome, TerminationMessage, Verified};
-use flywheel_testkit::objects::{NAMESPACE, inference_service, model_version, pod_of, stored_job};
+use flywheel_testkit::objects::{
+    CREATED, NAMESPACE, inference_service, model_version, pod_of, stored_job, training_job,
+};
 use flywheel_testkit::{Call, Scenario, Step};
 use k8s_openapi::api::batch::v1::Job;
 use kube::Client;
@@ -394,6 +396,19 @@ async fn a_version_that_is_needed_does_not_go() {
         })
         .await;
     }
+    for spec in [
+        json!({"output": {"incumbent": "intent-v1"}}),
+        json!({"model": {"pretrained": null, "fromVersion": "intent-v1"}}),
+    ] {
+        let job = training_job(&json!({ "spec": spec }));
+        leaving(&version, vec![], |c| c.caches.training_jobs = Cache::of([job])).await;
+    }
+    let over = training_job(
+        &json!({"spec": {"output": {"incumbent": "intent-v1"}}, "status": {"conditions": [
+        {"type": "Complete", "status": "True", "reason": "Trained", "message": "m", "lastTransitionTime": CREATED}]}}),
+    );
+    let prune = Step::accept("POST", JOBS);
+    leaving(&version, vec![prune], |c| c.caches.training_jobs = Cache::of([over])).await;
     let rejected = json!({"metadata": {"annotations": {"flywheel.dev/rejected": "by hand"}}, "spec": {"retention": {"keepNewest": 1}}});
     leaving(&settled("intent-v1", 1, &rejected), vec![], |_| {}).await;
     leaving(

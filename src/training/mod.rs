@@ -25,7 +25,7 @@ use serde::Serialize;
 use serde_json::json;
 
 pub use memo::ProgressMemo;
-pub(crate) use observe::{number, refused_creation};
+pub(crate) use observe::{ended, number, refused_creation};
 
 use crate::context::Context;
 use crate::controller::RESYNC;

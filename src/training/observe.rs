@@ -357,7 +357,7 @@ pub(crate) fn number(job: &Job, label: &str) -> Option<u32> {
 }
 
 /// How the job ended, as its status tells.
-fn ended(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]) -> Option<Ended> {
+pub(crate) fn ended(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]) -> Option<Ended> {
     let is_true = |kind| find(conditions, kind).filter(|c| c.status == "True");
     if is_true(types::COMPLETE).is_some() {
         return Some(Ended::Complete);

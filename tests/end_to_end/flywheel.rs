@@ -197,8 +197,9 @@ fn reason<'a>(service: &'a Value, kind: &str) -> &'a str {
     condition(service, kind).map_or("", |(_, reason, _)| reason)
 }
 
-/// The example's training, on the sets below this key and compared on the set that lacks an intent.
-fn training_job(name: &str) -> Value {
+/// The example's training, on the sets below this key, with the gates that a retraining has by default, and compared on the set that
+/// lacks an intent.
+fn training_job(name: &str, incumbent: &str) -> Value {
     let like = get("tj", NAMESPACE, NAME).expect("the first training");
     let mut spec = like["spec"].clone();
     let set = |set: &str| json!([{"uri": format!("s3://flywheel/{name}/{set}.csv")}]);
@@ -207,7 +208,9 @@ fn training_job(name: &str) -> Value {
     spec["dataset"]["test"] = set("test");
     spec["dataset"]["golden"] = json!([{"uri": "s3://flywheel/golden/test.csv"}]);
     spec["output"]["versionName"] = json!(version_of(name));
-    spec["output"]["gates"] = json!([{"metric": "golden/accuracy", "min": "0.80"}]);
+    spec["output"]["incumbent"] = json!(incumbent);
+    spec["output"]["gates"] =
+        json!([{"metric": "golden/accuracy", "minDelta": "-0.02"}, {"metric": "test/accuracy", "minDelta": "-0.02"}]);
     json!({
         "apiVersion": "flywheel.dev/v1alpha1", "kind": "TrainingJob",
         "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec,
@@ -354,7 +357,7 @@ fn wrong_data(clients: &Clients, serving: &str) {
     let step = service()["spec"]["rollout"]["steps"][0].clone();
     let step: RolloutStep = serde_json::from_value(step).expect("a step");
     for name in ["crude", "wronged"] {
-        apply(&training_job(name));
+        apply(&training_job(name, serving));
     }
     let judged = |job: &str| {
         trained(NAMESPACE, job, TRAINING);

@@ -71,11 +71,22 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
     /// Of a folder of feedback among `sources`: the share of its rows, the newest by the time of the prediction, that is never trained
-    /// on and is the set `newest`, in percent. 20 where it is not given; 0 trains on all of them. Other sets are not trained on as they
-    /// are, so it changes nothing there.
+    /// on and is the set `newest`, in percent. 20 where it is not given; 0 trains on all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 50))]
     pub hold_out_percent: Option<i32>,
+}
+
+/// The schema of a [`Source`] of which nothing is held out: its set is not trained on.
+#[derive(JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code, reason = "the schema is all that is wanted of it")]
+struct WholeSource {
+    /// Where the file lies.
+    uri: Uri,
+    /// Its format, where the suffix does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    format: Option<Format>,
 }
 
 /// [`Source::hold_out_percent`] where it is not given.
@@ -201,15 +212,15 @@ pub struct Dataset {
     pub split: Option<Split>,
     /// Explicit validation set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(with = "Option<Vec<WholeSource>>", length(min = 1, max = 16))]
     pub validation: Option<Vec<Source>>,
     /// Explicit test set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(with = "Option<Vec<WholeSource>>", length(min = 1, max = 16))]
     pub test: Option<Vec<Source>>,
     /// Never trained on, whatever the split; versions are compared on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(with = "Option<Vec<WholeSource>>", length(min = 1, max = 16))]
     pub golden: Option<Vec<Source>>,
     /// What the data checks must not exceed. Every check is reported either way; one whose limit is broken ends the job
     /// before the first step.

@@ -16,7 +16,8 @@ pub struct VersionView<'a> {
     pub promotable: bool,
     /// A rollout rejected it: what is remembered of that goes with it.
     pub rejected: bool,
-    /// A service answers with it, names it, or takes it by itself.
+    /// A service answers with it, names it, or takes it by itself, or a training that is not over begins with it or is measured
+    /// beside it.
     pub needed: bool,
     /// When it may go.
     pub retention: Option<&'a Retention>,
