@@ -3,13 +3,24 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cluster=${CARGO_TARGET_DIR:-target}/${PROFILE:-ci}/flywheel-localcluster
+plugin=${CARGO_TARGET_DIR:-target}/${PROFILE:-ci}/kubectl-flywheel
+example=$FLYWHEEL_CACHE/example
 kubectl() { "$cluster" kubectl "$@"; }
-variables=$("$cluster" env) && eval "$variables"
 say() { printf '[%4d s] %s\n' $SECONDS "$*"; }
-await() { # CONDITION=REASON SECONDS
-  local condition=${1%=*} reason=${1#*=} until=$((SECONDS + $2))
-  while [ "$(kubectl get infsvc assistant -n learning -o jsonpath="{.status.conditions[?(@.type==\"$condition\")].reason}")" != "$reason" ]; do
-    [ $SECONDS -lt $until ] || { say "$1 did not come in $2 s: kubectl flywheel status infsvc/assistant -n learning"; return 1; }
+die() { echo "demo-flywheel: $*" >&2; exit 1; }
+variables=$("$cluster" env)
+eval "$variables"
+start="make cluster T4=2 && make install && make example-data (as root)"
+[ "$(kubectl get nodes -l nvidia.com/gpu.product=Tesla-T4 -o name | wc -l)" -ge 2 ] || die "it takes two T4 nodes: $start"
+kubectl get deployment -n flywheel-system -o name | grep -q . || die "the chart is not installed: $start"
+[ -f "$example/known/train.csv" ] || die "there is no data: $start"
+
+reason() { kubectl get infsvc assistant -n learning -o jsonpath="{.status.conditions[?(@.type==\"$1\")].reason}"; }
+await() { # CONDITION REASON SECONDS
+  local until=$((SECONDS + $3))
+  while [ "$(reason "$1")" != "$2" ]; do
+    kill -0 $clients 2>/dev/null || { say "the clients have ended:"; tail -3 "$work/clients"; return 1; }
+    [ $SECONDS -lt $until ] || { say "$1 did not become $2 in $3 s:"; "$plugin" status infsvc/assistant -n learning; return 1; }
     sleep 1
   done
 }
@@ -28,33 +39,37 @@ address=http://$(kubectl get service assistant -n learning -o jsonpath='{.spec.c
 
 work=$(mktemp -d)
 mkfifo "$work/words"
-python3 examples/clients/feedback.py "$address" "$FLYWHEEL_CACHE/example/data/train.csv" "$FLYWHEEL_CACHE/example/known/train.csv" \
-  <"$work/words" >"$work/clients" 2>&1 &
+python3 examples/clients/feedback.py "$address" "$example/data/train.csv" "$example/known/train.csv" <"$work/words" >"$work/clients" 2>&1 &
 clients=$!
 exec 3>"$work/words"
-trap 'kill $clients ${story:-} ${picture:-} 2>/dev/null; rm -rf "$work"' EXIT
+# Clients that are gone are told of by `await`.
+trap '' PIPE
+trap 'kill $clients ${story:-} ${picture:-} 2>/dev/null || true; rm -rf "$work"' EXIT
 
 # What happens, beside the picture.
 story() {
   say "clients ask what the version knows; what is usual is learnt"
-  await DriftDetected=NoDrift 180
+  await DriftDetected NoDrift 180
   before=$(tail -1 "$work/clients")
-  say "three texts of ten are of new intents from now on"; echo new >&3
-  await DriftDetected=Drifted 240
+  say "three texts of ten are of new intents from now on"
+  echo new >&3
+  await DriftDetected Drifted 240
   say "drift is declared, before anybody judged an answer"
   during=$(tail -1 "$work/clients")
-  say "clients say what would have been right"; echo judge >&3
-  await Retraining=RetrainingRunning 240
+  say "clients say what would have been right"
+  echo judge >&3
+  await Retraining RetrainingRunning 240
   say "a training begins"
-  await Retraining=NoDrift 600
+  await Retraining NoDrift 600
   say "its version answers all requests"
-  sleep 12
+  # Two of the clients' lines, so that the last one is of this version alone.
+  sleep 21
   after=$(tail -1 "$work/clients")
   echo stop >&3
   printf '\n  usual texts            %s\n  with new intents       %s\n  after the retraining   %s\n\n' "$before" "$during" "$after"
   kubectl get tj,mv,infsvc -n learning
 }
-plugin=${CARGO_TARGET_DIR:-target}/${PROFILE:-ci}/kubectl-flywheel
+
 # On a terminal the picture has it for itself, and what happened is told after it.
 input=/dev/null
 exec 4>&1
@@ -62,14 +77,22 @@ if [ -t 1 ]; then
   input=/dev/tty
   exec 4>"$work/story"
 fi
-"$plugin" watch assistant -n learning <$input & picture=$!
-story >&4 2>&1 & story=$!
+"$plugin" watch assistant -n learning <$input &
+picture=$!
+story >&4 2>&1 &
+story=$!
 # The picture ends with the story, or the story with the picture.
-wait -n $picture $story || true
-kill $picture 2>/dev/null && ended=0 || ended=1
+first=
+wait -n -p first $picture $story && ended=0 || ended=$?
+if [ "$first" = $picture ]; then
+  [ ! -t 1 ] || cat "$work/story"
+  [ $ended = 0 ] || die "the picture failed"
+  say "the picture was left before the end; the service stays, its clients go"
+  exit 0
+fi
+kill $picture 2>/dev/null || true
 wait $picture 2>/dev/null || true
 [ ! -t 1 ] || cat "$work/story"
-[ $ended = 0 ] || { say "the picture was left before the end; the service stays"; exit 0; }
-wait $story
+[ $ended = 0 ] || die "the loop did not close"
 "$plugin" explain assistant -n learning
 say "done. kubectl delete namespace learning removes it; make cluster-down ends the cluster"

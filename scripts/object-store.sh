@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 example=${1:-intent}
 cluster=${CARGO_TARGET_DIR:-target}/${PROFILE:-ci}/flywheel-localcluster
-variables=$("$cluster" env) && eval "$variables"
+variables=$("$cluster" env)
+eval "$variables"
 hostport=${FLYWHEEL_S3_ENDPOINT#*://}
 "$cluster" kubectl apply --server-side -f "examples/$example/namespace.yaml" -f - >/dev/null <<YAML
 apiVersion: v1

@@ -26,7 +26,8 @@ step "cluster: one system node, one A100 node, one T4 node (GPUs simulated, pods
 make cluster >/dev/null
 cluster=${CARGO_TARGET_DIR:-target}/${PROFILE:-ci}/flywheel-localcluster
 kubectl() { "$cluster" kubectl "$@"; }
-variables=$("$cluster" env) && eval "$variables"
+variables=$("$cluster" env)
+eval "$variables"
 step "images onto the nodes, chart"
 make install
 kubectl get pods -n flywheel-system

@@ -17,7 +17,7 @@ use super::observe::Observation;
 use crate::context::Context;
 use crate::error::Error;
 use crate::kubeio::{Created, MODELS_MANAGER, Note};
-use crate::serving::rejection;
+use crate::serving::{newest_assignment, rejection};
 use crate::training::ended;
 
 /// What is known of a version that is verified: whether it goes.
@@ -57,7 +57,14 @@ pub fn observe(version: &ModelVersion, context: &Context, observation: &Observat
     let name = version.name_any();
     let takes = |service: &InferenceService| {
         let spec = &service.spec;
-        spec.model == version.spec.model && target(&spec.model_version, spec.auto_update.as_ref(), &candidates) == name
+        let assigned = || {
+            // What pods say may be missing for a moment; what they are told is not.
+            let told = newest_assignment(service, context)?;
+            let comes = told.canary.as_ref().map(|canary| canary.version.name.clone());
+            Some(told.versions.iter().any(|held| held.name == name) || comes.as_ref() == Some(&name))
+        };
+        spec.model == version.spec.model
+            && (target(&spec.model_version, spec.auto_update.as_ref(), &candidates) == name || assigned() == Some(true))
     };
     let reads = |job: &TrainingJob| {
         let (base, incumbent) = (&job.spec.model.from_version, &job.spec.output.incumbent);
@@ -99,7 +106,10 @@ pub fn observe(version: &ModelVersion, context: &Context, observation: &Observat
     let job = jobs.iter().find(|job| job.name_any() == prune_job(&name));
     Some(Leaving {
         why,
-        artifact_stays: !shared.is_empty() || !version.spec.artifact.uri.as_str().starts_with("s3://"),
+        // In some namespaces only, nobody knows of the others'.
+        artifact_stays: !shared.is_empty()
+            || !context.settings.namespaces.is_empty()
+            || !version.spec.artifact.uri.as_str().starts_with("s3://"),
         job: job.map(|job| {
             let pods = context.caches.pods.owned(&namespace, &job.uid().unwrap_or_default());
             let pods: Vec<&Pod> = pods.iter().map(Arc::as_ref).collect();

@@ -2,12 +2,14 @@
 
 use flywheel_api::names;
 use flywheel_contract::failure::{Failure, FailureReason};
+use flywheel_contract::names::ASSIGNMENT_FILE;
 use flywheel_contract::termination::{Outcome, TerminationMessage, Verified};
 use flywheel_testkit::objects::{
-    CREATED, NAMESPACE, inference_service, model_version, pod_of, stored_job, training_job,
+    CREATED, NAMESPACE, digest, inference_service, model_version, pod_of, stored_job, training_job,
 };
 use flywheel_testkit::{Call, Scenario, Step};
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
 use serde_json::{Value, json};
 
@@ -396,6 +398,22 @@ async fn a_version_that_is_needed_does_not_go() {
         })
         .await;
     }
+    // The pods are told to answer with it, whatever they say of it now.
+    let service = inference_service(
+        &json!({"spec": {"modelVersion": "intent-v0", "autoUpdate": {"policy": "LatestPromotable"}}}),
+    );
+    let told = json!({"schemaVersion": 1, "generation": 1, "serve": "intent-v1",
+        "versions": [{"name": "intent-v1", "artifact": {"uri": "s3://m", "digest": digest('a')}}]});
+    let map: ConfigMap = serde_json::from_value(json!({
+        "metadata": {"name": "intent-serving", "namespace": NAMESPACE, "ownerReferences": [
+            {"apiVersion": "flywheel.dev/v1alpha1", "kind": "InferenceService", "name": "intent", "uid": "service-uid", "controller": true}]},
+        "data": {ASSIGNMENT_FILE: told.to_string()}}))
+    .unwrap();
+    leaving(&version, vec![], |c| {
+        c.caches.inference_services = Cache::of([service]);
+        c.caches.config_maps = Cache::of([map]);
+    })
+    .await;
     for spec in [
         json!({"output": {"incumbent": "intent-v1"}}),
         json!({"model": {"pretrained": null, "fromVersion": "intent-v1"}}),

@@ -35,6 +35,7 @@ use kube::ResourceExt as _;
 pub use drift::DriftMemo;
 pub use experiment::ExperimentMemo;
 pub use memo::AssignmentMemo;
+pub(crate) use observe::newest_assignment;
 pub use recovery::RecoveryMemo;
 pub use scale::ScaleMemo;
 
@@ -327,9 +328,15 @@ async fn versions(
             None
         }
     };
+    let namespace = service.namespace().unwrap_or_default();
+    let number = |name: &str| Some(context.caches.model_versions.get(&namespace, name)?.spec.version);
+    let serving = present.and_then(Assignment::serving);
+    let (to, from) = (wanted.map(|wanted| &wanted.serve), serving);
     let view = RolloutView {
         spec: service.spec.rollout.as_ref(),
         rejected: observed.rejected.as_deref(),
+        // Where the one that answers is gone nobody knows.
+        back: matches!(to.zip(from).map(|(to, from)| (number(&to.name), number(&from.name))), Some((Some(to), Some(from))) if to < from),
         alive: &alive,
         figures,
         feedback: service.spec.feedback.is_some(),

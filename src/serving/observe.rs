@@ -191,7 +191,7 @@ pub fn observe(service: &InferenceService, context: &Context) -> Observed {
 }
 
 /// What pods are told to hold and answer with: as the cache has it, or as it was written since.
-pub(super) fn newest_assignment(service: &InferenceService, context: &Context) -> Option<Assignment> {
+pub(crate) fn newest_assignment(service: &InferenceService, context: &Context) -> Option<Assignment> {
     let (namespace, uid) = (
         service.namespace().unwrap_or_default(),
         service.uid().unwrap_or_default(),

@@ -261,6 +261,8 @@ fn made(
         let ended = find(conditions, types::COMPLETE).map(|condition| condition.last_transition_time.0);
         let fate = fate(&name, ended, service, assignment, context);
         Outcome::Version { name, fate }
+    } else if let Some(stalled) = find(conditions, types::STALLED).filter(|c| c.status == "True") {
+        Outcome::Stalled(stalled.message.clone())
     } else {
         Outcome::Running
     };

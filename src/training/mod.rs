@@ -272,8 +272,9 @@ async fn ensure_version(job: &TrainingJob, context: &Context, trained: &Trained)
         let page = within("list ModelVersions", api.list(&of_model)).await?;
         last = page.iter().map(|v| v.spec.version).fold(last, i64::max);
         let token = page.metadata.continue_.clone().filter(|token| !token.is_empty());
-        // A result that was used again may have its version already, under another name.
-        other = other.or_else(|| page.iter().find(|v| trained.reused && same(v)).map(|v| v.name_any()));
+        // A result that was used again may have its version already, under another name. One with other gates was judged by those.
+        let ours = |v: &&flywheel_api::ModelVersion| trained.reused && same(v) && v.spec.gates == job.spec.output.gates;
+        other = other.or_else(|| page.iter().find(ours).map(|v| v.name_any()));
         present = present.or_else(|| page.into_iter().find(|v| v.name_any() == name));
         match token {
             Some(token) => of_model = of_model.continue_token(&token),

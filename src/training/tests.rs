@@ -357,16 +357,32 @@ async fn an_earlier_jobs_result_is_told_as_such_and_the_version_that_is_there_is
         c.caches.pods = Cache::of([pod.clone()]);
     };
     let (client, scenario) = Scenario::start(vec![
-        Step::list(VERSIONS, "ModelVersion", "flywheel.dev/v1alpha1", vec![present]),
+        Step::list(VERSIONS, "ModelVersion", "flywheel.dev/v1alpha1", vec![present.clone()]),
         Step::accept_status(STATUS, job_value(&job)),
         Step::event(NAMESPACE),
     ]);
-    reconcile(Arc::new(job), context(client, fill)).await.unwrap();
+    reconcile(Arc::new(job.clone()), context(client, fill)).await.unwrap();
     let calls = scenario.finish().await;
     assert_eq!(condition(&calls[1], "Complete"), ("True", "ResultReused"));
     assert_eq!(condition(&calls[1], "Ready"), ("True", "ResultReused"));
     assert_eq!(calls[1].body["status"]["result"]["modelVersion"], "intent-0a1b2c3d");
     assert_eq!(calls[2].body["type"], "Normal");
+
+    // A version that other gates let pass is not the one that these ask for.
+    let mut of_others = present.clone();
+    of_others["spec"]["gates"] = json!([{"metric": "test/accuracy", "min": "0.1"}]);
+    let (client, scenario) = Scenario::start(vec![
+        Step::list(VERSIONS, "ModelVersion", "flywheel.dev/v1alpha1", vec![of_others]),
+        Step::accept("POST", VERSIONS),
+        Step::accept_status(STATUS, job_value(&job)),
+        Step::event(NAMESPACE),
+    ]);
+    reconcile(Arc::new(job.clone()), context(client, fill)).await.unwrap();
+    let made = &scenario.finish().await[1].body["spec"];
+    assert_eq!(
+        (&made["version"], &made["artifact"]["digest"]),
+        (&json!(2), &json!(digest('a')))
+    );
 
     // It stays so while its pod tells of it, and when nothing is left.
     let told = training_job(&json!({"status": calls[1].body["status"]}));

@@ -51,7 +51,7 @@ pub mod types {
         ROUTES_READY = "RoutesReady",
         /// InferenceService: a version comes by the steps of `rollout`.
         ROLLOUT_PROGRESSING = "RolloutProgressing",
-        /// InferenceService: live texts differ from those that the version was made for.
+        /// InferenceService: live texts differ from those that the version was made for, or its answers are right less often.
         DRIFT_DETECTED = "DriftDetected",
         /// InferenceService: the variants of `experiment` were compared, and there is a verdict.
         EXPERIMENT_CONCLUDED = "ExperimentConcluded",
@@ -144,7 +144,7 @@ pub mod reasons {
         CHILD_REFUSED = "ChildRefused",
         /// The verification is running.
         VERIFYING = "Verifying",
-        /// Every file is what the digest says.
+        /// Every file is what the digest says, the model loads, and it answers its evaluation sample as recorded.
         VERIFIED = "Verified",
         /// Event of a ModelVersion that went by its `retention`, with its artifact.
         PRUNED = "Pruned",

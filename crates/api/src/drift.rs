@@ -23,9 +23,11 @@ pub struct Drift {
     pub reference: DriftReference,
     /// Population stability index from which a feature has drifted, beyond what chance brings about in windows of that size.
     #[serde(default = "default_psi")]
+    #[schemars(extend("pattern" = Decimal::AMOUNT))]
     pub psi: Decimal,
     /// Kolmogorov-Smirnov distance, 0 to 1, from which a feature has drifted.
     #[serde(default = "default_ks")]
+    #[schemars(extend("pattern" = Decimal::SHARE))]
     pub ks: Decimal,
     /// By how much the share of right answers, 0 to 1, must fall below that of the same hours a week ago until `DriftDetected` is
     /// True for that. With 1 it never is. It needs `feedback`, by which clients say what was right.

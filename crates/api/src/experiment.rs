@@ -58,6 +58,7 @@ pub enum OnVerdict {
 pub struct Guardrails {
     /// How much larger the share of texts may be that cannot be computed.
     #[serde(default = "default_errors")]
+    #[schemars(extend("pattern" = Decimal::SHARE))]
     pub max_error_rate_increase: Decimal,
     /// How much longer computing a text may take, in percent: batches of one text are compared, as soon as both versions
     /// computed 30 of them.

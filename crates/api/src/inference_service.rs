@@ -188,6 +188,7 @@ pub struct Rollout {
 pub struct Analysis {
     /// How much larger the share of texts may be that cannot be computed, as soon as both versions answered 100.
     #[serde(default = "default_errors")]
+    #[schemars(extend("pattern" = Decimal::SHARE))]
     pub max_error_rate_increase: Decimal,
     /// How much longer computing a text may take, in percent: batches of one text are compared, as soon as both versions
     /// computed 30 of them in the pods that have both.
@@ -202,6 +203,7 @@ pub struct Analysis {
     /// Smallest difference of the accuracies that `feedback` tells, the new version's less that of the one before. Needs
     /// `minSamples` of both.
     #[serde(default = "default_accuracy")]
+    #[schemars(extend("pattern" = Decimal::DIFFERENCE))]
     pub min_accuracy_delta: Decimal,
     /// Predictions with feedback that each version needs until their accuracies are compared. With `feedback` in the spec the
     /// rollout waits for them before its last step is over; without it accuracy is not judged.

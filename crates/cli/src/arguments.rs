@@ -176,7 +176,7 @@ pub(crate) enum Command {
   kubectl flywheel import s3://models/intent -n team --storage-secret s3
   kubectl flywheel import s3://models/intent --storage-secret s3 --endpoint http://minio.storage:9000 --dry-run
   kubectl flywheel import s3://models/intent/3f0c/attempt-1 --storage-secret s3 --version 4      an artifact without a receipt
-  kubectl flywheel import s3://hub/my-bert --model intent --to s3://models/intent/my-bert --storage-secret s3
+  kubectl flywheel import s3://hub/my-bert --model intent --version 1 --to s3://models/intent/my-bert --storage-secret s3
                                                          a classifier in Hugging Face's layout
   kubectl flywheel import s3://models -o json --storage-secret s3 > versions.json               for Git; nothing is made")]
     Import(Import),
@@ -232,7 +232,7 @@ pub(crate) struct Import {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=2_147_483_647))]
     pub(crate) version: Option<i64>,
     /// Makes an artifact of the folder, and writes it to this one.
-    #[arg(long, value_name = "URI", requires = "model")]
+    #[arg(long, value_name = "URI", requires_all = ["model", "version"])]
     pub(crate) to: Option<String>,
     /// Takes the versions of this namespace, instead of those of the one they are made in.
     #[arg(long, value_name = "NAME", value_parser = namespace)]

@@ -174,7 +174,7 @@ mod tests {
             object(
                 json!({"metadata": {"name": name, "annotations": annotations}, "spec": {"model": "intent", "version": number,
                     "artifact": {"uri": "s3://m", "digest": format!("sha256:{}", "0".repeat(64))}},
-                "status": {"conditions": [condition("Promotable", "True", "GatesPassed", "all 1 gates hold")]}}),
+                "status": {"conditions": [condition("Promotable", "True", "GatesPassed", "its gate holds")]}}),
             )
         };
         let versions = [
@@ -197,7 +197,7 @@ InferenceService team/intent answers with v2.
 
 2h ago: cause 3
   -> TrainingJob intent-retrain-3: Complete
-  -> ModelVersion v3, version 3: promotable, all 1 gates hold
+  -> ModelVersion v3, version 3: promotable, its gate holds
   -> rejected: too  slow
 
 2h ago: cause 2
@@ -205,7 +205,7 @@ InferenceService team/intent answers with v2.
 
 2h ago: cause 1
   -> TrainingJob intent-retrain-1: Complete
-  -> ModelVersion v2, version 2: promotable, all 1 gates hold
+  -> ModelVersion v2, version 2: promotable, its gate holds
   -> answers all requests
 ";
         assert_eq!(text, expected);

@@ -50,13 +50,6 @@ const MANAGER: &str = "kubectl-flywheel";
 
 /// Looks, makes what is not there, and prints what became of each.
 pub(crate) async fn run(cluster: &Cluster, import: &Import, out: &mut dyn Write) -> Result<(), Error> {
-    if let Some(to) = &import.to
-        && import.version.is_none()
-    {
-        return Err(Error::Inapplicable(format!(
-            "an artifact made in {to} has no receipt: give --version, the number of the version"
-        )));
-    }
     let (image, pull_secrets) = match &import.image {
         Some(image) => (image.clone(), Vec::new()),
         None => of_settings(cluster).await?,
@@ -67,6 +60,15 @@ pub(crate) async fn run(cluster: &Cluster, import: &Import, out: &mut dyn Write)
         let items: Vec<&ModelVersion> = wanted.iter().filter_map(|w| w.version.as_ref().ok()).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         writeln!(out, "{list:#}")?;
+        let left = wanted
+            .iter()
+            .filter_map(|w| Some((&w.artifact, w.version.as_ref().err()?)));
+        for (artifact, why) in left {
+            eprintln!("{}: {}", clean(artifact), clean(why));
+        }
+        for line in left_out(&imported) {
+            eprintln!("{line}");
+        }
         return Ok(());
     }
     let mut present = versions(cluster).await?;
@@ -97,18 +99,8 @@ pub(crate) async fn run(cluster: &Cluster, import: &Import, out: &mut dyn Write)
     } else {
         out.write_all(table.render().as_bytes())?;
     }
-    if imported.unusable > 0 {
-        writeln!(
-            out,
-            "{} folders with a manifest or receipt that cannot be used were passed over.",
-            imported.unusable
-        )?;
-    }
-    if imported.more {
-        writeln!(
-            out,
-            "There is more than is looked at in one import; name a folder further down."
-        )?;
+    for line in left_out(&imported) {
+        writeln!(out, "{line}")?;
     }
     match refused {
         0 => Ok(()),
@@ -116,6 +108,20 @@ pub(crate) async fn run(cluster: &Cluster, import: &Import, out: &mut dyn Write)
             "{n} versions could not be made; see the table"
         ))),
     }
+}
+
+/// What an import passed over, for people.
+fn left_out(imported: &Imported) -> Vec<String> {
+    let unusable = (imported.unusable > 0).then(|| {
+        format!(
+            "{} folders with a manifest or receipt that cannot be used were passed over.",
+            imported.unusable
+        )
+    });
+    let more = imported
+        .more
+        .then(|| "There is more than is looked at in one import; name a folder further down.".to_owned());
+    unusable.into_iter().chain(more).collect()
 }
 
 /// The trainer's image and the registry's Secrets, from the settings of the operator.
@@ -607,7 +613,7 @@ mod tests {
             "receipt": {"schemaVersion": 1, "namespace": "team", "name": "intent-v1", "model": "intent", "version": 1,
                 "digest": digest('a'), "source": {"trainingJob": {"name": "intent", "uid": "old"}},
                 "gates": [{"metric": "test/accuracy", "min": "0.9"}], "metrics": [{"name": "test/accuracy", "value": "0.93"}],
-                "promotion": {"promotable": true, "message": "all 1 gates hold"}}}})
+                "promotion": {"promotable": true, "message": "its gate holds"}}}})
     }
 
     async fn run_with(steps: Vec<Step>, line: &str) -> (Result<(), Error>, String, Vec<Call>) {
@@ -678,8 +684,17 @@ mod tests {
             let error = result.unwrap_err().to_string();
             assert!(error.contains(word) && out.is_empty(), "{error}");
         }
-        let (result, _, _) = run_with(vec![], "s3://m --image i --model m --to s3://m/x").await;
-        assert!(result.unwrap_err().to_string().contains("--version"));
+        let line = [
+            "kubectl-flywheel",
+            "import",
+            "s3://m",
+            "--model",
+            "m",
+            "--to",
+            "s3://m/x",
+        ];
+        let error = CommandLine::try_parse_from(line).unwrap_err().to_string();
+        assert!(error.contains("--version"), "{error}");
     }
 
     #[tokio::test]

@@ -105,7 +105,8 @@ fn patch(service: &InferenceService, step: &Rollout, versions: &[ModelVersion]) 
                         format!("{serving} is excluded; {name} goes back to the newest version that is not."),
                     )),
                     Some(to) => refuse(format!(
-                        "{name} takes the newest version by itself, so it would not stay with {to}: take spec.autoUpdate out first"
+                        "{name} takes the newest version by itself, so it would not stay with {to}: take spec.autoUpdate out and set \
+                         modelVersion to {to} in the same change"
                     )),
                 };
             }

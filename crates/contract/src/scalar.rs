@@ -21,6 +21,11 @@ impl Decimal {
     /// What a share may look like, 0 to 1.
     pub const SHARE: &'static str = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$";
 
+    /// What a difference of two shares may look like, -1 to 1.
+    pub const DIFFERENCE: &'static str = r"^-?(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$";
+    /// What may not be negative.
+    pub const AMOUNT: &'static str = r"^[0-9]{1,9}(\.[0-9]{1,9})?$";
+
     /// The number; `None` where the text is not one (the API server refuses such an object by [`Decimal::PATTERN`]).
     #[must_use]
     pub fn value(&self) -> Option<f64> {

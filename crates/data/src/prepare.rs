@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::checks::{rare_label_rows, rows_per_label};
 use crate::clean::{Cleaner, Place, Row};
 use crate::error::{DataError, Result, some_labels};
+use crate::feedback::LEAST_HELD_OUT;
 use crate::near_duplicates::{self, near_duplicates};
 use crate::read::read_rows;
 use crate::split::{Part, split_rows};
@@ -151,7 +152,7 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
                     .to_owned(),
         });
     }
-    part_from(&mut rows, &mut newest, &mut counts);
+    part_from(&mut rows, &mut newest, &reader.feedback, &mut counts);
     let (train, validation, test) = match (&files.validation, &files.test) {
         (Some(validation), Some(test)) => {
             let validation = reader.set(validation)?;
@@ -186,6 +187,10 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
     }
     let before = newest.len();
     newest.retain(|row| distinct.contains(row.label.as_str()));
+    // On a handful one answer would decide.
+    if (newest.len() as u64) < LEAST_HELD_OUT {
+        newest.clear();
+    }
     counts.newest_left_out += (before - newest.len()) as u64;
     let labels: Vec<String> = distinct.into_iter().map(str::to_owned).collect();
     let index: BTreeMap<String, i64> = labels.iter().cloned().zip(0..).collect();
@@ -251,14 +256,19 @@ pub fn prepare(dataset: &Dataset, files: &SourceFiles) -> Result<Prepared> {
     })
 }
 
-/// Takes the texts of the newest set out of those to be trained on, split and measured. Where that would leave nothing of a label it is
-/// the other way round: what clients say of a few texts makes no label unknown.
-fn part_from(rows: &mut Vec<Row>, newest: &mut Vec<Row>, counts: &mut DatasetCounts) {
-    let held: HashSet<String> = newest.iter().map(|row| row.text.clone()).collect();
-    let stays = rows.iter().filter(|row| !held.contains(&row.text));
-    let left: HashSet<String> = stays.map(|row| row.label.clone()).collect();
+/// Takes the texts of the newest set out of those to be trained on, split and measured, where clients sent those, too. What stands
+/// in a source of another format is trained on and leaves the set, whatever clients say of it by now; and so does a text that is all
+/// that there is of a label: what clients say of a few texts makes no label unknown.
+fn part_from(rows: &mut Vec<Row>, newest: &mut Vec<Row>, feedback: &BTreeSet<u32>, counts: &mut DatasetCounts) {
     let (rows_before, newest_before) = (rows.len(), newest.len());
-    rows.retain(|row| !held.contains(&row.text) || !left.contains(&row.label));
+    let held: HashSet<String> = newest.iter().map(|row| row.text.clone()).collect();
+    let goes = |row: &Row| feedback.contains(&row.place.file) && held.contains(&row.text);
+    let left: HashSet<String> = rows
+        .iter()
+        .filter(|row| !goes(row))
+        .map(|row| row.label.clone())
+        .collect();
+    rows.retain(|row| !goes(row) || !left.contains(&row.label));
     let trained: HashSet<&str> = rows.iter().map(|row| row.text.as_str()).collect();
     newest.retain(|row| !trained.contains(row.text.as_str()));
     counts.newest_overlap = (rows_before - rows.len()) as u64;
@@ -271,6 +281,8 @@ struct Reader<'a> {
     cleaner: Cleaner,
     /// URIs in the order of reading.
     files: Vec<String>,
+    /// Which of them clients' words were read from.
+    feedback: BTreeSet<u32>,
 }
 
 impl<'a> Reader<'a> {
@@ -279,6 +291,7 @@ impl<'a> Reader<'a> {
             dataset,
             cleaner: Cleaner::new(dataset.deduplicate),
             files: Vec::new(),
+            feedback: BTreeSet::new(),
         }
     }
 
@@ -286,6 +299,9 @@ impl<'a> Reader<'a> {
         for source in files {
             let file = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
             self.files.push(source.name.clone());
+            if source.format == Format::Feedback {
+                self.feedback.insert(file);
+            }
             let budget = MAX_ROWS.saturating_sub(self.cleaner.read);
             let columns = (self.dataset.text_column.as_str(), self.dataset.label_column.as_str());
             read_rows(

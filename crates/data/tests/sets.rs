@@ -348,28 +348,35 @@ fn lines_are_counted_alike_whatever_they_end_with() {
 fn the_newest_set_is_apart_from_all_that_is_trained_on() {
     let dir = tempfile::tempdir().unwrap();
     let row = |text: &str, label: &str| format!("{}\n", serde_json::json!({"text": text, "label": label}));
-    let mut sources = rows(60);
-    sources += "only one,rare\n";
-    let newest = [
+    let sources = rows(60).replace("text number 7,", "something else,");
+    let fresh: Vec<String> = (0..50).map(|n| format!("never seen {n}")).collect();
+    let mut newest = vec![
+        // Of a file of one's own, which is trained on whatever clients say.
         ("text number 5", "green"),
+        // Of clients.
         (" text number 7", "red"),
-        ("never seen", "blue"),
         // The one text of a label, and a label that only this set has.
         ("only one", "green"),
         ("brand new", "unheard"),
     ];
-    let lines: String = newest.iter().map(|(text, label)| row(text, label)).collect();
-    let mut held = file(dir.path(), "newest.jsonl", &lines);
-    held.format = Format::Feedback;
+    newest.extend(fresh.iter().map(|text| (text.as_str(), "blue")));
+    let lines = |rows: &[(&str, &str)]| -> String { rows.iter().map(|(text, label)| row(text, label)).collect() };
+    let told = |name: &str, rows: &[(&str, &str)]| SourceFile {
+        format: Format::Feedback,
+        ..file(dir.path(), &format!("{name}.jsonl"), lines(rows))
+    };
+    let earlier = [("text number 7", "blue"), ("only one", "rare"), ("another", "red")];
     let files = SourceFiles {
-        sources: vec![file(dir.path(), "train.csv", &sources)],
-        newest: vec![held],
+        sources: vec![file(dir.path(), "train.csv", sources), told("earlier", &earlier)],
+        newest: vec![told("newest", &newest)],
         ..SourceFiles::default()
     };
     let sets = run(&files).unwrap();
-    assert_eq!(sets.newest.texts, ["text number 5", "text number 7", "never seen"]);
+    let mut expected = vec!["text number 7"];
+    expected.extend(fresh.iter().map(String::as_str));
+    assert_eq!(sets.newest.texts, expected);
     let c = &sets.counts;
-    assert_eq!((c.newest, c.newest_overlap, c.newest_left_out), (3, 2, 2));
+    assert_eq!((c.newest, c.newest_overlap, c.newest_left_out), (51, 1, 3));
     assert_eq!(
         c.rows,
         c.empty + c.duplicates + c.golden_overlap + c.newest_overlap + c.newest_left_out + c.kept()
@@ -378,6 +385,13 @@ fn the_newest_set_is_apart_from_all_that_is_trained_on() {
     for set in [&sets.train, &sets.validation, &sets.test] {
         assert!(sets.newest.texts.iter().all(|text| !set.texts.contains(text)));
     }
+    // Fewer than fifty are too few to compare versions on.
+    let few = SourceFiles {
+        newest: vec![told("few", &newest[..newest.len() - 2])],
+        ..files.clone()
+    };
+    let few = run(&few).unwrap();
+    assert_eq!((few.counts.newest, few.counts.newest_left_out), (0, 52));
     // It belongs to the data: another slice is another data set, and without one the digest is what it was.
     let without = SourceFiles {
         newest: vec![],

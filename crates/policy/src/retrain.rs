@@ -41,6 +41,8 @@ pub struct Made {
 pub enum Outcome {
     /// It goes on.
     Running,
+    /// It waits for somebody to mend what the words say.
+    Stalled(String),
     /// It ended without a result.
     Failed,
     /// A version came of it.
@@ -198,6 +200,17 @@ fn by_rules(view: &View<'_>, noted: Option<&Noted>, passed: Option<Timestamp>, u
         let message = format!("TrainingJob {} learns what has changed", running.name);
         return say(Status::True, reasons::RETRAINING_RUNNING, message, None);
     }
+    let stalled = made.iter().rev().find_map(|made| match &made.outcome {
+        Outcome::Stalled(why) => Some((&made.name, why)),
+        _ => None,
+    });
+    if let Some((name, why)) = stalled {
+        let message = format!(
+            "TrainingJob {name} cannot go on: {}. Mend that, or delete it, and another one can begin",
+            why.trim_end_matches('.')
+        );
+        return say(Status::False, reasons::RETRAINING_STOPPED, message, None);
+    }
     let asked = view.spec.requested.as_ref();
     let asked = asked.filter(|word| made.iter().all(|made| made.requested.as_ref() != Some(word)));
     let cause = match (asked, passed, noted, view.drift) {
@@ -312,7 +325,7 @@ fn limited(view: &View<'_>, made: &[&Made], drift: Option<&str>) -> Option<(&'st
         && view.judged < u64::try_from(needed).unwrap_or(0)
     {
         let message = format!(
-            "training anew is called for ({cause}); clients said of {} predictions what would have been right, and minFeedback are {needed}",
+            "training anew is called for ({cause}); clients said of {} predictions what would have been right, and minFeedback is {needed}",
             view.judged
         );
         return Some((reasons::WAITING_FOR_FEEDBACK, message, None));
@@ -399,7 +412,7 @@ mod tests {
             Vec<Made>,
             (Option<u32>, &'static str, Option<u64>),
         );
-        let table: [Row; 11] = [
+        let table: [Row; 12] = [
             ("no drift", None, true, vec![], (None, "NoDrift", None)),
             ("drift", drift, true, vec![], (Some(1), "RetrainingRunning", None)),
             ("no template", drift, false, vec![], (None, "TrainingJobNotFound", None)),
@@ -409,6 +422,13 @@ mod tests {
                 true,
                 vec![made(1, -9 * DAY, Outcome::Running)],
                 (None, "RetrainingRunning", None),
+            ),
+            (
+                "one is stalled, and yet one is asked for",
+                drift,
+                true,
+                vec![made(1, -9 * DAY, Outcome::Stalled("its incumbent is gone.".to_owned()))],
+                (None, "RetrainingStopped", None),
             ),
             (
                 "it goes on without drift",

@@ -199,13 +199,16 @@ pub(crate) async fn follow(
     }
 }
 
-/// What a version's answers are compared with: those of the version that answers, where this one comes by steps or gets copies. One
-/// that all pods change over to at once is not to be waited for longer than need be.
+/// What a version's answers are compared with: those of the version that answers, where this one comes by steps, gets copies or
+/// a share, so that it is known should it come by steps later. One that all pods change over to at once is not to be waited for
+/// longer than need be.
 fn likened(assignment: &Assignment, version: &ServedVersion, options: &Options) -> Option<Likened> {
     let comes = assignment.canary.as_ref().map(|canary| &canary.version) == Some(version);
     let copied = assignment.mirror.as_ref().map(|mirror| &mirror.version) == Some(&version.name);
+    let shares = assignment.split.iter().flat_map(|split| &split.ranges);
+    let varies = shares.into_iter().any(|range| range.version == version.name);
     let stable = assignment.serving().filter(|stable| *stable != version)?;
-    (comes || copied).then(|| Likened {
+    (comes || copied || varies).then(|| Likened {
         folder: fetch::folder(&options.scratch, &stable.artifact.digest),
         digest: stable.artifact.digest.clone(),
     })

@@ -26,10 +26,15 @@ pub(crate) fn key(config: &TrainerConfig, base: &Digest, dataset: &Digest) -> Re
             format!("the key of the result cannot be written: {e}"),
         )
     };
-    // How files are read counts; where they lie does not.
+    // How files are read, and what is held out of them, counts; where they lie does not.
     let formats = |sources: &Option<Vec<Source>>| -> Result<Option<Vec<Value>>, Failure> {
         let Some(sources) = sources else { return Ok(None) };
-        let format = |source: &Source| Ok(json!(format_of(source.uri.as_str(), source.format)?));
+        let format = |source: &Source| {
+            Ok(json!([
+                format_of(source.uri.as_str(), source.format)?,
+                source.held_out_percent()
+            ]))
+        };
         sources.iter().map(format).collect::<Result<_, Failure>>().map(Some)
     };
     let mut settings = serde_json::to_value(&config.dataset).map_err(internal)?;
@@ -199,6 +204,10 @@ mod tests {
             (
                 "/dataset/sources",
                 json!([{"uri": "s3://d/data.csv", "format": "Jsonl"}]),
+            ),
+            (
+                "/dataset/sources",
+                json!([{"uri": "s3://d/data.csv", "format": "Feedback"}]),
             ),
             ("/dataset/golden", json!(null)),
             ("/dataset/deduplicate", json!(false)),

@@ -40,7 +40,7 @@ fn receipt(digest: &Digest) -> Value {
     json!({"schemaVersion": 1, "namespace": "team", "name": "intent-v1", "model": "intent", "version": 1, "digest": digest,
         "source": {"trainingJob": {"name": "intent", "uid": "uid-1"}},
         "metrics": [{"name": "test/accuracy", "value": "0.93"}], "gates": [{"metric": "test/accuracy", "min": "0.9"}],
-        "promotion": {"promotable": true, "message": "all 1 gates hold"}})
+        "promotion": {"promotable": true, "message": "its gate holds"}})
 }
 
 /// Writes a file of an artifact anew and the manifest for it: what is there is what its digest says, and another thing.

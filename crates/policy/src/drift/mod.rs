@@ -340,7 +340,7 @@ impl Verdict {
                 Status::Unknown,
                 reasons::INSUFFICIENT_TRAFFIC,
                 format!(
-                    "the last window has {texts} texts, and drift.minSamples are {}; make windowSeconds longer, or wait for more \
+                    "the last window has {texts} texts, and drift.minSamples is {}; make windowSeconds longer, or wait for more \
                      traffic",
                     spec.min_samples
                 ),

@@ -29,7 +29,10 @@ pub fn judge(gates: &[Gate], metrics: &[Metric]) -> Verdict {
     let failures: Vec<String> = gates.iter().filter_map(|gate| gate.judge(metrics).err()).collect();
     if failures.is_empty() {
         Verdict::Passed {
-            message: format!("all {} gates hold", gates.len()),
+            message: match gates.len() {
+                1 => "its gate holds".to_owned(),
+                count => format!("all {count} gates hold"),
+            },
         }
     } else {
         Verdict::Failed {

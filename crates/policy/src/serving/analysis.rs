@@ -186,16 +186,14 @@ pub fn judge(
             }
         } else if feedback && last {
             return Opinion::TooFew(format!(
-                "{} of its answers and {} of the version's before were judged by clients, and analysis.minSamples are {needed} of \
+                "{} of its answers and {} of the version's before were judged by clients, and analysis.minSamples is {needed} of \
                  each",
                 canary.judged, stable.judged
             ));
         }
     }
     match asked {
-        Some(asked) if done < asked => {
-            Opinion::TooFew(format!("it answered {done} texts, and minRequests are {asked}"))
-        }
+        Some(asked) if done < asked => Opinion::TooFew(format!("it answered {done} texts, and minRequests is {asked}")),
         _ => Opinion::Good,
     }
 }

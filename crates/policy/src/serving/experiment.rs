@@ -428,7 +428,7 @@ impl Findings {
             return desired(
                 Status::False,
                 reasons::COLLECTING,
-                format!("{all}; minSamples are {} of each", spec.min_samples),
+                format!("{all}; minSamples is {} of each", spec.min_samples),
             );
         }
         desired(Status::False, reasons::UNDECIDED, all)

@@ -26,6 +26,9 @@ pub struct RolloutView<'a> {
     pub spec: Option<&'a Rollout>,
     /// Why the version of `modelVersion` was rejected, where it was.
     pub rejected: Option<&'a str>,
+    /// The version of `modelVersion` has a lower number than the one that answers: it was there before, and who goes back does not
+    /// want to wait.
+    pub back: bool,
     /// Names of the pods that count, whether or not they answer now.
     pub alive: &'a [String],
     /// What the version that comes and the one before did since it came, once both were asked.
@@ -155,7 +158,7 @@ pub fn roll(
     let begun = present.canary.as_ref().filter(|canary| canary.version == *version);
     // As without steps: nobody answers, so there is nothing to keep; and a version that was made anew under its name cannot be
     // held beside itself.
-    let at_once = (begun.is_none() && pods.is_empty()) || version.name == serving.name;
+    let at_once = view.back || (begun.is_none() && pods.is_empty()) || version.name == serving.name;
     let Some(spec) = view.spec.filter(|_| !at_once) else {
         return Some((update(Some(wanted), Some(present), pods)?, Stand::Done));
     };
@@ -489,6 +492,7 @@ mod tests {
         figures: Option<Figures>,
         likeness: Option<Likeness>,
         feedback: bool,
+        back: bool,
     }
 
     impl World {
@@ -521,6 +525,7 @@ mod tests {
                 figures: None,
                 likeness: None,
                 feedback: false,
+                back: false,
             }
         }
 
@@ -579,6 +584,7 @@ mod tests {
             let view = RolloutView {
                 spec: Some(&self.spec),
                 rejected: self.rejected.as_deref(),
+                back: self.back,
                 alive: &alive,
                 figures: self.figures,
                 feedback: self.feedback,
@@ -921,6 +927,27 @@ mod tests {
             world.likeness = likeness;
             assert_eq!(word(&world.look()), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn the_way_back_takes_no_steps_and_nobody_judges_it() {
+        let mut world = World::new(3, &[(5, 3600)]);
+        world.spec.analysis = analysis();
+        world.spec.paused = true;
+        world.back = true;
+        world.likeness = Some(Likeness {
+            to: version("v1").artifact.digest,
+            agreement: Agreement { texts: 200, same: 0 },
+        });
+        assert_eq!(world.look(), Stand::Done);
+        assert_eq!(world.present.canary, None);
+        world.follow();
+        world.look();
+        assert_eq!(world.present.serve, "v2", "all have loaded it");
+        // What was rejected stays so.
+        let mut world = World::new(3, &[(5, 3600)]);
+        (world.back, world.rejected) = (true, Some("bad".to_owned()));
+        assert_eq!(word(&world.look()), "rolled back");
     }
 
     #[test]
