@@ -134,23 +134,13 @@ pub async fn follow_texts(
     stop: watch::Receiver<bool>,
     changed: impl Fn(&str, &str),
 ) {
-    let alive = beats.clone();
     ROUNDS
         .follow(
             context,
             beats,
             stop,
             |service| service.spec.drift.is_some(),
-            move |service, asked, context| {
-                let alive = alive.clone();
-                async move {
-                    let of = look(service, asked, context).await;
-                    // A round reads so much that its end alone may come too late as a sign of life.
-                    alive.beat(ROUNDS.name);
-                    of
-                }
-                .boxed()
-            },
+            |service, asked, context| look(service, asked, context).boxed(),
             changed,
         )
         .await;

@@ -161,23 +161,13 @@ pub async fn follow_experiments(
     stop: watch::Receiver<bool>,
     changed: impl Fn(&str, &str),
 ) {
-    let alive = beats.clone();
     ROUNDS
         .follow(
             context,
             beats,
             stop,
             |service| service.spec.experiment.is_some(),
-            move |service, asked, context| {
-                let alive = alive.clone();
-                async move {
-                    let of = look(service, asked, context).await;
-                    // A round of many pods may take longer than a sign of life may be away.
-                    alive.beat(ROUNDS.name);
-                    of
-                }
-                .boxed()
-            },
+            |service, asked, context| look(service, asked, context).boxed(),
             changed,
         )
         .await;

@@ -55,6 +55,8 @@ impl Rounds {
             let looks: Vec<_> = services.iter().map(|service| look(service, &asked, &context)).collect();
             let mut looks = stream::iter(looks).buffer_unordered(self.services_at_once);
             while let Some(of) = looks.next().await {
+                // A round of much to read may take longer than a sign of life may be away.
+                beats.beat(self.name);
                 if let Some(service) = of {
                     changed(&service.namespace().unwrap_or_default(), &service.name_any());
                 }

@@ -24,7 +24,7 @@ impl Decimal {
     /// What a difference of two shares may look like, -1 to 1.
     pub const DIFFERENCE: &'static str = r"^-?(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$";
     /// What may not be negative.
-    pub const AMOUNT: &'static str = r"^[0-9]{1,9}(\.[0-9]{1,9})?$";
+    pub const AMOUNT: &'static str = r"^[0-9]{1,9}(\.[0-9]{1,9})?([eE]-?[0-9]{1,2})?$";
 
     /// The number; `None` where the text is not one (the API server refuses such an object by [`Decimal::PATTERN`]).
     #[must_use]
