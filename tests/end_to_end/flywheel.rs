@@ -349,9 +349,10 @@ fn wrong_data(clients: &Clients, serving: &str) {
     bucket("flywheel", &["scramble", &data, "crude"]);
     bucket("flywheel", &["relabel", &data, "wronged", WRONGED.0, WRONGED.1]);
     bucket("flywheel", &["leave-out", &data, "golden", WRONGED.0]);
-    // What is to be seen is a difference of a few points.
-    let analysis = json!({"minSamples": 600});
-    let patch = json!({"spec": {"rollout": {"analysis": analysis}}}).to_string();
+    // What is to be seen is a difference of six points or so.
+    let analysis = json!({"minSamples": 1500});
+    let steps = json!([{"weightPercent": 50, "durationSeconds": 5, "minRequests": 100}]);
+    let patch = json!({"spec": {"rollout": {"analysis": analysis, "steps": steps}}}).to_string();
     kubectl(&["patch", "infsvc", NAME, "-n", NAMESPACE, "--type=merge", "-p", &patch]).expect("patched");
     let analysis: Analysis = serde_json::from_value(analysis).expect("an analysis");
     let step = service()["spec"]["rollout"]["steps"][0].clone();
