@@ -390,14 +390,20 @@ fn wrong_data(clients: &Clients, serving: &str) {
             matches!(opinion, Opinion::Bad(_)).then(Instant::now)
         },
     );
-    let service = until("it is rejected", OUT_OF_USE, |service| {
-        reason(service, "RolloutProgressing") == "RolledBack"
-    });
-    assert_eq!(condition(&service, "Ready").expect("Ready").0, "True");
-    println!(
-        "           {}",
-        condition(&service, "RolloutProgressing").expect("RolloutProgressing").2
+    // Nothing but the annotation stays: `autoUpdate` does not mean it any more.
+    let why = wait(
+        "it is rejected",
+        OUT_OF_USE,
+        describe("mv", NAMESPACE, &wronged),
+        || {
+            let version = get("mv", NAMESPACE, &wronged)?;
+            version["metadata"]["annotations"]["flywheel.dev/rejected"]
+                .as_str()
+                .map(str::to_owned)
+        },
     );
+    println!("           {why}");
+    assert_eq!(condition(&service(), "Ready").expect("Ready").0, "True");
     let last = || clients.seen.lock().expect("clients").versions[&wronged].last;
     let gone = wait("nobody is answered with it", OUT_OF_USE, String::new, || {
         let last = last();
@@ -409,8 +415,6 @@ fn wrong_data(clients: &Clients, serving: &str) {
         took.as_secs_f64()
     );
     assert!(took <= OUT_OF_USE, "{took:?}");
-    let version = get("mv", NAMESPACE, &wronged).expect("the version");
-    assert!(version["metadata"]["annotations"]["flywheel.dev/rejected"].is_string());
     assert!(judged("crude").starts_with("GatesFailed"));
     let service = until("what answered before goes on", SOON, |service| {
         service["status"]["modelVersion"] == serving
