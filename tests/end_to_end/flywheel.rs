@@ -403,7 +403,9 @@ fn wrong_data(clients: &Clients, serving: &str) {
         },
     );
     println!("           {why}");
-    assert_eq!(condition(&service(), "Ready").expect("Ready").0, "True");
+    until("the service is Ready without it", OUT_OF_USE, |service| {
+        condition(service, "Ready").expect("Ready").0 == "True" && service["status"]["canary"] == Value::Null
+    });
     let last = || clients.seen.lock().expect("clients").versions[&wronged].last;
     let gone = wait("nobody is answered with it", OUT_OF_USE, String::new, || {
         let last = last();
