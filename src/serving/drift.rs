@@ -15,8 +15,7 @@ use flywheel_contract::profile::{LiveProfiles, PROFILE_BODY_MAX};
 use flywheel_contract::scalar::Digest;
 use flywheel_contract::serving::ServedVersion;
 use flywheel_policy::drift::{History, Verdict, judge, settle, unix};
-use flywheel_policy::serving::Stage;
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{Api, ResourceExt as _};
@@ -159,15 +158,8 @@ pub(super) async fn look<'a>(
     }
     let version = answers(service, context)?;
     let pods = Pods::of(service, context);
-    let ready = pods.pods.iter().filter(|(view, _)| view.stage == Stage::Ready);
-    let mut answers = Vec::new();
-    for (_, pod) in ready {
-        answers.push(profiles(pod, asked, context).boxed());
-    }
-    let told: Vec<(String, LiveProfiles)> = stream::iter(answers)
-        .buffered(ROUNDS.asked_at_once)
-        .filter_map(std::future::ready)
-        .collect()
+    let told = ROUNDS
+        .ask(&pods, asked, context, |_, pod, context| profiles(pod, context).boxed())
         .await;
     match follow(service, spec, &version, &told, context).await {
         Ok(news) => news.then_some(service),
@@ -184,22 +176,17 @@ pub(super) fn answers(service: &InferenceService, context: &Context) -> Option<S
 }
 
 /// What a pod counted; `None` where it does not say.
-async fn profiles(pod: &Pod, asked: &Semaphore, context: &Context) -> Option<(String, LiveProfiles)> {
+async fn profiles(pod: &Pod, context: &Context) -> Option<LiveProfiles> {
     let ip = address(pod)?;
-    // It is never closed.
-    let _permit = asked.acquire().await.ok()?;
     let told = context
         .scraper
         .get_json_up_to(ip, INSIDE_PORT, PROFILE_PATH, PROFILE_BODY_MAX)
         .await;
     context.metrics.scrape("profile", told.is_ok());
-    match told {
-        Ok(told) => Some((pod.uid()?, told)),
-        Err(error) => {
-            tracing::debug!(pod = pod.name_any(), %error, "a pod does not say what it counted");
-            None
-        }
+    if let Err(error) = &told {
+        tracing::debug!(pod = pod.name_any(), %error, "a pod does not say what it counted");
     }
+    told.ok()
 }
 
 /// Adds what pods said, keeps it, and judges; whether there is something new to say.

@@ -14,8 +14,8 @@ use flywheel_api::names::{self, is_controlled_by};
 use flywheel_contract::serving::{Assignment, ServedVersion, Stats, Trial};
 use flywheel_policy::drift::unix;
 use flywheel_policy::serving::experiment::{Findings, Tally};
-use flywheel_policy::serving::{PodSays, Stage, experiment};
-use futures::{FutureExt as _, StreamExt as _, stream};
+use flywheel_policy::serving::{PodSays, PodView, experiment};
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{Api, ResourceExt as _};
@@ -186,21 +186,10 @@ pub(super) async fn look<'a>(
     let present = newest_assignment(service, context)?;
     let trial = running(service, Some(&present))?;
     let pods = Pods::of(service, context);
-    let mut answers = Vec::new();
-    for (view, pod) in pods.pods.iter().filter(|(view, _)| view.stage == Stage::Ready) {
-        let of_pod = async {
-            // It is never closed.
-            let _permit = asked.acquire().await.ok()?;
-            let says = ask_one(view, pod, context).await;
-            context.metrics.scrape("experiment", says.stats.is_some());
-            Some((pod.uid()?, says))
-        };
-        answers.push(of_pod.boxed());
-    }
-    let told: Vec<(String, PodSays)> = stream::iter(answers)
-        .buffered(ROUNDS.asked_at_once)
-        .filter_map(std::future::ready)
-        .collect()
+    let told = ROUNDS
+        .ask(&pods, asked, context, |view, pod, context| {
+            figures(view, pod, context).boxed()
+        })
         .await;
     let alive: HashSet<String> = pods
         .pods
@@ -214,6 +203,13 @@ pub(super) async fn look<'a>(
             None
         }
     }
+}
+
+/// What a pod says of itself, also where that is nothing.
+async fn figures(view: &PodView, pod: &Pod, context: &Context) -> Option<PodSays> {
+    let says = ask_one(view, pod, context).await;
+    context.metrics.scrape("experiment", says.stats.is_some());
+    Some(says)
 }
 
 /// Adds what pods say to what was counted, and decides from it. Whether there is something new to say.

@@ -4,17 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flywheel_api::InferenceService;
+use flywheel_policy::serving::{PodView, Stage};
 use futures::future::BoxFuture;
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::observe::Pods;
 use crate::admin::Beats;
 use crate::context::Context;
 
 /// A look at a service: the service, where there is something new about it.
 pub(super) type Look<'a> = BoxFuture<'a, Option<&'a InferenceService>>;
+
+/// What a pod is asked.
+pub(super) type Ask<T> = for<'a> fn(&'a PodView, &'a Pod, &'a Context) -> BoxFuture<'a, Option<T>>;
 
 /// How a loop goes round.
 #[derive(Clone, Copy, Debug)]
@@ -63,5 +69,29 @@ impl Rounds {
             }
         }
         beats.ended(self.name);
+    }
+
+    /// Asks each ready pod, as many at once as this loop may; what those told that told something, by their uids.
+    pub(super) async fn ask<T: Send>(
+        self,
+        pods: &Pods,
+        asked: &Semaphore,
+        context: &Context,
+        ask: Ask<T>,
+    ) -> Vec<(String, T)> {
+        let mut answers = Vec::new();
+        for (view, pod) in pods.pods.iter().filter(|(view, _)| view.stage == Stage::Ready) {
+            let of_pod = async move {
+                // It is never closed.
+                let _permit = asked.acquire().await.ok()?;
+                Some((pod.uid()?, ask(view, pod, context).await?))
+            };
+            answers.push(of_pod.boxed());
+        }
+        stream::iter(answers)
+            .buffered(self.asked_at_once)
+            .filter_map(std::future::ready)
+            .collect()
+            .await
     }
 }

@@ -1,4 +1,4 @@
-//! The one way in which the plugin changes something: a merge patch of the spec of an object that was read.
+//! The one way in which the plugin changes a spec: a merge patch of the spec of an object that was read.
 
 use flywheel_api::InferenceService;
 use kube::ResourceExt as _;
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::cluster::Cluster;
 use crate::error::Error;
 
-/// Who changes the fields, as the API server notes it.
-const MANAGER: &str = "kubectl-flywheel";
+/// Who writes, as the API server notes it.
+pub(crate) const MANAGER: &str = "kubectl-flywheel";
 
 /// Patches the service, or only prints the patch, for objects that stand in Git; what to tell the user. `told`: what the patch does.
 pub(crate) async fn apply(

@@ -25,6 +25,7 @@ use kube::api::{DeleteParams, ListParams, LogParams, ObjectMeta, PostParams};
 use serde_json::{Value, json};
 
 use crate::arguments::{Import, Output};
+use crate::change::MANAGER;
 use crate::cluster::{CALL_TIMEOUT, Cluster, LIST_MAX, Patience};
 use crate::error::Error;
 use crate::text::{Table, clean};
@@ -45,8 +46,6 @@ const TTL_SECONDS: i32 = 600;
 const LOG_MAX_BYTES: i64 = 32 * 1024 * 1024;
 /// Most pages of ModelVersions that are looked at.
 const PAGES_MAX: usize = 100;
-/// Who makes the objects, as the API server notes it.
-const MANAGER: &str = "kubectl-flywheel";
 
 /// Looks, makes what is not there, and prints what became of each.
 pub(crate) async fn run(cluster: &Cluster, import: &Import, out: &mut dyn Write) -> Result<(), Error> {

@@ -17,6 +17,7 @@ use flywheel_store::{Limits, Purpose, Store, StoreError, describe};
 
 use crate::ending::print_found;
 use crate::inputs;
+use crate::output::write_manifest;
 use crate::train::scratch_folder;
 
 /// Most artifacts that are told of.
@@ -172,11 +173,7 @@ async fn made(store: &Store, from: &Uri, make: &MadeArtifact, scratch: Option<&P
         files,
     };
     let internal = |text: String| Failure::new(FailureReason::InternalError, text);
-    let text =
-        serde_json::to_vec_pretty(&manifest).map_err(|e| internal(format!("the manifest cannot be written: {e}")))?;
-    tokio::fs::write(folder.join(MANIFEST_FILE), text)
-        .await
-        .map_err(|e| internal(format!("the manifest cannot be written: {e}")))?;
+    write_manifest(&folder, &manifest).await?;
     let here = folder.clone();
     // What cannot be loaded is found before it is written.
     let loaded = tokio::task::spawn_blocking(move || {

@@ -104,16 +104,25 @@ pub(crate) async fn upload(
         metrics: learned.metrics.clone(),
         files,
     };
-    let internal = |text: String| Failure::new(FailureReason::InternalError, text);
-    let text =
-        serde_json::to_vec_pretty(&manifest).map_err(|e| internal(format!("the manifest cannot be written: {e}")))?;
-    tokio::fs::write(folder.join(MANIFEST_FILE), text)
-        .await
-        .map_err(|e| internal(format!("the manifest cannot be written: {e}")))?;
+    write_manifest(folder, &manifest).await?;
     store
         .upload_artifact(folder, &config.artifact_uri())
         .await
         .map_err(|e| output(&e))
+}
+
+/// Writes the manifest into the folder of the artifact.
+pub(crate) async fn write_manifest(folder: &Path, manifest: &Manifest) -> Result<(), Failure> {
+    let internal = |error: &dyn std::fmt::Display| {
+        Failure::new(
+            FailureReason::InternalError,
+            format!("the manifest cannot be written: {error}"),
+        )
+    };
+    let text = serde_json::to_vec_pretty(manifest).map_err(|e| internal(&e))?;
+    tokio::fs::write(folder.join(MANIFEST_FILE), text)
+        .await
+        .map_err(|e| internal(&e))
 }
 
 /// Writes the result and commits it.
