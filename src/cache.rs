@@ -354,7 +354,7 @@ caches! {
     deployments: Deployment,
     /// Our Deployments' ReplicaSets, without their pod templates.
     replica_sets: ReplicaSet,
-    /// The pod templates that services run with.
+    /// The pod templates that services run with, packed.
     controller_revisions: ControllerRevision,
     /// Our ConfigMaps.
     config_maps: ConfigMap,
@@ -374,6 +374,9 @@ pub trait Prune {
 
 /// Most bytes that are kept of what is said about a node's condition.
 const NODE_WORDS_MAX: usize = 200;
+
+/// What a pod's annotations begin with that somebody reads.
+const OUR_ANNOTATIONS: &str = "flywheel.dev/";
 
 fn prune_metadata(metadata: &mut ObjectMeta) {
     metadata.managed_fields = None;
@@ -411,10 +414,26 @@ prune! {
             spec.node_name = node_name;
             spec.scheduler_name = scheduler_name;
         }
+        if let Some(annotations) = pod.metadata.annotations.as_mut() {
+            annotations.retain(|key, _| key.starts_with(OUR_ANNOTATIONS));
+        }
         if let Some(status) = pod.status.as_mut() {
             status.pod_ips = None;
             status.host_ips = None;
             status.resource_claim_statuses = None;
+            if let Some(conditions) = status.conditions.as_mut() {
+                // What they say other conditions say as well.
+                conditions.retain(|c| c.type_ != "Initialized");
+                conditions.shrink_to_fit();
+            }
+            for container in status.container_statuses.iter_mut().flatten() {
+                container.allocated_resources = None;
+                container.container_id = None;
+                container.image_id = String::new();
+                container.resources = None;
+                container.user = None;
+                container.volume_mounts = None;
+            }
         }
     },
     Deployment => |_o| {},
@@ -427,7 +446,11 @@ prune! {
             });
         }
     },
-    ControllerRevision => |_o| {},
+    ControllerRevision => |revision| {
+        if let Some(data) = revision.data.as_mut() {
+            crate::serving::build::revision::pack(data);
+        }
+    },
     ConfigMap => |map| {
         if let Some(data) = map.data.as_mut() {
             // As long as all the rest together, and read once.
@@ -587,9 +610,12 @@ mod tests {
     #[test]
     fn a_pod_keeps_its_node_its_scheduler_and_its_status_only() {
         let mut pod: Pod = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "p", "managedFields": [{"manager": "x"}]},
+            "metadata": {"name": "p", "managedFields": [{"manager": "x"}], "annotations": {"flywheel.dev/assignment": "7", "a": "b"}},
             "spec": {"nodeName": "n", "schedulerName": "volcano", "containers": [{"name": "c", "env": [{"name": "A", "value": "B"}]}]},
-            "status": {"phase": "Running"}
+            "status": {"phase": "Running", "conditions": [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}],
+                "containerStatuses": [{"name": "c", "image": "i", "imageID": "d", "ready": true, "restartCount": 1, "state": {"running": {}},
+                    "allocatedResourcesStatus": [{"name": "nvidia.com/gpu"}], "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+                    "resources": {"limits": {"cpu": "1"}}, "allocatedResources": {"cpu": "1"}}]}
         }))
         .unwrap();
         pod.prune();
@@ -597,6 +623,13 @@ mod tests {
         let spec = pod.spec.unwrap();
         assert_eq!((spec.node_name.as_deref(), spec.containers.len()), (Some("n"), 0));
         assert_eq!(spec.scheduler_name.as_deref(), Some("volcano"));
-        assert_eq!(pod.status.unwrap().phase.as_deref(), Some("Running"));
+        assert_eq!(
+            pod.metadata.annotations,
+            Some([("flywheel.dev/assignment".to_owned(), "7".to_owned())].into())
+        );
+        let kept = serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 1, "state": {"running": {}},
+                "allocatedResourcesStatus": [{"name": "nvidia.com/gpu"}]}]});
+        assert_eq!(serde_json::to_value(pod.status).unwrap(), kept);
     }
 }

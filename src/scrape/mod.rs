@@ -1,7 +1,9 @@
 //! The one reader of pods over HTTP. What a pod says is untrusted: bounded in time and size, and only ever shown.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
@@ -18,6 +20,12 @@ pub const REPEATED_TIMEOUT: Duration = Duration::from_millis(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a connection is kept for the next read: a few times the time between two.
 const KEPT: Duration = Duration::from_secs(10);
+/// Most connections that are kept: each takes some 14 kB.
+const KEPT_MAX: usize = 1024;
+/// Bytes of an answer that are read at a time, which each connection has room for: most answers of a pod.
+const READ_AT_ONCE: usize = 1024;
+/// Least time between two looks for pods that are not read any more.
+const SWEPT_EVERY: Duration = Duration::from_secs(1);
 /// Most bytes of an answer.
 pub const BODY_MAX: usize = 64 * 1024;
 
@@ -44,11 +52,68 @@ pub enum ScrapeError {
     Body(String),
 }
 
+type HttpClient = Client<HttpConnector, Empty<Bytes>>;
+
 /// Reads pods. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Scraper {
-    client: Client<HttpConnector, Empty<Bytes>>,
+    /// With a connection for each read.
+    client: HttpClient,
+    kept: Option<Arc<Kept>>,
     timeout: Duration,
+}
+
+/// Connections that are kept from read to read.
+#[derive(Debug)]
+struct Kept {
+    client: HttpClient,
+    most: usize,
+    pods: Mutex<KeptPods>,
+}
+
+/// The pods that have them.
+#[derive(Debug)]
+struct KeptPods {
+    /// When each was read last.
+    read: HashMap<IpAddr, Instant>,
+    swept: Instant,
+}
+
+impl Kept {
+    fn new(timeout: Duration, most: usize) -> Self {
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(KEPT)
+            .pool_max_idle_per_host(1)
+            .http1_read_buf_exact_size(READ_AT_ONCE);
+        Self {
+            client: client(timeout, &builder),
+            most,
+            pods: Mutex::new(KeptPods {
+                read: HashMap::new(),
+                swept: Instant::now(),
+            }),
+        }
+    }
+
+    /// Whether this pod's connection is kept: of those that are read, the first so many.
+    fn has(&self, pod: IpAddr, now: Instant) -> bool {
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.duration_since(pods.swept) >= SWEPT_EVERY {
+            pods.swept = now;
+            pods.read.retain(|_, read| now.duration_since(*read) < KEPT);
+        }
+        let room = pods.read.len() < self.most;
+        if let Some(read) = pods.read.get_mut(&pod) {
+            *read = now;
+            return true;
+        }
+        if room {
+            pods.read.insert(pod, now);
+        }
+        room
+    }
 }
 
 impl Default for Scraper {
@@ -62,26 +127,21 @@ impl Scraper {
     /// the pod can be reached now.
     #[must_use]
     pub fn new() -> Self {
-        Self::with(TIMEOUT, Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0))
+        Self::with(TIMEOUT, None)
     }
 
-    /// A reader of pods that are read each second or two, over one connection for each that is kept as long as that goes on.
+    /// A reader of pods that are read each second or two, over one connection for each that is kept as long as that goes on: of
+    /// [`KEPT_MAX`] pods; others have one for each read.
     #[must_use]
     pub fn repeated() -> Self {
-        Self::with(
-            REPEATED_TIMEOUT,
-            Client::builder(TokioExecutor::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(KEPT)
-                .pool_max_idle_per_host(1),
-        )
+        Self::with(REPEATED_TIMEOUT, Some(KEPT_MAX))
     }
 
-    fn with(timeout: Duration, builder: &Builder) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT.min(timeout)));
+    fn with(timeout: Duration, kept: Option<usize>) -> Self {
+        let mut builder = Client::builder(TokioExecutor::new());
         Self {
-            client: builder.build(connector),
+            client: client(timeout, builder.pool_max_idle_per_host(0)),
+            kept: kept.map(|most| Arc::new(Kept::new(timeout, most))),
             timeout,
         }
     }
@@ -106,8 +166,10 @@ impl Scraper {
         max: usize,
     ) -> Result<T, ScrapeError> {
         let uri = uri(ip, port, path)?;
+        let kept = self.kept.as_ref().filter(|kept| kept.has(ip, Instant::now()));
+        let client = kept.map_or(&self.client, |kept| &kept.client);
         let read = async {
-            let answer = self.client.get(uri).await.map_err(|e| without_answer(&e))?;
+            let answer = client.get(uri).await.map_err(|e| without_answer(&e))?;
             if answer.status() != http::StatusCode::OK {
                 return Err(ScrapeError::Status(answer.status().as_u16()));
             }
@@ -121,6 +183,12 @@ impl Scraper {
             .await
             .map_err(|_| ScrapeError::Timeout)?
     }
+}
+
+fn client(timeout: Duration, builder: &Builder) -> HttpClient {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT.min(timeout)));
+    builder.build(connector)
 }
 
 /// `http://ip:port/path`, with brackets around an address of IPv6.
@@ -256,6 +324,24 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(pod, reads) })
             .await
             .expect("a second connection was made");
+    }
+
+    /// Connections of any number of pods would take any amount of memory.
+    #[tokio::test]
+    async fn connections_are_kept_of_so_many_pods_at_most() {
+        let port = server(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}".to_vec()).await;
+        let kept = Kept::new(REPEATED_TIMEOUT, 2);
+        let pod = |n: u8| IpAddr::from([127, 0, 0, n]);
+        let begun = Instant::now();
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        assert!(kept.has(pod(1), at(0)) && kept.has(pod(2), at(0)));
+        assert!(!kept.has(pod(3), at(1)) && kept.has(pod(1), at(9)) && kept.has(pod(2), at(1)));
+        // The second was not read for as long as connections last.
+        assert!(!kept.has(pod(3), at(10)) && kept.has(pod(3), at(11)) && !kept.has(pod(2), at(11)));
+        // One that is not kept is read as well.
+        let scraper = Scraper::with(REPEATED_TIMEOUT, Some(0));
+        let read = scraper.get_json::<serde_json::Value>(pod(1), port, "/stats").await;
+        assert_eq!(read.unwrap(), serde_json::json!({}));
     }
 
     #[tokio::test]

@@ -332,9 +332,14 @@ fn a_stored_template_reads_back_as_it_was() {
     let rendered = rendered(&service);
     let stored = revision::build(&service, "h", 1, &rendered).unwrap();
     let wire = serde_json::to_string(&stored).unwrap();
-    let back: k8s_openapi::api::apps::v1::ControllerRevision = serde_json::from_str(&wire).unwrap();
-    assert_eq!(revision::rendered(&back), Some(rendered));
+    let mut back: k8s_openapi::api::apps::v1::ControllerRevision = serde_json::from_str(&wire).unwrap();
+    assert_eq!(revision::rendered(&back).as_ref(), Some(&rendered));
     assert_eq!(revision::inputs_of(&back), Some("h"));
+    // As the cache keeps it, and packed once more.
+    for _ in 0..2 {
+        revision::pack(back.data.as_mut().unwrap());
+        assert_eq!(revision::rendered(&back).as_ref(), Some(&rendered));
+    }
 }
 
 #[test]
