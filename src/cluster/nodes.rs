@@ -64,21 +64,22 @@ impl NodeWatch {
         context.now().checked_sub(even.duration_since(since)).ok()
     }
 
-    /// Whether so many nodes are or may be lost that nothing is ended for it; never where nodes may not be asked about.
-    #[must_use]
+    /// Whether so many nodes are or may be lost, or were a moment ago, that nothing is ended for it; never where nodes may not be
+    /// asked about.
     pub fn is_held(&self, context: &Context) -> bool {
         let Some(cache) = &context.caches.nodes else {
             return false;
         };
         let all = cache.all(|_| true);
-        let nodes = self.nodes();
-        let may_be: BTreeSet<&str> = nodes.all_that_may_be(context.clock.even()).into_iter().collect();
+        let (now, mut nodes) = (context.clock.even(), self.nodes());
+        let may_be: BTreeSet<&str> = nodes.all_that_may_be(now).into_iter().collect();
         // A node whose object was deleted is gone for good, and not one of them any more.
         let is_lost = |node: &&Arc<Node>| {
             let name = node.metadata.name.as_deref();
             is_not_ready(node) || name.is_some_and(|name| may_be.contains(name))
         };
-        is_held(all.iter().filter(is_lost).count(), all.len())
+        let lost = all.iter().filter(is_lost).count();
+        nodes.is_held(lost, all.len(), now)
     }
 
     /// What says that the GPUs of this pod's node are broken, where something of [`GpuFaults`] does. Not where so many nodes
@@ -172,6 +173,8 @@ pub async fn follow_nodes(
             .buffer_unordered(READ_AT_ONCE)
             .collect::<Vec<()>>()
             .await;
+        // How many are lost is to be known from each moment, whether or not somebody asks.
+        context.nodes.is_held(&context);
         let lost = context.nodes.all_lost(context.clock.even());
         if lost != before {
             let other = lost.symmetric_difference(&before).cloned().collect();

@@ -31,6 +31,9 @@ const HEARD: Duration = Duration::from_secs(3600);
 const HELD_MIN: usize = 3;
 /// Percent of all nodes that may be lost before nothing is ended any more.
 const HELD_PERCENT: usize = 30;
+/// For how long nothing is ended after they became fewer: nodes that were cut off together come back one by one, and the last of
+/// them are no more lost than the first.
+const HELD_FOR: Duration = Duration::from_secs(30);
 
 /// Whether so many of these nodes are or may be lost that it is more likely that those who look are cut off.
 #[must_use]
@@ -44,6 +47,8 @@ pub struct Nodes {
     suspects: BTreeMap<String, Suspect>,
     /// When a pod of each node last answered.
     answered: BTreeMap<String, Timestamp>,
+    /// When so many were lost for the last time that nothing is ended.
+    held: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug)]
@@ -168,6 +173,14 @@ impl Nodes {
             .filter(|(node, suspect)| !suspect.is_renewed(now) || self.lost(node, false, now).is_some())
             .map(|(node, _)| node.as_str())
             .collect()
+    }
+
+    /// Whether nothing is ended, since so many of all nodes are or may be lost ([`is_held`]), or were a moment ago.
+    pub fn is_held(&mut self, lost: usize, all: usize, now: Timestamp) -> bool {
+        if is_held(lost, all) {
+            self.held = Some(now);
+        }
+        self.held.is_some_and(|held| since(held, now) < HELD_FOR)
     }
 
     /// Names of all that are lost by their pods and their leases.
@@ -339,5 +352,18 @@ mod tests {
         ] {
             assert_eq!(is_held(lost, all), held, "{lost} of {all}");
         }
+    }
+
+    #[test]
+    fn nothing_is_ended_while_nodes_come_back_one_by_one() {
+        let mut nodes = Nodes::default();
+        assert!(!nodes.is_held(12, 42, at(0)));
+        assert!(nodes.is_held(14, 42, at(10)) && nodes.is_held(13, 42, at(20)));
+        assert!(nodes.is_held(12, 42, at(21)) && nodes.is_held(1, 42, at(49)));
+        assert!(
+            !nodes.is_held(12, 42, at(50)),
+            "what is lost after half a minute stays so"
+        );
+        assert!(nodes.is_held(13, 42, at(51)));
     }
 }

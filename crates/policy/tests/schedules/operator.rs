@@ -11,7 +11,7 @@ use flywheel_api::recovery::{IncidentCause, RecoveryMode};
 use flywheel_contract::progress::{CheckpointProgress, Phase as TrainerPhase, Progress, TrackingProgress};
 use flywheel_contract::termination::{Outcome, Position};
 use flywheel_policy::placement::{Problem, refused_since};
-use flywheel_policy::recovery::nodes::{Nodes, is_held};
+use flywheel_policy::recovery::nodes::Nodes;
 use flywheel_policy::recovery::serving::{Leaving, Ledger, Look as ServiceLook, Place, Plan, PodSight, View, plan};
 use flywheel_policy::serving::Stage;
 use flywheel_policy::training::attempt::{
@@ -308,9 +308,10 @@ impl Leader {
         names.chain(not_ready.map(|(place, _)| place)).collect()
     }
 
-    fn is_held(&self, cluster: &Cluster) -> bool {
+    fn is_held(&mut self, cluster: &Cluster) -> bool {
         let lost = self.all_lost(cluster.now).len();
-        cluster.bug != Bug::BrakeOff && is_held(lost, self.cache.ready.len())
+        let held = self.nodes.is_held(lost, self.cache.ready.len(), at(cluster.now));
+        cluster.bug != Bug::BrakeOff && held
     }
 
     fn lost(&self, node: usize, out_of_contact: bool, now: Second) -> Option<jiff::Timestamp> {
@@ -444,11 +445,12 @@ impl Leader {
                 if let Look::Answered(answer) = &look {
                     progress = Some(written(answer));
                 }
+                let too_many = self.is_held(cluster);
                 let lost = |pod: &PodObject| {
                     let out = is_out_of_contact(&pod.object);
                     out || pod.node.is_some_and(|node| self.lost(node, out, now).is_some())
                 };
-                let held = of_job.iter().any(|pod| lost(pod)) && self.is_held(cluster);
+                let held = too_many && of_job.iter().any(|pod| lost(pod));
                 let is_lost = |pod: &PodObject| !held && lost(pod);
                 let several = view.nodes > 1;
                 let around = Surroundings {
