@@ -29,6 +29,7 @@ pub fn placement_problem(
                 .map(|node| NodeView {
                     labels: node.metadata.labels.as_ref().unwrap_or(&none),
                     gpus: gpus_of(node, class.resource),
+                    closed: is_closed(node),
                 })
                 .collect();
             problem(class, gpus, &views, pods)
@@ -44,6 +45,13 @@ fn gpus_of(node: &Node, resource: &str) -> Option<u32> {
         Some(amount) => amount.0.parse().ok(),
         None => Some(0),
     }
+}
+
+/// Whether the control plane keeps new pods off the node: a cordon, and each trouble that it sees, is a taint of this prefix.
+fn is_closed(node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let mut keeps = taints.filter(|t| t.key.starts_with("node.kubernetes.io/") && t.effect != "PreferNoSchedule");
+    keeps.next().is_some()
 }
 
 /// In namespaced mode only the scheduler's words are known.
@@ -99,6 +107,20 @@ mod tests {
         ];
         for (view, reason) in table {
             assert_eq!(without_nodes("nvidia.com/gpu", &[view]).map(|p| p.reason), reason);
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_cordoned_or_lost_takes_no_pods() {
+        for (key, effect, closed) in [
+            ("node.kubernetes.io/unschedulable", "NoSchedule", true),
+            ("node.kubernetes.io/unreachable", "NoExecute", true),
+            ("node.kubernetes.io/disk-pressure", "PreferNoSchedule", false),
+            ("nvidia.com/gpu", "NoSchedule", false),
+        ] {
+            let taints = serde_json::json!([{"key": key, "effect": effect}]);
+            let node = serde_json::json!({"metadata": {"name": "n"}, "spec": {"taints": taints}});
+            assert_eq!(is_closed(&serde_json::from_value(node).unwrap()), closed, "{key}");
         }
     }
 

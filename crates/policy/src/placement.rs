@@ -97,6 +97,8 @@ pub struct NodeView<'a> {
     pub labels: &'a BTreeMap<String, String>,
     /// GPUs of the class's resource that pods may have on it, free or not; `None` where its amount is no plain number.
     pub gpus: Option<u32>,
+    /// It takes no new pods: it is cordoned, or the control plane has lost it or found it in trouble.
+    pub closed: bool,
 }
 
 /// What the scheduler says of a pod.
@@ -190,6 +192,7 @@ pub fn problem(
     let largest = matching
         .iter()
         .try_fold(0, |largest: u32, n| Some(largest.max(n.gpus?)));
+    let closed = matching.iter().filter(|n| n.closed).count();
     let matching = matching.len();
     if matching == 0 {
         let terms: Vec<String> = class.all_terms().map(LabelTerm::text).collect();
@@ -222,6 +225,15 @@ pub fn problem(
         return unseen(pods);
     };
     let too_small = largest.filter(|largest| *largest < gpus);
+    if closed == matching {
+        return Some(Problem {
+            reason: reasons::INSUFFICIENT_GPU,
+            message: format!(
+                "{of}: {matching} node(s) are of {name}, and none takes new pods, as they are cordoned, not ready or not reached. \
+                 Uncordon or mend one (`kubectl get nodes` shows them), or add a node; the pods stay and start by themselves"
+            ),
+        });
+    }
     Some(if let (true, Some(largest)) = (lacks(&words, resource), too_small) {
         Problem {
             reason: reasons::INSUFFICIENT_GPU,
@@ -364,7 +376,11 @@ mod tests {
             terms: &terms,
             fallback: None,
         };
-        let has = |labels| NodeView { labels, gpus: Some(8) };
+        let has = |labels| NodeView {
+            labels,
+            gpus: Some(8),
+            closed: false,
+        };
         let nodes: Vec<NodeView<'_>> = node_labels.iter().map(has).collect();
         problem(&class, gpus, &nodes, pods)
     }
@@ -611,10 +627,12 @@ mod tests {
             let other = NodeView {
                 labels: &a100,
                 gpus: Some(9),
+                closed: false,
             };
             let ours = nodes.iter().map(|gpus| NodeView {
                 labels: &t4,
                 gpus: *gpus,
+                closed: false,
             });
             let nodes: Vec<_> = ours.chain([other]).collect();
             let problem = problem(&class, gpus, &nodes, &[waiting("1 Insufficient nvidia.com/gpu.")]).unwrap();
@@ -623,6 +641,35 @@ mod tests {
             let waits = problem.message.contains("Wait for");
             assert_eq!(waits, words == wait, "{case}: {}", problem.message);
         }
+    }
+
+    /// Whatever the scheduler says of them, their GPUs are not to be had, and another class would help.
+    #[test]
+    fn nodes_that_take_no_pods_are_a_want_of_gpus_where_there_are_no_others() {
+        let t4 = labels(&[("nvidia.com/gpu.product", "T4")]);
+        let node = |closed| NodeView {
+            labels: &t4,
+            gpus: Some(1),
+            closed,
+        };
+        let terms = [LabelTerm(BTreeMap::from([(
+            "nvidia.com/gpu.product".to_owned(),
+            vec!["T4".to_owned()],
+        )]))];
+        let class = ClassView {
+            name: "t4",
+            resource: "nvidia.com/gpu",
+            terms: &terms,
+            fallback: None,
+        };
+        let said = [waiting("0/2 nodes are available: 2 node(s) were unschedulable.")];
+        let all = problem(&class, 1, &[node(true), node(true)], &said).unwrap();
+        assert!(
+            all.is_want_of_gpus() && all.message.contains("Uncordon or mend one"),
+            "{all:?}"
+        );
+        let one = problem(&class, 1, &[node(true), node(false)], &said).unwrap();
+        assert_eq!(one.reason, "Unschedulable");
     }
 
     #[test]
@@ -656,7 +703,11 @@ mod tests {
             );
         }
         assert!(class(&[]).matches(&none), "every node is one of the fallback class");
-        let has = |labels| NodeView { labels, gpus: Some(1) };
+        let has = |labels| NodeView {
+            labels,
+            gpus: Some(1),
+            closed: false,
+        };
         let lacks = [waiting("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.")];
         let said = |class: &ClassView<'_>, gpus, nodes: &[NodeView<'_>]| problem(class, gpus, nodes, &lacks).unwrap();
         let table = [
