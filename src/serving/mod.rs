@@ -81,7 +81,9 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         context.recoveries.forget(&uid);
         return Ok(RESYNC);
     }
-    let service = retraining::with_target(service, &context);
+    let asked = service.spec.model_version.clone();
+    let candidates = retraining::candidates(&service, &context);
+    let service = retraining::with_target(service, &candidates);
     if service.spec.drift.is_none() {
         context.drifts.forget(&uid, &context.metrics);
     }
@@ -166,13 +168,16 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
         }
     }
 
-    let retraining = retraining::retrain(&service, observed.assignment.as_ref(), &context).await?;
+    let retraining = retraining::retrain(&service, &candidates, observed.assignment.as_ref(), &context).await?;
+    let left_out = retraining::left_out(&service, &candidates, &context);
     let outcome = Outcome {
         has_service,
         deployment: present.as_ref(),
         hold,
         update: update.as_ref(),
         stand: stand.as_ref(),
+        left_out: left_out.as_ref(),
+        by_itself: asked != spec.model_version,
         device,
         recovery: &recovery,
         retraining: &retraining,

@@ -4,7 +4,7 @@ use flywheel_api::InferenceService;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::drift::{DriftStatus, QualityStatus};
 use flywheel_api::experiment::ExperimentStatus;
-use flywheel_api::inference_service::{InferenceServiceStatus, Traffic};
+use flywheel_api::inference_service::{InferenceServiceStatus, RolloutFigure, RolloutStatus, Traffic};
 use flywheel_api::names::ANNOTATION_REJECTED;
 use flywheel_api::scaling::{LoadStatus, ScalingStatus};
 use flywheel_contract::scalar::Device;
@@ -29,8 +29,8 @@ use crate::error::Error;
 use crate::kubeio::{Note, SERVING_MANAGER};
 use crate::report::{self, conditions, summary};
 
-/// Reasons that come and go while pods start; an event for each would be noise.
-const PASSING: [&str; 8] = [
+/// Reasons that come and go while pods start, and one that the rollout's own event tells; an event for each would be noise.
+const PASSING: [&str; 9] = [
     reasons::PROGRESSING,
     reasons::PENDING,
     reasons::STARTING,
@@ -39,6 +39,7 @@ const PASSING: [&str; 8] = [
     reasons::VERSION_SWITCHING,
     reasons::REPLICAS_UNAVAILABLE,
     reasons::UNKNOWN,
+    reasons::ROLLED_BACK,
 ];
 
 /// Reasons of a rollout that somebody should look at.
@@ -65,6 +66,10 @@ pub struct Outcome<'a> {
     pub update: Option<&'a Update>,
     /// How a rollout stands.
     pub stand: Option<&'a Stand>,
+    /// The newest version that `autoUpdate` would take, were it not rejected, and why it was.
+    pub left_out: Option<&'a (String, String)>,
+    /// The version to answer with is not the one that the user wrote, but one that `autoUpdate` took.
+    pub by_itself: bool,
     /// What the pods compute on.
     pub device: Option<Device>,
     /// What failed, and what is done about it.
@@ -84,16 +89,22 @@ pub async fn report(
     context: &Context,
 ) -> Result<Judgement, Error> {
     let deployment = outcome.deployment.map(deployment_view);
+    let before = service.status.as_ref();
+    let came = came(outcome, before);
+    let rollout = of_rollout(service, outcome, came.as_ref(), context.now());
+    let rolled_back = rollout
+        .as_ref()
+        .filter(|rollout| rollout.reason == reasons::ROLLED_BACK);
     let judgement = judge(&View {
         version: &service.spec.model_version,
         replicas: observed.size,
         hold: outcome.hold.as_ref(),
+        rolled_back: rolled_back.map(|rollout| rollout.message.as_str()),
         progress: outcome.update.map(|update| &update.progress),
         deployment: deployment.as_ref(),
         pods: &observed.pods,
         placement: observed.placement.as_ref(),
     });
-    let before = service.status.as_ref();
     let present = before.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let standing = match judgement.standing {
         Standing::Ready => report::Standing::Ready,
@@ -110,7 +121,6 @@ pub async fn report(
         judged.message.push_str(HELD);
     }
     desired.push(judged);
-    let rollout = of_rollout(service, outcome, context.now());
     desired.extend(rollout.clone());
     let OfDrift {
         condition: drift,
@@ -150,6 +160,7 @@ pub async fn report(
                 all
             }
         },
+        rollout: came,
         canary: canary.map(|canary| format!("{} {}%", canary.version, canary.percent)),
         replicas: Some(replicas),
         pods: Some(format!("{}/{}", judgement.ready, observed.size)),
@@ -206,12 +217,15 @@ pub async fn report(
         }
     }
     let told = find(present, types::ROLLOUT_PROGRESSING);
+    let trouble = rollout
+        .as_ref()
+        .is_some_and(|rollout| TROUBLES.contains(&rollout.reason.as_ref()));
     if let Some(rollout) = rollout
         && written
-        && told.is_some_and(|told| told.reason != rollout.reason)
+        && told.map_or(trouble, |told| told.reason != rollout.reason)
     {
         let note = Note {
-            warning: TROUBLES.contains(&rollout.reason.as_ref()),
+            warning: trouble,
             reason: rollout.reason.to_string(),
             action: "Rollout",
             text: rollout.message.clone(),
@@ -325,9 +339,75 @@ impl OfExperiment {
     }
 }
 
+/// What the version was judged by that comes by steps, or came so and is to answer: what counted once counts, whatever this operator
+/// has seen of it.
+fn came(outcome: &Outcome<'_>, before: Option<&InferenceServiceStatus>) -> Option<RolloutStatus> {
+    let told = before.and_then(|before| before.rollout.as_ref());
+    let told = |version: &str| told.filter(|told| told.model_version == version);
+    match outcome.stand? {
+        Stand::Step { version, judged, .. } | Stand::Last { version, judged, .. } => {
+            let earlier = told(version).into_iter().flat_map(|told| &told.judged);
+            let all: Vec<RolloutFigure> = earlier.chain(judged).copied().collect();
+            Some(RolloutStatus::of(version, &all))
+        }
+        Stand::Failed { version, .. } => told(version).cloned(),
+        Stand::Done | Stand::TooFew { .. } => told(&outcome.update?.content.serve).cloned(),
+        Stand::Reject { .. } | Stand::RolledBack { .. } => None,
+    }
+}
+
+/// What a version was not judged by, and why, in words; nothing where it was judged by all.
+fn not_judged(service: &InferenceService, came: &RolloutStatus) -> String {
+    let spec = &service.spec;
+    let analysis = spec.rollout.as_ref().and_then(|rollout| rollout.analysis.as_ref());
+    let why = |figure: &RolloutFigure| match figure {
+        RolloutFigure::Labels => "labels (its pods do not tell them)",
+        RolloutFigure::Agreement => "agreement (the version before has no evaluation sample that is large enough)",
+        RolloutFigure::ErrorRate => "errorRate (too few texts)",
+        RolloutFigure::ComputeTime => "computeTime (too few batches of one text)",
+        RolloutFigure::Accuracy if spec.feedback.is_none() => "accuracy (there is no feedback)",
+        RolloutFigure::Accuracy => {
+            "accuracy (clients judged fewer than analysis.minSamples answers of it or of the version before)"
+        }
+    };
+    let told = |figure: &RolloutFigure| analysis.is_some() || *figure == RolloutFigure::Labels;
+    let figures = came.not_judged.iter().filter(|figure| told(figure)).map(why);
+    let none = analysis
+        .is_none()
+        .then_some("what it does (there is no rollout.analysis)");
+    let all: Vec<&str> = figures.chain(none).collect();
+    if all.is_empty() {
+        return String::new();
+    }
+    format!(". {}: {}", reasons::NOT_JUDGED, all.join(", "))
+}
+
+/// What the condition says of a version that was rejected.
+fn rolled_back((version, why): (&str, &str), serving: &str, by_itself: bool) -> String {
+    let next = if by_itself {
+        "autoUpdate leaves it out and takes the next one that is promotable; where this one is not to be told of any more, put it into \
+         autoUpdate.exclude"
+            .to_owned()
+    } else {
+        format!("Set modelVersion to another version, or back to {serving}")
+    };
+    format!(
+        "{version} is rejected: {}. The pods answer with {serving}. {next}; to try it again, kubectl annotate modelversion {version} \
+         {ANNOTATION_REJECTED}-",
+        why.trim_end_matches('.')
+    )
+}
+
 /// What the condition says of a rollout, where the spec has steps or a version was rejected.
-fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>, now: Timestamp) -> Option<Desired> {
+fn of_rollout(
+    service: &InferenceService,
+    outcome: &Outcome<'_>,
+    came: Option<&RolloutStatus>,
+    now: Timestamp,
+) -> Option<Desired> {
     let rejected = matches!(outcome.stand, Some(Stand::Reject { .. } | Stand::RolledBack { .. }));
+    let left_out = outcome.left_out.filter(|_| matches!(outcome.stand, Some(Stand::Done)));
+    let rejected = rejected || left_out.is_some();
     if service.spec.rollout.is_none() && !rejected {
         return None;
     }
@@ -344,11 +424,17 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>, now: Timestamp)
             Some(hold) if service.spec.model_version != serving => {
                 desired(Status::False, hold.reason, hold.message.clone())
             }
-            _ => desired(
-                Status::False,
-                reasons::ROLLOUT_COMPLETE,
-                format!("no version is on its way; the pods are to answer with {serving}"),
-            ),
+            _ => match left_out {
+                Some((version, why)) => {
+                    let message = rolled_back((version, why), serving, true);
+                    desired(Status::False, reasons::ROLLED_BACK, message)
+                }
+                None => {
+                    let judged = came.map_or_else(String::new, |came| not_judged(service, came));
+                    let message = format!("no version is on its way; the pods are to answer with {serving}{judged}");
+                    desired(Status::False, reasons::ROLLOUT_COMPLETE, message)
+                }
+            },
         },
         Some(Stand::Step {
             version,
@@ -360,6 +446,7 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>, now: Timestamp)
             waits_for,
             too_few,
             paused,
+            ..
         }) => {
             let what = format!("step {step} of {steps}: {pods} pod(s)");
             let message = match until {
@@ -394,7 +481,9 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>, now: Timestamp)
             };
             desired(Status::True, reason, message)
         }
-        Some(Stand::Last { version, paused: true }) => desired(
+        Some(Stand::Last {
+            version, paused: true, ..
+        }) => desired(
             Status::True,
             reasons::ROLLOUT_PAUSED,
             format!(
@@ -426,10 +515,7 @@ fn of_rollout(service: &InferenceService, outcome: &Outcome<'_>, now: Timestamp)
         Some(Stand::Reject { version, why } | Stand::RolledBack { version, why }) => desired(
             Status::False,
             reasons::ROLLED_BACK,
-            format!(
-                "{version} is rejected: {why}. The pods answer with {serving}. Set modelVersion to another version, or back to \
-                 {serving}; to try this one again, kubectl annotate modelversion {version} {ANNOTATION_REJECTED}-"
-            ),
+            rolled_back((version, why), serving, outcome.by_itself),
         ),
     }
 }

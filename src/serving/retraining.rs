@@ -8,7 +8,7 @@ use flywheel_api::retraining::{RetrainingStatus, ScheduleStatus};
 use flywheel_api::{InferenceService, ModelVersion, TrainingJob};
 use flywheel_contract::serving::Assignment;
 use flywheel_policy::drift::Verdict;
-use flywheel_policy::models::latest::{Candidate, newer, target};
+use flywheel_policy::models::latest::{self, Candidate, newer, target};
 use flywheel_policy::retrain::{Decision, Drift, Fate, Made, Noted, Outcome, View, decide};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -39,9 +39,13 @@ pub struct Retraining {
     pub again: Option<std::time::Duration>,
 }
 
-/// The versions of a service's model. The one that answers stays what it is, whatever became of it elsewhere: only what this service
+/// The versions of a service's model, where it is trained anew or takes new ones by itself. The one that answers stays what it is, whatever became of it elsewhere: only what this service
 /// saw of it, or the user, takes it back.
-fn candidates(service: &InferenceService, context: &Context) -> Vec<Candidate> {
+#[must_use]
+pub fn candidates(service: &InferenceService, context: &Context) -> Vec<Candidate> {
+    if service.spec.retrain.is_none() && service.spec.auto_update.is_none() {
+        return Vec::new();
+    }
     let namespace = service.namespace().unwrap_or_default();
     let answers = answers(service, context);
     let all = context
@@ -76,14 +80,13 @@ fn says(version: &ModelVersion, kind: &str) -> Option<bool> {
 
 /// The service as if `modelVersion` named the version that it is to answer with: with `autoUpdate` that may be a newer one.
 #[must_use]
-pub fn with_target(service: Arc<InferenceService>, context: &Context) -> Arc<InferenceService> {
+pub fn with_target(service: Arc<InferenceService>, candidates: &[Candidate]) -> Arc<InferenceService> {
     let spec = &service.spec;
     // New versions wait while variants are compared.
     if spec.auto_update.is_none() || spec.experiment.is_some() {
         return service;
     }
-    let candidates = candidates(&service, context);
-    let target = target(&spec.model_version, spec.auto_update.as_ref(), &candidates);
+    let target = target(&spec.model_version, spec.auto_update.as_ref(), candidates);
     if target == spec.model_version {
         return service;
     }
@@ -94,11 +97,22 @@ pub fn with_target(service: Arc<InferenceService>, context: &Context) -> Arc<Inf
     Arc::new(changed)
 }
 
+/// The newest version that the service would take by itself, were it not rejected, and why it was. `service`: as [`with_target`] gives
+/// it.
+#[must_use]
+pub fn left_out(service: &InferenceService, candidates: &[Candidate], context: &Context) -> Option<(String, String)> {
+    let spec = &service.spec;
+    let auto = spec.auto_update.as_ref().filter(|_| spec.experiment.is_none());
+    let version = latest::left_out(&spec.model_version, auto, candidates)?;
+    let namespace = service.namespace().unwrap_or_default();
+    let object = context.caches.model_versions.get(&namespace, &version.name)?;
+    Some((version.name.clone(), rejected(&object, context)?))
+}
+
 /// Whether there is a version that the service does not take by itself. `service`: as [`with_target`] gives it.
-fn update_available(service: &InferenceService, context: &Context) -> Desired {
-    let candidates = candidates(service, context);
+fn update_available(service: &InferenceService, candidates: &[Candidate]) -> Desired {
     let target = &service.spec.model_version;
-    match newer(target, &[], &candidates) {
+    match newer(target, &[], candidates) {
         Some(newer) if service.spec.experiment.is_some() => Desired::new(
             types::UPDATE_AVAILABLE,
             Status::True,
@@ -138,13 +152,14 @@ fn update_available(service: &InferenceService, context: &Context) -> Desired {
 /// The API server does not answer.
 pub async fn retrain(
     service: &InferenceService,
+    candidates: &[Candidate],
     assignment: Option<&Assignment>,
     context: &Context,
 ) -> Result<Retraining, Error> {
     let spec = &service.spec;
     let mut told = Retraining::default();
     if spec.retrain.is_some() || spec.auto_update.is_some() {
-        told.conditions.push(update_available(service, context));
+        told.conditions.push(update_available(service, candidates));
     }
     let Some(wishes) = &spec.retrain else {
         return Ok(told);

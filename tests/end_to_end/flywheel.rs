@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use flywheel_api::inference_service::{Analysis, RolloutStep};
 use flywheel_contract::serving::VersionFigures;
-use flywheel_policy::serving::analysis::{self, Figures, Opinion};
+use flywheel_policy::serving::analysis::{self, Evidence, Figures, Opinion};
 use serde_json::{Value, json};
 
 use crate::cluster::{
@@ -386,25 +386,31 @@ fn wrong_data(clients: &Clients, serving: &str) {
                 stable_beside: VersionFigures::default(),
                 canary: of(&wronged)?,
             };
-            let opinion = analysis::judge(Some(&analysis), &step, &figures, None, true, true);
+            let evidence = Evidence {
+                figures: &figures,
+                likeness: None,
+                labels: None,
+            };
+            let opinion = analysis::judge(Some(&analysis), &step, &evidence, true, true);
             matches!(opinion, Opinion::Bad(_)).then(Instant::now)
         },
     );
-    // Nothing but the annotation stays: `autoUpdate` does not mean it any more.
-    let why = wait(
-        "it is rejected",
-        OUT_OF_USE,
-        describe("mv", NAMESPACE, &wronged),
-        || {
-            let version = get("mv", NAMESPACE, &wronged)?;
-            version["metadata"]["annotations"]["flywheel.dev/rejected"]
-                .as_str()
-                .map(str::to_owned)
-        },
+    let service = until("it is rejected", OUT_OF_USE, |service| {
+        let (status, reason, _) = condition(service, "RolloutProgressing").expect("RolloutProgressing");
+        status == "False" && reason == "RolledBack"
+    });
+    let (_, _, message) = condition(&service, "RolloutProgressing").expect("RolloutProgressing");
+    assert!(
+        message.starts_with(&format!("{wronged} is rejected: clients say")),
+        "{message}"
     );
-    println!("           {why}");
-    until("the service is Ready without it", OUT_OF_USE, |service| {
-        condition(service, "Ready").expect("Ready").0 == "True" && service["status"]["canary"] == Value::Null
+    println!("           {message}");
+    let version = get("mv", NAMESPACE, &wronged).expect("the rejected version");
+    let told = &version["metadata"]["annotations"]["flywheel.dev/rejected"];
+    assert!(told.as_str().is_some_and(|told| told.contains("clients say")), "{told}");
+    until("the service is Ready without it, and says why", OUT_OF_USE, |service| {
+        let (status, reason, _) = condition(service, "Ready").expect("Ready");
+        (status, reason) == ("True", "RolledBack") && service["status"]["canary"] == Value::Null
     });
     let last = || clients.seen.lock().expect("clients").versions[&wronged].last;
     let gone = wait("nobody is answered with it", OUT_OF_USE, String::new, || {

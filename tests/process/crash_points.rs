@@ -1,29 +1,32 @@
-//! The operator killed before and after each of its writes of a whole training and of a service that grows and shrinks again.
-//! Whenever that is, all ends as if nothing had happened.
+//! The operator killed before and after each of its writes of a whole training, of a service that grows and shrinks again, and of
+//! new versions that come by steps, one to the end and one that is rejected. Whenever that is, all ends as if nothing had happened.
 //!
 //! etcd, API server, scheduler, and the controllers of Jobs and Deployments are real; the kubelet is played. Each run has a
 //! namespace, a proxy and an operator of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use flywheel_api::names::{ANNOTATION_APPLIED, LABEL_ATTEMPT, LABEL_COMPONENT, SERVER, VERIFIER};
+use flywheel_api::names::{
+    ANNOTATION_APPLIED, ANNOTATION_ASSIGNMENT, LABEL_ATTEMPT, LABEL_COMPONENT, SERVER, VERIFIER,
+};
 use flywheel_contract::SCHEMA_VERSION;
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::names::{ASSIGNMENT_FILE, INSIDE_PORT, STATS_PATH};
 use flywheel_contract::scalar::{Digest, Metric, Precision};
-use flywheel_contract::serving::{Assignment, LoadState, ServedVersion, Stats, VersionStats};
+use flywheel_contract::serving::{
+    Assignment, LabelsBeside, LoadState, ServedVersion, Stats, VersionFigures, VersionStats,
+};
 use flywheel_contract::termination::{Outcome, TerminationMessage, Trained, Verified};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_testkit::{Moment, Point};
 use futures::{StreamExt as _, stream};
 use http::Method;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::ListParams;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -72,14 +75,15 @@ const KINDS: [&str; 12] = [
 enum Scenario {
     Training,
     Scale,
+    Rollout,
 }
 
 /// One run of a scenario.
 struct Run<'a> {
     plane: &'a Plane,
     namespace: String,
-    /// Address of its serving pods.
-    servers: String,
+    /// Its serving pods by their names.
+    servers: Mutex<BTreeMap<String, Server>>,
 }
 
 impl Run<'_> {
@@ -113,11 +117,32 @@ impl Run<'_> {
                 let _ = self.plane.send(Method::DELETE, &path, Some(&at_once)).await;
             } else if pod["spec"]["nodeName"].is_string() && pod["status"]["phase"] == "Pending" {
                 let serves = pod["metadata"]["labels"][LABEL_COMPONENT] == SERVER;
-                let address = if serves { &self.servers } else { kubelet::NOWHERE };
-                kubelet::run(self.plane, pod, address).await;
+                let address = if serves {
+                    self.serve(pod["metadata"]["name"].as_str().unwrap()).await
+                } else {
+                    kubelet::NOWHERE.to_owned()
+                };
+                kubelet::run(self.plane, pod, &address).await;
             }
         }
         pods
+    }
+
+    /// Starts what answers for a serving pod; its address.
+    async fn serve(&self, pod: &str) -> String {
+        let known = self
+            .servers
+            .lock()
+            .unwrap()
+            .get(pod)
+            .map(|server| server.address.clone());
+        if let Some(address) = known {
+            return address;
+        }
+        let server = Server::start(self.plane.client(), &self.namespace, pod).await;
+        let address = server.address.clone();
+        self.servers.lock().unwrap().insert(pod.to_owned(), server);
+        address
     }
 
     /// Waits, tending the pods, for an object that satisfies this.
@@ -164,6 +189,7 @@ impl Run<'_> {
         match scenario {
             Scenario::Training => self.training().await,
             Scenario::Scale => self.scale().await,
+            Scenario::Rollout => self.rollout().await,
         }
     }
 
@@ -205,21 +231,9 @@ impl Run<'_> {
     /// The version's artifact is found to be what it should be.
     async fn verified(&self) {
         let pod = self.running(LABEL_COMPONENT, VERIFIER).await;
-        self.succeed(
-            &pod,
-            Outcome::Verified(Verified {
-                files: 3,
-                bytes: 1000,
-                ..Verified::default()
-            }),
-        )
-        .await;
+        self.succeed(&pod, Outcome::Verified(verified())).await;
         let what = format!("a verified version in {}", self.namespace);
-        let verified = |version: &Value| {
-            let conditions = version["status"]["conditions"].as_array();
-            let mut conditions = conditions.into_iter().flatten();
-            conditions.any(|c| c["type"] == "Verified" && c["status"] == "True")
-        };
+        let verified = |version: &Value| condition(version, "Verified").0 == "True";
         self.plane
             .until(&what, || async {
                 self.list(KINDS[1]).await.iter().any(verified).then_some(())
@@ -227,13 +241,57 @@ impl Run<'_> {
             .await;
     }
 
+    /// A version that was made by hand, and is verified.
+    async fn version(&self, number: u32) {
+        let digest = format!("sha256:{}", number.to_string().repeat(64));
+        let spec = json!({"model": "intent", "version": number,
+            "artifact": {"uri": format!("s3://b/o/{number}"), "digest": digest}});
+        let name = format!("intent-v{number}");
+        self.create("ModelVersion", &name, spec).await;
+        let pod = self.running(LABEL_COMPONENT, VERIFIER).await;
+        self.succeed(&pod, Outcome::Verified(verified())).await;
+        self.until("it is verified", KINDS[1], &name, |version| {
+            condition(version, "Verified").0 == "True"
+        })
+        .await;
+    }
+
+    /// A second version that comes by two steps to the end, and a third one that is rejected. No pod is another one at the end.
+    async fn rollout(&self) {
+        self.version(1).await;
+        let spec = json!({"model": "intent", "modelVersion": "intent-v1", "replicas": 3, "accelerator": {"class": "a100"},
+            "rollout": {"steps": [{"weightPercent": 10, "durationSeconds": 0},
+                {"weightPercent": 50, "durationSeconds": 1, "minRequests": 200}], "analysis": {}}});
+        self.create("InferenceService", "intent", spec).await;
+        let ends = |version: u32, reason: &'static str| async move {
+            let path = format!("{}/intent", self.path(KINDS[2]));
+            let wanted = json!({"spec": {"modelVersion": format!("intent-v{version}")}});
+            kubelet::patch(self.plane, &path, &wanted).await;
+            self.until(reason, KINDS[2], "intent", |service| {
+                let status = &service["status"];
+                status["observedGeneration"] == service["metadata"]["generation"]
+                    && status["pods"] == "3/3"
+                    && status["modelVersion"] == format!("intent-v{}", version.min(2))
+                    && condition(service, "Ready").0 == "True"
+                    && condition(service, "RolloutProgressing") == ("False", reason)
+            })
+            .await;
+            let pods = self.tend().await;
+            let servers = pods
+                .iter()
+                .filter(|pod| pod["metadata"]["labels"][LABEL_COMPONENT] == SERVER);
+            servers.map(|pod| pod["metadata"]["uid"].clone()).collect::<Vec<_>>()
+        };
+        let pods = ends(1, "RolloutComplete").await;
+        self.version(2).await;
+        assert_eq!(ends(2, "RolloutComplete").await, pods);
+        self.version(3).await;
+        assert_eq!(ends(3, "RolledBack").await, pods);
+    }
+
     /// A service of one pod, then of three, then of one again.
     async fn scale(&self) {
-        let digest = format!("sha256:{}", "0".repeat(64));
-        let spec = json!({"model": "intent", "version": 1,
-            "artifact": {"uri": "s3://b/o/u/attempt-1", "digest": digest}});
-        self.create("ModelVersion", "intent-v1", spec).await;
-        self.verified().await;
+        self.version(1).await;
         let spec =
             json!({"model": "intent", "modelVersion": "intent-v1", "replicas": 1, "accelerator": {"class": "a100"}});
         self.create("InferenceService", "intent", spec).await;
@@ -265,10 +323,10 @@ impl Run<'_> {
             };
             objects.extend(list.into_iter().map(|object| (kind, object)));
         }
-        let mut chance = vec![
-            (self.namespace.clone(), "NAMESPACE".to_owned()),
-            (self.servers.clone(), "SERVERS".to_owned()),
-        ];
+        let mut chance = vec![(self.namespace.clone(), "NAMESPACE".to_owned())];
+        for server in self.servers.lock().unwrap().values() {
+            chance.push((server.address.clone(), "SERVER".to_owned()));
+        }
         for (kind, object) in &objects {
             let (metadata, kind) = (&object["metadata"], kind.rsplit('/').next().unwrap());
             let made = metadata["generateName"].as_str().map(|prefix| format!("{prefix}*"));
@@ -278,8 +336,8 @@ impl Run<'_> {
                 metadata["uid"].as_str().unwrap().to_owned(),
                 format!("UID of {kind}/{shown}"),
             ));
-            // A training's version is named after the uid of the training.
-            if kind == "modelversions" {
+            // A training's version is named after the uid of the training, which has no such letter.
+            if kind == "modelversions" && !name.starts_with("intent-v") {
                 chance.push((name.clone(), "VERSION".to_owned()));
             }
             if let Some(made) = made {
@@ -340,6 +398,26 @@ impl Run<'_> {
     }
 }
 
+/// What a version is rejected for; how many there were by then is chance.
+const UNCOMPUTED: &str = " texts could not be computed";
+
+/// Status and reason of a condition.
+fn condition<'a>(object: &'a Value, kind: &str) -> (&'a str, &'a str) {
+    let conditions = object["status"]["conditions"].as_array();
+    let found = conditions.into_iter().flatten().find(|c| c["type"] == kind);
+    let word = |field: &str| found.and_then(|c| c[field].as_str()).unwrap_or_default();
+    (word("status"), word("reason"))
+}
+
+/// What a verifier finds.
+fn verified() -> Verified {
+    Verified {
+        files: 3,
+        bytes: 1000,
+        ..Verified::default()
+    }
+}
+
 /// Replaces all that is a time, and what tells how long a recovery took.
 fn timeless(value: &mut Value) {
     match value {
@@ -347,6 +425,12 @@ fn timeless(value: &mut Value) {
         Value::String(text) => {
             if let Some((incident, _)) = text.split_once(" failed at ") {
                 *text = incident.to_owned();
+            }
+            let counted = text.split_once(" % of ");
+            if let Some((before, (_, after))) =
+                counted.and_then(|(before, of)| Some((before, of.split_once(UNCOMPUTED)?)))
+            {
+                *text = format!("{before} % of some{UNCOMPUTED}{after}");
             }
         }
         Value::Array(items) => items.iter_mut().for_each(timeless),
@@ -364,52 +448,110 @@ fn assignment(object: &Value) -> Option<Assignment> {
     serde_json::from_str(object["data"][ASSIGNMENT_FILE].as_str()?).ok()
 }
 
-/// Serving pods of a namespace, all at one address of their own, that follow their assignment at once.
-async fn serve(client: Client, namespace: String) -> (String, tokio::task::JoinHandle<()>) {
-    let answer = move || {
-        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
-        async move {
-            let maps = maps.list(&ListParams::default()).await.unwrap();
-            let found = maps
-                .items
-                .iter()
-                .find_map(|map| assignment(&serde_json::to_value(map).unwrap()));
-            let assignment = found.unwrap();
-            let loaded = |version: &ServedVersion| VersionStats {
+/// A serving pod, at an address of its own. It follows its assignment as it is when its kubelet is told to bring it, loads at once, and
+/// computes so many texts a second with each version, none with [`BAD`].
+struct Server {
+    address: String,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+/// Texts that a version computes in a second.
+const TEXTS: f64 = 1000.0;
+/// The version that fails at each of them.
+const BAD: &str = "intent-v3";
+
+/// What a pod has been told, and since when it holds versions.
+#[derive(Default)]
+struct Told {
+    annotation: Option<String>,
+    follows: Option<Assignment>,
+    since: BTreeMap<String, Instant>,
+}
+
+impl Server {
+    async fn start(client: Client, namespace: &str, pod: &str) -> Self {
+        let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
+        let told = Arc::new(Mutex::new(Told::default()));
+        let answer = move || {
+            let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+            let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+            let (pod, told) = (pod.clone(), Arc::clone(&told));
+            async move {
+                let of_pod = pods.get(&pod).await.unwrap().metadata.annotations.unwrap_or_default();
+                let map = maps.get("intent-serving").await.unwrap();
+                let newest = assignment(&serde_json::to_value(map).unwrap()).unwrap().of_pod(&pod);
+                let annotation = of_pod.get(ANNOTATION_ASSIGNMENT).cloned();
+                axum::Json(told.lock().unwrap().stats(annotation, newest))
+            }
+        };
+        let router = axum::Router::new().route(STATS_PATH, axum::routing::get(answer));
+        // Beyond the addresses that control planes take.
+        let mut addresses = (1..u8::MAX).flat_map(|b| (1..u8::MAX).map(move |c| Ipv4Addr::new(127, 130, b, c)));
+        let (address, listener) = loop {
+            let address = addresses.next().unwrap();
+            if let Ok(listener) = TcpListener::bind((address, INSIDE_PORT)).await {
+                break (address, listener);
+            }
+        };
+        let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self {
+            address: address.to_string(),
+            serving,
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Told {
+    fn stats(&mut self, annotation: Option<String>, newest: Assignment) -> Stats {
+        if self.follows.is_none() || self.annotation != annotation {
+            let listed = |name: &String| newest.versions.iter().any(|version| version.name == *name);
+            self.since.retain(|name, _| listed(name));
+            self.follows = Some(newest);
+            self.annotation = annotation;
+        }
+        let follows = self.follows.clone().unwrap();
+        let stable = follows.serving().unwrap().artifact.digest.clone();
+        let labels = ["a".to_owned(), "b".to_owned()];
+        let mut loaded = |version: &ServedVersion| {
+            let since = self.since.entry(version.name.clone()).or_insert_with(Instant::now);
+            let texts = (since.elapsed().as_secs_f64() * TEXTS) as u64;
+            let bad = version.name == BAD;
+            let comes = follows.canary.as_ref().is_some_and(|canary| canary.version == *version);
+            VersionStats {
                 name: version.name.clone(),
                 digest: version.artifact.digest.clone(),
                 state: LoadState::Ready,
                 precision: Some(Precision::Float32),
                 agreement: None,
                 likeness: None,
+                labels: comes.then(|| LabelsBeside::of(&labels, &stable, &labels)),
                 failure: None,
                 crash: None,
-                figures: None,
-            };
-            axum::Json(Stats {
-                schema_version: SCHEMA_VERSION,
-                ready: true,
-                generation: assignment.generation,
-                serving: Some(assignment.serve),
-                versions: assignment.versions.iter().map(loaded).collect(),
-                answered: [0; 3],
-                in_flight: 0,
-                uptime_seconds: 1.0,
-                load: None,
-            })
+                figures: Some(VersionFigures {
+                    texts: if bad { 0 } else { texts },
+                    failed: if bad { texts } else { 0 },
+                    ..VersionFigures::default()
+                }),
+            }
+        };
+        Stats {
+            schema_version: SCHEMA_VERSION,
+            ready: true,
+            generation: follows.generation,
+            serving: Some(follows.serve.clone()),
+            versions: follows.versions.iter().map(&mut loaded).collect(),
+            answered: [0; 3],
+            in_flight: 0,
+            uptime_seconds: 1.0,
+            load: None,
         }
-    };
-    let router = axum::Router::new().route(STATS_PATH, axum::routing::get(answer));
-    // Beyond the addresses that control planes take.
-    let mut addresses = (1..u8::MAX).flat_map(|b| (1..u8::MAX).map(move |c| Ipv4Addr::new(127, 130, b, c)));
-    let (address, listener) = loop {
-        let address = addresses.next().unwrap();
-        if let Ok(listener) = TcpListener::bind((address, INSIDE_PORT)).await {
-            break (address, listener);
-        }
-    };
-    let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    (address.to_string(), serving)
+    }
 }
 
 /// Lines that only one of two states has.
@@ -449,11 +591,10 @@ async fn run(
 ) -> Ending {
     let namespace = format!("{scenario:?}-{name}").to_lowercase();
     namespace_with_account(plane, &namespace).await;
-    let (servers, serving) = serve(plane.client(), namespace.clone()).await;
     let run = Run {
         plane,
         namespace,
-        servers,
+        servers: Mutex::default(),
     };
     let proxy = proxy(plane).await;
     let start = {
@@ -472,7 +613,6 @@ async fn run(
     }
     run.play(scenario).await;
     let state = run.end(wanted).await;
-    serving.abort();
     let reached = point.is_some() && !proxy.is_planned();
     Ending {
         state,
@@ -536,11 +676,17 @@ async fn whenever_it_is_killed_all_ends_as_if_it_had_not_been() {
     let all = std::env::var("CRASH_POINTS").is_ok_and(|points| points == "all");
     let work = async {
         let begin = Instant::now();
-        let (training, scale) = tokio::join!(
+        let (training, scale, rollout) = tokio::join!(
             undisturbed(&plane, folder, Scenario::Training),
-            undisturbed(&plane, folder, Scenario::Scale)
+            undisturbed(&plane, folder, Scenario::Scale),
+            undisturbed(&plane, folder, Scenario::Rollout)
         );
-        let scenarios = [(Scenario::Training, &training), (Scenario::Scale, &scale)];
+        // Those that take longest first.
+        let scenarios = [
+            (Scenario::Rollout, &rollout),
+            (Scenario::Training, &training),
+            (Scenario::Scale, &scale),
+        ];
         let mut points = Vec::new();
         for (scenario, undisturbed) in scenarios {
             let creates = |write: usize| undisturbed.writes.get(write - 1).is_some_and(|w| w.starts_with("POST"));
@@ -552,20 +698,21 @@ async fn whenever_it_is_killed_all_ends_as_if_it_had_not_been() {
         }
         let planned = points.len();
         let reached = disturb(&plane, folder, points).await;
-        let writes = training.writes.len() + scale.writes.len();
+        let writes = training.writes.len() + scale.writes.len() + rollout.writes.len();
         println!(
-            "killed at {reached} crash points, before and after {} writes of a training's {} and a scaling's {}, in {:.0} s: \
-             each run ended as the undisturbed one",
+            "killed at {reached} crash points, before and after {} writes of a training's {}, a scaling's {} and a rollout's {}, in \
+             {:.0} s: each run ended as the undisturbed one",
             if all { "all" } else { "some" },
             training.writes.len(),
             scale.writes.len(),
+            rollout.writes.len(),
             begin.elapsed().as_secs_f64()
         );
         // Those beyond the last one of an undisturbed run, at most.
         let least = if all {
             2 * writes
         } else {
-            planned.saturating_sub(4 * BEYOND)
+            planned.saturating_sub(6 * BEYOND)
         };
         assert!(reached >= least, "{reached} points of {writes} writes");
     };

@@ -229,7 +229,7 @@ pub mod reasons {
         VARIANT_WORSE = "VariantWorse",
         /// A variant of an experiment did worse than its guardrails allow and gets no requests any more.
         GUARDRAIL_BROKEN = "GuardrailBroken",
-        /// Nobody says which answers of an experiment's variants are right.
+        /// Nobody says which answers of an experiment's variants are right. Of a rollout, the word for what the version was not judged by.
         NOT_JUDGED = "NotJudged",
         /// A newer version waits for the end of the experiment.
         EXPERIMENT_RUNNING = "ExperimentRunning",

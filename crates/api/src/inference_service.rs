@@ -175,7 +175,8 @@ pub struct Rollout {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub approved_version: Option<String>,
-    /// What the version may do worse than the one before. Beyond that it is rejected.
+    /// What the version may do worse than the one before. Beyond that it is rejected; with or without it a version is rejected that lacks
+    /// a label of the one before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub analysis: Option<Analysis>,
 }
@@ -344,6 +345,9 @@ pub struct InferenceServiceStatus {
     /// The version that comes by steps, with its share of the requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<String>,
+    /// What the version that comes by steps, or came so and answers, was judged by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
     /// Pods there are, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
@@ -380,6 +384,63 @@ pub struct InferenceServiceStatus {
     /// Where the pods compute: `Cpu` where the class's GPUs are simulated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<Device>,
+}
+
+/// What a version was judged by that came by steps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStatus {
+    /// Name of the ModelVersion.
+    pub model_version: String,
+    /// What there was enough of, and spoke not against it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub judged: Vec<RolloutFigure>,
+    /// What it was not judged by: there is too little of it, or no limit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub not_judged: Vec<RolloutFigure>,
+}
+
+impl RolloutStatus {
+    /// From what the version was judged by so far.
+    #[must_use]
+    pub fn of(model_version: &str, judged: &[RolloutFigure]) -> Self {
+        let (judged, not_judged) = RolloutFigure::ALL
+            .into_iter()
+            .partition(|figure| judged.contains(figure));
+        Self {
+            model_version: model_version.to_owned(),
+            judged,
+            not_judged,
+        }
+    }
+}
+
+/// What speaks for or against a version that comes by steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RolloutFigure {
+    /// It knows the labels of the version before.
+    Labels,
+    /// `minAgreement`.
+    Agreement,
+    /// `maxErrorRateIncrease`.
+    ErrorRate,
+    /// `maxComputeTimeIncreasePercent`.
+    ComputeTime,
+    /// `minAccuracyDelta`.
+    Accuracy,
+}
+
+impl RolloutFigure {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Labels,
+        Self::Agreement,
+        Self::ErrorRate,
+        Self::ComputeTime,
+        Self::Accuracy,
+    ];
 }
 
 /// A version that answers.

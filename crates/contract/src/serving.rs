@@ -1,6 +1,6 @@
 //! Configuration of the serving pod, and what it tells of itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -326,6 +326,10 @@ pub struct VersionStats {
     /// copies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub likeness: Option<Likeness>,
+    /// Its labels beside those of the version that answers, once both are loaded: of a version that comes by steps. As long as some
+    /// are missing the pod does not answer with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<LabelsBeside>,
     /// Why the last try to load it failed, or why it is held back, while it is not loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -398,6 +402,40 @@ pub struct Likeness {
     pub agreement: Agreement,
 }
 
+/// Labels of a version beside those of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LabelsBeside {
+    /// Digest of the other one's artifact.
+    pub to: Digest,
+    /// Labels of the other one.
+    pub theirs: u32,
+    /// Those of them that this version cannot give.
+    pub missing: u32,
+    /// The first [`MISSING_NAMED`] of those, in the order of the other one's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub first: Vec<String>,
+}
+
+/// Labels that [`LabelsBeside`] names.
+pub const MISSING_NAMED: usize = 3;
+
+impl LabelsBeside {
+    /// Compares a version's labels with those of another one by name; where they stand in the order does not matter.
+    #[must_use]
+    pub fn of(mine: &[String], to: &Digest, theirs: &[String]) -> Self {
+        let mine: BTreeSet<&String> = mine.iter().collect();
+        let missing = || theirs.iter().filter(|label| !mine.contains(label));
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Self {
+            to: to.clone(),
+            theirs: count(theirs.len()),
+            missing: count(missing().count()),
+            first: missing().take(MISSING_NAMED).cloned().collect(),
+        }
+    }
+}
+
 /// How far a version is in a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LoadState {
@@ -416,6 +454,27 @@ pub enum LoadState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_are_compared_by_name_and_few_are_named() {
+        let labels = |names: &str| names.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let to = Digest::sha256(&"0".repeat(64));
+        for (mine, theirs, missing, first) in [
+            ("a b c", "c a b", 0, ""),
+            ("a b c d", "a b", 0, ""),
+            ("a b", "a c b", 1, "c"),
+            ("A", "a", 1, "a"),
+            ("x", "e d c b a", 5, "e d c"),
+        ] {
+            let told = LabelsBeside::of(&labels(mine), &to, &labels(theirs));
+            assert_eq!(
+                (told.missing, told.first.join(" ").as_str()),
+                (missing, first),
+                "{mine} beside {theirs}"
+            );
+            assert_eq!(told.theirs as usize, labels(theirs).len());
+        }
+    }
 
     #[test]
     fn only_the_pods_of_a_canary_hold_it() {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use flywheel_contract::failure::{Failure, FailureClass, FailureReason};
-use flywheel_contract::serving::{Assignment, Crash, LoadState, Mirror, ServedVersion, VersionStats};
+use flywheel_contract::serving::{Assignment, Crash, LabelsBeside, LoadState, Mirror, ServedVersion, VersionStats};
 use flywheel_contract::split::{BUCKETS, BUCKETS_PER_PERCENT, Split};
 use sha2::{Digest as _, Sha256};
 
@@ -133,6 +133,15 @@ impl State {
         self.held.iter().find(|held| held.version.name == name)
     }
 
+    /// The labels of the canary beside those of the version that it is to take the place of, once both are loaded.
+    fn labels_of_canary(&self) -> Option<LabelsBeside> {
+        let (canary, _) = self.canary.as_ref()?;
+        let loaded = |name: &str| self.named(name)?.loaded.as_ref();
+        let (stable, canary) = (loaded(&self.serve)?, loaded(canary)?);
+        let to = &stable.served.artifact.digest;
+        Some(LabelsBeside::of(canary.engine.labels(), to, stable.engine.labels()))
+    }
+
     /// Who is to answer what, once all of them can. A variant that cannot be loaded leaves its requests to the stable version:
     /// to answer counts for more than to keep who gets what.
     fn to_answer(&self) -> Option<Answering> {
@@ -154,7 +163,9 @@ impl State {
             let version = self.named(&mirror.version)?.loaded.clone()?;
             Some((version, mirror.percent))
         });
-        let canary = self.canary.as_ref().and_then(|(name, share)| {
+        // What lacks a label meets no client: whoever decides over it learns of that from `/stats` only after it is loaded.
+        let knows_all = self.labels_of_canary().is_some_and(|labels| labels.missing == 0);
+        let canary = self.canary.as_ref().filter(|_| knows_all).and_then(|(name, share)| {
             let version = self.named(name)?.loaded.clone()?;
             Some((version, *share))
         });
@@ -373,6 +384,13 @@ impl Versions {
     pub fn stats(&self) -> (u64, Option<String>, Vec<VersionStats>) {
         let answering = self.answering().map(|answering| answering.stable.name().to_owned());
         let state = self.state();
+        let labels = state.labels_of_canary();
+        let is_canary = |held: &Held| {
+            state
+                .canary
+                .as_ref()
+                .is_some_and(|(name, _)| *name == held.version.name)
+        };
         let versions = state.held.iter().map(|held| {
             let engine = held.loaded.as_ref().map(|version| &version.engine);
             VersionStats {
@@ -382,6 +400,7 @@ impl Versions {
                 precision: engine.map(Engine::precision),
                 agreement: engine.and_then(Engine::agreement),
                 likeness: engine.and_then(Engine::likeness).cloned(),
+                labels: labels.clone().filter(|_| is_canary(held)),
                 failure: held.failure.clone(),
                 crash: held.crash.clone(),
                 figures: engine.map(|engine| engine.figures().told()),

@@ -20,7 +20,7 @@ use flywheel_contract::artifact::{DATA_PROFILE_FILE, EVALUATION_SAMPLE_FILE, WEI
 use flywheel_contract::failure::FailureReason;
 use flywheel_contract::profile::{DataProfile, PROJECTIONS, most_probable};
 use flywheel_contract::serving::{
-    Agreement, Assignment, Canary, Cleared, Crash, Likeness, LoadState, Mirror, ServedVersion, Stats,
+    Agreement, Assignment, Canary, Cleared, Crash, LabelsBeside, Likeness, LoadState, Mirror, ServedVersion, Stats,
 };
 use flywheel_contract::split::Split;
 use process::{Program, assert_fails};
@@ -552,6 +552,10 @@ fn a_canary_is_compared_with_the_version_that_answers() {
             },
         });
         assert_eq!(told[1].likeness, expected, "{case}");
+        // In another order they are the same labels.
+        let labels = (case == "by steps").then(|| LabelsBeside::of(&[], &one.artifact.digest, &[]));
+        let labels = labels.map(|labels| LabelsBeside { theirs: 4, ..labels });
+        assert_eq!((&told[0].labels, &told[1].labels), (&None, &labels), "{case}");
     }
 
     // A version without a sample, or with one that cannot be read, has nothing to compare with, and that holds nobody back.
@@ -573,6 +577,53 @@ fn a_canary_is_compared_with_the_version_that_answers() {
         let loaded = state(&stats, "intent-v2") == Some(LoadState::Ready);
         loaded.then(|| assert_eq!(stats.versions[1].likeness, None))
     });
+}
+
+#[test]
+fn a_canary_that_lacks_a_label_meets_no_client() {
+    let mut two = Two::new();
+    let mut fewer = LABELS;
+    fewer[2] = "greeting";
+    two.two.name_labels(&fewer);
+    let (one, other) = two.versions();
+    let canary = Assignment {
+        canary: Some(Canary {
+            version: other.clone(),
+            step: 0,
+            since: None,
+            pods: [("mine".to_owned(), 10_000)].into(),
+        }),
+        ..assignment(1, "intent-v1", &[&one])
+    };
+    let setup = Setup {
+        assignment: canary,
+        ..two.setup()
+    };
+    let mut program = Program::serve_as("mine", &setup, None);
+    program.wait_ready();
+    let version = || {
+        let answer = predict(program.data, &json!({"text": TEXT}));
+        answer.json()["model_version"].as_str().unwrap().to_owned()
+    };
+    // Whoever asks while it comes, or after that.
+    let told = until("both are held", || {
+        assert_eq!(version(), "intent-v1");
+        let stats = program.stats();
+        (state(&stats, "intent-v2") == Some(LoadState::Ready)).then_some(stats.versions)
+    });
+    let lacks = LabelsBeside {
+        to: one.artifact.digest.clone(),
+        theirs: 4,
+        missing: 1,
+        first: vec!["refund".to_owned()],
+    };
+    assert_eq!(told[1].labels, Some(lacks));
+    for _ in 0..20 {
+        assert_eq!(version(), "intent-v1");
+    }
+    // All pods are to change over to it: somebody has approved it.
+    program.assign(&assignment(2, "intent-v2", &[&other]));
+    until("it answers", || (version() == "intent-v2").then_some(()));
 }
 
 #[test]

@@ -82,6 +82,7 @@ async fn stats(State(pods): State<Arc<Pods>>, headers: HeaderMap) -> Json<Stats>
             precision: Some(Precision::Float32),
             agreement: None,
             likeness: None,
+            labels: None,
             failure: None,
             crash: None,
             figures: None,

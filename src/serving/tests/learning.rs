@@ -12,7 +12,7 @@ const BOTH: [(&str, &str); 2] = [("intent-v1", "Ready"), ("intent-v2", "Ready")]
 
 /// What an operator remembers from look to look and pass to pass.
 #[derive(Default)]
-struct Operator {
+pub(super) struct Operator {
     drifts: DriftMemo,
     assignments: AssignmentMemo,
     /// Its metrics after the last look.
@@ -33,7 +33,7 @@ impl Operator {
     }
 
     /// `stale`: the cache does not show yet which TrainingJobs there are beside the template.
-    async fn pass(&mut self, world: &World, stale: bool) -> Vec<String> {
+    pub(super) async fn pass(&mut self, world: &World, stale: bool) -> Vec<String> {
         let mut context = world.context();
         if stale {
             let template = world.object(&format!("{JOBS}intent"));
@@ -525,14 +525,37 @@ async fn the_newest_promotable_version_comes_by_itself_and_goes_where_it_does_ba
         message.contains("50.0 % of 120 texts could not be computed"),
         "{message}"
     );
-    assert_eq!(world.ready().0, "True");
+    let rejected = message;
+    assert!(rejected.contains("autoUpdate leaves it out"), "{rejected}");
+    assert_eq!(
+        world.ready(),
+        ("True".to_owned(), "RolledBack".to_owned(), rejected.clone())
+    );
     assert_eq!(
         (world.assigned(), world.assignment().canary),
         (vec!["intent-v1".to_owned()], None)
     );
-    // It is not taken again, and is no update.
+    // It is not taken again, is no update, and goes on to be told of, by another operator as well.
+    for _ in 0..2 {
+        world.reconcile().await;
+        assert_eq!(world.assignment().canary, None);
+        is(&world, "UpdateAvailable", "False", "UpToDate");
+        is(&world, "RolloutProgressing", "False", "RolledBack");
+        assert_eq!(condition(&world, "RolloutProgressing").2, rejected);
+        assert_eq!(world.ready().1, "RolledBack");
+    }
+    // Until nobody wants it any more.
+    let auto = |exclude: Value| json!({"autoUpdate": {"policy": "LatestPromotable", "exclude": exclude}});
+    world.spec(auto(json!(["intent-v2"])));
     world.reconcile().await;
-    assert_eq!(world.assignment().canary, None);
-    is(&world, "UpdateAvailable", "False", "UpToDate");
     is(&world, "RolloutProgressing", "False", "RolloutComplete");
+    assert_eq!(world.ready().1, "AsExpected");
+    world.spec(auto(json!([])));
+    world.reconcile().await;
+    is(&world, "RolloutProgressing", "False", "RolledBack");
+    // Or a newer one comes.
+    world.promotable("intent-v3", 3, "True");
+    world.reconcile().await;
+    is(&world, "RolloutProgressing", "True", "RolloutStep");
+    assert_eq!(world.assignment().canary.unwrap().version.name, "intent-v3");
 }

@@ -1,5 +1,8 @@
 //! A new version by steps.
 
+use flywheel_api::inference_service::RolloutFigure::{Accuracy, Agreement, ComputeTime, ErrorRate, Labels};
+
+use super::learning::Operator;
 use super::*;
 
 const BOTH: [(&str, &str); 2] = [("intent-v1", "Ready"), ("intent-v2", "Ready")];
@@ -104,6 +107,11 @@ async fn a_version_comes_by_steps_and_the_status_shows_what_pods_answer_with() {
         (world.rollout().1.as_str(), world.ready().0.as_str()),
         ("RolloutComplete", "True")
     );
+    let (_, _, message) = world.rollout();
+    assert!(
+        message.ends_with("NotJudged: labels (its pods do not tell them), what it does (there is no rollout.analysis)"),
+        "{message}"
+    );
     assert_eq!(world.traffic(), [("intent-v2".to_owned(), 2, None)]);
     assert_eq!(world.service().status.unwrap().canary, None);
     assert_eq!(world.writes().await, NOTHING);
@@ -132,7 +140,7 @@ async fn a_canary_that_ends_a_pod_is_rejected_for_good() {
         message.ends_with("kubectl annotate modelversion intent-v2 flywheel.dev/rejected-"),
         "{message}"
     );
-    assert_eq!(world.ready().0, "True");
+    assert_eq!(world.ready(), ("True".to_owned(), "RolledBack".to_owned(), message));
     world.say("a", stats(u64::MAX, "intent-v1", &[BOTH[0]]));
     assert_eq!(world.writes().await, NOTHING);
     // Not without steps either.
@@ -232,4 +240,95 @@ async fn a_version_that_is_no_good_in_the_middle_has_not_arrived() {
         reason != "RolloutComplete" && message.contains("intent-v2"),
         "{reason}: {message}"
     );
+}
+
+/// What a pod says that has both, of which the one that comes lacks these labels of 19, and did so much.
+fn labelled(missing: &[&str], did: &Value) -> Value {
+    let mut says = stats(u64::MAX, "intent-v1", &BOTH);
+    says["versions"][1]["labels"] = json!({"to": says["versions"][0]["digest"], "theirs": 19, "missing": missing.len(),
+        "first": missing});
+    for version in [0, 1] {
+        says["versions"][version]["figures"] = did.clone();
+    }
+    says
+}
+
+#[tokio::test]
+async fn a_version_that_lacks_labels_is_rejected_unless_it_is_approved() {
+    for analysis in [Value::Null, json!({})] {
+        let world = World::rolling().await;
+        world.spec(json!({"rollout": {"analysis": analysis}}));
+        world.say("a", labelled(&["TurnOn", "TurnOff"], &Value::Null));
+        assert_eq!(
+            world.writes().await,
+            ["merge modelversions", "apply configmaps", "apply status"]
+        );
+        assert_eq!(world.canary(), []);
+        let (status, reason, message) = world.rollout();
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "RolledBack"));
+        let words =
+            "intent-v2 is rejected: it does not know 2 of the 19 labels of the version before (TurnOn, TurnOff)";
+        assert!(
+            message.starts_with(words) && message.contains("rollout.approvedVersion"),
+            "{message}"
+        );
+        assert_eq!(world.ready().0, "True");
+        assert_eq!(world.service().status.unwrap().rollout, None);
+    }
+    let world = World::rolling().await;
+    world.spec(json!({"rollout": {"approvedVersion": "intent-v2"}}));
+    world.say("a", labelled(&["TurnOn"], &Value::Null));
+    world.reconcile().await;
+    assert_eq!(world.rollout().1, "RolloutLastStep");
+    assert_eq!(world.assigned(), ["intent-v1", "intent-v2"]);
+}
+
+#[tokio::test]
+async fn what_a_version_was_not_judged_by_is_told_until_another_one_answers() {
+    let mut world = World::rolling().await;
+    world.spec(json!({"rollout": {"analysis": {}}, "feedback": {"signingKeySecretRef": {"name": "k", "key": "k"}}}));
+    let mut operator = Operator::default();
+    let did = |texts: u64, judged: u64| {
+        json!({"texts": texts, "failed": 0, "alone": 0, "aloneSeconds": 0.0, "aloneSquares": 0.0,
+            "judged": judged, "correct": judged})
+    };
+    let figures = |world: &World| world.service().status.unwrap().rollout.unwrap();
+    world.say("a", labelled(&[], &did(0, 0)));
+    operator.pass(&world, false).await;
+    world.say("a", labelled(&[], &did(200, 99)));
+    operator.pass(&world, false).await;
+    assert_eq!(figures(&world).judged, [Labels, ErrorRate]);
+    assert_eq!(figures(&world).not_judged, [Agreement, ComputeTime, Accuracy]);
+    world.seconds += 600;
+    operator.pass(&world, false).await;
+    assert_eq!(world.rollout().1, "InsufficientTraffic", "clients may still judge");
+    // Another operator begins to count anew, and somebody does not want to wait.
+    world.spec(json!({"rollout": {"approvedVersion": "intent-v2"}}));
+    world.reconcile().await;
+    world.say("b", labelled(&[], &did(0, 0)));
+    world.reconcile().await;
+    let after = stats(u64::MAX, "intent-v2", &[("intent-v2", "Ready")]);
+    world.say("a", after.clone());
+    world.say("b", after);
+    world.reconcile().await;
+    let (_, reason, message) = world.rollout();
+    assert_eq!(reason, "RolloutComplete");
+    assert!(
+        message.contains("NotJudged: agreement (")
+            && message.contains("accuracy (clients judged fewer than analysis.minSamples"),
+        "{message}"
+    );
+    assert!(!message.contains("errorRate"), "{message}");
+    assert_eq!(figures(&world).model_version, "intent-v2");
+    world.reconcile().await;
+    assert_eq!(world.rollout().2, message, "it stays");
+    // The way back, without steps.
+    world.spec(json!({"modelVersion": "intent-v1", "rollout": null}));
+    world.reconcile().await;
+    let before = stats(u64::MAX, "intent-v1", &BOTH);
+    world.say("a", before.clone());
+    world.say("b", before);
+    world.reconcile().await;
+    assert_eq!(world.assigned()[0], "intent-v1");
+    assert_eq!(world.service().status.unwrap().rollout, None);
 }

@@ -18,11 +18,21 @@ pub struct Candidate {
 /// The newest version above the number of the one of this name that may take its place; none where that one is not there.
 #[must_use]
 pub fn newer<'a>(than: &str, exclude: &[String], candidates: &'a [Candidate]) -> Option<&'a Candidate> {
+    newest(than, exclude, candidates, false)
+}
+
+/// The newest version that would take the place of the one of this name, were it not rejected.
+#[must_use]
+pub fn left_out<'a>(target: &str, auto: Option<&AutoUpdate>, candidates: &'a [Candidate]) -> Option<&'a Candidate> {
+    newest(target, &auto?.exclude, candidates, true)
+}
+
+fn newest<'a>(than: &str, exclude: &[String], candidates: &'a [Candidate], rejected: bool) -> Option<&'a Candidate> {
     let present = candidates.iter().find(|candidate| candidate.name == than)?;
     let may = |candidate: &&Candidate| {
         candidate.number > present.number
             && candidate.promotable
-            && !candidate.rejected
+            && candidate.rejected == rejected
             && !exclude.contains(&candidate.name)
     };
     // Two of one number, made by hand: the first by name, whatever the order in which they come.
@@ -86,6 +96,18 @@ mod tests {
             target("v1", Some(&auto(&[])), &all).to_owned()
         };
         assert_eq!(with(|v4| v4.rejected = true), "v3");
+        let left_out = |target: &str, exclude: &[&str], rejected: &[&str]| {
+            let mut all = all.clone();
+            all.iter_mut()
+                .for_each(|v| v.rejected = rejected.contains(&v.name.as_str()));
+            super::left_out(target, Some(&auto(exclude)), &all).map(|v| v.name.clone())
+        };
+        assert_eq!(left_out("v3", &[], &["v4"]).as_deref(), Some("v4"));
+        assert_eq!(left_out("v2", &[], &["v3", "v4"]).as_deref(), Some("v4"), "the newest");
+        assert_eq!(left_out("v4", &[], &["v3"]), None, "what is newer has come");
+        assert_eq!(left_out("v3", &["v4"], &["v4"]), None, "nobody wants it");
+        assert_eq!(left_out("v3", &[], &[]), None);
+        assert_eq!(super::left_out("v1", None, &all), None);
         assert_eq!(with(|v4| v4.promotable = false), "v3");
         let twins = [candidate("v1", 1), candidate("b", 2), candidate("a", 2)];
         assert_eq!(target("v1", Some(&auto(&[])), &twins), "a");

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use flywheel_api::inference_service::{Analysis, RolloutStep};
+use flywheel_api::conditions::cut_words;
+use flywheel_api::inference_service::{Analysis, RolloutFigure, RolloutStep};
 use flywheel_contract::scalar::{Decimal, Digest};
-use flywheel_contract::serving::{Agreement, ServedVersion, VersionFigures};
+use flywheel_contract::serving::{Agreement, LabelsBeside, MISSING_NAMED, ServedVersion, VersionFigures};
 
 use super::sequential::{deviations, share, variance_of_share};
 use super::update::PodSays;
@@ -17,6 +18,8 @@ const MIN_ALONE: u64 = 30;
 const MIN_SAMPLE: u32 = 30;
 /// Values at which the boundary is narrowest: the fewest requests that are judged.
 const FEWEST: f64 = MIN_REQUESTS as f64;
+/// Most bytes of a label in a message.
+const LABEL_MAX: usize = 60;
 /// Probability that a version that is not worse than allowed is ever rejected by one of these figures, however often somebody looks.
 const LEVEL: f64 = 0.01;
 
@@ -48,6 +51,14 @@ pub fn likeness(canary: &ServedVersion, stable: &ServedVersion, pods: &[PodSays]
     let told = told.filter(|likeness| likeness.to == stable.artifact.digest);
     told.map(|likeness| likeness.agreement)
         .min_by(|a, b| share(a.same.into(), a.texts.into()).total_cmp(&share(b.same.into(), b.texts.into())))
+}
+
+/// The labels of the version that comes beside those of the one that answers, as the pods say.
+#[must_use]
+pub fn labels<'a>(canary: &ServedVersion, stable: &ServedVersion, pods: &'a [PodSays]) -> Option<&'a LabelsBeside> {
+    let told = pods.iter().filter_map(|pod| pod.version(canary)?.labels.as_ref());
+    told.filter(|labels| labels.to == stable.artifact.digest)
+        .max_by_key(|labels| labels.missing)
 }
 
 impl Watch {
@@ -145,14 +156,73 @@ pub enum Opinion {
     Bad(String),
 }
 
-/// Judges a version by its figures and its `likeness` to the one that answers. `feedback`: clients tell what would have been right; `last`: the step is the last one.
+/// What is known of a version that comes, beside the one that answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// What both did.
+    pub figures: &'a Figures,
+    /// How it answers the other one's evaluation sample.
+    pub likeness: Option<Agreement>,
+    /// Its labels.
+    pub labels: Option<&'a LabelsBeside>,
+}
+
+/// Which figures there are enough of.
+struct Enough {
+    labels: bool,
+    agreement: bool,
+    errors: bool,
+    times: bool,
+    accuracy: bool,
+}
+
+impl Enough {
+    /// Labels are judged always, all else by an `analysis` only.
+    fn of(analysis: Option<&Analysis>, step: &RolloutStep, evidence: &Evidence<'_>) -> Self {
+        let Figures {
+            stable,
+            stable_beside,
+            canary,
+        } = evidence.figures;
+        let done = canary.texts + canary.failed >= asked(step).unwrap_or(MIN_REQUESTS);
+        let samples = analysis.map(|analysis| u64::try_from(analysis.min_samples).unwrap_or(1));
+        Self {
+            labels: evidence.labels.is_some(),
+            agreement: analysis.is_some() && evidence.likeness.is_some_and(|likeness| likeness.texts >= MIN_SAMPLE),
+            errors: analysis.is_some() && done && stable.texts + stable.failed >= MIN_REQUESTS,
+            times: analysis.is_some() && done && stable_beside.alone >= MIN_ALONE && canary.alone >= MIN_ALONE,
+            accuracy: samples.is_some_and(|needed| stable.judged >= needed && canary.judged >= needed),
+        }
+    }
+}
+
+/// What a version was judged by, if it was not rejected.
 #[must_use]
-#[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+pub fn judged(analysis: Option<&Analysis>, step: &RolloutStep, evidence: &Evidence<'_>) -> Vec<RolloutFigure> {
+    let enough = Enough::of(analysis, step, evidence);
+    let all = [
+        (RolloutFigure::Labels, enough.labels),
+        (RolloutFigure::Agreement, enough.agreement),
+        (RolloutFigure::ErrorRate, enough.errors),
+        (RolloutFigure::ComputeTime, enough.times),
+        (RolloutFigure::Accuracy, enough.accuracy),
+    ];
+    all.into_iter()
+        .filter(|(_, judged)| *judged)
+        .map(|(figure, _)| figure)
+        .collect()
+}
+
+fn asked(step: &RolloutStep) -> Option<u64> {
+    step.min_requests.and_then(|n| u64::try_from(n).ok())
+}
+
+/// Judges a version. `feedback`: clients tell what would have been right; `last`: the step is the last one.
+#[must_use]
 pub fn judge(
     analysis: Option<&Analysis>,
     step: &RolloutStep,
-    figures: &Figures,
-    likeness: Option<Agreement>,
+    evidence: &Evidence<'_>,
     feedback: bool,
     last: bool,
 ) -> Opinion {
@@ -160,12 +230,16 @@ pub fn judge(
         stable,
         stable_beside,
         canary,
-    } = figures;
-    let asked = step.min_requests.and_then(|n| u64::try_from(n).ok());
-    let done = canary.texts + canary.failed;
+    } = evidence.figures;
+    let enough = Enough::of(analysis, step, evidence);
+    if let Some(bad) = evidence.labels.and_then(lost) {
+        return Opinion::Bad(bad);
+    }
     if let Some(analysis) = analysis {
         // It takes no traffic.
-        if let Some(bad) = likeness.and_then(|likeness| unlike(analysis, likeness)) {
+        if enough.agreement
+            && let Some(bad) = evidence.likeness.and_then(|likeness| unlike(analysis, likeness))
+        {
             return Opinion::Bad(bad);
         }
         let limits = Limits {
@@ -174,25 +248,23 @@ pub fn judge(
             level: LEVEL,
             before: "the version before",
         };
-        if done >= asked.unwrap_or(MIN_REQUESTS)
-            && let Some(bad) = errors(&limits, stable, canary).or_else(|| times(&limits, stable_beside, canary))
-        {
+        let worse = [
+            enough.errors.then(|| errors(&limits, stable, canary)),
+            enough.times.then(|| times(&limits, stable_beside, canary)),
+            enough.accuracy.then(|| accuracy(analysis, stable, canary)),
+        ];
+        if let Some(bad) = worse.into_iter().flatten().flatten().next() {
             return Opinion::Bad(bad);
         }
-        let needed = u64::try_from(analysis.min_samples).unwrap_or(1);
-        if stable.judged >= needed && canary.judged >= needed {
-            if let Some(bad) = accuracy(analysis, stable, canary) {
-                return Opinion::Bad(bad);
-            }
-        } else if feedback && last {
+        if !enough.accuracy && feedback && last {
             return Opinion::TooFew(format!(
-                "{} of its answers and {} of the version's before were judged by clients, and analysis.minSamples is {needed} of \
-                 each",
-                canary.judged, stable.judged
+                "{} of its answers and {} of the version's before were judged by clients, and analysis.minSamples is {} of each",
+                canary.judged, stable.judged, analysis.min_samples
             ));
         }
     }
-    match asked {
+    let done = canary.texts + canary.failed;
+    match asked(step) {
         Some(asked) if done < asked => Opinion::TooFew(format!("it answered {done} texts, and minRequests is {asked}")),
         _ => Opinion::Good,
     }
@@ -221,11 +293,32 @@ impl Limits<'_> {
     }
 }
 
+/// It cannot give a label that the version before gives.
+fn lost(labels: &LabelsBeside) -> Option<String> {
+    let LabelsBeside {
+        theirs, missing, first, ..
+    } = labels;
+    let named: Vec<_> = first
+        .iter()
+        .take(MISSING_NAMED)
+        .map(|label| cut_words(label, LABEL_MAX))
+        .collect();
+    let more = usize::try_from(*missing).is_ok_and(|missing| missing > named.len());
+    (*missing > 0).then(|| {
+        format!(
+            "it does not know {missing} of the {theirs} labels of the version before ({}{}), which no client would get any more. Train \
+             it with texts of them; where they are to go, name it in rollout.approvedVersion before it is tried again",
+            named.join(", "),
+            if more { ", …" } else { "" }
+        )
+    })
+}
+
 /// It answers too many of the texts that the version before was measured with in another way.
 fn unlike(analysis: &Analysis, likeness: Agreement) -> Option<String> {
     let Agreement { texts, same } = likeness;
     let allowed = analysis.min_agreement.value()?;
-    (texts >= MIN_SAMPLE && share(same.into(), texts.into()) < allowed).then(|| {
+    (share(same.into(), texts.into()) < allowed).then(|| {
         format!(
             "it gives {same} of the {texts} texts in the evaluation sample of the version before the label that that one gives, and \
              analysis.minAgreement is {allowed}"
@@ -343,6 +436,14 @@ mod tests {
         }
     }
 
+    fn of(figures: &Figures) -> Evidence<'_> {
+        Evidence {
+            figures,
+            likeness: None,
+            labels: None,
+        }
+    }
+
     fn word(canary: VersionFigures, min_requests: Option<i32>, feedback: bool, last: bool) -> String {
         let stable = VersionFigures {
             judged: 1000,
@@ -354,7 +455,7 @@ mod tests {
             stable_beside: stable,
             canary,
         };
-        match judge(Some(&analysis()), &step(min_requests), &figures, None, feedback, last) {
+        match judge(Some(&analysis()), &step(min_requests), &of(&figures), feedback, last) {
             Opinion::Good => "good".to_owned(),
             Opinion::TooFew(why) => format!("too few: {why}"),
             Opinion::Bad(why) => why,
@@ -491,8 +592,102 @@ mod tests {
                 ..did(100)
             },
         };
-        let unlike = Some(Agreement { texts: 200, same: 0 });
-        assert_eq!(judge(None, &step(Some(10)), &bad, unlike, true, true), Opinion::Good);
+        let unlike = Evidence {
+            likeness: Some(Agreement { texts: 200, same: 0 }),
+            ..of(&bad)
+        };
+        assert_eq!(judge(None, &step(Some(10)), &unlike, true, true), Opinion::Good);
+    }
+
+    #[test]
+    fn labels_that_are_lost_are_named_with_or_without_an_analysis() {
+        let labels = |missing: u32, first: &[&str]| LabelsBeside {
+            to: Digest::sha256(&"1".repeat(64)),
+            theirs: 19,
+            missing,
+            first: first.iter().map(|label| (*label).to_owned()).collect(),
+        };
+        let long = "l".repeat(300);
+        for (missing, first, expected) in [
+            (0, vec![], None),
+            (
+                1,
+                vec!["TurnOn"],
+                Some("it does not know 1 of the 19 labels of the version before (TurnOn), which"),
+            ),
+            (
+                5,
+                vec!["a", "b", "c"],
+                Some("5 of the 19 labels of the version before (a, b, c, …), which"),
+            ),
+            // What a pod says is bounded here as well.
+            (9, vec![&long, "b", "c", "d", "e"], Some("…, b, c, …), which")),
+        ] {
+            let (figures, labels) = (Figures::default(), labels(missing, &first));
+            let evidence = Evidence {
+                labels: Some(&labels),
+                ..of(&figures)
+            };
+            for analysis in [None, Some(analysis())] {
+                match (judge(analysis.as_ref(), &step(None), &evidence, false, true), expected) {
+                    (Opinion::Good, None) => {}
+                    (Opinion::Bad(why), Some(expected)) => {
+                        assert!(
+                            why.contains(expected) && why.contains("rollout.approvedVersion"),
+                            "{why}"
+                        );
+                        assert!(why.len() < 500, "{why}");
+                    }
+                    (opinion, _) => panic!("{missing}: {opinion:?}"),
+                }
+                let told = judged(analysis.as_ref(), &step(None), &evidence);
+                assert_eq!(told, [RolloutFigure::Labels]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_there_is_too_little_of_is_not_judged() {
+        use RolloutFigure::{Accuracy, Agreement as Same, ComputeTime, ErrorRate};
+        let with = |judged: u64| VersionFigures { judged, ..did(200) };
+        let figures = |stable: VersionFigures, canary: VersionFigures| Figures {
+            stable,
+            stable_beside: stable,
+            canary,
+        };
+        let agreement = |texts| Some(Agreement { texts, same: texts });
+        let rows: [(Figures, Option<Agreement>, &[RolloutFigure]); 6] = [
+            (Figures::default(), None, &[]),
+            (
+                figures(with(100), with(100)),
+                agreement(200),
+                &[Same, ErrorRate, ComputeTime, Accuracy],
+            ),
+            (figures(with(100), with(99)), agreement(29), &[ErrorRate, ComputeTime]),
+            (
+                figures(with(99), with(100)),
+                agreement(30),
+                &[Same, ErrorRate, ComputeTime],
+            ),
+            (
+                figures(with(100), VersionFigures { alone: 29, ..with(100) }),
+                None,
+                &[ErrorRate, Accuracy],
+            ),
+            (figures(did(200), did(99)), None, &[]),
+        ];
+        for (figures, likeness, expected) in rows {
+            let evidence = Evidence {
+                likeness,
+                ..of(&figures)
+            };
+            assert_eq!(
+                judged(Some(&analysis()), &step(None), &evidence),
+                expected,
+                "{figures:?}"
+            );
+            assert_eq!(judged(None, &step(None), &evidence), []);
+        }
     }
 
     #[test]
@@ -522,6 +717,7 @@ mod tests {
                         precision: None,
                         agreement: None,
                         likeness: None,
+                        labels: None,
                         failure: None,
                         crash: None,
                         figures: Some(*figures),

@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flywheel_api::inference_service::{Rollout, RolloutStep};
+use flywheel_api::inference_service::{Rollout, RolloutFigure, RolloutStep};
 use flywheel_contract::failure::{Failure, FailureReason};
 use flywheel_contract::serving::{Assignment, Canary, ServedVersion};
 use flywheel_contract::split::{BUCKETS, BUCKETS_PER_PERCENT};
 use jiff::Timestamp;
 
-use super::analysis::{self, Figures, Opinion};
+use super::analysis::{self, Evidence, Figures, Opinion};
 use super::blame::How;
 use super::update::{PodSays, Update, Wanted, update};
 
@@ -64,6 +64,8 @@ pub enum Stand {
         too_few: Option<String>,
         /// No next step comes.
         paused: bool,
+        /// What it was judged by so far.
+        judged: Vec<RolloutFigure>,
     },
     /// The steps are over, and all pods load it and change over.
     Last {
@@ -71,6 +73,8 @@ pub enum Stand {
         version: String,
         /// They do not change over.
         paused: bool,
+        /// What it was judged by.
+        judged: Vec<RolloutFigure>,
     },
     /// There is one pod, and one is always left to the version before.
     TooFew {
@@ -171,10 +175,18 @@ pub fn roll(
     }
 
     let seen = Seen::of(begun, present, view.alive, pods);
-    let opinion = opinion(view, spec, begun, serving, pods);
+    let (opinion, judged) = opinion(view, spec, begun, serving, pods);
+    let to_all = |judged| {
+        let stand = Stand::Last {
+            version: name(),
+            paused: spec.paused,
+            judged,
+        };
+        Some((last(wanted, present, begun, &seen, pods, spec, view.alive)?, stand))
+    };
     let approved = spec.approved_version.as_ref() == Some(&version.name);
     if approved {
-        return last(wanted, present, begun, &seen, pods, (spec.steps.len(), spec.paused));
+        return to_all(judged);
     }
     if let Opinion::Bad(why) = opinion {
         let stand = Stand::Reject { version: name(), why };
@@ -186,7 +198,7 @@ pub fn roll(
     };
     let (step, since) = next_step(spec, begun, &seen, too_few.is_some(), view.now);
     let Some(now) = spec.steps.get(step) else {
-        return last(wanted, present, begun, &seen, pods, (step, spec.paused));
+        return to_all(judged);
     };
     let holders = holders(now, begun, view.alive, pods);
     // Who leaves costs no time, who comes begins it anew.
@@ -213,6 +225,7 @@ pub fn roll(
             waits_for: seen.waits_for.clone().or_else(|| holders.keys().next().cloned()),
             too_few,
             paused: spec.paused,
+            judged,
         },
     };
     let canary = Canary {
@@ -224,29 +237,35 @@ pub fn roll(
     Some((stay(Some(canary))?, stand))
 }
 
-/// What the version's figures say of it, in the step that it is in.
+/// What is known of the version says of it, in the step that it is in, and what it was judged by.
 fn opinion(
     view: &RolloutView<'_>,
     spec: &Rollout,
     begun: Option<&Canary>,
     serving: &ServedVersion,
     pods: &[PodSays],
-) -> Opinion {
+) -> (Opinion, Vec<RolloutFigure>) {
+    let nothing = (Opinion::Good, Vec::new());
     let Some(begun) = begun else {
-        return Opinion::Good;
+        return nothing;
     };
     let at = usize::try_from(begun.step).unwrap_or(usize::MAX);
     let last = at.saturating_add(1) >= spec.steps.len();
     // After the last step nothing is asked any more, but it can still do badly.
     let Some(step) = spec.steps.get(at).or(spec.steps.last()) else {
-        return Opinion::Good;
+        return nothing;
     };
-    // Before the pods said anything it did nothing.
-    let figures = view.figures.unwrap_or_default();
-    let likeness = analysis::likeness(&begun.version, serving, pods);
-    match analysis::judge(spec.analysis.as_ref(), step, &figures, likeness, view.feedback, last) {
-        Opinion::TooFew(_) if at >= spec.steps.len() => Opinion::Good,
-        opinion => opinion,
+    let evidence = Evidence {
+        // Before the pods said anything it did nothing.
+        figures: &view.figures.unwrap_or_default(),
+        likeness: analysis::likeness(&begun.version, serving, pods),
+        labels: analysis::labels(&begun.version, serving, pods),
+    };
+    let limits = spec.analysis.as_ref();
+    let judged = analysis::judged(limits, step, &evidence);
+    match analysis::judge(limits, step, &evidence, view.feedback, last) {
+        Opinion::TooFew(_) if at >= spec.steps.len() => (Opinion::Good, judged),
+        opinion => (opinion, judged),
     }
 }
 
@@ -399,35 +418,39 @@ fn holders(step: &RolloutStep, begun: Option<&Canary>, alive: &[String], pods: &
     chosen.into_iter().cloned().zip(shares).collect()
 }
 
-/// After the last step: the two phases of a hot update, while the canary's pods go on.
+/// After the last step: the two phases of a hot update, while the canary's pods go on, but for one where they are all that is left.
 fn last(
     wanted: &Wanted,
     present: &Assignment,
     begun: Option<&Canary>,
     seen: &Seen,
     pods: &[PodSays],
-    (step, paused): (usize, bool),
-) -> Option<(Update, Stand)> {
-    let stand = Stand::Last {
-        version: wanted.serve.name.clone(),
-        paused,
-    };
-    let canary = begun.map(|begun| Canary {
-        step: u32::try_from(step).unwrap_or(u32::MAX),
-        since: None,
-        ..begun.clone()
+    spec: &Rollout,
+    alive: &[String],
+) -> Option<Update> {
+    let canary = begun.map(|begun| {
+        let holds = |name: &String| pods.iter().any(|pod| pod.name == *name && pod.holds(&begun.version));
+        let there = begun.pods.iter().filter(|(name, _)| alive.contains(name));
+        let (well, doubtful): (Vec<_>, Vec<_>) = there.partition(|(name, _)| holds(name));
+        let kept = doubtful.into_iter().chain(well).take(alive.len().saturating_sub(1));
+        Canary {
+            step: u32::try_from(spec.steps.len()).unwrap_or(u32::MAX),
+            since: None,
+            pods: kept.map(|(name, share)| (name.clone(), *share)).collect(),
+            ..begun.clone()
+        }
     });
     let all = update(Some(wanted), Some(present), pods)?;
     if all.content.serve != wanted.serve.name {
-        return Some((all.beside(canary, present, pods), stand));
+        return Some(all.beside(canary, present, pods));
     }
-    if seen.all && !pods.is_empty() && !paused {
-        return Some((all, stand));
+    if seen.all && !pods.is_empty() && !spec.paused {
+        return Some(all);
     }
     // A pod of the canary that does not answer now may have ended because of it: none changes over before that is known, or
     // while it is paused.
     let held = all.held(present);
-    Some((held.beside(canary, present, pods), stand))
+    Some(held.beside(canary, present, pods))
 }
 
 #[cfg(test)]
@@ -435,7 +458,7 @@ mod tests {
     use flywheel_api::inference_service::Analysis;
     use flywheel_contract::SCHEMA_VERSION;
     use flywheel_contract::serving::{
-        Agreement, Crash, Likeness, LoadState, Mirror, Stats, VersionFigures, VersionStats,
+        Agreement, Crash, LabelsBeside, Likeness, LoadState, Mirror, Stats, VersionFigures, VersionStats,
     };
     use proptest::prelude::*;
 
@@ -476,6 +499,41 @@ mod tests {
     struct Follower {
         follows: Assignment,
         ready: bool,
+        /// Names of the versions that it has loaded; without it all that it follows.
+        loaded: Option<BTreeSet<String>>,
+        /// Name of the version that it answers with.
+        answers: String,
+    }
+
+    impl Follower {
+        fn follow(&mut self, assignment: Assignment) {
+            self.follows = assignment;
+            let listed = self.follows.versions.iter().map(|version| &version.name);
+            let listed: BTreeSet<&String> = listed.collect();
+            if let Some(loaded) = &mut self.loaded {
+                loaded.retain(|name| listed.contains(name) || *name == self.answers);
+            }
+            self.answer();
+        }
+
+        fn has(&self, name: &str) -> bool {
+            self.loaded.as_ref().is_none_or(|loaded| loaded.contains(name))
+        }
+
+        /// It loads all that it follows.
+        fn load(&mut self) {
+            let listed = self.follows.versions.iter().map(|version| version.name.clone());
+            if let Some(loaded) = &mut self.loaded {
+                loaded.extend(listed);
+            }
+            self.answer();
+        }
+
+        fn answer(&mut self) {
+            if self.has(&self.follows.serve) {
+                self.answers.clone_from(&self.follows.serve);
+            }
+        }
     }
 
     /// Pods that follow the assignment as far as they are told to.
@@ -491,6 +549,8 @@ mod tests {
         held_back: Option<(String, Crash, How)>,
         figures: Option<Figures>,
         likeness: Option<Likeness>,
+        /// Names of the versions that lack a label which others have.
+        lacking: BTreeSet<&'static str>,
         feedback: bool,
         back: bool,
     }
@@ -513,6 +573,8 @@ mod tests {
             let pod = Follower {
                 follows: present.clone(),
                 ready: true,
+                loaded: None,
+                answers: "v1".to_owned(),
             };
             Self {
                 spec: spec(steps),
@@ -524,6 +586,7 @@ mod tests {
                 held_back: None,
                 figures: None,
                 likeness: None,
+                lacking: BTreeSet::new(),
                 feedback: false,
                 back: false,
             }
@@ -531,20 +594,31 @@ mod tests {
 
         fn says(&self) -> Vec<PodSays> {
             let ready = self.pods.iter().filter(|(_, pod)| pod.ready);
-            ready.map(|(name, pod)| self.say(name, &pod.follows)).collect()
+            ready.map(|(name, pod)| self.say(name, pod)).collect()
         }
 
-        /// A pod has loaded what its assignment lists.
-        fn say(&self, name: &str, follows: &Assignment) -> PodSays {
+        fn say(&self, name: &str, pod: &Follower) -> PodSays {
+            let follows = &pod.follows;
             let held = self.held_back.as_ref().filter(|(pod, ..)| pod == name);
             let versions = follows.versions.iter().cloned().map(|served| {
                 let crash = held.filter(|_| served.name == "v2").map(|(_, crash, _)| crash.clone());
                 let likeness = self.likeness.clone().filter(|_| served.name == "v2");
+                let comes = follows.canary.as_ref().is_some_and(|canary| canary.version == served);
+                let labels = LabelsBeside {
+                    to: version(&follows.serve).artifact.digest,
+                    theirs: 2,
+                    missing: u32::from(self.lacking.contains(served.name.as_str())),
+                    first: Vec::new(),
+                };
+                let has = pod.has(&served.name);
                 VersionStats {
+                    labels: (comes && has).then_some(labels),
                     name: served.name,
                     digest: served.artifact.digest,
                     state: if crash.is_some() {
                         LoadState::Failed
+                    } else if !has {
+                        LoadState::Loading
                     } else {
                         LoadState::Ready
                     },
@@ -568,7 +642,7 @@ mod tests {
                     schema_version: SCHEMA_VERSION,
                     ready: true,
                     generation: follows.generation,
-                    serving: Some(follows.serve.clone()),
+                    serving: Some(pod.answers.clone()),
                     versions: versions.collect(),
                     answered: [0; 3],
                     in_flight: 0,
@@ -580,6 +654,12 @@ mod tests {
 
         /// One look of an operator that has just started: the stand, and the assignment is written.
         fn look(&mut self) -> Stand {
+            let wanted = self.wanted.clone();
+            self.look_for(Some(&wanted))
+        }
+
+        /// The same, where something else can be served, or nothing.
+        fn look_for(&mut self, wanted: Option<&Wanted>) -> Stand {
             let alive: Vec<String> = self.pods.keys().cloned().collect();
             let view = RolloutView {
                 spec: Some(&self.spec),
@@ -590,7 +670,7 @@ mod tests {
                 feedback: self.feedback,
                 now: Timestamp::from_second(self.seconds).unwrap(),
             };
-            let (update, stand) = roll(&view, Some(&self.wanted), Some(&self.present), &self.says()).unwrap();
+            let (update, stand) = roll(&view, wanted, Some(&self.present), &self.says()).unwrap();
             let next = Assignment {
                 canary: update.canary,
                 cleared: update.cleared,
@@ -610,7 +690,7 @@ mod tests {
 
         fn follow(&mut self) {
             for (name, pod) in &mut self.pods {
-                pod.follows = self.present.clone().of_pod(name);
+                pod.follow(self.present.clone().of_pod(name));
             }
         }
 
@@ -685,7 +765,7 @@ mod tests {
         );
         assert_eq!(world.present.versions, [version("v1"), version("v2")]);
         assert_eq!((world.present.serve.as_str(), world.canary().len()), ("v1", 2));
-        world.pods.get_mut("p01").unwrap().follows = world.present.clone();
+        world.pods.get_mut("p01").unwrap().follow(world.present.clone());
         assert_eq!(word(&world.look()), "last");
         assert_eq!(world.present.serve, "v1", "not all have it");
         world.follow();
@@ -819,6 +899,32 @@ mod tests {
     }
 
     #[test]
+    fn one_pod_is_left_while_all_load() {
+        let mut world = World::new(4, &[(50, 0)]);
+        world.spec.paused = true;
+        world.spec.approved_version = Some("v2".to_owned());
+        world.look();
+        world.present.canary = Some(Canary {
+            version: version("v2"),
+            step: 1,
+            since: None,
+            pods: [("p00", 10_000), ("p01", 10_000)]
+                .map(|(pod, share)| (pod.to_owned(), share))
+                .into(),
+        });
+        world.follow();
+        assert_eq!(word(&world.look()), "last");
+        assert_eq!(world.canary().len(), 2);
+        for gone in ["p02", "p03"] {
+            world.pods.remove(gone);
+        }
+        // The one that may have ended because of the version is not let go.
+        world.pods.get_mut("p01").unwrap().ready = false;
+        assert_eq!(word(&world.look()), "last");
+        assert_eq!(world.canary(), [("p01", 10_000)]);
+    }
+
+    #[test]
     fn what_has_no_second_pod_or_nothing_to_keep() {
         let mut world = World::new(1, &[(5, 0)]);
         assert_eq!(word(&world.look()), "too few");
@@ -930,6 +1036,33 @@ mod tests {
     }
 
     #[test]
+    fn a_version_that_lacks_a_label_is_rejected_unless_it_is_approved() {
+        for analysis in [None, analysis()] {
+            let mut world = World::new(3, &[(5, 60)]);
+            world.lacking = ["v2"].into();
+            world.spec.analysis = analysis;
+            assert_eq!(word(&world.look()), "loading");
+            world.follow();
+            assert_eq!(word(&world.look()), "reject");
+            assert_eq!(world.present.versions, [version("v1")]);
+        }
+        // Other versions than the one that comes may lack what they like.
+        let mut world = World::new(3, &[(5, 60)]);
+        world.lacking = ["v1", "v3"].into();
+        world.look();
+        world.follow();
+        assert_eq!(word(&world.look()), "answering");
+        let mut world = World::new(3, &[(5, 60)]);
+        world.lacking = ["v2"].into();
+        world.spec.approved_version = Some("v2".to_owned());
+        for _ in 0..4 {
+            world.look();
+            world.follow();
+        }
+        assert_eq!((word(&world.look()), world.present.serve.as_str()), ("done", "v2"));
+    }
+
+    #[test]
     fn the_way_back_takes_no_steps_and_nobody_judges_it() {
         let mut world = World::new(3, &[(5, 3600)]);
         world.spec.analysis = analysis();
@@ -1004,6 +1137,258 @@ mod tests {
             world.look();
             let names: Vec<&str> = world.present.versions.iter().map(|v| v.name.as_str()).collect();
             assert_eq!((names, world.canary().len()), (held, 1));
+        }
+    }
+
+    /// What may happen between two looks.
+    #[derive(Clone, Debug)]
+    enum Event {
+        Passes(i64),
+        Follows(usize),
+        Loads(usize),
+        Comes,
+        Goes(usize),
+        IsReady(usize, bool),
+        Steps(Vec<(i32, i32)>),
+        Paused(bool),
+        Approved(Option<usize>),
+        Wants(usize),
+        /// The version is deleted, or made again.
+        Exists(usize, bool),
+    }
+
+    const VERSIONS: [&str; 5] = ["v1", "v2", "v3", "v4", "v5"];
+    /// It fails at half of what it is asked.
+    const BAD: &str = "v3";
+    /// It lacks a label.
+    const LACKING: &str = "v4";
+
+    fn events() -> impl Strategy<Value = Event> {
+        let pod = || 0_usize..10;
+        let steps = || prop::collection::vec((1_i32..=99, 0_i32..60), 0..4);
+        prop_oneof![
+            4 => (0_i64..90).prop_map(Event::Passes),
+            8 => pod().prop_map(Event::Follows),
+            8 => pod().prop_map(Event::Loads),
+            2 => Just(Event::Comes),
+            1 => pod().prop_map(Event::Goes),
+            2 => (pod(), any::<bool>()).prop_map(|(pod, ready)| Event::IsReady(pod, ready)),
+            1 => steps().prop_map(Event::Steps),
+            1 => any::<bool>().prop_map(Event::Paused),
+            1 => prop::option::weighted(0.3, 0_usize..5).prop_map(Event::Approved),
+            2 => (0_usize..5).prop_map(Event::Wants),
+            1 => (0_usize..5, any::<bool>()).prop_map(|(version, there)| Event::Exists(version, there)),
+        ]
+    }
+
+    /// A service whose spec, pods and versions change at any moment.
+    struct Service {
+        world: World,
+        wants: &'static str,
+        exist: BTreeSet<&'static str>,
+        rejected: BTreeMap<&'static str, String>,
+        pods_made: usize,
+    }
+
+    impl Service {
+        fn new() -> Self {
+            let mut world = World::new(0, &[(10, 20), (50, 20)]);
+            world.lacking = [LACKING].into();
+            let mut service = Self {
+                world,
+                wants: "v1",
+                exist: VERSIONS.into(),
+                rejected: BTreeMap::new(),
+                pods_made: 0,
+            };
+            for _ in 0..3 {
+                service.come();
+            }
+            service
+        }
+
+        /// A pod that has loaded what answers.
+        fn come(&mut self) {
+            let name = format!("p{:02}", self.pods_made);
+            self.pods_made += 1;
+            let mut pod = Follower {
+                follows: self.world.present.clone().of_pod(&name),
+                ready: true,
+                loaded: Some([self.world.present.serve.clone()].into()),
+                answers: self.world.present.serve.clone(),
+            };
+            pod.answer();
+            self.world.pods.insert(name, pod);
+        }
+
+        fn pod(&mut self, number: usize) -> Option<(String, &mut Follower)> {
+            let pods = self.world.pods.len().max(1);
+            let (name, pod) = self.world.pods.iter_mut().nth(number % pods)?;
+            Some((name.clone(), pod))
+        }
+
+        fn happens(&mut self, event: Event) {
+            match event {
+                Event::Passes(seconds) => self.world.seconds += seconds,
+                Event::Follows(number) => {
+                    let present = self.world.present.clone();
+                    if let Some((name, pod)) = self.pod(number) {
+                        pod.follow(present.of_pod(&name));
+                    }
+                }
+                Event::Loads(number) => {
+                    if let Some((_, pod)) = self.pod(number) {
+                        pod.load();
+                    }
+                }
+                Event::Comes if self.world.pods.len() < 10 => self.come(),
+                Event::Comes => {}
+                Event::Goes(number) => {
+                    let name = self.pod(number).map(|(name, _)| name);
+                    if let Some(name) = name.filter(|_| self.world.pods.len() > 1) {
+                        self.world.pods.remove(&name);
+                    }
+                }
+                Event::IsReady(number, ready) => {
+                    if let Some((_, pod)) = self.pod(number) {
+                        pod.ready = ready;
+                    }
+                }
+                Event::Steps(steps) => self.world.spec.steps = spec(&steps).steps,
+                Event::Paused(paused) => self.world.spec.paused = paused,
+                Event::Approved(version) => {
+                    self.world.spec.approved_version = version.map(|version| VERSIONS[version].to_owned());
+                }
+                Event::Wants(version) => self.wants = VERSIONS[version],
+                Event::Exists(version, true) => {
+                    self.exist.insert(VERSIONS[version]);
+                }
+                Event::Exists(version, false) => {
+                    self.exist.remove(VERSIONS[version]);
+                }
+            }
+        }
+
+        /// A look of an operator that remembers nothing, with what must hold after it.
+        fn look(&mut self) -> Result<Stand, TestCaseError> {
+            let world = &mut self.world;
+            let before = world.present.clone();
+            let alive: BTreeSet<String> = world.pods.keys().cloned().collect();
+            let ready = world.pods.iter().filter(|(_, pod)| pod.ready);
+            let ready: BTreeMap<String, Follower> = ready.map(|(name, pod)| (name.clone(), pod.clone())).collect();
+            world.spec.analysis = analysis();
+            // Names are numbers here.
+            world.back = self.wants < before.serve.as_str();
+            world.rejected = self.rejected.get(self.wants).cloned();
+            let canary = before.canary.as_ref().map(|canary| canary.version.name.as_str());
+            let figures = did(1000, 1000, if canary == Some(BAD) { 1000 } else { 0 });
+            world.figures = figures.filter(|_| canary.is_some());
+            let approved = world.spec.approved_version.as_deref() == Some(self.wants);
+            let (by_steps, back) = (!world.spec.steps.is_empty(), world.back);
+            let stand = if self.exist.contains(self.wants) {
+                world.wanted = Wanted::only(version(self.wants));
+                world.look()
+            } else {
+                world.look_for(None)
+            };
+            if let Some(why) = world.rejected.clone() {
+                self.rejected.insert(self.wants, why);
+            }
+            let now = &world.present;
+            if now.serve != before.serve {
+                prop_assert_eq!(now.serve.as_str(), self.wants);
+                prop_assert!(!self.rejected.contains_key(self.wants), "{} was rejected", self.wants);
+                for (name, pod) in &ready {
+                    prop_assert!(pod.has(&now.serve), "{} has not loaded {}", name, &now.serve);
+                }
+                let judged = by_steps && !back && !approved && !ready.is_empty();
+                prop_assert!(
+                    !judged || ![BAD, LACKING].contains(&self.wants),
+                    "{} is no good",
+                    self.wants
+                );
+            }
+            if let Some(canary) = &now.canary {
+                prop_assert_eq!(canary.version.name.as_str(), self.wants);
+                prop_assert!(!self.rejected.contains_key(self.wants), "{} was rejected", self.wants);
+                prop_assert!(canary.version.name != now.serve);
+                let holders = canary.pods.keys().filter(|name| alive.contains(*name)).count();
+                prop_assert!(
+                    holders < alive.len(),
+                    "{} of {} pods have {}",
+                    holders,
+                    alive.len(),
+                    self.wants
+                );
+            }
+            if let (Stand::Step { percent, until, .. }, Some(canary)) = (&stand, &now.canary) {
+                let had = |name: &String| {
+                    let earlier = before
+                        .canary
+                        .as_ref()
+                        .filter(|earlier| earlier.version == canary.version);
+                    earlier.is_some_and(|earlier| earlier.pods.contains_key(name))
+                };
+                let members = alive
+                    .iter()
+                    .filter(|name| had(name) || ready.contains_key(*name))
+                    .count();
+                let weight = usize::try_from(*percent).unwrap();
+                let sum: usize = canary.pods.values().map(|share| usize::from(*share)).sum();
+                prop_assert_eq!(sum, (weight * members * 100).min(canary.pods.len() * 10_000));
+                // Its time goes on only while those of its pods that say something have it.
+                for name in canary.pods.keys().filter(|_| until.is_some()) {
+                    let has = ready.get(name).is_some_and(|pod| pod.has(&canary.version.name));
+                    prop_assert!(has, "{} answers without {}", name, self.wants);
+                }
+            }
+            Ok(stand)
+        }
+
+        /// Nobody changes anything any more, all pods are well, and what is wanted is there.
+        fn settle(&mut self) -> Result<(), TestCaseError> {
+            self.world.spec.paused = false;
+            self.exist.insert(self.wants);
+            let mut stand = self.look()?;
+            for _ in 0..40 {
+                self.world.follow();
+                for pod in self.world.pods.values_mut() {
+                    pod.ready = true;
+                    pod.load();
+                }
+                self.world.seconds += 60;
+                stand = self.look()?;
+            }
+            let (present, last) = (self.world.present.clone(), word(&stand));
+            self.look()?;
+            prop_assert_eq!(&present, &self.world.present, "it goes on and on");
+            prop_assert_eq!(self.world.canary(), []);
+            prop_assert_eq!(present.versions.len(), 1);
+            for pod in self.world.pods.values() {
+                prop_assert_eq!(&pod.answers, &present.serve);
+            }
+            match last {
+                "done" => prop_assert_eq!(present.serve.as_str(), self.wants),
+                "rolled back" => prop_assert!(self.rejected.contains_key(self.wants)),
+                "too few" => prop_assert_eq!(self.world.pods.len(), 1),
+                other => prop_assert!(false, "{}", other),
+            }
+            Ok(())
+        }
+    }
+
+    proptest! {
+        /// Pods come, go and end, the spec changes, versions are deleted, and operators start anew, at any moment of a rollout:
+        /// a pod is left to the version before, shares are exact, nothing answers everywhere that a pod has not loaded, what was
+        /// rejected or should have been does not come, and what is wanted arrives once it is quiet.
+        #[test]
+        fn whatever_changes_in_the_middle(events in prop::collection::vec(events(), 1..120)) {
+            let mut service = Service::new();
+            for event in events {
+                service.happens(event);
+                service.look()?;
+            }
+            service.settle()?;
         }
     }
 

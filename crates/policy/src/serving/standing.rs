@@ -35,6 +35,8 @@ pub struct View<'a> {
     pub replicas: i32,
     /// Why the spec is not followed; none while it is.
     pub hold: Option<&'a Hold>,
+    /// What is to be said of the newest version, where it was rejected.
+    pub rolled_back: Option<&'a str>,
     /// How far the pods are with the version, once they have one.
     pub progress: Option<&'a Progress>,
     /// The Deployment, where there is one.
@@ -128,7 +130,10 @@ pub fn judge(view: &View<'_>) -> Judgement {
         None => match (version(view.progress), deployment_holds) {
             // What a pod says against the version matters more than pods that come and go.
             (Some(told), holds) if holds || told.0 == Standing::Stalled => told,
-            (_, true) => (Standing::Ready, deployment_reason, deployment_message.clone()),
+            (_, true) => match view.rolled_back.filter(|_| !scaled_to_zero) {
+                Some(why) => (Standing::Ready, reasons::ROLLED_BACK, why.to_owned()),
+                None => (Standing::Ready, deployment_reason, deployment_message.clone()),
+            },
             (_, false) => (
                 Standing::Working,
                 deployment_reason,
@@ -690,6 +695,7 @@ mod tests {
                 version: "v2",
                 replicas: c.replicas,
                 hold: c.hold.as_ref(),
+                rolled_back: None,
                 progress: c.progress.as_ref(),
                 deployment: c.deployment.as_ref(),
                 pods: &c.pods,
@@ -717,6 +723,7 @@ mod tests {
             version: "v2",
             replicas: 1,
             hold: Some(&stays),
+            rolled_back: None,
             progress: None,
             deployment: Some(&deployment),
             pods: &pods,
@@ -726,6 +733,42 @@ mod tests {
             judgement.message,
             "no such version. Meanwhile 1 pod(s) go on to answer with v1"
         );
+    }
+
+    #[test]
+    fn a_rejected_version_is_told_where_nothing_else_is_wrong() {
+        let (held, loads) = (hold(true), loading(None));
+        let pods = [pod("a", "v1", Stage::Ready)];
+        type Row<'a> = (
+            i32,
+            Option<&'a Hold>,
+            Option<&'a Progress>,
+            &'a [PodView],
+            (Standing, &'a str),
+        );
+        let rows: [Row<'_>; 5] = [
+            (1, None, None, &pods, (Standing::Ready, "RolledBack")),
+            (1, None, Some(&loads), &pods, (Standing::Working, "VersionLoading")),
+            (1, Some(&held), None, &pods, (Standing::Stalled, "ModelMismatch")),
+            (2, None, None, &pods, (Standing::Working, "Progressing")),
+            (0, None, None, &[], (Standing::Ready, "ScaledToZero")),
+        ];
+        for (replicas, hold, progress, pods, expected) in rows {
+            let there = i32::try_from(pods.len()).unwrap();
+            let judgement = judge(&View {
+                version: "v2",
+                replicas,
+                hold,
+                rolled_back: Some("v2 is rejected: it ended"),
+                progress,
+                deployment: counts(there, there, there).as_ref(),
+                pods,
+                placement: None,
+            });
+            assert_eq!((judgement.standing, judgement.reason), expected);
+            let told = judgement.message == "v2 is rejected: it ended";
+            assert_eq!(told, judgement.reason == "RolledBack", "{}", judgement.message);
+        }
     }
 
     #[test]
@@ -759,6 +802,7 @@ mod tests {
                 version: "v2",
                 replicas: 2,
                 hold: None,
+                rolled_back: None,
                 progress: None,
                 deployment: Some(&deployment),
                 pods,

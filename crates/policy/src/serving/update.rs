@@ -569,6 +569,7 @@ pub(super) mod tests {
                 precision: None,
                 agreement: None,
                 likeness: None,
+                labels: None,
                 failure: (*state == LoadState::Failed)
                     .then(|| Failure::new(FailureReason::DigestMismatch, "a file differs")),
                 crash: None,
