@@ -26,7 +26,7 @@ use flywheel_testkit::{Moment, Point};
 use futures::{StreamExt as _, stream};
 use http::Method;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -112,6 +112,15 @@ impl Run<'_> {
         let pods = self.list("/api/v1/pods").await;
         for pod in &pods {
             let path = kubelet::pod_path(pod);
+            if let Some(server) = self
+                .servers
+                .lock()
+                .unwrap()
+                .get(pod["metadata"]["name"].as_str().unwrap())
+            {
+                let annotation = pod["metadata"]["annotations"][ANNOTATION_ASSIGNMENT].as_str();
+                server.told.lock().unwrap().annotation = annotation.map(str::to_owned);
+            }
             if pod["metadata"]["deletionTimestamp"].is_string() {
                 let at_once = json!({"gracePeriodSeconds": 0});
                 let _ = self.plane.send(Method::DELETE, &path, Some(&at_once)).await;
@@ -452,6 +461,7 @@ fn assignment(object: &Value) -> Option<Assignment> {
 /// computes so many texts a second with each version, none with [`BAD`].
 struct Server {
     address: String,
+    told: Arc<Mutex<Told>>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -463,7 +473,10 @@ const BAD: &str = "intent-v3";
 /// What a pod has been told, and since when it holds versions.
 #[derive(Default)]
 struct Told {
+    /// The pod's annotation that makes the kubelet bring the assignment.
     annotation: Option<String>,
+    /// What it was when the assignment was brought.
+    brought: Option<String>,
     follows: Option<Assignment>,
     since: BTreeMap<String, Instant>,
 }
@@ -472,16 +485,20 @@ impl Server {
     async fn start(client: Client, namespace: &str, pod: &str) -> Self {
         let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
         let told = Arc::new(Mutex::new(Told::default()));
-        let answer = move || {
-            let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-            let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
-            let (pod, told) = (pod.clone(), Arc::clone(&told));
-            async move {
-                let of_pod = pods.get(&pod).await.unwrap().metadata.annotations.unwrap_or_default();
-                let map = maps.get("intent-serving").await.unwrap();
-                let newest = assignment(&serde_json::to_value(map).unwrap()).unwrap().of_pod(&pod);
-                let annotation = of_pod.get(ANNOTATION_ASSIGNMENT).cloned();
-                axum::Json(told.lock().unwrap().stats(annotation, newest))
+        let answer = {
+            let told = Arc::clone(&told);
+            move || {
+                let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+                let (pod, told) = (pod.clone(), Arc::clone(&told));
+                async move {
+                    let behind = told.lock().unwrap().behind();
+                    if let Some(annotation) = behind {
+                        let map = maps.get("intent-serving").await.unwrap();
+                        let newest = assignment(&serde_json::to_value(map).unwrap()).unwrap();
+                        told.lock().unwrap().follow(annotation, newest.of_pod(&pod));
+                    }
+                    axum::Json(told.lock().unwrap().stats())
+                }
             }
         };
         let router = axum::Router::new().route(STATS_PATH, axum::routing::get(answer));
@@ -496,6 +513,7 @@ impl Server {
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self {
             address: address.to_string(),
+            told,
             serving,
         }
     }
@@ -508,13 +526,20 @@ impl Drop for Server {
 }
 
 impl Told {
-    fn stats(&mut self, annotation: Option<String>, newest: Assignment) -> Stats {
-        if self.follows.is_none() || self.annotation != annotation {
-            let listed = |name: &String| newest.versions.iter().any(|version| version.name == *name);
-            self.since.retain(|name, _| listed(name));
-            self.follows = Some(newest);
-            self.annotation = annotation;
-        }
+    /// The annotation, where the assignment was not brought since it changed.
+    fn behind(&self) -> Option<Option<String>> {
+        let behind = self.follows.is_none() || self.annotation != self.brought;
+        behind.then(|| self.annotation.clone())
+    }
+
+    fn follow(&mut self, annotation: Option<String>, newest: Assignment) {
+        let listed = |name: &String| newest.versions.iter().any(|version| version.name == *name);
+        self.since.retain(|name, _| listed(name));
+        self.follows = Some(newest);
+        self.brought = annotation;
+    }
+
+    fn stats(&mut self) -> Stats {
         let follows = self.follows.clone().unwrap();
         let stable = follows.serving().unwrap().artifact.digest.clone();
         let labels = ["a".to_owned(), "b".to_owned()];
