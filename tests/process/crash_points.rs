@@ -42,6 +42,8 @@ const GPUS: u32 = 500;
 const TOGETHER: usize = 12;
 /// Without `CRASH_POINTS=all` the operator is killed at what creates an object, and of the other writes at each so many-th.
 const EACH: usize = 6;
+/// The same of a rollout, which has many that are alike, and takes longest.
+const EACH_OF_ROLLOUT: usize = 12;
 /// What is written together in one run may be written one by one in another: a run that is disturbed may have so many writes
 /// more than one that is not, or fewer, and then the operator is not killed in it.
 const BEYOND: usize = 3;
@@ -715,7 +717,11 @@ async fn whenever_it_is_killed_all_ends_as_if_it_had_not_been() {
         let mut points = Vec::new();
         for (scenario, undisturbed) in scenarios {
             let creates = |write: usize| undisturbed.writes.get(write - 1).is_some_and(|w| w.starts_with("POST"));
-            let chosen = |write: &usize| all || creates(*write) || write.is_multiple_of(EACH);
+            let each = match scenario {
+                Scenario::Rollout => EACH_OF_ROLLOUT,
+                Scenario::Training | Scenario::Scale => EACH,
+            };
+            let chosen = |write: &usize| all || creates(*write) || write.is_multiple_of(each);
             for write in (1..=undisturbed.writes.len() + BEYOND).filter(chosen) {
                 let both = [Moment::Before, Moment::After];
                 points.extend(both.map(|moment| (scenario, undisturbed, Point { write, moment })));
