@@ -19,9 +19,10 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// A batch of so many texts was computed.
-    pub fn computed(&self, texts: usize, took: Duration) {
-        self.texts.fetch_add(texts as u64, Ordering::Relaxed);
+    /// A batch of so many texts was computed, of which so many came to no numbers.
+    pub fn computed(&self, texts: usize, broken: usize, took: Duration) {
+        self.texts.fetch_add(texts.saturating_sub(broken) as u64, Ordering::Relaxed);
+        self.failed.fetch_add(broken as u64, Ordering::Relaxed);
         if texts == 1 {
             let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
             self.alone_nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);

@@ -144,7 +144,15 @@ fn compute(
     let begun = Instant::now();
     match predict(model, &rows) {
         Ok(answers) => {
-            figures.computed(rows.len(), begun.elapsed());
+            let broken = answers.iter().filter(|answer| !is_answer(answer)).count();
+            figures.computed(rows.len(), broken, begun.elapsed());
+            if broken > 0 {
+                tracing::error!(
+                    broken,
+                    rows = rows.len(),
+                    "the model answers with values that are no numbers"
+                );
+            }
             // Before they are answered: whoever has an answer finds it counted.
             let answered = batch.iter().zip(&rows).zip(&answers);
             let waited_for = answered.filter(|((item, _), _)| !item.reply.is_closed());
@@ -153,7 +161,7 @@ fn compute(
                 waited_for.map(|((_, row), answer)| (row.as_slice(), answer)),
             );
             for (item, answer) in batch.into_iter().zip(answers) {
-                item.answer(Ok(answer.probabilities));
+                item.answer(told(answer));
             }
             Ok(())
         }
@@ -178,10 +186,10 @@ fn compute(
                     let begun = Instant::now();
                     match predict(model, std::slice::from_ref(&row)).map(|mut answers| answers.pop()) {
                         Ok(Some(answer)) => {
-                            figures.computed(1, begun.elapsed());
+                            figures.computed(1, usize::from(!is_answer(&answer)), begun.elapsed());
                             let waited_for = (!item.reply.is_closed()).then_some((row.as_slice(), &answer));
                             counter.count(unix_seconds(), waited_for.into_iter());
-                            item.answer(Ok(answer.probabilities));
+                            item.answer(told(answer));
                         }
                         Ok(None) | Err(_) => {
                             figures.failed();
@@ -193,6 +201,19 @@ fn compute(
             }
             Ok(())
         }
+    }
+}
+
+/// Whether it says anything: broken weights, or an overflow, may come to numbers for one text and to none for another.
+fn is_answer(answer: &Answer) -> bool {
+    answer.probabilities.iter().all(|p| p.is_finite())
+}
+
+fn told(answer: Answer) -> Result<Vec<f32>, Fault> {
+    if is_answer(&answer) {
+        Ok(answer.probabilities)
+    } else {
+        Err(Fault::Failed)
     }
 }
 

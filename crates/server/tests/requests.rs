@@ -299,6 +299,18 @@ fn a_poisoned_text_fails_alone() {
             "computed together, then one by one"
         );
     }
+    // What comes to no numbers is no answer either, beside others and alone.
+    let slow = pod.send("sleep 1500");
+    pod.busy_with(1);
+    let figures = || pod.stats().versions[0].figures.unwrap();
+    let before = figures();
+    let others: Vec<_> = ["a", "nan", "abc"].iter().map(|t| pod.send(t)).collect();
+    let statuses: Vec<u16> = others.into_iter().map(|t| t.join().unwrap().status).collect();
+    assert_eq!(statuses, [200, 500, 200]);
+    assert_eq!(slow.join().unwrap().status, 200);
+    assert_eq!(predict(pod.data, &json!({"text": "nan"})).status, 500);
+    let after = figures();
+    assert_eq!((after.texts - before.texts, after.failed - before.failed), (3, 2));
     for (text, status) in [("nan", 500), ("refused", 500), ("broken", 500), ("abc", 200)] {
         let answer = predict(pod.data, &json!({"text": text}));
         assert_eq!(answer.status, status, "{text}");
