@@ -25,6 +25,7 @@ use flywheel_api::InferenceService;
 use flywheel_api::conditions::reasons;
 use flywheel_api::drift::Drift;
 use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig};
+use flywheel_policy::serving::copies;
 use flywheel_policy::serving::scale::Goal;
 use flywheel_policy::serving::{
     Exchange, Hold, Intent, Progress, RolloutView, Stage, Stand, Update, Wanted, decide, exchange, keeps_pods,
@@ -194,6 +195,9 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
     if observed.placement.is_some() || starts || judgement.reason == reasons::PENDING {
         again = again.min(WAITING_TO_START);
     }
+    if spec.mirror.is_some() {
+        again = again.min(copies::EVERY);
+    }
     let following = if looks <= QUICK_LOOKS {
         FOLLOWING
     } else {
@@ -309,8 +313,10 @@ async fn versions(
     let canary = present.is_some_and(|present| present.canary.is_some());
     let must = came_back || canary || must_ask(wanted, present, settled);
     let unknown = present.is_some_and(|present| report::precision_is_unknown(service, &present.serve));
+    let told = service.status.as_ref().and_then(|status| status.mirror.as_ref());
+    let copies = present.is_some_and(|present| present.mirror.is_some()) && copies::is_due(told, context.now());
     // Pods of another template may compute in another format.
-    if must || unknown || context.assignments.others(&uid, &ready) {
+    if must || unknown || copies || context.assignments.others(&uid, &ready) {
         observed.says = ask(observed, context).await;
         context.assignments.note_asked(&uid, ready);
     }

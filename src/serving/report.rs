@@ -4,13 +4,14 @@ use flywheel_api::InferenceService;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::drift::{DriftStatus, QualityStatus};
 use flywheel_api::experiment::ExperimentStatus;
-use flywheel_api::inference_service::{InferenceServiceStatus, RolloutFigure, RolloutStatus, Traffic};
+use flywheel_api::inference_service::{InferenceServiceStatus, MirrorStatus, RolloutFigure, RolloutStatus, Traffic};
 use flywheel_api::names::ANNOTATION_REJECTED;
 use flywheel_api::scaling::{LoadStatus, ScalingStatus};
 use flywheel_contract::scalar::Device;
 use flywheel_contract::serving::Assignment;
 use flywheel_contract::split::{BUCKETS_PER_PERCENT, Split};
 use flywheel_policy::recovery::incident;
+use flywheel_policy::serving::copies;
 use flywheel_policy::serving::experiment::Findings;
 use flywheel_policy::serving::scale::{Goal, Shown};
 use flywheel_policy::serving::{Hold, Judgement, PodSays, Progress, Stand, Standing, Update, View, judge};
@@ -162,6 +163,7 @@ pub async fn report(
         },
         rollout: came,
         canary: canary.map(|canary| format!("{} {}%", canary.version, canary.percent)),
+        mirror: mirror(service, observed, context.now()),
         replicas: Some(replicas),
         pods: Some(format!("{}/{}", judgement.ready, observed.size)),
         load: of_load.load,
@@ -233,6 +235,21 @@ pub async fn report(
         writes.event(service, &note).await;
     }
     Ok(judgement)
+}
+
+/// What came of copies, where the spec wants some.
+fn mirror(service: &InferenceService, observed: &Observed, now: Timestamp) -> Option<MirrorStatus> {
+    let wished = service.spec.mirror.as_ref()?;
+    let before = service.status.as_ref().and_then(|status| status.mirror.as_ref());
+    let before = before.filter(|before| before.model_version == wished.model_version);
+    let versions = observed.assignment.iter().flat_map(|present| &present.versions);
+    let Some(version) = versions
+        .into_iter()
+        .find(|version| version.name == wished.model_version)
+    else {
+        return before.cloned();
+    };
+    copies::told(before, version, &observed.says, now)
 }
 
 /// What is said of live texts and of the answers to them.

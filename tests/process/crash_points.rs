@@ -565,6 +565,7 @@ impl Told {
                     failed: if bad { texts } else { 0 },
                     ..VersionFigures::default()
                 }),
+                copies: None,
             }
         };
         Stats {

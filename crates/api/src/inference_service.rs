@@ -2,7 +2,7 @@
 
 use flywheel_contract::scalar::{Decimal, Device, Precision};
 use flywheel_contract::serving::{self, Agreement};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -348,6 +348,9 @@ pub struct InferenceServiceStatus {
     /// What the version that comes by steps, or came so and answers, was judged by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutStatus>,
+    /// What came of the copies that the version of `mirror` got, once there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorStatus>,
     /// Pods there are, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
@@ -460,4 +463,29 @@ pub struct Traffic {
     /// How its answers in that format compare with those in single precision, on the artifact's evaluation sample.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
+}
+
+/// What came of the copies that a version got in the pods that there are, since each loaded it. It is written at most every 30 s, and
+/// where something has changed by much: texts by a tenth, or a share of them by a point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MirrorStatus {
+    /// Name of the ModelVersion.
+    pub model_version: String,
+    /// When the pods said so.
+    pub observed: Time,
+    /// Texts whose label was compared with the one that was answered.
+    pub texts: i64,
+    /// Those of them that got the same label.
+    pub same: i64,
+    /// Texts that it could not compute.
+    pub failed: i64,
+    /// Texts that were left out, since their pods were busy.
+    pub shed: i64,
+    /// Mean time of a copy in its pod, with its wait for a worker, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub milliseconds: Option<String>,
+    /// That of the same requests in the version that answered them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_milliseconds: Option<String>,
 }

@@ -339,6 +339,29 @@ pub struct VersionStats {
     /// What was done with it, once loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub figures: Option<VersionFigures>,
+    /// What came of copies that it got, once it got one. Pods of an earlier release do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copies: Option<CopyFigures>,
+}
+
+/// What came of copies of requests in a pod since it loaded the version that got them. All counts only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CopyFigures {
+    /// Texts whose label was compared with the one that was answered.
+    pub texts: u64,
+    /// Those of them that got the same label.
+    pub same: u64,
+    /// Texts that could not be computed.
+    pub failed: u64,
+    /// Texts that were left out, since the pod was busy.
+    pub shed: u64,
+    /// Requests whose texts were compared.
+    pub requests: u64,
+    /// Time that their copies took, from the copy on, in seconds.
+    pub seconds: f64,
+    /// Time that they took themselves, in the version that answered, in seconds.
+    pub answered_seconds: f64,
 }
 
 /// What a pod did with a version since it loaded it. All counts only grow.

@@ -1,9 +1,10 @@
 //! What a version did, for whoever judges it beside another one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use flywheel_contract::serving::VersionFigures;
+use flywheel_contract::serving::{CopyFigures, VersionFigures};
 
 /// The counts, which only grow.
 #[derive(Debug, Default)]
@@ -16,12 +17,14 @@ pub(crate) struct Figures {
     alone_squares: AtomicU64,
     judged: AtomicU64,
     correct: AtomicU64,
+    copies: Mutex<Option<CopyFigures>>,
 }
 
 impl Figures {
     /// A batch of so many texts was computed, of which so many came to no numbers.
     pub fn computed(&self, texts: usize, broken: usize, took: Duration) {
-        self.texts.fetch_add(texts.saturating_sub(broken) as u64, Ordering::Relaxed);
+        self.texts
+            .fetch_add(texts.saturating_sub(broken) as u64, Ordering::Relaxed);
         self.failed.fetch_add(broken as u64, Ordering::Relaxed);
         if texts == 1 {
             let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
@@ -42,6 +45,21 @@ impl Figures {
     pub fn judged(&self, correct: bool) {
         self.correct.fetch_add(u64::from(correct), Ordering::Relaxed);
         self.judged.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Copies came to this.
+    pub fn copied(&self, add: impl FnOnce(&mut CopyFigures)) {
+        // No code that can panic runs under the lock.
+        add(self
+            .copies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert_default());
+    }
+
+    /// What copies came to until now; none where there was none.
+    pub fn copies(&self) -> Option<CopyFigures> {
+        *self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All until now.

@@ -1,7 +1,7 @@
 //! Copies of requests for a version that is not heard: its labels are compared with those that were answered, and thrown away.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flywheel_contract::profile::most_probable;
 use tokio::sync::Semaphore;
@@ -27,21 +27,23 @@ impl Copies {
         }
     }
 
-    /// Sends texts that were answered with these labels to another version, beside everything else. Where the pod is busy they
-    /// are left out, since clients come first.
+    /// Sends texts that were answered with these labels, within `took`, to another version, beside everything else. Where the pod is
+    /// busy they are left out, since clients come first.
     pub fn send(
         &self,
         to: &Arc<Version>,
         answered_by: &Version,
         texts: Vec<String>,
         labels: Vec<String>,
-        answered: Instant,
+        took: Duration,
     ) {
+        let begun = Instant::now();
         let engine = &answered_by.engine;
         let busy = engine.in_flight() > engine.limit() / 2;
         let place = Arc::clone(&self.places).try_acquire_owned();
         let (Ok(place), false) = (place, busy) else {
             self.metrics.mirrored(to.name(), "shed", texts.len());
+            to.engine.figures().copied(|copies| copies.shed += texts.len() as u64);
             return;
         };
         let (to, metrics) = (Arc::clone(to), Arc::clone(&self.metrics));
@@ -60,16 +62,24 @@ impl Copies {
                         .count();
                     metrics.mirrored(to.name(), "same", same);
                     metrics.mirrored(to.name(), "different", count - same);
-                    metrics.mirror_seconds(to.name(), answered.elapsed());
+                    let copy_took = begun.elapsed();
+                    metrics.mirror_seconds(to.name(), copy_took);
+                    to.engine.figures().copied(|copies| {
+                        copies.texts += count as u64;
+                        copies.same += same as u64;
+                        copies.requests += 1;
+                        copies.seconds += copy_took.as_secs_f64();
+                        copies.answered_seconds += took.as_secs_f64();
+                    });
                 }
                 // Refused where it has too much to do, like any request.
                 Err(refusal) => {
-                    let outcome = if refusal.reason.status() < 500 {
-                        "shed"
-                    } else {
-                        "failed"
-                    };
-                    metrics.mirrored(to.name(), outcome, count);
+                    let shed = refusal.reason.status() < 500;
+                    metrics.mirrored(to.name(), if shed { "shed" } else { "failed" }, count);
+                    to.engine.figures().copied(|copies| {
+                        let counted = if shed { &mut copies.shed } else { &mut copies.failed };
+                        *counted += count as u64;
+                    });
                 }
             }
         });

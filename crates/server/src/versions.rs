@@ -404,6 +404,7 @@ impl Versions {
                 failure: held.failure.clone(),
                 crash: held.crash.clone(),
                 figures: engine.map(|engine| engine.figures().told()),
+                copies: engine.and_then(|engine| engine.figures().copies()),
             }
         });
         (state.generation, answering, versions.collect())

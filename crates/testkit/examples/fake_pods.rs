@@ -86,6 +86,7 @@ async fn stats(State(pods): State<Arc<Pods>>, headers: HeaderMap) -> Json<Stats>
             failure: None,
             crash: None,
             figures: None,
+            copies: None,
         }],
         answered: [requests, 0, 0],
         in_flight: 0,

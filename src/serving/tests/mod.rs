@@ -1,5 +1,6 @@
 //! The controller against an API server in memory: it stores what is applied, counts writes, and refuses what it is told to.
 
+mod copies;
 mod experiment;
 mod learning;
 mod recovery;

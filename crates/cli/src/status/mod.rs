@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use flywheel_api::conditions::{find, types};
 use flywheel_api::drift::{Baseline, DriftStatus, QualityStatus};
 use flywheel_api::experiment::ExperimentStatus;
+use flywheel_api::inference_service::MirrorStatus;
 use flywheel_api::names::{
     LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_INFERENCE_SERVICE, LABEL_MODEL_VERSION, SERVER, VERIFIER, is_controlled_by,
 };
@@ -138,6 +139,7 @@ async fn inference_service(cluster: &Cluster, name: &str) -> Result<(View, Strin
         ("On its way", status.canary),
         ("Texts", status.drift.as_ref().map(texts)),
         ("Right answers", status.quality.as_ref().map(quality)),
+        ("Copies", status.mirror.as_ref().map(copies)),
         ("Variants", status.experiment.as_ref().map(variants)),
         (
             "Trained anew",
@@ -246,6 +248,23 @@ fn variants(experiment: &ExperimentStatus) -> String {
         format!("{name} {right}{verdict}")
     });
     each.collect::<Vec<_>>().join("; ")
+}
+
+/// What came of the copies that a mirror got.
+fn copies(mirror: &MirrorStatus) -> String {
+    let mut parts = vec![format!(
+        "{} gave {} of {} texts the label that was answered",
+        mirror.model_version, mirror.same, mirror.texts
+    )];
+    if let (Some(copy), Some(answered)) = (&mirror.milliseconds, &mirror.answered_milliseconds) {
+        parts.push(format!("{copy} ms for a request, answered in {answered} ms"));
+    }
+    for (count, what) in [(mirror.failed, "failed"), (mirror.shed, "left out while busy")] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    parts.join("; ")
 }
 
 /// What failed last, or goes on being recovered from.
@@ -442,6 +461,16 @@ mod tests {
             latency_p99_milliseconds: Some(41),
         };
         assert_eq!(load(&told), "450 requests/s, 9.1 at once, 99 of 100 within 41 ms");
+    }
+
+    #[test]
+    fn copies_in_a_line() {
+        let told = json!({"modelVersion": "intent-v4", "observed": CREATED, "texts": 1200, "same": 1164, "failed": 0, "shed": 7,
+            "milliseconds": "12.3", "answeredMilliseconds": "10.1"});
+        assert_eq!(
+            copies(&serde_json::from_value(told).unwrap()),
+            "intent-v4 gave 1164 of 1200 texts the label that was answered; 12.3 ms for a request, answered in 10.1 ms; 7 left out while busy"
+        );
     }
 
     #[tokio::test]

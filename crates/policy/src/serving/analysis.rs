@@ -721,6 +721,7 @@ mod tests {
                         failure: None,
                         crash: None,
                         figures: Some(*figures),
+                        copies: None,
                     })
                     .collect(),
                 answered: [0; 3],

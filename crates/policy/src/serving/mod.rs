@@ -7,6 +7,7 @@
 
 pub mod analysis;
 mod blame;
+pub mod copies;
 pub mod experiment;
 mod pods;
 mod rollout;

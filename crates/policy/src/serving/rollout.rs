@@ -630,6 +630,7 @@ mod tests {
                         .map(|_| Failure::new(FailureReason::ExecutionCrashed, "ended")),
                     crash,
                     figures: None,
+                    copies: None,
                 }
             });
             PodSays {

@@ -574,6 +574,7 @@ pub(super) mod tests {
                     .then(|| Failure::new(FailureReason::DigestMismatch, "a file differs")),
                 crash: None,
                 figures: None,
+                copies: None,
             })
             .collect();
         PodSays {

@@ -191,7 +191,9 @@ impl<'a> Served<'a> {
         let Some(mirror) = self.answering.mirrors(self.place) else {
             return self.version.engine.predict(texts, deadline).await;
         };
+        let begun = Instant::now();
         let answers = self.version.engine.predict(texts.clone(), deadline).await?;
+        let took = begun.elapsed();
         let label = |answer: &Vec<f32>| {
             let class = most_probable(answer).map(|(class, _)| class);
             class
@@ -200,9 +202,7 @@ impl<'a> Served<'a> {
                 .unwrap_or_default()
         };
         let labels = answers.iter().map(label).collect();
-        self.app
-            .copies
-            .send(mirror, &self.version, texts, labels, Instant::now());
+        self.app.copies.send(mirror, &self.version, texts, labels, took);
         Ok(answers)
     }
 }
