@@ -200,7 +200,12 @@ pub fn roll(
     let Some(now) = spec.steps.get(step) else {
         return to_all(judged);
     };
-    let holders = holders(now, begun, view.alive, pods);
+    let mut holders = holders(now, begun, view.alive, pods);
+    // Pods compare its answers while they load it, so nobody gets one before the first of them has.
+    let heard = begun.is_some_and(|begun| begun.pods.values().any(|share| *share > 0));
+    if spec.analysis.is_some() && !heard && !pods.iter().any(|pod| pod.holds(version)) {
+        holders.values_mut().for_each(|share| *share = 0);
+    }
     // Who leaves costs no time, who comes begins it anew.
     let known = begun.is_some_and(|begun| holders.keys().all(|name| begun.pods.contains_key(name)));
     let since = since.filter(|_| known && !holders.is_empty());
@@ -1013,7 +1018,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_that_answers_otherwise_is_rejected_before_it_answered_much() {
+    fn a_version_that_answers_otherwise_is_rejected_before_it_answered_anybody() {
         let likeness = |to: &str, same| {
             Some(Likeness {
                 to: version(to).artifact.digest,
@@ -1030,9 +1035,16 @@ mod tests {
             let mut world = World::new(3, &[(5, 60)]);
             world.spec.analysis = analysis();
             world.look();
+            assert_eq!(world.canary(), [("p00", 0)], "{case}");
             world.follow();
             world.likeness = likeness;
             assert_eq!(word(&world.look()), expected, "{case}");
+            let answers = (expected == "answering").then_some(("p00", 1500));
+            assert_eq!(world.canary(), Vec::from_iter(answers), "{case}");
+            // A pod that does not say anything for a moment keeps its share.
+            world.pods.get_mut("p00").unwrap().ready = false;
+            world.look();
+            assert_eq!(world.canary(), Vec::from_iter(answers), "{case}");
         }
     }
 
