@@ -190,6 +190,19 @@ pub fn predict(address: &str, body: &Value) -> (u16, Value) {
     )
 }
 
+/// `kubectl flywheel` with these arguments.
+pub fn flywheel(arguments: &[&str]) -> Result<String, String> {
+    let programs = localcluster().parent().expect("profile folder").display().to_string();
+    let path = std::env::var("PATH").unwrap_or_default();
+    run(
+        Command::new(localcluster())
+            .args(["kubectl", "flywheel"])
+            .args(arguments)
+            .env("PATH", format!("{programs}:{path}")),
+        None,
+    )
+}
+
 /// The address of a Service inside the cluster, which is reached from here as well.
 pub fn cluster_ip(namespace: &str, name: &str) -> String {
     kubectl(&[

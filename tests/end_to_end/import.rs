@@ -1,14 +1,13 @@
 //! A namespace is lost: deleted, applied again from Git, and its versions made again from what lies in the bucket. The service answers
 //! with the same version as before, and the job that is applied again trains nothing.
 
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    apply, bucket, cluster_ip, condition, delete_namespace, describe, get, list, localcluster, object_store, predict,
-    run, trained, wait,
+    apply, bucket, cluster_ip, condition, delete_namespace, describe, flywheel, get, list, object_store, predict,
+    trained, wait,
 };
 
 const NAMESPACE: &str = "restored";
@@ -61,19 +60,6 @@ fn namespace() {
     apply(
         &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "object-store", "namespace": NAMESPACE}, "data": secret["data"]}),
     );
-}
-
-/// `kubectl flywheel` with these arguments.
-fn flywheel(arguments: &[&str]) -> Result<String, String> {
-    let programs = localcluster().parent().expect("profile folder").display().to_string();
-    let path = std::env::var("PATH").unwrap_or_default();
-    run(
-        Command::new(localcluster())
-            .args(["kubectl", "flywheel"])
-            .args(arguments)
-            .env("PATH", format!("{programs}:{path}")),
-        None,
-    )
 }
 
 fn import(more: &[&str]) -> Result<String, String> {

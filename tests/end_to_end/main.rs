@@ -22,3 +22,4 @@ mod mirror;
 mod rollout;
 mod scaling;
 mod storage;
+mod trials;

@@ -9,6 +9,10 @@ scramble DATA KEY             the example's sets below the key, every other row 
 copy FROM TO         all objects under a prefix to another one
 remove PREFIX        removes all objects under a prefix
 flip KEY             changes one byte in the middle
+teach EXAMPLE KEY LABEL...    below the key an encoder that learns within seconds, and texts, each with the one of these words that it has
+vary FROM TO CHANGE...        the artifact below a prefix changed and with a right manifest, below another one; prints its digest.
+                     swap=A,B: the names of two labels; overflow=WORD: texts with this word come to no numbers, though all weights
+                     are; layers=N: so many, of which those that are added change next to nothing
 digests PREFIX       prints {key: sha256} of all objects under a prefix
 """
 import array
@@ -119,6 +123,67 @@ def change(data, key, rows_of):
             put(f"{key}/{path.name}", table(rows_of(list(csv.reader(file))[1:])))
 
 
+def teach(example, key, labels):
+    for name, body in tiny((example / "minilm-l6/tokenizer.json").read_bytes()).items():
+        put(f"{key}/tiny/{name}", body)
+    rng, openings = random.Random(7), ["start", "stop", "open", "close", "show", "find", "change", "check"]
+    rows = {(f"{one} the {label} {two} {n}", label) for label in labels for one in openings for two in openings for n in rng.sample(range(90), 2)}
+    put(f"{key}/words.csv", table(sorted(rows)))
+
+
+def vary(source, target, changes):
+    files = {key[len(source):]: get(key) for key in keys(source)}
+    manifest, config, weights = json.loads(files["manifest.json"]), json.loads(files["config.json"]), files["model.safetensors"]
+    length, = struct.unpack("<Q", weights[:8])
+    header, body = json.loads(weights[8:8 + length]), bytearray(weights[8 + length:])
+    header.pop("__metadata__", None)
+
+    def of(tensor):
+        begin, end = header[tensor]["data_offsets"]
+        return array.array("f", bytes(body[begin:end]))
+
+    def add(tensor, shape, values):
+        header[tensor] = {"dtype": "F32", "shape": shape, "data_offsets": [len(body), len(body) + 4 * len(values)]}
+        body.extend(values.tobytes())
+
+    for change, value in (change.split("=") for change in changes):
+        if change == "swap":
+            one, other = value.split(",")
+            names = {one: other, other: one}
+            manifest["labels"] = [names.get(label, label) for label in manifest["labels"]]
+            config["id2label"] = {number: names.get(label, label) for number, label in config["id2label"].items()}
+            config["label2id"] = {label: number for number, label in enumerate(manifest["labels"])}
+        elif change == "overflow":
+            token, width = json.loads(files["tokenizer.json"])["model"]["vocab"][value], config["hidden_size"]
+            begin = header["bert.embeddings.word_embeddings.weight"]["data_offsets"][0] + 4 * token * width
+            rng = random.Random(7)
+            body[begin:begin + 4 * width] = array.array("f", (rng.choice((-3e38, 3e38)) for _ in range(width))).tobytes()
+        elif change == "layers":
+            before, config["num_hidden_layers"] = config["num_hidden_layers"], int(value)
+            last = f"bert.encoder.layer.{before - 1}."
+            for layer in range(before, int(value)):
+                for tensor in [name for name in header if name.startswith(last)]:
+                    rest, values = tensor[len(last):], of(tensor)
+                    # Nothing is added to what goes past, and what was normalised once stays as it is.
+                    if rest.startswith(("attention.output.dense", "output.dense")) or rest.endswith("LayerNorm.bias"):
+                        values = array.array("f", bytes(4 * len(values)))
+                    elif rest.endswith("LayerNorm.weight"):
+                        values = array.array("f", [1.0] * len(values))
+                    add(f"bert.encoder.layer.{layer}.{rest}", header[tensor]["shape"], values)
+            # Ranges of layers that it had.
+            files.pop("int8.safetensors", None)
+    text = json.dumps(header).encode()
+    files["config.json"] = json.dumps(config).encode()
+    files["model.safetensors"] = struct.pack("<Q", len(text)) + text + bytes(body)
+    files = {file["name"]: files[file["name"]] for file in manifest["files"] if file["name"] in files}
+    manifest["files"] = [{"name": name, "length": len(content), "digest": f"sha256:{hashlib.sha256(content).hexdigest()}"}
+                         for name, content in files.items()]
+    files["manifest.json"] = json.dumps(manifest).encode()
+    for name, content in files.items():
+        put(target + name, content)
+    return f"sha256:{hashlib.sha256(files['manifest.json']).hexdigest()}"
+
+
 def flip(key):
     body = bytearray(get(key))
     body[len(body) // 2] ^= 1
@@ -143,6 +208,12 @@ def main(action, *arguments):
         change(data, key, called)
     elif action == "scramble":
         change(*arguments, lambda rows: [(row[0], rows[n - n % 2][1]) for n, row in enumerate(random.Random(7).sample(rows, len(rows)))])
+    elif action == "teach":
+        example, key, *labels = arguments
+        teach(Path(example), key, labels)
+    elif action == "vary":
+        source, target, *changes = arguments
+        print(vary(source, target, changes))
     elif action == "copy":
         source, target = arguments
         for key in keys(source):
