@@ -301,7 +301,7 @@ impl Users {
             .collect();
         let feedback = json!({ "feedback": feedback });
         // What is said twice counts once.
-        let again = user % 10 == 0;
+        let again = user.is_multiple_of(10);
         for outcome in ["Counted", "Duplicate"].into_iter().take(1 + usize::from(again)) {
             let (code, told) = ask(tells, "/feedback", "", &feedback);
             let mut users = all.lock().expect("users");
@@ -522,7 +522,7 @@ impl Clients {
             }
             let begun = Instant::now();
             let label = LABELS[(number * 3 + client) % LABELS.len()];
-            let rare = number % RARE_OF == 0;
+            let rare = number.is_multiple_of(RARE_OF);
             let mut text = text(label, number);
             if rare {
                 text = format!("{text} {RARE}");

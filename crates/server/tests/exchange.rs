@@ -861,17 +861,13 @@ fn a_mirror_gets_copies_and_no_client_hears_of_it() {
     // Both tiny models answer one text: with the same label every time, or never.
     assert!(count("same") == 0 || count("different") == 0);
     assert_eq!(count("failed"), 0);
-    // The same in what the operator reads.
+    // The same in what the operator reads; a copy may still be under way.
     let copies = until("it says what came of the copies", || {
         let copies = program.stats().versions.into_iter().find_map(|v| v.copies)?;
-        (copies.texts as usize + copies.shed as usize == count("same") + count("different") + count("shed"))
-            .then_some(copies)
+        let told = [copies.texts, copies.same, copies.shed].map(|n| n as usize);
+        (told == [count("same") + count("different"), count("same"), count("shed")]).then_some(copies)
     });
-    let same = count("same") as u64;
-    assert_eq!(
-        (copies.texts, copies.same, copies.requests),
-        (compared as u64, same, compared as u64)
-    );
+    assert!(copies.requests == copies.texts && copies.failed == 0, "{copies:?}");
     assert!(copies.seconds > 0.0 && copies.answered_seconds > 0.0, "{copies:?}");
     // Copies count for the version that computed them.
     let texts = |version: &str| counted(program.inside, version).unwrap().texts;

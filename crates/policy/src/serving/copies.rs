@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(texts(&[some(9000, 100)], 29), 1000, "too soon");
         assert_eq!(texts(&[some(1100, 990)], 30), 1000, "a tenth more");
         assert_eq!(texts(&[some(1101, 991)], 30), 1101);
-        assert_eq!(texts(&[some(1050, 935)], 30), 1050, "other labels");
+        assert_eq!(texts(&[some(1050, 930)], 30), 1050, "other labels");
         assert_eq!(texts(&[some(10, 9)], 30), 10, "a pod began anew");
         assert_eq!(texts(&[some(9000, 100), pod(None)], 30), 1000, "one does not say");
     }
