@@ -33,35 +33,54 @@ scripts/object-store.sh learning
 kubectl create secret generic receipts -n learning --from-literal=key="$(head -c 32 /dev/urandom | base64)" >/dev/null
 kubectl apply -f examples/learning/training-job.yaml -f examples/learning/inference-service.yaml >/dev/null
 say "a first version is trained, without six of the nineteen intents"
-kubectl wait -n learning tj/assistant --for=condition=Complete --timeout=600s >/dev/null
+timeout --foreground 900 "$plugin" progress assistant -n learning --watch || die "the first training failed, or took longer than 900 s"
 kubectl wait -n learning infsvc/assistant --for=condition=Ready --timeout=180s >/dev/null
+uid=$(kubectl get infsvc assistant -n learning -o jsonpath='{.metadata.uid}')
 address=http://$(kubectl get service assistant -n learning -o jsonpath='{.spec.clusterIP}')
 
 work=$(mktemp -d)
+trap 'kill ${clients:-} ${story:-} ${picture:-} 2>/dev/null || true; rm -rf "$work"' EXIT
 mkfifo "$work/words"
 python3 examples/clients/feedback.py "$address" "$example/data/train.csv" "$example/known/train.csv" <"$work/words" >"$work/clients" 2>&1 &
 clients=$!
 exec 3>"$work/words"
 # Clients that are gone are told of by `await`.
 trap '' PIPE
-trap 'kill $clients ${story:-} ${picture:-} 2>/dev/null || true; rm -rf "$work"' EXIT
+
+# Said here, and among the picture's news by an event.
+tell() {
+  say "$*"
+  kubectl create -f - >/dev/null <<YAML || true
+apiVersion: v1
+kind: Event
+metadata: {generateName: demo-, namespace: learning}
+involvedObject: {apiVersion: flywheel.dev/v1alpha1, kind: InferenceService, name: assistant, namespace: learning, uid: $uid}
+source: {component: demo-flywheel}
+type: Normal
+reason: Demo
+message: "$*"
+count: 1
+firstTimestamp: "$(date -u +%FT%TZ)"
+lastTimestamp: "$(date -u +%FT%TZ)"
+YAML
+}
 
 # What happens, beside the picture.
 story() {
-  say "clients ask what the version knows; what is usual is learnt"
+  tell "clients ask what the version knows; what is usual is learnt"
   await DriftDetected NoDrift 180
   before=$(tail -1 "$work/clients")
-  say "three texts of ten are of new intents from now on"
+  tell "three texts of ten are of new intents from now on"
   echo new >&3
   await DriftDetected Drifted 240
-  say "drift is declared, before anybody judged an answer"
+  tell "drift is declared, before anybody judged an answer"
   during=$(tail -1 "$work/clients")
-  say "clients say what would have been right"
+  tell "clients say what would have been right"
   echo judge >&3
   await Retraining RetrainingRunning 240
-  say "a training begins"
+  tell "a training begins"
   await Retraining NoDrift 600
-  say "its version answers all requests"
+  tell "its version answers all requests"
   # Two of the clients' lines, so that the last one is of this version alone.
   sleep 21
   after=$(tail -1 "$work/clients")

@@ -286,6 +286,26 @@ mod tests {
         ] {
             assert!(text.contains(words), "{words}\n{text}");
         }
+        // However much one of them says, and on a terminal as small as they are by default.
+        let mut talkative = seen();
+        if let Some(status) = talkative.service.as_mut().and_then(|service| service.status.as_mut()) {
+            status.conditions[0].message = "confidence PSI 0.376 ".repeat(100);
+        }
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        terminal
+            .draw(|frame| picture::draw(frame, &talkative, CREATED.parse().unwrap()))
+            .unwrap();
+        let small = terminal.backend().to_string();
+        for words in [
+            "confidence PSI 0.376",
+            "700 judged",
+            "step 1 of 1",
+            "largest PSI",
+            "news",
+            "q ends",
+        ] {
+            assert!(small.contains(words), "{words}\n{small}");
+        }
         // What an object says does not steer the terminal, and a small one is no reason to fail.
         assert!(!text.contains('\u{1b}'));
         for (width, height) in [(1, 1), (20, 4), (300, 90)] {

@@ -14,10 +14,16 @@ use ratatui::widgets::{Block, Gauge, Paragraph, Sparkline, Wrap};
 
 use super::{LOOP, Seen};
 use crate::status::event_time;
-use crate::text::{age, clean};
+use crate::text::{age, clean, shortened};
 
 /// Columns of a version's name.
 const NAME: u16 = 36;
+/// Lines of a condition, so that one with many words hides no other one.
+const STAGE_LINES: u16 = 2;
+/// Lines of a terminal from which on the curve gets more of them.
+const TALL: u16 = 34;
+/// Columns that a line may leave empty where a word goes to the next one.
+const WORD: u16 = 20;
 
 /// Draws all of it.
 pub(super) fn draw(frame: &mut Frame<'_>, seen: &Seen, now: Timestamp) {
@@ -27,8 +33,8 @@ pub(super) fn draw(frame: &mut Frame<'_>, seen: &Seen, now: Timestamp) {
     let [head, answers, stages, windows, news, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(versions + 2),
-        Constraint::Length(2 + 2 * (LOOP.len() as u16 + 1)),
-        Constraint::Length(6),
+        Constraint::Length(2 + STAGE_LINES * LOOP.len() as u16 + 2),
+        Constraint::Length(if frame.area().height < TALL { 4 } else { 6 }),
         Constraint::Min(3),
         Constraint::Length(1),
     ])
@@ -89,9 +95,15 @@ fn draw_answers(frame: &mut Frame<'_>, status: &InferenceServiceStatus, area: Re
 /// Where the loop is: what drifted, what clients said, what trains, what comes.
 fn draw_stages(frame: &mut Frame<'_>, seen: &Seen, status: &InferenceServiceStatus, now: Timestamp, area: Rect) {
     let mut lines = Vec::new();
+    let most = usize::from(
+        area.width
+            .saturating_sub(2)
+            .saturating_mul(STAGE_LINES)
+            .saturating_sub(WORD),
+    );
     for kind in LOOP {
         if let Some(condition) = find(&status.conditions, kind) {
-            lines.push(stage(kind, condition, now));
+            lines.push(stage(kind, condition, now, most));
         }
         if kind == types::DRIFT_DETECTED
             && let Some(drift) = &status.drift
@@ -104,14 +116,16 @@ fn draw_stages(frame: &mut Frame<'_>, seen: &Seen, status: &InferenceServiceStat
         if kind == types::RETRAINING
             && let Some(training) = &seen.training
         {
-            lines.push(Line::from(format!("  Training  {}", training.headline())));
+            let words = format!("  Training  {}", training.headline());
+            lines.push(Line::from(shortened(&words, usize::from(area.width.saturating_sub(2)))));
         }
     }
     let text = Paragraph::new(lines).wrap(Wrap { trim: false });
     frame.render_widget(text.block(Block::bordered().title("the loop")), area);
 }
 
-fn stage(kind: &str, condition: &Condition, now: Timestamp) -> Line<'static> {
+/// `most`: its characters.
+fn stage(kind: &str, condition: &Condition, now: Timestamp, most: usize) -> Line<'static> {
     let mark = match condition.status.as_str() {
         "True" => "● ".yellow(),
         "False" => "○ ".green(),
@@ -119,6 +133,7 @@ fn stage(kind: &str, condition: &Condition, now: Timestamp) -> Line<'static> {
     };
     let since = age(now, Some(condition.last_transition_time.0));
     let words = clean(&format!(" {} for {since}. {}", condition.reason, condition.message));
+    let words = shortened(&words, most.saturating_sub(kind.len() + 2));
     Line::from(vec![mark, Span::from(kind.to_owned()).bold(), Span::from(words)])
 }
 
@@ -148,6 +163,6 @@ fn draw_news(frame: &mut Frame<'_>, seen: &Seen, now: Timestamp, area: Rect) {
             _ => line,
         }
     });
-    let news = Paragraph::new(lines.collect::<Vec<_>>()).block(Block::bordered().title("news"));
-    frame.render_widget(news, area);
+    let news = Paragraph::new(lines.collect::<Vec<_>>()).wrap(Wrap { trim: false });
+    frame.render_widget(news.block(Block::bordered().title("news")), area);
 }
