@@ -211,11 +211,16 @@ bench-scale: localcluster ## How many objects one operator carries, on fake node
 
 .PHONY: bench-flywheel
 bench-flywheel: PROFILE := release
-bench-flywheel: build $(EXAMPLE_PYTHON)/.ready ## False alarms and power of the drift verdict on real text (DATA=<banking77> ARTIFACT=)
-	@$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE)
-	@$(WITH_TORCH) $(CARGO) build -q --profile $(PROFILE) --workspace --example profile_texts --example drift_windows
-	@PROFILE_TEXTS=$(BIN)/examples/profile_texts DRIFT_WINDOWS=$(BIN)/examples/drift_windows TRAINER=$(BIN)/flywheel-trainer \
-	ENCODER=$(EXAMPLE)/minilm-l6 EXAMPLE=$(EXAMPLE) LD_LIBRARY_PATH=$(TORCH)/lib python3 bench/flywheel.py
+bench-flywheel: build $(EXAMPLE_PYTHON)/.ready ## Drift verdicts and the whole loop on real text (DATA=<banking77> ONLY=drift,loop ARTIFACT=; the loop needs T4=2, install)
+	@parts=,$${ONLY:-drift,loop},; bucket=; \
+	if [[ $$parts == *,loop,* ]]; then \
+	  variables=$$($(LOCALCLUSTER) env); eval "$$variables"; bucket="--bucket flywheel"; \
+	  export KUBECTL="$$($(LOCALCLUSTER) programs | grep '/kubectl$$')"; fi; \
+	$(EXAMPLE_PYTHON)/bin/python examples/intent/prepare.py --out $(EXAMPLE) $$bucket; \
+	if [[ $$parts == *,drift,* ]]; then \
+	  $(WITH_TORCH) $(CARGO) build -q --profile $(PROFILE) --workspace --example profile_texts --example drift_windows; fi; \
+	PROFILE_TEXTS=$(BIN)/examples/profile_texts DRIFT_WINDOWS=$(BIN)/examples/drift_windows TRAINER=$(BIN)/flywheel-trainer \
+	ENCODER=$(EXAMPLE)/minilm-l6 EXAMPLE=$(EXAMPLE) LD_LIBRARY_PATH=$(TORCH)/lib $(EXAMPLE_PYTHON)/bin/python bench/flywheel.py
 
 .PHONY: bench-train
 bench-train: PROFILE := release

@@ -51,8 +51,13 @@ struct Text {
     projections: Option<[f64; PROJECTIONS]>,
 }
 
+/// What a text adds: places among a profile's counts, and how much to each.
+type Adds = Vec<(usize, u64)>;
+
 impl Text {
-    fn count(&self, profile: &mut DataProfile) {
+    /// The operator's own counting, once for each text: a plan draws it millions of times.
+    fn adds(&self, empty: &DataProfile) -> Adds {
+        let mut profile = empty.clone();
         // Only the most probable class is counted.
         let mut probabilities = vec![0.0; profile.classes.len()];
         if let Some(probability) = probabilities.get_mut(self.class) {
@@ -63,6 +68,7 @@ impl Text {
             projections: self.projections,
         };
         profile.add(&self.ids, &answer);
+        profile.counts().enumerate().filter(|(_, count)| *count > 0).collect()
     }
 }
 
@@ -72,57 +78,34 @@ fn main() -> Result<(), Fault> {
         .ok_or("give a plan; see the head of this program")?;
     let plan: Plan = serde_json::from_slice(&fs::read(file)?)?;
     let empty = plan.bins.clone().emptied();
-    let mut files: BTreeMap<&str, Vec<Text>> = BTreeMap::new();
+    let mut files: BTreeMap<&str, Vec<Adds>> = BTreeMap::new();
     for (name, _) in plan.runs.iter().flat_map(|run| &run.mix) {
         if !files.contains_key(name.as_str()) {
             let text = fs::read_to_string(name)?;
-            let texts = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-            files.insert(name, texts);
+            let texts = text
+                .lines()
+                .map(|line| Ok(serde_json::from_str::<Text>(line)?.adds(&empty)));
+            files.insert(name, texts.collect::<Result<_, Fault>>()?);
         }
     }
     let usual = plan.runs.first().and_then(|run| run.mix.first()).ok_or("no runs")?;
+    let workers = std::thread::available_parallelism()?.get() as u64;
     for run in &plan.runs {
-        let (mut declared, mut drifted) = (0, 0);
-        for seed in 0..plan.seeds {
-            let mut random = ChaCha8Rng::seed_from_u64(seed);
-            let mut window = |mix: &[(String, f64)]| -> Result<DataProfile, Fault> {
-                let mut profile = empty.clone();
-                for _ in 0..run.texts {
-                    let mut place: f64 = random.random();
-                    let chosen = mix.iter().find(|(_, share)| {
-                        place -= share;
-                        place < 0.0
-                    });
-                    let (name, _) = chosen.or(mix.last()).ok_or("an empty mix")?;
-                    let texts = files.get(name.as_str()).ok_or("no such file")?;
-                    let text = texts.get(random.random_range(0..texts.len())).ok_or("an empty file")?;
-                    text.count(&mut profile);
-                }
-                Ok(profile)
-            };
-            let mut history = history(&plan, &empty);
-            let mut ever = false;
-            for id in 0..=run.windows {
-                let profile = window(if id == 0 { std::slice::from_ref(usual) } else { &run.mix })?;
-                let length = u64::from(history.window_seconds);
-                let id = START / length + id;
-                history.windows.push(Window {
-                    id,
-                    counts: profile.counts().collect(),
-                    judged: Default::default(),
-                });
-                // As many as the operator keeps.
-                let many = history.windows.len().saturating_sub(48);
-                history.windows.drain(..many);
-                let now = Timestamp::from_second(i64::try_from((id + 1) * length)?)?;
-                settle(&mut history, &plan.drift, 0, now);
-                // At each window's end, as the operator looks.
-                let verdict = judge(&history, &plan.drift, 0, now);
-                ever |= verdict.drifted == Some(true);
-                drifted += u64::from(verdict.last.is_some_and(|last| last.drifted()));
+        let play = |worker: u64| {
+            let mut sums = (0, 0);
+            for seed in (worker..plan.seeds).step_by(workers as usize) {
+                let (declared, drifted) = played(&plan, &files, &empty, usual, run, seed).map_err(|e| e.to_string())?;
+                sums = (sums.0 + u64::from(declared), sums.1 + drifted);
             }
-            declared += u64::from(ever);
-        }
+            Ok::<_, String>(sums)
+        };
+        let (declared, drifted) = std::thread::scope(|scope| {
+            let running: Vec<_> = (0..workers).map(|worker| scope.spawn(move || play(worker))).collect();
+            running.into_iter().try_fold((0, 0), |sums, worker| {
+                let more = worker.join().map_err(|_| "a worker panicked")??;
+                Ok::<_, Fault>((sums.0 + more.0, sums.1 + more.1))
+            })
+        })?;
         println!(
             "{}",
             json!({"name": run.name, "texts": run.texts, "seeds": plan.seeds, "windows": run.windows, "declared": declared,
@@ -130,6 +113,57 @@ fn main() -> Result<(), Fault> {
         );
     }
     Ok(())
+}
+
+/// One seed: whether drift was declared at any time, and how many windows had drifted by themselves.
+fn played(
+    plan: &Plan,
+    files: &BTreeMap<&str, Vec<Adds>>,
+    empty: &DataProfile,
+    usual: &(String, f64),
+    run: &Run,
+    seed: u64,
+) -> Result<(bool, u64), Fault> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut window = |mix: &[(String, f64)]| -> Result<Vec<u64>, Fault> {
+        let mut counts = vec![0; empty.counts().count()];
+        for _ in 0..run.texts {
+            let mut place: f64 = random.random();
+            let chosen = mix.iter().find(|(_, share)| {
+                place -= share;
+                place < 0.0
+            });
+            let (name, _) = chosen.or(mix.last()).ok_or("an empty mix")?;
+            let texts = files.get(name.as_str()).ok_or("no such file")?;
+            let text = texts.get(random.random_range(0..texts.len())).ok_or("an empty file")?;
+            for (place, count) in text {
+                *counts.get_mut(*place).ok_or("other bins")? += count;
+            }
+        }
+        Ok(counts)
+    };
+    let mut history = history(plan, empty);
+    let (mut declared, mut drifted) = (false, 0);
+    for id in 0..=run.windows {
+        let counts = window(if id == 0 { std::slice::from_ref(usual) } else { &run.mix })?;
+        let length = u64::from(history.window_seconds);
+        let id = START / length + id;
+        history.windows.push(Window {
+            id,
+            counts,
+            judged: Default::default(),
+        });
+        // As many as the operator keeps.
+        let many = history.windows.len().saturating_sub(48);
+        history.windows.drain(..many);
+        let now = Timestamp::from_second(i64::try_from((id + 1) * length)?)?;
+        settle(&mut history, &plan.drift, 0, now);
+        // At each window's end, as the operator looks.
+        let verdict = judge(&history, &plan.drift, 0, now);
+        declared |= verdict.drifted == Some(true);
+        drifted += u64::from(verdict.last.is_some_and(|last| last.drifted()));
+    }
+    Ok((declared, drifted))
 }
 
 fn history(plan: &Plan, empty: &DataProfile) -> History {
