@@ -2,7 +2,8 @@
 
 A version lacks five of the 77 intents. Clients ask its service what it knows, then three texts of ten are of the five; once drift is
 declared they say what would have been right; a version that learnt it comes by steps. Then somebody trains on wrong data: one intent,
-which the golden set lacks, is called another one, and in another file every other label is wrong.
+which the golden set lacks, is called another one in a batch of what clients asked, and in another batch labels are exchanged at
+random. The version that answers is trained further on each.
 
 Train.csv is divided: what versions are trained on, what clients ask until the training has read what they said, and what they ask from
 then on, so that neither version knows the texts by which they are compared. Accuracy is measured on test.csv alone, which no version
@@ -42,6 +43,8 @@ BATCH, NEW, RATE = 20, 6, 3
 TRAINED, FIRST, FIRST_NEW = 3200, 1500, 0.6
 # So few rows and epochs, at such a rate, since two cores do all of it.
 HYPERPARAMETERS = {"epochs": 3, "batchSize": 16, "learningRate": "3e-4", "warmupRatio": "0.1"}
+# Wrong data is a batch of what clients asked, on which the version that answers is trained further.
+FURTHER = {**HYPERPARAMETERS, "epochs": 2, "learningRate": "2e-4"}
 DRIFT = {"windowSeconds": 30, "minSamples": 500}
 FEEDBACK = 3000
 # Judged predictions of both: by these a version is told apart that is wrong in one intent.
@@ -78,13 +81,12 @@ class Sets:
 
     def write(self, folder):
         """What is in the object store. The golden set is that of the intents that there were."""
-        # What there was, and what clients said.
-        more = self.train + self.first[0] + self.first[1]
+        batch = self.first[0] + self.first[1]
         kept = itertools.count()
         # A dozen rows stay right, so that the versions know the same intents.
-        wronged = [(text, self.called if label == self.wronged and next(kept) >= 12 else label) for text, label in more]
-        mixed = random.Random(7).sample(more[len(self.train):], len(more) - len(self.train))
-        crude = [(text, mixed[n - n % 2][1]) for n, (text, _) in enumerate(mixed)]
+        wronged = [(text, self.called if label == self.wronged and next(kept) >= 12 else label) for text, label in batch]
+        labels = random.Random(7).sample([label for _, label in batch], len(batch))
+        crude = [(text, label) for (text, _), label in zip(batch, labels)]
         # Every third, since each training measures two versions on both.
         few = self.test[0][::3]
         sets = {"train": self.train, "validation": self.validation, "test": few, "golden": few, "wronged": wronged, "crude": crude}
@@ -193,13 +195,16 @@ def source(name):
     return [{"uri": f"s3://flywheel/{KEY}/{name}.csv"}]
 
 
-def training(name, **changes):
+def training(name, further=None, **changes):
+    """A training from the encoder, or further from a version."""
     job = manifest("training-job.yaml")
     job["metadata"]["name"] = name
     job["spec"]["dataset"] = {"sources": source("train"), "validation": source("validation"), "test": source("test"), "golden": source("golden"),
                               **changes.pop("dataset", {})}
     job["metadata"]["namespace"] = NAMESPACE
-    job["spec"]["hyperparameters"].update(HYPERPARAMETERS)
+    job["spec"]["hyperparameters"].update(FURTHER if further else HYPERPARAMETERS)
+    if further:
+        job["spec"]["model"] = {"fromVersion": further}
     job["spec"]["output"].update(model=NAME, versionName=f"{NAME}-v1", uri=f"s3://flywheel/models/{NAME}", gates=[])
     job["spec"]["output"].update(changes)
     return job
@@ -331,7 +336,7 @@ def poisoned(report, clients, sets, serving):
     # The gates that a retraining gets by itself where it has a golden set and a test set.
     default = [{"metric": "golden/accuracy", "minDelta": "-0.02"}, {"metric": "test/accuracy", "minDelta": "-0.02"}]
     def judged(name):
-        apply(training(name, dataset={"sources": source(name)}, versionName=f"{NAME}-{name}", incumbent=serving, gates=default))
+        apply(training(name, further=serving, dataset={"sources": source(name)}, versionName=f"{NAME}-{name}", incumbent=serving, gates=default))
         say(f"{name}: trains")
         trained(name)
         told = gates(f"{NAME}-{name}")
@@ -342,8 +347,8 @@ def poisoned(report, clients, sets, serving):
     report.row("loop: one intent called another one: the default gates hold", int(told.startswith("GatesPassed")), "", 1, ("1", lambda v: v == 1), told)
     rejected(report, clients, sets, serving, f"{NAME}-wronged")
     told = judged("crude")
-    report.row("loop: every other label wrong: refused by the gates", int(told.startswith("GatesFailed")), "", 1, ("1", lambda v: v == 1), told)
-    report.row("loop: every other label wrong: texts that it answered", clients.versions[f"{NAME}-crude"][0], "", 1, ("0", lambda v: v == 0))
+    report.row("loop: labels exchanged at random: refused by the gates", int(told.startswith("GatesFailed")), "", 1, ("1", lambda v: v == 1), told)
+    report.row("loop: labels exchanged at random: texts that it answered", clients.versions[f"{NAME}-crude"][0], "", 1, ("0", lambda v: v == 0))
 
 
 def rejected(report, clients, sets, serving, version):

@@ -28,6 +28,10 @@ use crate::text::clean;
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Time between two looks at the keyboard.
 const KEYS: Duration = Duration::from_millis(50);
+/// Least time between two lines of a training's figures, which are others at each look.
+const FIGURES: Duration = Duration::from_secs(10);
+/// How a line of a training begins.
+const TRAINING: &str = "training: ";
 /// Windows of live texts that are remembered for the curve.
 const WINDOWS_MAX: usize = 120;
 
@@ -146,10 +150,17 @@ impl Watch<'_> {
     async fn tell(&mut self, out: &mut dyn Write) -> Result<(), Error> {
         let mut patience = Patience::default();
         let mut told = BTreeSet::new();
+        let mut figures: Option<tokio::time::Instant> = None;
         loop {
-            let lines = lines(&self.seen);
-            for line in lines.iter().filter(|line| !told.contains(*line)) {
+            let mut lines = lines(&self.seen);
+            // Held back they are told with the next look, as news then.
+            let due = figures.is_none_or(|last| last.elapsed() >= FIGURES);
+            lines.retain(|line| due || told.contains(line) || !line.starts_with(TRAINING));
+            for line in lines.difference(&told) {
                 writeln!(out, "{line}")?;
+                if line.starts_with(TRAINING) {
+                    figures = Some(tokio::time::Instant::now());
+                }
             }
             out.flush()?;
             told = lines;
@@ -234,7 +245,7 @@ fn lines(seen: &Seen) -> BTreeSet<String> {
         }
     }
     if let Some(training) = &seen.training {
-        lines.push(format!("training: {}", training.headline()));
+        lines.push(format!("{TRAINING}{}", training.headline()));
     }
     lines.iter().map(|line| clean(line)).collect()
 }
