@@ -124,6 +124,7 @@ mod tests {
                 precision: None,
                 agreement: None,
                 likeness: None,
+                labels: None,
                 failure: None,
                 crash: None,
                 figures: None,
