@@ -38,8 +38,8 @@ use super::{Operator, kubeconfig, kubelet, namespace_with_account, plane_with_cr
 const NODE: &str = "n-0";
 /// As many GPUs as all runs want at once, with room.
 const GPUS: u32 = 500;
-/// Runs at once. They wait most of the time.
-const TOGETHER: usize = 12;
+/// Runs at once. They wait most of the time, but twelve with three pods each held up the API server of two busy cores for seconds.
+const TOGETHER: usize = 6;
 /// Without `CRASH_POINTS=all` the operator is killed at what creates an object, and of the other writes at each so many-th.
 const EACH: usize = 6;
 /// The same of a rollout, which has many that are alike, and takes longest.
