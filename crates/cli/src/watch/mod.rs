@@ -80,9 +80,9 @@ pub(crate) async fn run(cluster: &Cluster, name: &str, out: &mut dyn Write, term
         shown = async {
             if terminal {
                 let mut screen = Screen::open(out)?;
-                watch.draw(&mut screen).await
+                Box::pin(watch.draw(&mut screen)).await
             } else {
-                watch.tell(out).await
+                Box::pin(watch.tell(out)).await
             }
         } => shown,
     }
