@@ -122,7 +122,10 @@ fn full_status(kind: &str) -> Value {
                 "judgedBefore": 510, "accuracyBefore": "0.903", "dropped": true, "f1": "0.790", "f1Before": "0.880"},
             "retrainSchedule": {"schedule": "0 3 * * 1", "timeZone": "Etc/UTC", "since": "2026-01-01T00:00:00Z", "next": "2026-01-05T03:00:00Z"},
             "retraining": {"trainingJob": "intent-retrain-1", "time": "2026-01-01T00:00:00Z", "cause": "c", "modelVersion": "w"},
-            "traffic": [{"modelVersion": "v", "pods": 1, "percent": 100, "precision": "Float16", "agreement": {"texts": 200, "same": 199}}]})
+            "traffic": [{"modelVersion": "v", "pods": 1, "percent": 100, "precision": "Float16", "agreement": {"texts": 200, "same": 199}}],
+            "mirror": {"modelVersion": "w", "observed": "2026-01-01T00:00:00Z", "texts": 1200, "same": 1164, "failed": 1, "shed": 7,
+                "milliseconds": "12.3", "answeredMilliseconds": "10.1"},
+            "rollout": {"modelVersion": "w", "judged": ["Labels", "ErrorRate"], "notJudged": ["Accuracy"]}})
         }
     }
 }

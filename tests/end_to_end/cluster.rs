@@ -1,6 +1,7 @@
 //! The cluster as a user has it: kubectl, and HTTP to pods.
 
 use std::io::Write as _;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -203,9 +204,10 @@ pub fn flywheel(arguments: &[&str]) -> Result<String, String> {
     )
 }
 
-/// The address of a Service inside the cluster, which is reached from here as well.
+/// The address of a Service inside the cluster, which is reached from here as well, once connections to it are taken: a pod is ready
+/// a moment before each node's proxy sends them to it, and refuses them until then.
 pub fn cluster_ip(namespace: &str, name: &str) -> String {
-    kubectl(&[
+    let address = kubectl(&[
         "get",
         "service",
         name,
@@ -214,7 +216,14 @@ pub fn cluster_ip(namespace: &str, name: &str) -> String {
         "-o",
         "jsonpath={.spec.clusterIP}",
     ])
-    .expect("address")
+    .expect("address");
+    wait(
+        &format!("connections to {name} are taken"),
+        Duration::from_secs(60),
+        describe("service", namespace, name),
+        || TcpStream::connect((address.as_str(), 80)).ok().map(drop),
+    );
+    address
 }
 
 /// The process of the server in the pod of this name, where it runs.

@@ -39,13 +39,6 @@ pub fn follows_its_load(version: &str) {
         || (service()["status"]["pods"] == "1/1").then_some(()),
     );
     let address = cluster_ip(NAMESPACE, NAME);
-    // A pod is ready a moment before each node's proxy sends the Service's connections to it, and refuses them until then.
-    wait(
-        "the Service leads to it",
-        Duration::from_secs(60),
-        describe("infsvc", NAMESPACE, NAME),
-        || std::net::TcpStream::connect((address.as_str(), 80)).ok().map(drop),
-    );
     let folder = tempfile::tempdir().expect("a folder");
     let bodies = folder.path().join("bodies.jsonl");
     let texts = [

@@ -568,12 +568,6 @@ fn copies_and_bad_versions() {
         seen: Mutex::default(),
     };
     let before = pods(name);
-    wait(
-        "the Service leads to it",
-        SOON,
-        describe("infsvc", NAMESPACE, name),
-        || TcpStream::connect(&clients.address).ok().map(drop),
-    );
     std::thread::scope(|scope| {
         let _stop = Stop(&clients.stop);
         let clients = &clients;
