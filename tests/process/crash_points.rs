@@ -377,6 +377,13 @@ impl Run<'_> {
                 metadata.retain(|key, _| key != "managedFields" && key != "resourceVersion");
                 if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
                     annotations.remove(ANNOTATION_APPLIED);
+                    // A pod that found the newest assignment when it was told of the one before is told no more.
+                    annotations.remove(ANNOTATION_ASSIGNMENT);
+                }
+                let name = metadata["name"].as_str().unwrap().to_owned();
+                if let Some(server) = self.servers.lock().unwrap().get(&name) {
+                    let told = server.told.lock().unwrap();
+                    object["follows"] = json!(told.follows.as_ref().map(|follows| follows.generation.to_string()));
                 }
                 if let Some(spec) = object["spec"].as_object_mut() {
                     spec.retain(|key, _| key != "clusterIP" && key != "clusterIPs");
