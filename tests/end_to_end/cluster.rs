@@ -204,10 +204,9 @@ pub fn flywheel(arguments: &[&str]) -> Result<String, String> {
     )
 }
 
-/// The address of a Service inside the cluster, which is reached from here as well, once connections to it are taken: a pod is ready
-/// a moment before each node's proxy sends them to it, and refuses them until then.
+/// The address of a Service inside the cluster, which is reached from here as well.
 pub fn cluster_ip(namespace: &str, name: &str) -> String {
-    let address = kubectl(&[
+    kubectl(&[
         "get",
         "service",
         name,
@@ -216,7 +215,13 @@ pub fn cluster_ip(namespace: &str, name: &str) -> String {
         "-o",
         "jsonpath={.spec.clusterIP}",
     ])
-    .expect("address");
+    .expect("address")
+}
+
+/// The same, once connections to it are taken: a pod is ready a moment before each node's proxy sends them to it, and refuses them
+/// until then.
+pub fn reachable_ip(namespace: &str, name: &str) -> String {
+    let address = cluster_ip(namespace, name);
     wait(
         &format!("connections to {name} are taken"),
         Duration::from_secs(60),

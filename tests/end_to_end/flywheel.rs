@@ -14,8 +14,8 @@ use flywheel_policy::serving::analysis::{self, Evidence, Figures, Opinion};
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    apply, bucket, cluster_ip, condition, delete_namespace, describe, get, kubectl, list, need, object_store_for,
-    predict, root, trained, wait,
+    apply, bucket, condition, delete_namespace, describe, get, kubectl, list, need, object_store_for, predict,
+    reachable_ip, root, trained, wait,
 };
 
 const NAMESPACE: &str = "learning";
@@ -31,7 +31,7 @@ const BATCH: usize = 20;
 const PAUSE: Duration = Duration::from_millis(500);
 /// For what takes a window or two, or pods that start.
 const SOON: Duration = Duration::from_secs(180);
-/// For a training beside everything else.
+/// For a training beside everything else, and for thousands of judgements.
 const TRAINING: Duration = Duration::from_secs(600);
 
 /// Texts with their intents.
@@ -258,7 +258,7 @@ fn the_loop_learns_what_it_did_not_know() {
     };
     let before = pods();
     let clients = Clients {
-        address: cluster_ip(NAMESPACE, NAME),
+        address: reachable_ip(NAMESPACE, NAME),
         known: rows("validation").0,
         new: rows("train").1,
         strange: AtomicBool::new(false),
@@ -349,8 +349,8 @@ fn wrong_data(clients: &Clients, serving: &str) {
     bucket("flywheel", &["scramble", &data, "crude"]);
     bucket("flywheel", &["relabel", &data, "wronged", WRONGED.0, WRONGED.1]);
     bucket("flywheel", &["leave-out", &data, "golden", WRONGED.0]);
-    // What is to be seen is a difference of six points or so.
-    let analysis = json!({"minSamples": 1500});
+    // What is to be seen is a difference of six points or so, of which 1,500 samples would miss some by chance.
+    let analysis = json!({"minSamples": 3000});
     let steps = json!([{"weightPercent": 50, "durationSeconds": 5, "minRequests": 100}]);
     let patch = json!({"spec": {"rollout": {"analysis": analysis, "steps": steps}}}).to_string();
     kubectl(&["patch", "infsvc", NAME, "-n", NAMESPACE, "--type=merge", "-p", &patch]).expect("patched");
@@ -376,7 +376,7 @@ fn wrong_data(clients: &Clients, serving: &str) {
     clients.seen.lock().expect("clients").versions.clear();
     let bad = wait(
         "clients see that it is bad",
-        SOON,
+        TRAINING,
         describe("infsvc", NAMESPACE, NAME),
         || {
             let seen = clients.seen.lock().expect("clients");

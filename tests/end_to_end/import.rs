@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    apply, bucket, cluster_ip, condition, delete_namespace, describe, flywheel, get, list, object_store, predict,
+    apply, bucket, condition, delete_namespace, describe, flywheel, get, list, object_store, predict, reachable_ip,
     trained, wait,
 };
 
@@ -105,7 +105,7 @@ fn verified(version: &str) -> Value {
 
 /// What the service answers to some texts, without what is of the moment.
 fn answers() -> Vec<Value> {
-    let address = cluster_ip(NAMESPACE, NAME);
+    let address = reachable_ip(NAMESPACE, NAME);
     let texts = ["turn on the kitchen lamp", "what is the weather", "play some music"];
     let (code, told) = predict(&format!("http://{address}/predict"), &json!({ "texts": texts }));
     assert_eq!(code, 200, "{told}");

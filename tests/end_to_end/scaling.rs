@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::cluster::{apply, cluster_ip, condition, delete, describe, get, localcluster, run, wait};
+use crate::cluster::{apply, condition, delete, describe, get, localcluster, reachable_ip, run, wait};
 
 const NAME: &str = "busy";
 const NAMESPACE: &str = "intent";
@@ -38,7 +38,7 @@ pub fn follows_its_load(version: &str) {
         describe("infsvc", NAMESPACE, NAME),
         || (service()["status"]["pods"] == "1/1").then_some(()),
     );
-    let address = cluster_ip(NAMESPACE, NAME);
+    let address = reachable_ip(NAMESPACE, NAME);
     let folder = tempfile::tempdir().expect("a folder");
     let bodies = folder.path().join("bodies.jsonl");
     let texts = [

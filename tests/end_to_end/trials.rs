@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    apply, bucket, cluster_ip, condition, delete_namespace, describe, flywheel, get, kubectl, list, need, object_store,
-    trained, wait,
+    apply, bucket, condition, delete_namespace, describe, flywheel, get, kubectl, list, need, object_store,
+    reachable_ip, trained, wait,
 };
 
 const NAMESPACE: &str = "trials";
@@ -343,7 +343,7 @@ fn experiment() {
     until(name, "its variants answer", |service| {
         reason(service, "ExperimentConcluded") == "Collecting" && service["status"]["pods"] == "1/1"
     });
-    let address = format!("{}:80", cluster_ip(NAMESPACE, name));
+    let address = format!("{}:80", reachable_ip(NAMESPACE, name));
     let users = Mutex::new(Users::default());
     Users::come(&users, 1, 0, &address, &address);
     {
@@ -563,7 +563,7 @@ fn copies_and_bad_versions() {
         reason(service, "Ready") == "AsExpected" && service["status"]["pods"] == "2/2"
     });
     let clients = Clients {
-        address: format!("{}:80", cluster_ip(NAMESPACE, name)),
+        address: format!("{}:80", reachable_ip(NAMESPACE, name)),
         stop: AtomicBool::new(false),
         seen: Mutex::default(),
     };
