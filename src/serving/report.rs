@@ -422,9 +422,8 @@ fn of_rollout(
     came: Option<&RolloutStatus>,
     now: Timestamp,
 ) -> Option<Desired> {
-    let rejected = matches!(outcome.stand, Some(Stand::Reject { .. } | Stand::RolledBack { .. }));
     let left_out = outcome.left_out.filter(|_| matches!(outcome.stand, Some(Stand::Done)));
-    let rejected = rejected || left_out.is_some();
+    let rejected = left_out.is_some() || matches!(outcome.stand, Some(Stand::Reject { .. } | Stand::RolledBack { .. }));
     if service.spec.rollout.is_none() && !rejected {
         return None;
     }
@@ -436,22 +435,20 @@ fn of_rollout(
             reasons::UNKNOWN,
             "there is no version that could answer yet".to_owned(),
         ),
-        Some(Stand::Done) => match &outcome.hold {
+        Some(Stand::Done) => match (&outcome.hold, left_out) {
             // It is not on its way, nor has it arrived.
-            Some(hold) if service.spec.model_version != serving => {
+            (Some(hold), _) if service.spec.model_version != serving => {
                 desired(Status::False, hold.reason, hold.message.clone())
             }
-            _ => match left_out {
-                Some((version, why)) => {
-                    let message = rolled_back((version, why), serving, true);
-                    desired(Status::False, reasons::ROLLED_BACK, message)
-                }
-                None => {
-                    let judged = came.map_or_else(String::new, |came| not_judged(service, came));
-                    let message = format!("no version is on its way; the pods are to answer with {serving}{judged}");
-                    desired(Status::False, reasons::ROLLOUT_COMPLETE, message)
-                }
-            },
+            (_, Some((version, why))) => {
+                let message = rolled_back((version, why), serving, true);
+                desired(Status::False, reasons::ROLLED_BACK, message)
+            }
+            (_, None) => {
+                let judged = came.map_or_else(String::new, |came| not_judged(service, came));
+                let message = format!("no version is on its way; the pods are to answer with {serving}{judged}");
+                desired(Status::False, reasons::ROLLOUT_COMPLETE, message)
+            }
         },
         Some(Stand::Step {
             version,

@@ -39,8 +39,8 @@ pub struct Retraining {
     pub again: Option<std::time::Duration>,
 }
 
-/// The versions of a service's model, where it is trained anew or takes new ones by itself. The one that answers stays what it is, whatever became of it elsewhere: only what this service
-/// saw of it, or the user, takes it back.
+/// The versions of a service's model, where it is trained anew or takes new ones by itself. The one that answers stays what it is,
+/// whatever became of it elsewhere: only what this service saw of it, or the user, takes it back.
 #[must_use]
 pub fn candidates(service: &InferenceService, context: &Context) -> Vec<Candidate> {
     if service.spec.retrain.is_none() && service.spec.auto_update.is_none() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::cluster::{apply, condition, delete_namespace, need};
+use crate::cluster::{apply, condition, delete_namespace, namespace_with_store};
 use crate::mirror::{Mirror, Seen};
 
 pub const NAMESPACE: &str = "bad-inputs";
@@ -95,17 +95,11 @@ impl Bench {
     /// A namespace of its own, with the keys of the object store and wrong ones.
     pub fn start() -> Self {
         delete_namespace(NAMESPACE);
-        apply(&json!({"apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}));
-        for (name, key, secret) in [
-            ("object-store", need("AWS_ACCESS_KEY_ID"), need("AWS_SECRET_ACCESS_KEY")),
-            ("wrong", "nobody".into(), "nothing-at-all".into()),
-        ] {
-            apply(
-                &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE},
-                "stringData": {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}}),
-            );
-        }
+        namespace_with_store(NAMESPACE);
+        apply(
+            &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wrong", "namespace": NAMESPACE},
+            "stringData": {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing-at-all"}}),
+        );
         Self {
             mirror: Mirror::start(NAMESPACE),
             table: Mutex::default(),

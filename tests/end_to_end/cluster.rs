@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub fn need(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set; run this test through `make test`"))
@@ -66,6 +66,16 @@ pub fn object_store_for(example: &str) {
         None,
     )
     .expect("object-store.sh");
+}
+
+/// A namespace of a test's own, as strict as they come, with the keys of the object store.
+pub fn namespace_with_store(namespace: &str) {
+    apply(&json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}));
+    apply(
+        &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "object-store", "namespace": namespace},
+        "stringData": {"AWS_ACCESS_KEY_ID": need("AWS_ACCESS_KEY_ID"), "AWS_SECRET_ACCESS_KEY": need("AWS_SECRET_ACCESS_KEY")}}),
+    );
 }
 
 pub fn kubectl(arguments: &[&str]) -> Result<String, String> {

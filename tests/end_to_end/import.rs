@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    apply, bucket, condition, delete_namespace, describe, flywheel, get, list, object_store, predict, reachable_ip,
-    trained, wait,
+    apply, bucket, condition, delete_namespace, describe, flywheel, get, list, namespace_with_store, object_store,
+    predict, reachable_ip, trained, wait,
 };
 
 const NAMESPACE: &str = "restored";
@@ -49,17 +49,6 @@ fn service(version: &str) -> Value {
             "storage": {"secretRef": {"name": "object-store"}, "endpoint": ENDPOINT},
         }
     })
-}
-
-fn namespace() {
-    apply(
-        &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE,
-        "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}),
-    );
-    let secret = get("secret", "intent", "object-store").expect("the example's Secret");
-    apply(
-        &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "object-store", "namespace": NAMESPACE}, "data": secret["data"]}),
-    );
 }
 
 fn import(more: &[&str]) -> Result<String, String> {
@@ -121,7 +110,7 @@ fn a_namespace_that_was_lost_serves_the_same_version_and_trains_nothing_again() 
     object_store();
     delete_namespace(NAMESPACE);
     bucket("flywheel", &["remove", &format!("{FOLDER}/")]);
-    namespace();
+    namespace_with_store(NAMESPACE);
     apply(&job());
     let first = trained(NAMESPACE, NAME, TRAINING);
     assert_eq!(condition(&first, "Complete").map(|c| c.1), Some("Trained"));
@@ -143,7 +132,7 @@ fn a_namespace_that_was_lost_serves_the_same_version_and_trains_nothing_again() 
 
     // Everything in the cluster is gone. A version that is served hangs nothing.
     delete_namespace(NAMESPACE);
-    namespace();
+    namespace_with_store(NAMESPACE);
     apply(&service(&version));
     wait(
         "the service waits for its version",

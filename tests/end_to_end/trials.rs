@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cluster::{
-    apply, bucket, condition, delete_namespace, describe, flywheel, get, kubectl, list, need, object_store,
-    reachable_ip, trained, wait,
+    apply, bucket, condition, delete_namespace, describe, flywheel, get, kubectl, list, namespace_with_store, need,
+    object_store, reachable_ip, trained, wait,
 };
 
 const NAMESPACE: &str = "trials";
@@ -159,14 +159,7 @@ fn versions() {
     object_store();
     delete_namespace(NAMESPACE);
     bucket("flywheel", &["remove", &format!("{FOLDER}/")]);
-    apply(
-        &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE,
-        "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}),
-    );
-    let secret = get("secret", "intent", "object-store").expect("the example's Secret");
-    apply(
-        &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "object-store", "namespace": NAMESPACE}, "data": secret["data"]}),
-    );
+    namespace_with_store(NAMESPACE);
     apply(
         &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "receipts", "namespace": NAMESPACE},
         "stringData": {"key": "only for a test, so that anybody may know it"}}),

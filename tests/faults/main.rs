@@ -417,12 +417,7 @@ fn training_goes_on_after_every_fault_and_old_writers_commit_nothing() {
         .ok()
         .map_or(2, |n| n.parse().expect("TRIALS is a number"));
     delete_namespace(NAMESPACE);
-    apply(&json!({"apiVersion": "v1", "kind": "Namespace",
-        "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}));
-    apply(
-        &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "object-store", "namespace": NAMESPACE},
-        "stringData": {"AWS_ACCESS_KEY_ID": need("AWS_ACCESS_KEY_ID"), "AWS_SECRET_ACCESS_KEY": need("AWS_SECRET_ACCESS_KEY")}}),
-    );
+    cluster::namespace_with_store(NAMESPACE);
     cluster::object_store();
     cluster::bucket(BUCKET, &["make", &format!("{}/example", need("FLYWHEEL_CACHE"))]);
     let _gpus = ManyGpus::simulate();

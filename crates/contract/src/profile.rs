@@ -50,6 +50,14 @@ pub struct Answer {
     pub projections: Option<[f64; PROJECTIONS]>,
 }
 
+impl Answer {
+    /// Whether it says anything: broken weights, or an overflow, may come to numbers for one text and to none for another.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.probabilities.iter().all(|p| p.is_finite())
+    }
+}
+
 /// Scalar products of a text's features with [`PROJECTIONS`] fixed unit vectors, which point anywhere. The features are what
 /// the map takes that makes the logits: the hidden state of the first token after the last layer, through the dense map
 /// before it (BERT's pooler) and its activation.

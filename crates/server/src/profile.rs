@@ -140,7 +140,7 @@ impl Counter {
         let Some(window) = self.windows.get_mut(slot) else {
             return;
         };
-        let answered = texts.filter(|(_, answer)| answer.probabilities.iter().all(|p| p.is_finite()));
+        let answered = texts.filter(|(_, answer)| answer.is_finite());
         for (ids, answer) in answered {
             window.profile.add(ids, answer);
         }

@@ -384,13 +384,7 @@ impl Versions {
     pub fn stats(&self) -> (u64, Option<String>, Vec<VersionStats>) {
         let answering = self.answering().map(|answering| answering.stable.name().to_owned());
         let state = self.state();
-        let labels = state.labels_of_canary();
-        let is_canary = |held: &Held| {
-            state
-                .canary
-                .as_ref()
-                .is_some_and(|(name, _)| *name == held.version.name)
-        };
+        let canary = state.canary.as_ref().map(|(name, _)| name);
         let versions = state.held.iter().map(|held| {
             let engine = held.loaded.as_ref().map(|version| &version.engine);
             VersionStats {
@@ -400,7 +394,9 @@ impl Versions {
                 precision: engine.map(Engine::precision),
                 agreement: engine.and_then(Engine::agreement),
                 likeness: engine.and_then(Engine::likeness).cloned(),
-                labels: labels.clone().filter(|_| is_canary(held)),
+                labels: (canary == Some(&held.version.name))
+                    .then(|| state.labels_of_canary())
+                    .flatten(),
                 failure: held.failure.clone(),
                 crash: held.crash.clone(),
                 figures: engine.map(|engine| engine.figures().told()),

@@ -144,7 +144,7 @@ fn compute(
     let begun = Instant::now();
     match predict(model, &rows) {
         Ok(answers) => {
-            let broken = answers.iter().filter(|answer| !is_answer(answer)).count();
+            let broken = answers.iter().filter(|answer| !answer.is_finite()).count();
             figures.computed(rows.len(), broken, begun.elapsed());
             if broken > 0 {
                 tracing::error!(
@@ -186,7 +186,7 @@ fn compute(
                     let begun = Instant::now();
                     match predict(model, std::slice::from_ref(&row)).map(|mut answers| answers.pop()) {
                         Ok(Some(answer)) => {
-                            figures.computed(1, usize::from(!is_answer(&answer)), begun.elapsed());
+                            figures.computed(1, usize::from(!answer.is_finite()), begun.elapsed());
                             let waited_for = (!item.reply.is_closed()).then_some((row.as_slice(), &answer));
                             counter.count(unix_seconds(), waited_for.into_iter());
                             item.answer(told(answer));
@@ -204,13 +204,8 @@ fn compute(
     }
 }
 
-/// Whether it says anything: broken weights, or an overflow, may come to numbers for one text and to none for another.
-fn is_answer(answer: &Answer) -> bool {
-    answer.probabilities.iter().all(|p| p.is_finite())
-}
-
 fn told(answer: Answer) -> Result<Vec<f32>, Fault> {
-    if is_answer(&answer) {
+    if answer.is_finite() {
         Ok(answer.probabilities)
     } else {
         Err(Fault::Failed)

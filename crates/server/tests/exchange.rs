@@ -74,6 +74,20 @@ impl Two {
         )
     }
 
+    /// The first one answers, and the second one comes by steps to the pod `mine`, with so many of its buckets.
+    fn by_steps(&self, generation: u64, share: u16) -> Assignment {
+        let (one, other) = self.versions();
+        Assignment {
+            canary: Some(Canary {
+                version: other,
+                step: 0,
+                since: None,
+                pods: [("mine".to_owned(), share)].into(),
+            }),
+            ..assignment(generation, "intent-v1", &[&one])
+        }
+    }
+
     fn setup(&self) -> Setup {
         let (one, _) = self.versions();
         Setup {
@@ -440,15 +454,7 @@ fn a_canary_answers_in_its_pods_and_nowhere_else() {
     let (one, other) = two.versions();
     let exact = two.exact();
     let scratch = tempfile::tempdir().unwrap();
-    let canary = |generation: u64, share: u16| Assignment {
-        canary: Some(Canary {
-            version: other.clone(),
-            step: 0,
-            since: None,
-            pods: [("mine".to_owned(), share)].into(),
-        }),
-        ..assignment(generation, "intent-v1", &[&one])
-    };
+    let canary = |generation, share| two.by_steps(generation, share);
     let start = |pod: &str, scratch: Option<&Path>| {
         let setup = Setup {
             assignment: canary(1, 2500),
@@ -511,15 +517,7 @@ fn a_canary_is_compared_with_the_version_that_answers() {
     let (before, now) = (names(&two.one, LABELS), names(&two.two, other_names));
     let same = before.iter().zip(&now).filter(|(before, now)| before == now).count();
     let (one, other) = two.versions();
-    let canary = Assignment {
-        canary: Some(Canary {
-            version: other.clone(),
-            step: 0,
-            since: None,
-            pods: [("mine".to_owned(), 100)].into(),
-        }),
-        ..assignment(1, "intent-v1", &[&one])
-    };
+    let canary = two.by_steps(1, 100);
     let copied = Assignment {
         mirror: Some(Mirror {
             version: "intent-v2".to_owned(),
@@ -586,17 +584,8 @@ fn a_canary_that_lacks_a_label_meets_no_client() {
     fewer[2] = "greeting";
     two.two.name_labels(&fewer);
     let (one, other) = two.versions();
-    let canary = Assignment {
-        canary: Some(Canary {
-            version: other.clone(),
-            step: 0,
-            since: None,
-            pods: [("mine".to_owned(), 10_000)].into(),
-        }),
-        ..assignment(1, "intent-v1", &[&one])
-    };
     let setup = Setup {
-        assignment: canary,
+        assignment: two.by_steps(1, 10_000),
         ..two.setup()
     };
     let mut program = Program::serve_as("mine", &setup, None);
