@@ -27,6 +27,8 @@ finish() {
   printf '\n=== time per stage (%d s in all)\n' $((SECONDS - begin))
   printf '%s\n' "${table[@]}"
   [ ${#failed[@]} = 0 ] || printf 'FAILED: %s\n' "${failed[@]}"
+  # Each failed assertion in a few lines, since what a stage wrote may be long gone.
+  grep -h -A 2 "' ([0-9]*) panicked at " "$log"/*.log | cut -c1-400 | head -100
   # The runner's closing lines, added up.
   cat "$log"/*.log | awk '/^test result: /{p+=$4; f+=$6; i+=$8} END{printf "\n%d passed, %d failed, %d skipped\n", p, f, i}'
   rm -rf "$log"

@@ -15,6 +15,13 @@ pub const NAMESPACE: &str = "bad-inputs";
 pub const ROW_LIMIT: Duration = Duration::from_secs(300);
 /// For what takes seconds, on a machine on which everything happens at once.
 pub const SOON: Duration = Duration::from_secs(180);
+/// Pods that may be on their way to their first container at a time. Each takes a second or two of a processor, and a small
+/// machine that starts all at once answers nobody for a minute, its own nodes included.
+const STARTING: usize = 5;
+/// What has not begun by then waits for something else than a processor.
+const START_WITHIN: Duration = Duration::from_secs(15);
+/// From an object to the pods that are made for it.
+const BEAT: Duration = Duration::from_secs(1);
 /// A fixed minute is what is measured.
 const QUIET_MINUTE: Duration = Duration::from_secs(60);
 /// Writes that a quiet minute may see.
@@ -103,6 +110,25 @@ impl Bench {
         Self {
             mirror: Mirror::start(NAMESPACE),
             table: Mutex::default(),
+        }
+    }
+
+    /// Waits until the next row may begin.
+    pub fn room(&self) {
+        loop {
+            std::thread::sleep(BEAT);
+            let starting = self.mirror.look(|seen| {
+                seen.changes("pod")
+                    .filter(|c| c.what == "ADDED" && c.at.elapsed() < START_WITHIN)
+                    .filter(|c| {
+                        seen.get("pod", &c.name)
+                            .is_some_and(|pod| pod["status"]["phase"] == "Pending")
+                    })
+                    .count()
+            });
+            if starting < STARTING {
+                return;
+            }
         }
     }
 

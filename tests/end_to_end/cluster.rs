@@ -182,7 +182,7 @@ pub fn predict(address: &str, body: &Value) -> (u16, Value) {
         Command::new("curl").args([
             "-sS",
             "-m",
-            "10",
+            "30",
             "-w",
             "\n%{http_code}",
             "-H",

@@ -280,7 +280,7 @@ fn changes_over_while_it_answers(version: &Value) {
     // Nobody is answered by it any more, so it may go; a resync of the operator would be a minute late.
     wait(
         "the version that was left can be deleted",
-        Duration::from_secs(10),
+        Duration::from_secs(30),
         describe("mv", "intent", "intent-v2"),
         || kubectl(&["delete", "mv", "intent-v2", "-n", "intent", "--timeout=30s"]).ok(),
     );

@@ -16,7 +16,7 @@ const NAME: &str = "careful";
 const NAMESPACE: &str = "intent";
 const VERSION: &str = "intent-v3";
 /// For what takes seconds, on a machine on which everything happens at once.
-const SOON: Duration = Duration::from_secs(90);
+const SOON: Duration = Duration::from_secs(180);
 
 /// Serves `intent-v1`, the version of this object, with three pods; another of the same files is on its way when its pod ends.
 pub fn a_version_that_ends_its_pod_reaches_no_other(version: &Value) {
@@ -26,7 +26,7 @@ pub fn a_version_that_ends_its_pod_reaches_no_other(version: &Value) {
         "spec": {
             "model": "intent", "modelVersion": "intent-v1", "replicas": 3,
             "rollout": {"steps": [{"weightPercent": 30, "durationSeconds": 3600}]},
-            "server": {"timeoutMilliseconds": 5000, "resources": {
+            "server": {"timeoutMilliseconds": 20000, "resources": {
                 "requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "500m", "memory": "1Gi"}}},
             "storage": get("infsvc", NAMESPACE, "intent").expect("the example's service")["spec"]["storage"],
         }

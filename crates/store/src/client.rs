@@ -12,6 +12,7 @@ use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::Store;
 use crate::error::{Result, StoreError, short};
+use crate::refusal::Doubting;
 use crate::transfer::Traffic;
 
 /// Variables of which one is set where credentials are.
@@ -217,6 +218,7 @@ impl Store {
                         // Not every storage knows the request that removes many objects.
                         .with_disable_bulk_delete(true)
                         .with_allow_http(plain)
+                        .with_http_connector(Doubting::new(&self.limits))
                         .with_client_options(self.options(plain))
                         .build()?,
                 )

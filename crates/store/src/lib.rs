@@ -11,6 +11,7 @@ mod artifact;
 mod client;
 mod error;
 mod lineage;
+mod refusal;
 mod transfer;
 
 use std::collections::HashMap;

@@ -362,6 +362,55 @@ async fn s3_creates_by_condition_and_finds_its_own_lost_answer() {
     }
 }
 
+#[tokio::test]
+async fn a_refusal_is_doubted_where_the_same_keys_were_taken_before() {
+    let server = Server::start();
+    server.put("models/here", "content");
+    let at: Uri = "s3://models/here".into();
+    let asked = |server: &Server| server.requests().iter().filter(|r| *r == "GET /models/here").count();
+
+    // Keys that were never taken: once.
+    server.fault("GET ", Fault::Status(403), ALWAYS);
+    let store = s3(&server);
+    let error = store.get_bytes(&at, 100).await.unwrap_err();
+    assert_eq!(
+        error.reason(Purpose::Output),
+        FailureReason::StorageForbidden,
+        "{error}"
+    );
+    assert_eq!(asked(&server), 1);
+
+    server.heal();
+    assert_eq!(store.get_bytes(&at, 100).await.unwrap().0, "content");
+    server.fault("GET ", Fault::Status(403), 2);
+    assert_eq!(store.get_bytes(&at, 100).await.unwrap().0, "content");
+    assert_eq!(asked(&server), 1 + 1 + 3);
+
+    // Rights that were taken away.
+    server.fault("GET ", Fault::Status(403), ALWAYS);
+    let error = store.get_bytes(&at, 100).await.unwrap_err();
+    assert_eq!(
+        error.reason(Purpose::Output),
+        FailureReason::StorageForbidden,
+        "{error}"
+    );
+    assert_eq!(asked(&server), 1 + 1 + 3 + 3);
+
+    // Whoever may read need not be allowed to write.
+    server.heal();
+    server.fault("PUT ", Fault::Status(403), ALWAYS);
+    let error = store
+        .put_create(&"s3://models/new".into(), "x".into())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.reason(Purpose::Output),
+        FailureReason::StorageForbidden,
+        "{error}"
+    );
+    assert_eq!(server.requests().iter().filter(|r| r.starts_with("PUT ")).count(), 1);
+}
+
 async fn artifact_folder(folder: &Path) -> Manifest {
     std::fs::create_dir_all(folder).unwrap();
     for (name, content) in [
