@@ -34,9 +34,10 @@ const MIN_REQUESTS: usize = 100;
 const SOON: Duration = Duration::from_secs(180);
 
 /// Versions, in the order of their numbers after that of the training.
-const VERSIONS: [(&str, &[&str]); 6] = [
+const VERSIONS: [(&str, &[&str]); 7] = [
     ("fair", &["swap=lamp,music"]),
     ("poor", &["swap=lamp,music", "swap=weather,door"]),
+    ("fragile", &["swap=lamp,music", OVERFLOW]),
     ("copied", &["swap=lamp,music", "layers=16"]),
     ("permuted", &["swap=lamp,music", "swap=weather,door", "swap=clock,news"]),
     ("broken", &[OVERFLOW]),
@@ -454,9 +455,85 @@ fn experiment() {
         assert_eq!(variant["judged"], judged);
         assert_eq!(variant["accuracy"], format!("{:.4}", right as f64 / judged as f64));
     }
+    stops_what_breaks_a_guardrail(&address);
     for (pod, (_, restarts)) in pods(name) {
         assert_eq!(restarts, 0, "{pod} began anew");
     }
+}
+
+/// Another experiment in the same pods: one variant fails at each fifth text, and one, to which the mirror sends as well, is slow.
+/// Both get no requests any more, without a word of feedback, and who had them gets the version of `modelVersion`.
+fn stops_what_breaks_a_guardrail(address: &str) {
+    let name = EXPERIMENT;
+    let variants = ["fair", "fragile", "copied"];
+    let shares =
+        variants.map(|version| json!({"modelVersion": version, "percent": if version == "fair" { 40 } else { 30 }}));
+    patch(name, &json!({"experiment": {"variants": shares}}));
+    // Which variant a user is answered by; failures name none.
+    let comes = |user: usize, number: usize| {
+        let rare = number.is_multiple_of(RARE_OF);
+        let text = text(LABELS[number % LABELS.len()], number);
+        let text = if rare { format!("{text} {RARE}") } else { text };
+        let key = format!("x-experiment-key: user-{user}\r\n");
+        let (code, answer) = ask(address, "/predict", &key, &json!({ "text": text }));
+        match (code, answer["model_version"].as_str()) {
+            (200, Some(version)) => Some(version.to_owned()),
+            (500, _) if rare => None,
+            _ => panic!("{code} {answer}"),
+        }
+    };
+    let stopped = |service: &Value| -> BTreeMap<String, String> {
+        let variants = service["status"]["experiment"]["variants"].as_array();
+        variants
+            .into_iter()
+            .flatten()
+            .filter_map(|one| {
+                Some((
+                    one["modelVersion"].as_str()?.to_owned(),
+                    one["stopped"].as_str()?.to_owned(),
+                ))
+            })
+            .collect()
+    };
+    let (begun, mut number) = (Instant::now(), 0);
+    // The last answer of each, and how many there were.
+    let mut seen: BTreeMap<String, (Instant, usize)> = BTreeMap::new();
+    let service = loop {
+        for _ in 0..USERS / 4 {
+            if let Some(version) = comes(number % USERS, number) {
+                let (last, count) = seen.entry(version).or_insert((begun, 0));
+                (*last, *count) = (Instant::now(), *count + 1);
+            }
+            number += 1;
+        }
+        let service = get("infsvc", NAMESPACE, name).expect("the service");
+        if stopped(&service).len() == 2 {
+            break service;
+        }
+        assert!(begun.elapsed() < SOON, "{}", service["status"]["experiment"]);
+    };
+    for (version, why) in stopped(&service) {
+        let (last, count) = seen[&version];
+        println!(
+            "           {version}, of {count} answers, was stopped {:.1} s after the beginning: {why}",
+            (last - begun).as_secs_f64()
+        );
+        let words = if version == "copied" {
+            "to compute"
+        } else {
+            "could not be computed"
+        };
+        assert!(why.contains(words), "{version}: {why}");
+    }
+    assert_eq!(reason(&service, "ExperimentConcluded"), "GuardrailBroken");
+    let fair = |user: usize| comes(user, 1).as_deref() == Some("fair");
+    wait(
+        "pods know that they are stopped",
+        OUT_OF_USE,
+        describe("infsvc", NAMESPACE, name),
+        || (0..USERS / 4).all(fair).then_some(()),
+    );
+    assert!((0..USERS).all(fair), "a stopped variant answered after that");
 }
 
 // --- a mirror, and versions that come by steps ------------------------------------------------------------------------

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use flywheel_api::conditions::{find, types};
 use flywheel_api::drift::{Baseline, DriftStatus, QualityStatus};
 use flywheel_api::experiment::ExperimentStatus;
-use flywheel_api::inference_service::MirrorStatus;
+use flywheel_api::inference_service::{MirrorStatus, RolloutFigure, RolloutStatus};
 use flywheel_api::names::{
     LABEL_ATTEMPT, LABEL_COMPONENT, LABEL_INFERENCE_SERVICE, LABEL_MODEL_VERSION, SERVER, VERIFIER, is_controlled_by,
 };
@@ -137,6 +137,7 @@ async fn inference_service(cluster: &Cluster, name: &str) -> Result<(View, Strin
         ("Load", status.load.as_ref().map(load)),
         ("Size", status.scaling.as_ref().map(size)),
         ("On its way", status.canary),
+        ("Judged by", status.rollout.as_ref().map(judged)),
         ("Texts", status.drift.as_ref().map(texts)),
         ("Right answers", status.quality.as_ref().map(quality)),
         ("Copies", status.mirror.as_ref().map(copies)),
@@ -248,6 +249,22 @@ fn variants(experiment: &ExperimentStatus) -> String {
         format!("{name} {right}{verdict}")
     });
     each.collect::<Vec<_>>().join("; ")
+}
+
+/// By what a version was judged that comes by steps, or came so.
+fn judged(rollout: &RolloutStatus) -> String {
+    let words = |figures: &[RolloutFigure]| {
+        let words: Vec<String> = figures.iter().map(|figure| format!("{figure:?}")).collect();
+        words.join(", ")
+    };
+    let by = match rollout.judged.as_slice() {
+        [] => "nothing yet".to_owned(),
+        figures => words(figures),
+    };
+    match rollout.not_judged.as_slice() {
+        [] => format!("{}: {by}", rollout.model_version),
+        figures => format!("{}: {by}; not by {}", rollout.model_version, words(figures)),
+    }
 }
 
 /// What came of the copies that a mirror got.
@@ -461,6 +478,21 @@ mod tests {
             latency_p99_milliseconds: Some(41),
         };
         assert_eq!(load(&told), "450 requests/s, 9.1 at once, 99 of 100 within 41 ms");
+    }
+
+    #[test]
+    fn what_a_version_was_judged_by_in_a_line() {
+        let told = RolloutStatus::of("intent-v4", &[RolloutFigure::Labels, RolloutFigure::ErrorRate]);
+        assert_eq!(
+            judged(&told),
+            "intent-v4: Labels, ErrorRate; not by Agreement, ComputeTime, Accuracy"
+        );
+        let told = RolloutStatus::of("intent-v4", &RolloutFigure::ALL);
+        assert_eq!(
+            judged(&told),
+            "intent-v4: Labels, Agreement, ErrorRate, ComputeTime, Accuracy"
+        );
+        assert!(judged(&RolloutStatus::of("intent-v4", &[])).starts_with("intent-v4: nothing yet; not by Labels"));
     }
 
     #[test]
