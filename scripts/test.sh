@@ -78,6 +78,9 @@ units() { # and lint, which builds as well, once they run
   nice make lint || code=$?
   return $code
 }
+# Two at a time, since most of their time is waiting; the longest by itself.
+the_loop() { test_with --workspace --test end_to_end -- --nocapture flywheel::; }
+users() { test_with --workspace --test end_to_end -- --nocapture --test-threads=1 --skip flywheel::; }
 faults() { test_with --workspace --test faults -- --nocapture; }
 planes() { CRASH_POINTS=${ALL:+all} test_with --workspace --test house --test chart --test control_plane --test arguments --test process; }
 bin=${CARGO_TARGET_DIR:?run it through make}/ci
@@ -92,8 +95,7 @@ stage "trainer, server, store, data, learn, CLI" beside learning waiting fuzzing
 stage "CRDs, chart, API server; protocols; units, lint" beside schemas planes protocols units || true
 stage "install: images, chart" make install || exit 1
 stage "example data" make example-data || exit 1
-# Two at a time: most of their time is waiting.
-stage "end to end with real pods" test_with --workspace --test end_to_end -- --nocapture --test-threads=2 || true
+stage "end to end with real pods" beside users the_loop || true
 # By itself: what it measures is to be compared with its caps.
 stage "faults with real pods" faults || true
 if [ -n "${ALL:-}" ]; then

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
+use flywheel_policy::drift::{FEATURES, Verdict};
 use flywheel_policy::recovery::incident::News;
+use flywheel_policy::serving::scale::Reason;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -87,6 +89,46 @@ pub struct ServiceFigures {
     pub p99: Option<f64>,
     /// Requests a second that one pod carries within the latency objective.
     pub capacity: Option<f64>,
+    /// Part of their time for which workers compute.
+    pub busy: Option<f64>,
+    /// Part of the requests that is refused.
+    pub refused: Option<f64>,
+}
+
+/// Labels of decisions about a service's size.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResizeLabels {
+    namespace: String,
+    name: String,
+    reason: String,
+}
+
+impl ResizeLabels {
+    fn of(service: &ServiceLabels, reason: Reason) -> Self {
+        Self {
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+            reason: reason.as_str().to_owned(),
+        }
+    }
+}
+
+/// Labels of what is compared of a service's live texts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FeatureLabels {
+    namespace: String,
+    name: String,
+    feature: String,
+}
+
+impl FeatureLabels {
+    fn of(service: &ServiceLabels, feature: &str) -> Self {
+        Self {
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+            feature: feature.to_owned(),
+        }
+    }
 }
 
 /// Gauges of services.
@@ -124,10 +166,12 @@ pub struct Metrics {
     scrapes: Family<ReconcileLabels, Counter<u64, AtomicU64>>,
     objects: Family<KindLabels, Gauge<i64, AtomicI64>>,
     leads: Gauge<i64, AtomicI64>,
-    services: [OfServices; 5],
-    resized: Family<ServiceLabels, Counter<u64, AtomicU64>>,
+    services: [OfServices; 7],
+    resized: Family<ResizeLabels, Counter<u64, AtomicU64>>,
     /// Share of right answers, now and before.
     accuracy: [OfServices; 2],
+    drifted: OfServices,
+    psi: Family<FeatureLabels, Gauge<f64, AtomicU64>>,
     recoveries: Family<RecoveryLabels, Histogram, fn() -> Histogram>,
     waiting: Family<KindLabels, Gauge<i64, AtomicI64>>,
     api_limit: Gauge<i64, AtomicI64>,
@@ -171,6 +215,14 @@ impl Default for Metrics {
                 "service_capacity_requests_per_second",
                 "Requests a second that one pod of a service carries within its latency objective",
             ),
+            (
+                "service_busy_ratio",
+                "Part of their time for which the workers of a service's pods compute",
+            ),
+            (
+                "service_refused_ratio",
+                "Part of the requests to a service that its pods refuse",
+            ),
         ]
         .map(|(name, help)| {
             let family = OfServices::default();
@@ -198,6 +250,18 @@ impl Default for Metrics {
             registry.register(name, help, family.clone());
             family
         });
+        let drifted = OfServices::default();
+        registry.register(
+            "service_drifted",
+            "1 while a service's live texts have drifted, 0 while they have not",
+            drifted.clone(),
+        );
+        let psi = Family::default();
+        registry.register(
+            "service_drift_psi",
+            "Population stability index of each feature of a service's live texts in the last window that was judged",
+            psi.clone(),
+        );
         let recoveries = Family::new_with_constructor(recovery_histogram as fn() -> Histogram);
         registry.register(
             "recovery_seconds",
@@ -229,6 +293,8 @@ impl Default for Metrics {
             services,
             resized,
             accuracy,
+            drifted,
+            psi,
             recoveries,
             waiting,
             api_limit,
@@ -305,6 +371,8 @@ impl Metrics {
             figures.concurrency,
             figures.p99,
             figures.capacity,
+            figures.busy,
+            figures.refused,
         ];
         for (family, value) in self.services.iter().zip(values) {
             if let Some(value) = value {
@@ -313,19 +381,38 @@ impl Metrics {
         }
     }
 
-    /// How often a service's answers were right, now and before; where nothing is compared any more, nothing is shown.
-    pub fn accuracy(&self, of: &ServiceLabels, shares: Option<[f64; 2]>) {
-        for (n, family) in self.accuracy.iter().enumerate() {
-            match shares.and_then(|shares| shares.get(n).copied()) {
-                Some(share) => _ = family.get_or_create(of).set(share),
+    /// What there is to say of a service's live texts and answers; what is not known any more is not shown.
+    pub fn live(&self, of: &ServiceLabels, verdict: Option<&Verdict>) {
+        fn show<S: Clone + std::hash::Hash + Eq>(
+            family: &Family<S, Gauge<f64, AtomicU64>>,
+            of: &S,
+            value: Option<f64>,
+        ) {
+            match value {
+                Some(value) => _ = family.get_or_create(of).set(value),
                 None => _ = family.remove(of),
             }
         }
+        let shares = verdict.and_then(|verdict| verdict.quality.shares());
+        for (n, family) in self.accuracy.iter().enumerate() {
+            show(family, of, shares.and_then(|shares| shares.get(n).copied()));
+        }
+        let drifted = verdict.and_then(|verdict| verdict.drifted);
+        show(&self.drifted, of, drifted.map(|drifted| f64::from(u8::from(drifted))));
+        let last = verdict.and_then(|verdict| verdict.last.as_ref());
+        for name in FEATURES {
+            let feature = last.and_then(|last| last.features.iter().find(|feature| feature.name == name));
+            show(
+                &self.psi,
+                &FeatureLabels::of(of, name),
+                feature.map(|feature| feature.psi),
+            );
+        }
     }
 
-    /// Another number of pods is wanted.
-    pub fn resized(&self, of: &ServiceLabels) {
-        self.resized.get_or_create(of).inc();
+    /// Another number of pods is wanted, and why.
+    pub fn resized(&self, of: &ServiceLabels, reason: Reason) {
+        self.resized.get_or_create(&ResizeLabels::of(of, reason)).inc();
     }
 
     /// An incident of an object of `kind` is over.
@@ -360,7 +447,9 @@ impl Metrics {
         for family in &self.services {
             family.remove(of);
         }
-        self.resized.remove(of);
+        for reason in Reason::ALL {
+            self.resized.remove(&ResizeLabels::of(of, reason));
+        }
     }
 
     /// Whether this replica leads.
@@ -388,6 +477,10 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use flywheel_contract::profile::Judged as FeedbackCounts;
+    use flywheel_policy::drift::{Comparison, Feature, Judged, QualityVerdict, Span};
+    use jiff::Timestamp;
+
     use super::*;
 
     #[test]
@@ -408,12 +501,47 @@ mod tests {
         metrics.service(&of("intent"), &figures);
         metrics.service(&of("gone"), &figures);
         for name in ["intent", "gone"] {
-            metrics.resized(&of(name));
+            metrics.resized(&of(name), Reason::LoadRose);
         }
         metrics.forget(&of("gone"));
-        metrics.accuracy(&of("intent"), Some([0.875, 0.9]));
-        metrics.accuracy(&of("gone"), Some([0.875, 0.9]));
-        metrics.accuracy(&of("gone"), None);
+        let span = |correct| Span {
+            from: 0,
+            to: 1,
+            judged: FeedbackCounts {
+                predictions: 1000,
+                correct,
+            },
+        };
+        let verdict = Verdict {
+            drifted: Some(true),
+            last: Some(Judged {
+                id: 1,
+                end: Timestamp::UNIX_EPOCH,
+                texts: 500,
+                reference: 500,
+                features: vec![Feature {
+                    name: FEATURES[1],
+                    psi: 0.25,
+                    by_chance: 0.02,
+                    ks: None,
+                    drifted: true,
+                }],
+            }),
+            quality: QualityVerdict {
+                last: Some(Comparison {
+                    now: span(875),
+                    before: span(900),
+                    week_ago: false,
+                    dropped: false,
+                }),
+                ..QualityVerdict::default()
+            },
+            ..Verdict::default()
+        };
+        for name in ["intent", "gone"] {
+            metrics.live(&of(name), Some(&verdict));
+        }
+        metrics.live(&of("gone"), None);
         let text = metrics.encode(&[("pods", 7)]).unwrap();
         for line in [
             r#"flywheel_operator_reconciles_total{kind="TrainingJob",result="Ok"} 1"#,
@@ -422,9 +550,11 @@ mod tests {
             "flywheel_operator_leads 1",
             r#"flywheel_operator_service_wanted_replicas{namespace="team",name="intent"} 3.0"#,
             r#"flywheel_operator_service_requests_per_second{namespace="team",name="intent"} 41.5"#,
-            r#"flywheel_operator_service_resizes_total{namespace="team",name="intent"} 1"#,
+            r#"flywheel_operator_service_resizes_total{namespace="team",name="intent",reason="LoadRose"} 1"#,
             r#"flywheel_operator_service_accuracy{namespace="team",name="intent"} 0.875"#,
             r#"flywheel_operator_service_accuracy_before{namespace="team",name="intent"} 0.9"#,
+            r#"flywheel_operator_service_drifted{namespace="team",name="intent"} 1.0"#,
+            r#"flywheel_operator_service_drift_psi{namespace="team",name="intent",feature="confidence"} 0.25"#,
         ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");
         }

@@ -160,11 +160,12 @@ pub async fn follow_nodes(
             _ = stop.wait_for(|stop| *stop) => break,
         }
         beats.beat(NAME);
+        // This also forgets what is old.
+        let due = context.nodes.nodes().due(context.clock.even());
         // In namespaced mode there is no right to read them.
         if context.caches.nodes.is_none() {
             continue;
         }
-        let due = context.nodes.nodes().due(context.clock.even());
         let reads: Vec<_> = due
             .into_iter()
             .map(|node| look(&leases, node, &context).boxed())

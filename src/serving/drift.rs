@@ -66,7 +66,7 @@ struct Known {
 impl Known {
     fn hide(&self, metrics: &Metrics) {
         if let Some(labels) = &self.labels {
-            metrics.accuracy(labels, None);
+            metrics.live(labels, None);
         }
     }
 }
@@ -246,7 +246,7 @@ async fn follow(
         namespace: service.namespace().unwrap_or_default(),
         name: service.name_any(),
     });
-    context.metrics.accuracy(labels, verdict.quality.shares());
+    context.metrics.live(labels, Some(&verdict));
     let before = known.verdict.replace((digest.clone(), verdict));
     Ok(before != known.verdict)
 }

@@ -205,7 +205,7 @@ pub async fn retrain(
         spec: wishes,
         drift,
         template: template.is_some(),
-        judged: verdict.as_ref().map_or(0, |verdict| verdict.judged.predictions),
+        judged: verdict.as_ref().map_or(0, |verdict| verdict.called.predictions),
         made: &all,
         noted: noted.as_ref(),
         now: context.now(),

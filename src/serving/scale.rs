@@ -16,6 +16,7 @@ use flywheel_contract::serving::{Load, Stats};
 use flywheel_policy::serving::Stage;
 use flywheel_policy::serving::scale::{Decision, Goal, Look, ReadyPod, Said, Scaler, Shown, StartingPod};
 use flywheel_policy::training::attempt::is_out_of_contact;
+use futures::future::join_all;
 use futures::{FutureExt as _, StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -57,6 +58,8 @@ pub struct ScaleMemo {
 struct Known {
     labels: ServiceLabels,
     scaler: Scaler,
+    /// What its pods compute with, as far as what one carries depends on it.
+    computes: String,
     /// When the last look began.
     begun: Option<Timestamp>,
     /// How long after that the next is due.
@@ -93,6 +96,7 @@ impl ScaleMemo {
                 name: service.name_any(),
             },
             scaler: Scaler::new(now),
+            computes: computes(service),
             begun: None,
             wait: STEADY,
             turn: 0,
@@ -119,6 +123,11 @@ impl ScaleMemo {
             return false;
         };
         let now = look.at;
+        let computes = computes(service);
+        if known.computes != computes {
+            known.computes = computes;
+            known.scaler.doubt();
+        }
         known.scaler.look(look);
         let present = known.decision.as_ref().map_or(present, |before| before.replicas);
         let decision = known.scaler.decide(goal, present, now);
@@ -131,11 +140,13 @@ impl ScaleMemo {
                 concurrency: figures.concurrency,
                 p99: figures.p99.map(|p99| p99.as_secs_f64()),
                 capacity: figures.capacity.filter(|_| figures.capacity_is_sure),
+                busy: figures.busy,
+                refused: figures.refused,
             },
         );
         let resized = service.spec.scaling.is_some() && decision.replicas != present;
         if resized {
-            metrics.resized(&known.labels);
+            metrics.resized(&known.labels, decision.reason);
             tracing::info!(
                 service = %format!("{}/{}", known.labels.namespace, known.labels.name),
                 from = present,
@@ -200,6 +211,17 @@ impl ScaleMemo {
     }
 }
 
+/// The version that answers, and what its pods have for it.
+fn computes(service: &InferenceService) -> String {
+    let answers = service
+        .status
+        .as_ref()
+        .and_then(|status| status.model_version.as_deref());
+    let server = &service.spec.server;
+    let class = &service.spec.accelerator.class;
+    format!("{answers:?} {:?} {:?} {class}", server.precision, server.resources)
+}
+
 /// Looks at the pods of all services until `stop` is told. `changed` is told the namespace and name of a service whose size
 /// or status is to change.
 pub async fn follow_load(
@@ -237,9 +259,8 @@ pub(super) async fn look<'a>(
     }
     let ready: Vec<ReadyPod> = stream::iter(answers).buffered(ASKED).collect().await;
     // The control plane takes the readiness of pods whose node it has lost; whether that is lost they still tell.
-    for (_, pod) in others.iter().filter(|(_, pod)| is_out_of_contact(pod)).take(ASKED) {
-        load(pod, asked, context).await;
-    }
+    let out_of_contact = others.iter().filter(|(_, pod)| is_out_of_contact(pod)).take(ASKED);
+    join_all(out_of_contact.map(|(_, pod)| load(pod, asked, context).boxed())).await;
     let goal = Goal::of(&service.spec)?;
     let look = Look {
         at: context.clock.even(),

@@ -56,7 +56,7 @@ pub enum OnVerdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Guardrails {
-    /// How much larger the share of texts may be that cannot be computed.
+    /// How much larger the share of texts may be that cannot be computed, or not in time.
     #[serde(default = "default_errors")]
     #[schemars(extend("pattern" = Decimal::SHARE))]
     pub max_error_rate_increase: Decimal,

@@ -187,7 +187,8 @@ pub struct Rollout {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Analysis {
-    /// How much larger the share of texts may be that cannot be computed, as soon as both versions answered 100.
+    /// How much larger the share of texts may be that cannot be computed, or not in time (also those that its full queue
+    /// refuses), as soon as both versions answered 100.
     #[serde(default = "default_errors")]
     #[schemars(extend("pattern" = Decimal::SHARE))]
     pub max_error_rate_increase: Decimal,
@@ -239,7 +240,7 @@ pub struct RolloutStep {
     /// Seconds for which its pods must have answered with it until the next step.
     #[schemars(range(min = 0, max = 604_800))]
     pub duration_seconds: i32,
-    /// Texts that it must have answered in all until the next step.
+    /// Texts that it must have answered in all until the next step. With `analysis` they are 100 where the field is not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub min_requests: Option<i32>,

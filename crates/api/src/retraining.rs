@@ -36,8 +36,8 @@ pub struct Retrain {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63), regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"))]
     pub requested: Option<String>,
-    /// Predictions of the version that answers of which clients must have said what would have been right, before a training begins
-    /// for a drift: without labels there may be nothing to learn. Not waited for where it is unset.
+    /// Predictions of the version that answers of which clients must have said what would have been right, since texts drifted or
+    /// answers became worse, before a training begins for it: without labels there may be nothing to learn. Not waited for where it is unset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub min_feedback: Option<i32>,

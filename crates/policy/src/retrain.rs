@@ -100,7 +100,7 @@ pub struct View<'a> {
     pub drift: Drift<'a>,
     /// The TrainingJob to be like is there.
     pub template: bool,
-    /// Predictions of the version that answers of which clients said what would have been right.
+    /// Predictions of the version that answers of which clients said what would have been right, since the drift began.
     pub judged: u64,
     /// The jobs that were made, in any order.
     pub made: &'a [Made],
@@ -325,7 +325,7 @@ fn limited(view: &View<'_>, made: &[&Made], drift: Option<&str>) -> Option<(&'st
         && view.judged < u64::try_from(needed).unwrap_or(0)
     {
         let message = format!(
-            "training anew is called for ({cause}); clients said of {} predictions what would have been right, and minFeedback is {needed}",
+            "training anew is called for ({cause}); since that began clients said of {} predictions what would have been right, and minFeedback is {needed}",
             view.judged
         );
         return Some((reasons::WAITING_FOR_FEEDBACK, message, None));

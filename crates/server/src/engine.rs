@@ -133,6 +133,8 @@ impl Engine {
             .filter(|_| busy == 0 || busy + count <= limit)
             .and_then(|n| Arc::clone(&self.permits).try_acquire_many_owned(n).ok())
             .ok_or_else(|| {
+                // It is this version that is too slow for what it is asked.
+                self.figures.failed(count);
                 let message = format!(
                     "{busy} texts wait or are computed, and {limit} are what this pod takes at its pace; try again later"
                 );
@@ -140,9 +142,14 @@ impl Engine {
             })?;
         let latest = Instant::now() + self.timeout;
         let deadline = deadline.map_or(latest, |own| own.min(latest));
-        tokio::time::timeout_at(deadline.into(), self.compute(texts, permit, deadline))
+        let answer = tokio::time::timeout_at(deadline.into(), self.compute(texts, permit, deadline))
             .await
-            .unwrap_or_else(|_| Err(self.too_late()))
+            .unwrap_or_else(|_| Err(self.too_late()));
+        // That a client would not wait longer says nothing of the version.
+        if deadline == latest && matches!(&answer, Err(refusal) if refusal.reason == ErrorReason::DeadlineExceeded) {
+            self.figures.failed(count);
+        }
+        answer
     }
 
     async fn compute(
@@ -151,7 +158,7 @@ impl Engine {
         mut permit: OwnedSemaphorePermit,
         deadline: Instant,
     ) -> Result<Vec<Vec<f32>>, Refusal> {
-        let encoder = Arc::clone(&self.encoder);
+        let (encoder, count) = (Arc::clone(&self.encoder), texts.len());
         // The permit travels with the work: it is not given back while a blocking thread still tokenises.
         let encoded = tokio::task::spawn_blocking(move || {
             let mut rows = Vec::with_capacity(texts.len());
@@ -172,10 +179,14 @@ impl Engine {
             Ok(Ok(None)) => return Err(self.too_late()),
             Ok(Err(message)) => {
                 tracing::error!(message, "the tokenizer refused a text");
+                self.figures.failed(count);
                 return Err(failed());
             }
             // The panic hook has logged its place.
-            Err(_) => return Err(failed()),
+            Err(_) => {
+                self.figures.failed(count);
+                return Err(failed());
+            }
         };
         let mut replies = Vec::with_capacity(rows.len());
         let mut items = Vec::with_capacity(rows.len());

@@ -3,7 +3,7 @@
 //! Whoever is told of a receipt of another pod passes it on to that pod's inside port, which the receipt names: only pods with the
 //! key can have written that. What became of a prediction whose process is gone nobody counts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +43,8 @@ const KEPT: u64 = 1 << 20;
 const MARGIN: u64 = 1 << 16;
 /// Age from which a prediction is not judged any more.
 const OLDEST_SECONDS: u64 = 7 * 24 * 3600;
+/// Judgements that came too late of which is remembered that they are kept.
+const LATE_KEPT: usize = 1 << 16;
 /// How far a pod's clock may be ahead of another one's.
 const AHEAD_SECONDS: u64 = 300;
 /// How long another pod is waited for.
@@ -155,12 +157,39 @@ impl Seen {
     }
 }
 
+/// Judgements that came too late and are kept: who says one again and again must not fill the buffer of what is kept.
+#[derive(Default)]
+struct Late {
+    hasher: RandomState,
+    /// The last ones, and their order.
+    hashes: Mutex<(HashSet<u64>, VecDeque<u64>)>,
+}
+
+impl Late {
+    /// Whether it is none of the last ones; from now on it is.
+    fn is_new(&self, request_id: &str) -> bool {
+        let hash = self.hasher.hash_one(request_id);
+        let (known, order) = &mut *self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = known.insert(hash);
+        if is_new {
+            order.push_back(hash);
+            if order.len() > LATE_KEPT
+                && let Some(oldest) = order.pop_front()
+            {
+                known.remove(&oldest);
+            }
+        }
+        is_new
+    }
+}
+
 /// Feedback of a pod.
 pub(crate) struct Feedback {
     key: Key,
     process: u64,
     address: IpAddr,
     seen: Seen,
+    late: Late,
     capture: Option<(Capture, f64)>,
     sampling: RandomState,
     metrics: Arc<Metrics>,
@@ -183,6 +212,7 @@ impl Feedback {
             process,
             address: receipts.address,
             seen: Seen::new(),
+            late: Late::default(),
             capture: receipts.keeps.map(|(store, capture, redactor)| {
                 let writer = writer(pod, process);
                 if let Some(days) = capture.retention_days {
@@ -264,9 +294,13 @@ impl Feedback {
         }
         if pass_on {
             for (judgement, outcome) in judgements.iter().zip(&outcomes) {
-                if matches!(outcome, Outcome::Counted | Outcome::Expired)
-                    && let Some((capture, _)) = &self.capture
-                {
+                // What is counted is counted once; what is too late may be said again and again.
+                let keep = match outcome {
+                    Outcome::Counted => true,
+                    Outcome::Expired => self.late.is_new(&judgement.request_id),
+                    Outcome::Duplicate | Outcome::Invalid => false,
+                };
+                if keep && let Some((capture, _)) = &self.capture {
                     capture.keep(Record::Judgement {
                         time: now,
                         request_id: judgement.request_id.clone(),

@@ -36,9 +36,9 @@ impl Figures {
         }
     }
 
-    /// A text could not be computed.
-    pub fn failed(&self) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
+    /// So many texts could not be computed, or not in time.
+    pub fn failed(&self, texts: usize) {
+        self.failed.fetch_add(texts as u64, Ordering::Relaxed);
     }
 
     /// A client said what would have been right.

@@ -176,7 +176,7 @@ fn compute(
             let alone = rows.len() == 1;
             for (item, row) in batch.into_iter().zip(rows) {
                 if alone {
-                    figures.failed();
+                    figures.failed(1);
                     item.answer(Err(Fault::Failed));
                 } else if item.reply.is_closed() {
                     continue;
@@ -192,7 +192,7 @@ fn compute(
                             item.answer(told(answer));
                         }
                         Ok(None) | Err(_) => {
-                            figures.failed();
+                            figures.failed(1);
                             item.answer(Err(Fault::Failed));
                             check(model)?;
                         }

@@ -167,6 +167,12 @@ fn a_full_pod_says_so_at_once() {
     // Five were refused for want of room; the list that no pod would take is no load.
     let load = stats.load.unwrap();
     assert_eq!((load.requests, load.refused, load.workers), (8, 5, 1));
+    let figures = stats.versions[0].figures.unwrap();
+    assert_eq!(
+        (figures.texts, figures.failed),
+        (3, 5),
+        "the version is too slow for this"
+    );
     assert_eq!(load.latency.iter().sum::<u64>(), 3);
     // The first was computed for four seconds, and the second waited for it.
     assert!(
@@ -212,6 +218,7 @@ fn late_work_is_answered_504_and_never_computed() {
     assert_eq!(stats.answered, [1, 0, 2]);
     let load = stats.load.unwrap();
     assert_eq!((load.requests, load.refused), (3, 2), "given up");
+    assert_eq!(stats.versions[0].figures.unwrap().failed, 2);
 }
 
 #[test]
@@ -238,8 +245,14 @@ fn a_client_may_wait_for_a_shorter_time_never_for_a_longer_one() {
         1,
         "computed although nobody waited"
     );
+    let failed = || pod.stats().versions[0].figures.unwrap().failed;
+    assert_eq!(
+        failed(),
+        0,
+        "that a client waits for less time says nothing of the version"
+    );
     let (long, took) = ask("sleep 4000", "3600");
-    assert_eq!(long.status, 504);
+    assert_eq!((long.status, failed()), (504, 1));
     assert!(took >= Duration::from_secs(2), "{took:?}");
 }
 
@@ -316,6 +329,12 @@ fn a_poisoned_text_fails_alone() {
         assert_eq!(answer.status, status, "{text}");
         assert!(!answer.text().contains("as asked"), "no inner workings to clients");
     }
+    let told = figures();
+    assert_eq!(
+        (told.texts - after.texts, told.failed - after.failed),
+        (1, 3),
+        "also what the tokenizer refuses"
+    );
     pod.busy_with(0);
     assert_eq!(get(pod.inside, "/livez").status, 200);
 }

@@ -178,6 +178,7 @@ fn history(plan: &Plan, empty: &DataProfile) -> History {
         windows: Vec::new(),
         streak: Streak::default(),
         quality: Quality::default(),
+        called: None,
         read: BTreeMap::new(),
     }
 }

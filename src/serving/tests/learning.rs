@@ -84,7 +84,7 @@ impl World {
         let mut base = json!({
             "feedback": {"signingKeySecretRef": {"name": "r", "key": "k"}, "capture": true, "uri": "s3://feedback"},
             "drift": {"windowSeconds": 10, "minSamples": 100, "consecutiveWindows": 2},
-                "retrain": {"trainingJob": "intent", "cooldownSeconds": 3600, "minFeedback": 20},
+                "retrain": {"trainingJob": "intent", "cooldownSeconds": 3600, "minFeedback": 16},
         });
         merge(&mut base, &spec);
         let mut world = Self::new(base);

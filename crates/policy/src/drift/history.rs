@@ -45,6 +45,9 @@ pub struct History {
     /// What clients said, as far as it is compared with what they said before.
     #[serde(default)]
     pub quality: Quality,
+    /// What they said that a training would learn anew.
+    #[serde(default)]
+    pub called: Option<Called>,
     /// End of the newest window of each pod that was read, in seconds since 1970, by the pod's uid.
     pub read: BTreeMap<String, u64>,
 }
@@ -61,11 +64,15 @@ pub struct Streak {
     pub last: bool,
     /// Windows one after another of which the same is true.
     pub windows: u32,
+    /// Where the first window began that has drifted, as long as texts have.
+    #[serde(default)]
+    pub since: Option<u64>,
 }
 
 impl Streak {
-    /// Notes whether the newest window has drifted: it takes as many as `needed` one after another to change what is said.
-    pub fn note(&mut self, window: u64, drifted: bool, needed: u32) {
+    /// Notes whether the newest window, which began there, has drifted: it takes as many as `needed` one after another to change
+    /// what is said.
+    pub fn note(&mut self, window: u64, began: u64, drifted: bool, needed: u32) {
         self.window = Some(window);
         self.windows = if self.last == drifted {
             self.windows.saturating_add(1)
@@ -78,7 +85,22 @@ impl Streak {
         } else {
             self.drifted.get_or_insert(false);
         }
+        if drifted {
+            self.since.get_or_insert(began);
+        } else if self.drifted != Some(true) {
+            self.since = None;
+        }
     }
+}
+
+/// What clients said since texts drifted, or answers became worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Called {
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// What they said. Windows that are not kept any more count on.
+    pub judged: Judged,
 }
 
 /// A window.
@@ -123,6 +145,7 @@ impl History {
             windows: Vec::new(),
             streak: Streak::default(),
             quality: Quality::default(),
+            called: None,
             read: BTreeMap::new(),
         })
     }
@@ -144,18 +167,21 @@ impl History {
         let under_way = window_of(now.saturating_sub(SKEW_SECONDS), length);
         let mut any = false;
         for window in &known.windows {
-            let end = (window.id + 1).saturating_mul(length.into());
+            let end = window.id.saturating_add(1).saturating_mul(length.into());
             let unread = self.read.get(pod).is_none_or(|read| *read < end);
             let mut sum = self.bins.clone();
             if window.id >= under_way || !unread || !sum.merge(&window.profile) {
                 continue;
             }
-            let id = window.id * u64::from(length) / u64::from(self.window_seconds);
+            let id = window.id.saturating_mul(length.into()) / u64::from(self.window_seconds);
             self.read.insert(pod.to_owned(), end);
             any = true;
             let began = end - u64::from(length);
             let classes = self.bins.classes.len();
             self.quality.add(began, window.judged, &window.outcomes, classes);
+            if let Some(called) = self.called.as_mut().filter(|called| called.since < end) {
+                called.judged.add(window.judged);
+            }
             match self.windows.iter_mut().find(|known| known.id == id) {
                 Some(known) => {
                     for (sum, count) in known.counts.iter_mut().zip(sum.counts()) {
@@ -189,6 +215,27 @@ impl History {
             sum.add(window.judged);
             sum
         })
+    }
+
+    /// Begins to count what clients say, with the windows that are kept, where texts have begun to drift or answers to become worse,
+    /// and ends where neither is so any more. Whether that is new.
+    pub(super) fn call(&mut self) -> bool {
+        let texts = self
+            .streak
+            .since
+            .map(|window| window.saturating_mul(self.window_seconds.into()));
+        let since = [texts, self.quality.since()].into_iter().flatten().min();
+        if self.called.map(|called| called.since) == since {
+            return false;
+        }
+        self.called = since.map(|since| {
+            let mut judged = Judged::default();
+            let ends = |window: &Window| window.id.saturating_add(1).saturating_mul(self.window_seconds.into());
+            let kept = self.windows.iter().filter(|window| since < ends(window));
+            kept.for_each(|window| judged.add(window.judged));
+            Called { since, judged }
+        });
+        true
     }
 
     /// Takes the first window that is over and has enough texts for what later ones are compared with. Whether it is new.
@@ -293,6 +340,35 @@ mod tests {
             0,
             "text, three tokens, length and more"
         );
+    }
+
+    #[test]
+    fn what_clients_say_is_counted_from_the_first_drifted_window_on() {
+        let start = window_of(NOW, 10);
+        let mut history = History::begin("v1", &digest(), 10, &told(10, &[])).unwrap();
+        let add = |history: &mut History, n: u64| {
+            assert!(history.add("a", &told(10, &[(start + n, 3)]), NOW + n * 10 + 60));
+        };
+        let called = |history: &History| history.called.map(|called| called.judged.predictions);
+        (0..4).for_each(|n| add(&mut history, n));
+        assert!(!history.call());
+        let note = |history: &mut History, n: u64, drifted: bool| history.streak.note(start + n, start + n, drifted, 2);
+        note(&mut history, 1, true);
+        note(&mut history, 2, false);
+        assert_eq!(history.streak.since, None, "one window is none");
+        note(&mut history, 2, true);
+        note(&mut history, 3, true);
+        assert!(history.call());
+        assert_eq!(called(&history), Some(6), "before that clients spoke of what was usual");
+        // Also of windows that are not kept.
+        (4..104).for_each(|n| add(&mut history, n));
+        assert!(!history.call());
+        assert_eq!((history.windows.len(), called(&history)), (WINDOWS, Some(306)));
+        note(&mut history, 104, false);
+        assert!(!history.call(), "one usual window ends nothing");
+        note(&mut history, 105, false);
+        assert!(history.call());
+        assert_eq!(called(&history), None);
     }
 
     #[test]

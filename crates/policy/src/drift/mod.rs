@@ -26,6 +26,18 @@ const WEEK_SECONDS: f64 = 7.0 * 24.0 * 3600.0;
 /// Tests of a window: χ² for each of the eight features, and Kolmogorov-Smirnov for the six that have an order.
 const TESTS: f64 = 14.0;
 
+/// What is compared of a window.
+pub const FEATURES: [&str; 8] = [
+    "length",
+    "confidence",
+    "vocabulary",
+    "classes",
+    "projection1",
+    "projection2",
+    "projection3",
+    "projection4",
+];
+
 /// A feature of a window beside that of the reference.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Feature {
@@ -75,6 +87,8 @@ pub struct Verdict {
     pub too_few: Option<u64>,
     /// What clients said of the version, in the windows that are kept.
     pub judged: FeedbackCounts,
+    /// What they said since texts drifted, or answers became worse.
+    pub called: FeedbackCounts,
     /// Whether answers are right less often than before.
     pub quality: QualityVerdict,
 }
@@ -107,15 +121,15 @@ pub fn compare(reference: &DataProfile, window: &DataProfile, limits: (f64, f64)
     };
     let ordered =
         |name, reference: &Histogram, window: &Histogram| feature(name, &reference.counts, &window.counts, true);
-    let projections = ["projection1", "projection2", "projection3", "projection4"];
+    let [length, confidence, vocabulary, classes, projections @ ..] = FEATURES;
     let projections = projections
         .into_iter()
         .zip(reference.projections.iter().zip(&window.projections));
     let mut features: Vec<Feature> = [
-        ordered("length", &reference.length, &window.length),
-        ordered("confidence", &reference.confidence, &window.confidence),
-        feature("vocabulary", &reference.vocabulary, &window.vocabulary, false),
-        feature("classes", &reference.classes, &window.classes, false),
+        ordered(length, &reference.length, &window.length),
+        ordered(confidence, &reference.confidence, &window.confidence),
+        feature(vocabulary, &reference.vocabulary, &window.vocabulary, false),
+        feature(classes, &reference.classes, &window.classes, false),
     ]
     .into_iter()
     .chain(projections.map(|(name, (reference, window))| ordered(name, reference, window)))
@@ -202,8 +216,13 @@ pub fn settle(history: &mut History, spec: &Drift, settle_seconds: u64, now: Tim
         is_over(window, length, settle_seconds, now_seconds)
     });
     new |= history.quality.settle(spec, now_seconds.saturating_sub(settle_seconds));
+    new |= settle_texts(history, spec, settle_seconds, now);
+    new | history.call()
+}
+
+fn settle_texts(history: &mut History, spec: &Drift, settle_seconds: u64, now: Timestamp) -> bool {
     let Some((reference, from)) = reference(history, spec) else {
-        return new;
+        return false;
     };
     let mut streak = history.streak;
     let from = from.max(streak.window.map_or(0, |window| window + 1));
@@ -213,9 +232,9 @@ pub fn settle(history: &mut History, spec: &Drift, settle_seconds: u64, now: Tim
             continue;
         }
         let drifted = judged(history, reference, window, spec).drifted();
-        streak.note(window.id, drifted, needed_windows(spec));
+        streak.note(window.id, window.id, drifted, needed_windows(spec));
     }
-    new |= history.streak != streak;
+    let new = history.streak != streak;
     history.streak = streak;
     new
 }
@@ -236,6 +255,7 @@ pub fn judge(history: &History, spec: &Drift, settle_seconds: u64, now: Timestam
             .map(|((reference, _), window)| judged(history, reference, window, spec)),
         too_few: newest.map(Window::texts).filter(|texts| *texts < min_samples(spec)),
         judged: history.judged(),
+        called: history.called.map(|called| called.judged).unwrap_or_default(),
         quality: history.quality.verdict(spec, unix(now).saturating_sub(settle_seconds)),
     }
 }

@@ -160,13 +160,18 @@ impl Quality {
         let drop = accuracy(before.judged) - accuracy(now.judged);
         let limit = spec.accuracy_drop.value().unwrap_or(f64::MAX);
         let dropped = drop > 0.0 && drop >= limit && fewer_by_chance(before.judged, now.judged) < LEVEL;
-        self.streak.note(now.to, dropped, needed_windows(spec));
+        self.streak.note(now.to, now.from, dropped, needed_windows(spec));
         self.last = Some(Comparison {
             now,
             before,
             week_ago: is_enough,
             dropped,
         });
+    }
+
+    /// Since when answers are right less often, in seconds since 1970.
+    pub(super) fn since(&self) -> Option<u64> {
+        self.streak.since.map(|hour| hour.saturating_mul(HOUR))
     }
 
     /// What there is to say at this second.

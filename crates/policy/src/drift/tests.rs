@@ -64,6 +64,7 @@ fn history(windows: &[DataProfile]) -> History {
         windows: windows.collect(),
         streak: Streak::default(),
         quality: Quality::default(),
+        called: None,
         read: Default::default(),
     };
     let end = at(windows_end(&history));

@@ -134,14 +134,15 @@ pub(super) fn since(now: VersionFigures, before: VersionFigures) -> VersionFigur
 }
 
 pub(super) fn plus(a: VersionFigures, b: VersionFigures) -> VersionFigures {
+    // Pods may run an image of their own, so that what they tell may be anything.
     VersionFigures {
-        texts: a.texts + b.texts,
-        failed: a.failed + b.failed,
-        alone: a.alone + b.alone,
+        texts: a.texts.saturating_add(b.texts),
+        failed: a.failed.saturating_add(b.failed),
+        alone: a.alone.saturating_add(b.alone),
         alone_seconds: a.alone_seconds + b.alone_seconds,
         alone_squares: a.alone_squares + b.alone_squares,
-        judged: a.judged + b.judged,
-        correct: a.correct + b.correct,
+        judged: a.judged.saturating_add(b.judged),
+        correct: a.correct.saturating_add(b.correct),
     }
 }
 
@@ -184,12 +185,12 @@ impl Enough {
             stable_beside,
             canary,
         } = evidence.figures;
-        let done = canary.texts + canary.failed >= asked(step).unwrap_or(MIN_REQUESTS);
+        let done = done(canary) >= asked(step).unwrap_or(MIN_REQUESTS);
         let samples = analysis.map(|analysis| u64::try_from(analysis.min_samples).unwrap_or(1));
         Self {
             labels: evidence.labels.is_some(),
             agreement: analysis.is_some() && evidence.likeness.is_some_and(|likeness| likeness.texts >= MIN_SAMPLE),
-            errors: analysis.is_some() && done && stable.texts + stable.failed >= MIN_REQUESTS,
+            errors: analysis.is_some() && done && self::done(stable) >= MIN_REQUESTS,
             times: analysis.is_some() && done && stable_beside.alone >= MIN_ALONE && canary.alone >= MIN_ALONE,
             accuracy: samples.is_some_and(|needed| stable.judged >= needed && canary.judged >= needed),
         }
@@ -211,6 +212,11 @@ pub fn judged(analysis: Option<&Analysis>, step: &RolloutStep, evidence: &Eviden
         .filter(|(_, judged)| *judged)
         .map(|(figure, _)| figure)
         .collect()
+}
+
+/// Texts that came to it.
+fn done(version: &VersionFigures) -> u64 {
+    version.texts.saturating_add(version.failed)
 }
 
 fn asked(step: &RolloutStep) -> Option<u64> {
@@ -248,8 +254,14 @@ pub fn judge(
             level: LEVEL,
             before: "the version before",
         };
+        // A pod that is slow, for whatever reason, is so for both.
+        let same_pods = if done(stable_beside) >= MIN_REQUESTS {
+            stable_beside
+        } else {
+            stable
+        };
         let worse = [
-            enough.errors.then(|| errors(&limits, stable, canary)),
+            enough.errors.then(|| errors(&limits, same_pods, canary)),
             enough.times.then(|| times(&limits, stable_beside, canary)),
             enough.accuracy.then(|| accuracy(analysis, stable, canary)),
         ];
@@ -263,9 +275,17 @@ pub fn judge(
             ));
         }
     }
-    let done = canary.texts + canary.failed;
-    match asked(step) {
-        Some(asked) if done < asked => Opinion::TooFew(format!("it answered {done} texts, and minRequests is {asked}")),
+    // Nobody can judge what answers nobody.
+    let needed = asked(step).or(analysis.map(|_| MIN_REQUESTS));
+    match (done(canary), needed) {
+        (done, Some(needed)) if done < needed => Opinion::TooFew(format!(
+            "it answered {done} texts, and {} {needed}",
+            if asked(step).is_some() {
+                "minRequests is"
+            } else {
+                "without minRequests an analysis asks for"
+            }
+        )),
         _ => Opinion::Good,
     }
 }
@@ -286,7 +306,7 @@ pub(super) struct Limits<'a> {
 impl Limits<'_> {
     /// What the version breaks, by all that both did.
     pub fn broken(&self, before: &VersionFigures, now: &VersionFigures) -> Option<String> {
-        let enough = now.texts + now.failed >= MIN_REQUESTS;
+        let enough = done(now) >= MIN_REQUESTS;
         enough
             .then(|| errors(self, before, now).or_else(|| times(self, before, now)))
             .flatten()
@@ -338,7 +358,7 @@ fn errors(limits: &Limits<'_>, stable: &VersionFigures, canary: &VersionFigures)
     let far = deviations(fewer(before_count, count), FEWEST, limits.level);
     (now - before - allowed > far * variance.sqrt()).then(|| {
         format!(
-            "{:.1} % of {count} texts could not be computed, of {} {:.1} %, and {:.1} points more are allowed",
+            "{:.1} % of {count} texts could not be computed, or not in time, of {} {:.1} %, and {:.1} points more are allowed",
             now * 100.0,
             limits.before,
             before * 100.0,
@@ -465,8 +485,16 @@ mod tests {
     #[test]
     fn a_version_is_judged_by_what_it_did() {
         type Row = (&'static str, VersionFigures, Option<i32>, bool, bool, &'static str);
-        let table: [Row; 15] = [
-            ("nothing yet, and nothing asked", did(0), None, true, false, "good"),
+        let table: [Row; 16] = [
+            (
+                "nothing yet, and nothing asked",
+                did(0),
+                None,
+                true,
+                false,
+                "too few: it answered 0 texts, and without minRequests an analysis asks for 100",
+            ),
+            ("as many as are judged", did(100), None, false, false, "good"),
             (
                 "too little",
                 did(49),
@@ -514,7 +542,7 @@ mod tests {
                 None,
                 false,
                 false,
-                "good",
+                "too few: it answered 59 texts",
             ),
             (
                 "a little slower",
@@ -623,7 +651,12 @@ mod tests {
             // What a pod says is bounded here as well.
             (9, vec![&long, "b", "c", "d", "e"], Some("…, b, c, …), which")),
         ] {
-            let (figures, labels) = (Figures::default(), labels(missing, &first));
+            // As many as are asked for, and none of the version before to compare them with.
+            let figures = Figures {
+                canary: did(MIN_REQUESTS),
+                ..Figures::default()
+            };
+            let labels = labels(missing, &first);
             let evidence = Evidence {
                 labels: Some(&labels),
                 ..of(&figures)

@@ -111,6 +111,10 @@ pub struct Tally {
     /// Verdicts, which stand.
     #[serde(default)]
     verdicts: BTreeMap<String, Comparison>,
+    /// Predictions at which its intervals are narrowest: `minSamples` when it was judged first. They hold at all looks together
+    /// only where that does not change in between.
+    #[serde(default)]
+    narrowest: Option<u64>,
 }
 
 /// A variant beside the version of `modelVersion`.
@@ -146,6 +150,7 @@ impl Tally {
             sums: vec![VersionFigures::default(); versions.len()],
             seen: BTreeMap::new(),
             verdicts: BTreeMap::new(),
+            narrowest: None,
         }
     }
 
@@ -223,6 +228,7 @@ impl Tally {
         }
         stopped.extend(broken.iter().cloned());
         let needed = u64::try_from(spec.min_samples).unwrap_or(1);
+        let narrowest = *self.narrowest.get_or_insert(needed);
         self.verdicts.retain(|_, verdict| verdict.control == control);
         let compared = others.iter().map(|name| {
             if let Some(stands) = self.verdicts.get(*name) {
@@ -230,7 +236,7 @@ impl Tally {
             }
             let of = self.did(name);
             #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-            let narrowest = needed as f64;
+            let narrowest = narrowest as f64;
             let (effect, [lower, upper]) = difference(
                 (before.correct, before.judged),
                 (of.correct, of.judged),

@@ -272,7 +272,7 @@ fn guardrails_stop_a_variant_and_no_other() {
     assert_eq!(broken, ["v2", "v3"]);
     assert_eq!(
         findings.broken[0].why,
-        "10.0 % of 1000 texts could not be computed, of v1 0.0 %, and 1.0 points more are allowed"
+        "10.0 % of 1000 texts could not be computed, or not in time, of v1 0.0 %, and 1.0 points more are allowed"
     );
     assert!(
         findings.broken[1]

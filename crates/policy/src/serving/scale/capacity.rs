@@ -80,6 +80,15 @@ impl Learned {
         });
     }
 
+    /// What replicas compute with is another version or other resources: what was seen before is an estimate, of which also
+    /// little load tells that it is too low or too high.
+    pub(super) fn doubt(&mut self) {
+        if let Some(known) = &mut self.throughput {
+            known.sure = false;
+        }
+        self.ceiling = None;
+    }
+
     /// Takes that replicas with this many requests per second each missed the objective.
     pub(super) fn missed(&mut self, qps: f64, at: f64) {
         let lowest = self

@@ -190,6 +190,22 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Steady,
+        Self::LoadRose,
+        Self::Burst,
+        Self::LoadFell,
+        Self::LatencyAbove,
+        Self::Refused,
+        Self::Waits,
+        Self::PodsOverdue,
+        Self::MaximumReached,
+        Self::Bounded,
+        Self::NoData,
+        Self::ScrapeBlocked,
+    ];
+
     /// The reason in `CamelCase`, for status and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -260,6 +276,10 @@ impl Scaler {
             shrank: 0.0,
             grew_at: 0.0,
         }
+    }
+    /// From now on replicas compute with something else, so what one carries is to be learned anew.
+    pub fn doubt(&mut self) {
+        self.learned.doubt();
     }
 
     /// Takes a look at the pods; one that is not newer than the last changes nothing.
@@ -459,7 +479,7 @@ impl Scaler {
     }
 
     /// More replicas against what load does not explain; `None` where they would not help. With fewer ready pods than
-    /// `wanted` it is explained.
+    /// `wanted` it is explained, and with fewer than are `held`, which nobody may ever start, nothing was tried yet.
     fn cure(&mut self, goal: &Goal, sight: &Sight, held: u32, wanted: u32, trouble: &Trouble) -> Option<Verdict> {
         let wait = |what: &str| Verdict::hold(held, trouble.reason, format!("{}; {what}", trouble.what));
         if sight.figures.ready < wanted {
@@ -469,6 +489,9 @@ impl Scaler {
             return None;
         }
         let since = sight.now - self.watch.changed().max(self.stepped);
+        if sight.figures.ready < held {
+            return Some(wait(&format!("{} of {held} pods are ready", sight.figures.ready)));
+        }
         if sight.fresh > 0 || since < SETTLE * sight.windows.1 {
             return Some(wait("what the last change of replicas brings is waited for"));
         }

@@ -629,6 +629,42 @@ fn small_batches_of_an_idle_server_do_not_unlearn_what_was_seen_under_load() {
 }
 
 #[test]
+fn what_another_version_carries_is_learnt_anew() {
+    let mut world = World::new(goal(1, 100), 10);
+    world.watch(120, |_| 800.0);
+    // Four times as fast: workers are never half busy, which says nothing against what was seen under load.
+    world.throughput = 400.0;
+    let decision = world.watch(300, |_| 800.0);
+    assert!(decision.figures.capacity.unwrap() < 110.0, "{:?}", decision.figures);
+    world.scaler.doubt();
+    let decision = world.watch(300, |_| 800.0);
+    assert!(decision.figures.capacity.unwrap() > 250.0, "{:?}", decision.figures);
+    let decision = world.follow(600, |_| 800.0);
+    assert!(decision.replicas <= 4, "{}", decision.why);
+}
+
+#[test]
+fn what_nobody_starts_is_waited_for_before_more_is_asked() {
+    let mut world = World::new(
+        Goal {
+            target_per_replica: Some(100.0),
+            ..goal(1, 100)
+        },
+        10,
+    );
+    world.watch(60, |_| 800.0);
+    // Busy and slow, and the pods are never made: as in `Observe`, or without room.
+    world.class = 11;
+    let mut wanted = 10;
+    for _ in 0..300 {
+        world.run(2.0, 800.0);
+        world.scaler.look(world.look());
+        wanted = world.scaler.decide(&world.goal, wanted, at(world.now)).replicas;
+    }
+    assert_eq!(wanted, 11);
+}
+
+#[test]
 fn bounds_hold_and_are_told() {
     let mut world = World::new(goal(3, 6), 4);
     let decision = world.follow(60, |_| 2_000.0);
