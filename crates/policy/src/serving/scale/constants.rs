@@ -55,6 +55,9 @@ pub(super) const P99_ANSWERS: f64 = 100.0;
 /// Part of the requests that may be refused before it counts: as many as may be above the objective.
 pub(super) const REFUSED_MAX: f64 = 0.01;
 
+/// Part of an objective's limits below which one that was missed is held again.
+pub(super) const HELD_AGAIN: f64 = 0.9;
+
 /// Most that one decision multiplies the replicas by before their capacity was seen under load: an estimate of an idle
 /// server is several times too low (batches of one).
 pub(super) const GROW_UNSURE: u32 = 4;

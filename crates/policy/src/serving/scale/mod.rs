@@ -27,7 +27,7 @@ pub use shown::Shown;
 use capacity::{Capacity, Learned};
 use constants::{
     AHEAD_MAX, AHEAD_PART, BURST_RATIO, BUSY_WAITS, COVERED, DELAY_LEAST, EVEN, GRAINS, GROW_PODS, GROW_STEP,
-    GROW_UNSURE, OVERDUE_PART, P99_ANSWERS, REFUSED_MAX, SETTLE, SHRINK_PARTS, STALE, START_PATIENCE,
+    GROW_UNSURE, HELD_AGAIN, OVERDUE_PART, P99_ANSWERS, REFUSED_MAX, SETTLE, SHRINK_PARTS, STALE, START_PATIENCE,
     START_PATIENCE_MIN, START_UNKNOWN, SURE, TOLERANCE, windows,
 };
 use watch::{Seen, Sums, Watch};
@@ -140,7 +140,9 @@ pub struct Figures {
     pub concurrency: Option<f64>,
     /// Time within which 99 % of the answers of the stable window came.
     pub p99: Option<Duration>,
-    /// Part of the requests of the burst window that was refused.
+    /// Requests in the stable window.
+    pub requests: f64,
+    /// Part of them that was refused.
     pub refused: Option<f64>,
     /// Part of their time in the burst window for which workers computed.
     pub busy: Option<f64>,
@@ -359,7 +361,8 @@ impl Scaler {
                 .map(|mean| mean.max(surely(&sight.newest, sight.newest.qps()))),
             concurrency: sight.stable.concurrency(),
             p99: sight.stable.p99().map(Duration::from_secs_f64),
-            refused: sight.burst.refused_part(),
+            requests: sight.stable.requests,
+            refused: sight.stable.refused_part(),
             busy: sight.burst.busy(),
             per_replica: None,
             capacity: capacity.map(|capacity| capacity.within),
@@ -788,12 +791,16 @@ pub fn objectives(goal: &Goal, decision: &Decision) -> Objectives {
         );
         return Objectives::OutOfReach { why, replicas };
     }
-    if let Some(refused) = figures.refused.filter(|part| *part > REFUSED_MAX) {
-        let why = format!("{:.1} % of the requests are refused: {}", refused * 100.0, decision.why);
-        return Objectives::Missed { why };
-    }
+    let refused = figures.refused.filter(|part| *part > REFUSED_MAX);
+    let late = figures.p99.filter(|p99| *p99 > goal.latency);
     match figures.p99 {
-        Some(p99) if p99 > goal.latency => {
+        // One of a few requests is more than one in a hundred, and says nothing yet.
+        _ if (refused.is_some() || late.is_some()) && figures.requests < P99_ANSWERS => Objectives::Unknown,
+        _ if let Some(refused) = refused => {
+            let why = format!("{:.1} % of the requests are refused: {}", refused * 100.0, decision.why);
+            Objectives::Missed { why }
+        }
+        Some(p99) if late.is_some() => {
             let (seen, limit) = (p99.as_millis(), goal.latency.as_millis());
             let why = format!(
                 "99 % of the answers come within {seen} ms, above {limit} ms: {}",
@@ -804,6 +811,13 @@ pub fn objectives(goal: &Goal, decision: &Decision) -> Objectives {
         Some(_) if goal.qps.is_none_or(|qps| can_carry(goal, figures, qps)) => Objectives::Met,
         _ => Objectives::Unknown,
     }
+}
+
+/// Whether objectives that were missed are held again: with some room, so that what lies near them is not told anew at each look.
+#[must_use]
+pub fn held_again(goal: &Goal, figures: &Figures) -> bool {
+    let late = figures.p99.is_some_and(|p99| p99 > goal.latency.mul_f64(HELD_AGAIN));
+    !late && figures.refused.is_none_or(|part| part <= REFUSED_MAX * HELD_AGAIN)
 }
 
 /// Whether the most replicas that there may be surely carry this: also a lower estimate may be enough.

@@ -8,7 +8,7 @@ use flywheel_api::inference_service::InferenceServiceSpec;
 use flywheel_api::scaling::{LoadStatus, ScaleDecision, ScalingMode, ScalingStatus};
 use jiff::Timestamp;
 
-use super::{Decision, Figures, Goal, Objectives, Reason, objectives};
+use super::{Decision, Figures, Goal, Objectives, Reason, held_again, objectives};
 
 /// Least time between two changes that only tell of other figures.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ impl Shown {
         decisions: &VecDeque<ScaleDecision>,
         now: Timestamp,
     ) -> Option<Self> {
-        let next = Self::of(spec, goal, decision, decisions, now);
+        let next = Self::of(before, spec, goal, decision, decisions, now);
         let due = before.is_none_or(|before| {
             next.gist() != before.gist()
                 || (now.duration_since(before.at).unsigned_abs() >= INTERVAL && moved(&before.figures, &next.figures))
@@ -48,6 +48,7 @@ impl Shown {
     }
 
     fn of(
+        before: Option<&Self>,
         spec: &InferenceServiceSpec,
         goal: &Goal,
         decision: &Decision,
@@ -60,7 +61,10 @@ impl Shown {
             conditions.push(scaling_active(scaling.mode, decision));
         }
         if spec.objectives.is_some() {
-            conditions.push(objectives_met(&objectives(goal, decision), figures));
+            let objectives = objectives(goal, decision);
+            let told = before.and_then(|before| before.conditions.iter().find(|c| c.kind == types::OBJECTIVES_MET));
+            let stays = told.filter(|told| lingers(told, &objectives, goal, figures));
+            conditions.push(stays.cloned().unwrap_or_else(|| objectives_met(&objectives, figures)));
         }
         Self {
             load: figures.qps.map(|qps| LoadStatus {
@@ -105,6 +109,17 @@ fn scaling_active(mode: ScalingMode, decision: &Decision) -> Desired {
         (_, ScalingMode::Observe) => (Status::True, reasons::OBSERVING),
     };
     Desired::new(types::SCALING_ACTIVE, status, reason, decision.why.clone())
+}
+
+/// Whether what was told of the objectives goes on to be: each change is a write, and what lies near a limit would change at each look.
+fn lingers(told: &Desired, now: &Objectives, goal: &Goal, figures: &Figures) -> bool {
+    let missed = told.reason == reasons::OBJECTIVE_MISSED;
+    match now {
+        // Too few requests to say otherwise.
+        Objectives::Unknown => figures.requests > 0.0 && (missed || told.reason == reasons::AS_EXPECTED),
+        Objectives::Met => missed && !held_again(goal, figures),
+        Objectives::Missed { .. } | Objectives::OutOfReach { .. } => false,
+    }
 }
 
 fn objectives_met(objectives: &Objectives, figures: &Figures) -> Desired {
@@ -189,6 +204,7 @@ mod tests {
             figures: Figures {
                 qps: Some(qps),
                 concurrency: Some(qps / 100.0),
+                requests: qps * 60.0,
                 p99: Some(Duration::from_millis(40)),
                 per_replica: Some(140.0),
                 capacity: Some(200.0),
@@ -262,6 +278,31 @@ mod tests {
             idle.scaling.unwrap().capacity_per_replica,
             None,
             "an idle pod shows too little"
+        );
+    }
+
+    #[test]
+    fn what_is_told_of_the_objectives_does_not_change_with_each_request() {
+        let reach = |requests: f64, p99: u64| {
+            let mut decision = decision(4, Reason::Steady, 240.0);
+            (decision.figures.requests, decision.figures.capacity) = (requests, Some(300.0));
+            decision.figures.p99 = Some(Duration::from_millis(p99));
+            decision
+        };
+        let word = |shown: &Shown| reasons_of(shown)[1].2.clone();
+        let few = next(None, &reach(50.0, 400), 0).unwrap();
+        assert_eq!(word(&few), "NoData", "one of fifty");
+        let met = next(None, &reach(5000.0, 150), 0).unwrap();
+        assert_eq!(word(&met), "AsExpected");
+        assert_eq!(next(Some(&met), &reach(50.0, 400), 5), None, "one of fifty");
+        let missed = next(Some(&met), &reach(5000.0, 210), 5).unwrap();
+        assert_eq!(word(&missed), "ObjectiveMissed");
+        for (requests, p99) in [(5000.0, 199), (5000.0, 181), (50.0, 400)] {
+            assert_eq!(next(Some(&missed), &reach(requests, p99), 10), None, "{requests} {p99}");
+        }
+        assert_eq!(
+            word(&next(Some(&missed), &reach(5000.0, 180), 10).unwrap()),
+            "AsExpected"
         );
     }
 
