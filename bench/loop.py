@@ -366,13 +366,14 @@ def rejected(report, clients, sets, serving, version):
     say(why)
     row = "loop: one intent called another one: rejected as a canary by what clients say"
     report.row(row, int(why != "promoted"), "", 1, ("1", lambda v: v == 1), f"{sets.wronged} called {sets.called}, at {took:.0f} s; {why}")
-    if why == "promoted":
-        return
-    quiet = lambda: time.monotonic() - clients.versions[version][2] > 20
-    until("nobody is answered with it", 120, quiet)
+    if why != "promoted":
+        quiet = lambda: time.monotonic() - clients.versions[version][2] > 20
+        until("nobody is answered with it", 120, quiet)
     with clients.lock:
         for name, of in (("it", version), ("the version before it", serving)):
             judged, right, _ = clients.versions[of]
             report.row(f"loop: one intent called another one: right as clients see it, {name}", 100 * right / judged, "%", judged)
         last = clients.versions[version][2] - begun - took
+    if why == "promoted":
+        return
     report.row("loop: one intent called another one: last answer after the rejection was seen", max(0.0, last), "s", 1, ("<= 33", lambda v: v <= 33))
