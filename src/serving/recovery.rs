@@ -7,7 +7,7 @@ use flywheel_api::InferenceService;
 use flywheel_api::names::SERVER;
 use flywheel_api::recovery::{Incident, IncidentCause};
 use flywheel_policy::recovery::incident::News;
-use flywheel_policy::recovery::serving::{Leaving, Ledger, Look, Place, Plan, PodSight, View, fails_anywhere, plan};
+use flywheel_policy::recovery::serving::{Leaving, Ledger, Look, Place, Plan, PodSight, View, plan};
 use flywheel_policy::training::attempt::{deletion_asked, disruption, unhealthy_device};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -21,7 +21,7 @@ use crate::kubeio::SERVING_MANAGER;
 
 /// News of a service that are kept until the API server takes its status.
 const NEWS_KEPT: usize = 64;
-/// Replacements of pods for what may happen to them anywhere that are remembered: more than the policy counts.
+/// Replacements of crash-looping pods that are remembered: more than the policy counts.
 const REPLACED_KEPT: usize = 16;
 
 /// What is kept of each service. Losing it costs the incidents that begin while nobody leads, and lets a pod that ends again
@@ -199,7 +199,7 @@ pub async fn replace(
             continue;
         };
         match writes.delete(pod.as_ref()).await {
-            Ok(()) if fails_anywhere(replace.cause) => {
+            Ok(()) if replace.cause == IncidentCause::CrashLoop => {
                 let service = service.uid().unwrap_or_default();
                 context.recoveries.note_replaced(&service, &replace.uid, context.now());
             }

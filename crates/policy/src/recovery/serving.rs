@@ -20,12 +20,11 @@ use crate::serving::{PodView, SPARE_GPU_WAIT, Stage};
 const CRASHES: i32 = 3;
 /// Time without its image after which a pod is made anew: its node tries again after up to 40 s by then.
 const IMAGE_WAIT: Duration = Duration::from_secs(75);
-/// Pods of one service that are replaced within [`REPLACED_WINDOW`] because they end again and again or have no image. What
-/// happens more often than that happens wherever they run, and pods and their logs stay. A new pod without an image also asks
-/// the registry at once, while the kubelet of an old one waits.
+/// Crash-looping pods of one service that are replaced within [`CRASHES_WINDOW`]. What ends more often than that ends wherever
+/// it runs, and its pods and their logs stay.
 const REPLACED_MAX: usize = 3;
 /// See [`REPLACED_MAX`].
-const REPLACED_WINDOW: Duration = Duration::from_secs(600);
+const CRASHES_WINDOW: Duration = Duration::from_secs(600);
 /// Percent of a service's pods that are asked for beside placeholders at once; at least one.
 const SURGE_PERCENT: u32 = 10;
 /// Age at which a pod that the scheduler gave to a lost node, of which it does not know yet, goes to find another one.
@@ -202,7 +201,7 @@ pub struct View<'a> {
     pub no_room_since: Option<Timestamp>,
     /// A pod of this kind has answered ([`Ledger::proven`]); one that never did may not be able to anywhere.
     pub proven: bool,
-    /// When pods were replaced before for what [`fails_anywhere`].
+    /// When crash-looping pods were replaced before.
     pub replaced: &'a [Timestamp],
 }
 
@@ -254,11 +253,6 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
     if view.mode == RecoveryMode::Observe {
         return plan;
     }
-    let recent = view
-        .replaced
-        .iter()
-        .filter(|at| within(**at, REPLACED_WINDOW, now))
-        .count();
     let faulty = || view.pods.iter().filter_map(|pod| Some((pod, pod.fault.as_ref()?)));
     let without_image = faulty()
         .filter(|(_, fault)| fault.cause == IncidentCause::ImagePullFailed)
@@ -273,9 +267,7 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
             }
             IncidentCause::NodeLost => Some(Duration::ZERO),
             // One after another: it may well be a wrong image.
-            IncidentCause::ImagePullFailed
-                if !view.exchanging && recent < REPLACED_MAX && without_image == Some(pod.uid.as_str()) =>
-            {
+            IncidentCause::ImagePullFailed if !view.exchanging && without_image == Some(pod.uid.as_str()) => {
                 Some(Duration::ZERO)
             }
             _ => None,
@@ -291,6 +283,11 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
         return plan;
     }
     let answering = count(view.pods.iter().filter(|pod| pod.answers()));
+    let recent = view
+        .replaced
+        .iter()
+        .filter(|at| within(**at, CRASHES_WINDOW, now))
+        .count();
     let may_crash = view.proven && recent < REPLACED_MAX;
     let mut placeholders: Vec<(&PodSight, &Fault)> = faulty()
         .filter(|(_, fault)| match fault.cause {
@@ -336,9 +333,8 @@ pub fn plan(view: &View<'_>, now: Timestamp) -> Plan {
     plan
 }
 
-/// Whether pods may fail of it wherever they run, and before they ever answered.
-#[must_use]
-pub fn fails_anywhere(cause: IncidentCause) -> bool {
+/// Whether a pod that never answered fails of it, too.
+fn by_itself(cause: IncidentCause) -> bool {
     [IncidentCause::CrashLoop, IncidentCause::ImagePullFailed].contains(&cause)
 }
 
@@ -428,7 +424,7 @@ impl Ledger {
             let known = |(of, incident): &&mut (String, Incident)| {
                 let told = of.is_empty() && incident.object == failure.object;
                 // What took its place fails of the same.
-                let goes_on = fails_anywhere(failure.cause) && incident.cause == failure.cause && !is_there(of);
+                let goes_on = by_itself(failure.cause) && incident.cause == failure.cause && !is_there(of);
                 *of == uid || told || goes_on
             };
             if let Some((of, incident)) = self.open.iter_mut().find(known) {
@@ -477,7 +473,7 @@ impl Ledger {
             let fails = pod
                 .fault
                 .as_ref()
-                .is_some_and(|fault| fails_anywhere(fault.cause) || self.looked.is_none());
+                .is_some_and(|fault| by_itself(fault.cause) || self.looked.is_none());
             if fell_out || goes_on || fails {
                 failures.push((pod.uid.clone(), pod.failure()));
             }
@@ -705,12 +701,6 @@ mod tests {
         let images = [without_image("a"), without_image("b")];
         assert_eq!(planned(|_| {}, 2, &images).1, ["a"], "one after another");
         assert_eq!(planned(|v| v.exchanging = true, 2, &images), nothing);
-        let thrice = [at(1), at(2), at(3)];
-        assert_eq!(
-            planned(|v| v.replaced = &thrice, 2, &images),
-            nothing,
-            "it is away for all"
-        );
         assert_eq!(planned(|v| v.proven = false, 2, &crash), nothing, "it may end anywhere");
         let often = [at(1), at(2), at(3)];
         assert_eq!(planned(|v| v.replaced = &often, 2, &crash), nothing);
