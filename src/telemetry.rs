@@ -168,9 +168,8 @@ pub struct Metrics {
     leads: Gauge<i64, AtomicI64>,
     services: [OfServices; 7],
     resized: Family<ResizeLabels, Counter<u64, AtomicU64>>,
-    /// Share of right answers, now and before.
-    accuracy: [OfServices; 2],
-    drifted: OfServices,
+    /// Shares of right answers, now and before, and whether texts have drifted.
+    live: [OfServices; 3],
     psi: Family<FeatureLabels, Gauge<f64, AtomicU64>>,
     recoveries: Family<RecoveryLabels, Histogram, fn() -> Histogram>,
     waiting: Family<KindLabels, Gauge<i64, AtomicI64>>,
@@ -235,7 +234,7 @@ impl Default for Metrics {
             "Decisions that changed the number of pods that a service's load wants",
             resized.clone(),
         );
-        let accuracy = [
+        let live = [
             (
                 "service_accuracy",
                 "Share of a service's answers that clients say were right, in the hours that were compared last",
@@ -244,18 +243,16 @@ impl Default for Metrics {
                 "service_accuracy_before",
                 "The same in what they were compared with: the hours a week before, or the version's first ones",
             ),
+            (
+                "service_drifted",
+                "1 while a service's live texts have drifted, 0 while they have not",
+            ),
         ]
         .map(|(name, help)| {
             let family = OfServices::default();
             registry.register(name, help, family.clone());
             family
         });
-        let drifted = OfServices::default();
-        registry.register(
-            "service_drifted",
-            "1 while a service's live texts have drifted, 0 while they have not",
-            drifted.clone(),
-        );
         let psi = Family::default();
         registry.register(
             "service_drift_psi",
@@ -292,8 +289,7 @@ impl Default for Metrics {
             leads,
             services,
             resized,
-            accuracy,
-            drifted,
+            live,
             psi,
             recoveries,
             waiting,
@@ -393,12 +389,15 @@ impl Metrics {
                 None => _ = family.remove(of),
             }
         }
-        let shares = verdict.and_then(|verdict| verdict.quality.shares());
-        for (n, family) in self.accuracy.iter().enumerate() {
-            show(family, of, shares.and_then(|shares| shares.get(n).copied()));
+        let [now, before] = verdict
+            .and_then(|verdict| verdict.quality.shares())
+            .map_or([None; 2], |shares| shares.map(Some));
+        let drifted = verdict
+            .and_then(|verdict| verdict.drifted)
+            .map(|drifted| f64::from(u8::from(drifted)));
+        for (family, value) in self.live.iter().zip([now, before, drifted]) {
+            show(family, of, value);
         }
-        let drifted = verdict.and_then(|verdict| verdict.drifted);
-        show(&self.drifted, of, drifted.map(|drifted| f64::from(u8::from(drifted))));
         let last = verdict.and_then(|verdict| verdict.last.as_ref());
         for name in FEATURES {
             let feature = last.and_then(|last| last.features.iter().find(|feature| feature.name == name));

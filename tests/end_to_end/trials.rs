@@ -146,6 +146,16 @@ fn text(label: &str, number: usize) -> String {
     )
 }
 
+/// The same, and whether it has the rare word.
+fn text_or_rare(label: &str, number: usize) -> (String, bool) {
+    let text = text(label, number);
+    if number.is_multiple_of(RARE_OF) {
+        (format!("{text} {RARE}"), true)
+    } else {
+        (text, false)
+    }
+}
+
 /// Stops what runs when it is dropped.
 struct Stop<'a>(&'a AtomicBool);
 
@@ -471,9 +481,7 @@ fn stops_what_breaks_a_guardrail(address: &str) {
     patch(name, &json!({"experiment": {"variants": shares}}));
     // Which variant a user is answered by; failures name none.
     let comes = |user: usize, number: usize| {
-        let rare = number.is_multiple_of(RARE_OF);
-        let text = text(LABELS[number % LABELS.len()], number);
-        let text = if rare { format!("{text} {RARE}") } else { text };
+        let (text, rare) = text_or_rare(LABELS[number % LABELS.len()], number);
         let key = format!("x-experiment-key: user-{user}\r\n");
         let (code, answer) = ask(address, "/predict", &key, &json!({ "text": text }));
         match (code, answer["model_version"].as_str()) {
@@ -592,11 +600,7 @@ impl Clients {
             }
             let begun = Instant::now();
             let label = LABELS[(number * 3 + client) % LABELS.len()];
-            let rare = number.is_multiple_of(RARE_OF);
-            let mut text = text(label, number);
-            if rare {
-                text = format!("{text} {RARE}");
-            }
+            let (text, rare) = text_or_rare(label, number);
             let (code, answer) = ask(&self.address, "/predict", "", &json!({ "text": text }));
             let (now, took) = (Instant::now(), begun.elapsed());
             let mut seen = self.seen.lock().expect("clients");

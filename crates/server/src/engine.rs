@@ -177,13 +177,11 @@ impl Engine {
         let (rows, permits) = match encoded {
             Ok(Ok(Some(encoded))) => encoded,
             Ok(Ok(None)) => return Err(self.too_late()),
-            Ok(Err(message)) => {
-                tracing::error!(message, "the tokenizer refused a text");
-                self.figures.failed(count);
-                return Err(failed());
-            }
-            // The panic hook has logged its place.
-            Err(_) => {
+            refused => {
+                // Of a panic the hook has logged the place.
+                if let Ok(Err(message)) = refused {
+                    tracing::error!(message, "the tokenizer refused a text");
+                }
                 self.figures.failed(count);
                 return Err(failed());
             }

@@ -188,7 +188,7 @@ impl Store {
         name: &str,
         origin: &str,
     ) -> std::result::Result<Arc<dyn ObjectStore>, object_store::Error> {
-        // One try per request: tries, waits and deadlines are this crate's, see transfer.rs.
+        // One try per request, but for what refusal.rs doubts: tries, waits and deadlines are this crate's, see transfer.rs.
         let retry = RetryConfig {
             max_retries: 0,
             retry_timeout: self.limits.operation,

@@ -103,6 +103,11 @@ pub struct Called {
     pub judged: Judged,
 }
 
+/// The end of a window of this length, in seconds since 1970.
+pub(super) fn end_of(id: u64, seconds: u32) -> u64 {
+    id.saturating_add(1).saturating_mul(seconds.into())
+}
+
 /// A window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -167,7 +172,7 @@ impl History {
         let under_way = window_of(now.saturating_sub(SKEW_SECONDS), length);
         let mut any = false;
         for window in &known.windows {
-            let end = window.id.saturating_add(1).saturating_mul(length.into());
+            let end = end_of(window.id, length);
             let unread = self.read.get(pod).is_none_or(|read| *read < end);
             let mut sum = self.bins.clone();
             if window.id >= under_way || !unread || !sum.merge(&window.profile) {
@@ -230,8 +235,8 @@ impl History {
         }
         self.called = since.map(|since| {
             let mut judged = Judged::default();
-            let ends = |window: &Window| window.id.saturating_add(1).saturating_mul(self.window_seconds.into());
-            let kept = self.windows.iter().filter(|window| since < ends(window));
+            let length = self.window_seconds;
+            let kept = self.windows.iter().filter(|window| since < end_of(window.id, length));
             kept.for_each(|window| judged.add(window.judged));
             Called { since, judged }
         });

@@ -14,6 +14,8 @@ pub use history::{History, Streak, Window};
 pub use quality::{Comparison, F1, Quality, QualityVerdict, Span};
 pub use statistics::{chi_squared, fewer_by_chance, kolmogorov, ks, psi, psi_by_chance};
 
+use history::end_of;
+
 use flywheel_api::conditions::{Desired, Status, reasons, types};
 use flywheel_api::drift::{Drift, DriftReference, DriftStatus, FeatureDrift};
 use flywheel_contract::profile::{DataProfile, Histogram, Judged as FeedbackCounts};
@@ -151,7 +153,7 @@ pub fn level(window_seconds: u32) -> f64 {
 
 /// When a window is over and all pods were read that counted in it. `settle_seconds`: how long that takes.
 fn is_over(window: &Window, window_seconds: u32, settle_seconds: u64, now: u64) -> bool {
-    (window.id + 1) * u64::from(window_seconds) + settle_seconds <= now
+    end_of(window.id, window_seconds) + settle_seconds <= now
 }
 
 /// Seconds since 1970.
@@ -192,7 +194,7 @@ fn judged(history: &History, reference: &[u64], window: &Window, spec: &Drift) -
         spec.psi.value().unwrap_or(f64::MAX),
         spec.ks.value().unwrap_or(f64::MAX),
     );
-    let end = (window.id + 1) * u64::from(history.window_seconds);
+    let end = end_of(window.id, history.window_seconds);
     Judged {
         id: window.id,
         end: Timestamp::from_second(i64::try_from(end).unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX),

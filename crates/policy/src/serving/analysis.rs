@@ -185,12 +185,12 @@ impl Enough {
             stable_beside,
             canary,
         } = evidence.figures;
-        let done = done(canary) >= asked(step).unwrap_or(MIN_REQUESTS);
+        let done = came(canary) >= asked(step).unwrap_or(MIN_REQUESTS);
         let samples = analysis.map(|analysis| u64::try_from(analysis.min_samples).unwrap_or(1));
         Self {
             labels: evidence.labels.is_some(),
             agreement: analysis.is_some() && evidence.likeness.is_some_and(|likeness| likeness.texts >= MIN_SAMPLE),
-            errors: analysis.is_some() && done && self::done(stable) >= MIN_REQUESTS,
+            errors: analysis.is_some() && done && came(stable) >= MIN_REQUESTS,
             times: analysis.is_some() && done && stable_beside.alone >= MIN_ALONE && canary.alone >= MIN_ALONE,
             accuracy: samples.is_some_and(|needed| stable.judged >= needed && canary.judged >= needed),
         }
@@ -215,7 +215,7 @@ pub fn judged(analysis: Option<&Analysis>, step: &RolloutStep, evidence: &Eviden
 }
 
 /// Texts that came to it.
-fn done(version: &VersionFigures) -> u64 {
+fn came(version: &VersionFigures) -> u64 {
     version.texts.saturating_add(version.failed)
 }
 
@@ -255,7 +255,7 @@ pub fn judge(
             before: "the version before",
         };
         // A pod that is slow, for whatever reason, is so for both.
-        let same_pods = if done(stable_beside) >= MIN_REQUESTS {
+        let same_pods = if came(stable_beside) >= MIN_REQUESTS {
             stable_beside
         } else {
             stable
@@ -277,7 +277,7 @@ pub fn judge(
     }
     // Nobody can judge what answers nobody.
     let needed = asked(step).or(analysis.map(|_| MIN_REQUESTS));
-    match (done(canary), needed) {
+    match (came(canary), needed) {
         (done, Some(needed)) if done < needed => Opinion::TooFew(format!(
             "it answered {done} texts, and {} {needed}",
             if asked(step).is_some() {
@@ -306,7 +306,7 @@ pub(super) struct Limits<'a> {
 impl Limits<'_> {
     /// What the version breaks, by all that both did.
     pub fn broken(&self, before: &VersionFigures, now: &VersionFigures) -> Option<String> {
-        let enough = done(now) >= MIN_REQUESTS;
+        let enough = came(now) >= MIN_REQUESTS;
         enough
             .then(|| errors(self, before, now).or_else(|| times(self, before, now)))
             .flatten()

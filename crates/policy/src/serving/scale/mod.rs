@@ -279,6 +279,7 @@ impl Scaler {
             grew_at: 0.0,
         }
     }
+
     /// From now on replicas compute with something else, so what one carries is to be learned anew.
     pub fn doubt(&mut self) {
         self.learned.doubt();
@@ -491,10 +492,10 @@ impl Scaler {
         if sight.figures.busy.is_none_or(|busy| busy < BUSY_WAITS) {
             return None;
         }
-        let since = sight.now - self.watch.changed().max(self.stepped);
         if sight.figures.ready < held {
             return Some(wait(&format!("{} of {held} pods are ready", sight.figures.ready)));
         }
+        let since = sight.now - self.watch.changed().max(self.stepped);
         if sight.fresh > 0 || since < SETTLE * sight.windows.1 {
             return Some(wait("what the last change of replicas brings is waited for"));
         }
@@ -793,21 +794,23 @@ pub fn objectives(goal: &Goal, decision: &Decision) -> Objectives {
     }
     let refused = figures.refused.filter(|part| *part > REFUSED_MAX);
     let late = figures.p99.filter(|p99| *p99 > goal.latency);
+    // One of a few requests is more than one in a hundred, and says nothing yet.
+    if (refused.is_some() || late.is_some()) && figures.requests < P99_ANSWERS {
+        return Objectives::Unknown;
+    }
+    if let Some(refused) = refused {
+        let why = format!("{:.1} % of the requests are refused: {}", refused * 100.0, decision.why);
+        return Objectives::Missed { why };
+    }
+    if let Some(p99) = late {
+        let (seen, limit) = (p99.as_millis(), goal.latency.as_millis());
+        let why = format!(
+            "99 % of the answers come within {seen} ms, above {limit} ms: {}",
+            decision.why
+        );
+        return Objectives::Missed { why };
+    }
     match figures.p99 {
-        // One of a few requests is more than one in a hundred, and says nothing yet.
-        _ if (refused.is_some() || late.is_some()) && figures.requests < P99_ANSWERS => Objectives::Unknown,
-        _ if let Some(refused) = refused => {
-            let why = format!("{:.1} % of the requests are refused: {}", refused * 100.0, decision.why);
-            Objectives::Missed { why }
-        }
-        Some(p99) if late.is_some() => {
-            let (seen, limit) = (p99.as_millis(), goal.latency.as_millis());
-            let why = format!(
-                "99 % of the answers come within {seen} ms, above {limit} ms: {}",
-                decision.why
-            );
-            Objectives::Missed { why }
-        }
         Some(_) if goal.qps.is_none_or(|qps| can_carry(goal, figures, qps)) => Objectives::Met,
         _ => Objectives::Unknown,
     }
