@@ -17,10 +17,10 @@ use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::placement::{PodSchedulingView, Problem, refused_since};
 use flywheel_policy::training::attempt::{
     AttemptState, Remains, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state,
-    unhealthy_device, unrecorded,
+    unhealthy_device, unrecorded, without_image_since,
 };
 use flywheel_policy::training::hang::{Look, Surroundings, Verdict};
-use flywheel_policy::training::{AttemptView, Ended, Observed, Phase, TakenVersion, Wishes, fallback};
+use flywheel_policy::training::{AttemptView, Ended, Observed, Phase, TakenVersion, Wishes, fallback, image};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -271,9 +271,15 @@ pub async fn observe(job: &TrainingJob, context: &Context, wishes: Wishes<'_>) -
                     verdict = if let Some((of, words)) = faulty {
                         let place = several.then(|| index(of));
                         let suspected = Verdict::gpu_fault(place, &words, watch.position(), context.now());
-                        confirmed(context, of, Some(suspected), |live| fault(live).is_some()).await?
+                        confirmed(context, of, Some(suspected), |live| {
+                            runs(live, TRAINER) && fault(live).is_some()
+                        })
+                        .await?
                     } else {
-                        confirmed(context, pod, watch.verdict(around, context.now()), |_| true).await?
+                        confirmed(context, pod, watch.verdict(around, context.now()), |live| {
+                            runs(live, TRAINER)
+                        })
+                        .await?
                     };
                 }
             }
@@ -281,6 +287,7 @@ pub async fn observe(job: &TrainingJob, context: &Context, wishes: Wishes<'_>) -
         }
     }
 
+    verdict = verdict.or(without_image(context, wishes, &attempts, &pods).await?);
     if placement.as_ref().is_some_and(Problem::is_want_of_gpus) {
         verdict = without_room(context, &namespace, &name, wishes, &attempts, &pods).await?;
     }
@@ -444,10 +451,28 @@ async fn confirmed(
     };
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
     let live = within("get Pod", api.get_opt(&pod.name_any())).await?;
-    let still_runs = live
+    let still_so = live
         .filter(|p| p.uid() == pod.uid())
-        .is_some_and(|p| lives(&p, TRAINER) && runs(&p, TRAINER) && is_still_so(&p));
-    Ok(still_runs.then_some(verdict))
+        .is_some_and(|p| lives(&p, TRAINER) && is_still_so(&p));
+    Ok(still_so.then_some(verdict))
+}
+
+/// That the latest attempt is given up for want of an image, where the API server still has its pod without it.
+async fn without_image(
+    context: &Context,
+    wishes: Wishes<'_>,
+    attempts: &[AttemptView],
+    pods: &[(u32, Arc<Pod>)],
+) -> Result<Option<Verdict>, Error> {
+    let number = attempts.last().map_or(0, |latest| latest.number);
+    let of_attempt = pods.iter().filter(|(of, _)| *of == number).map(|(_, pod)| pod.as_ref());
+    let Some((pod, verdict)) = image::verdict(wishes, attempts, of_attempt, TRAINER, context.now()) else {
+        return Ok(None);
+    };
+    confirmed(context, pod, Some(verdict), |live| {
+        without_image_since(live, TRAINER).is_some()
+    })
+    .await
 }
 
 /// That the latest attempt is given up for one of another accelerator class, where the API server still has no pod of it that

@@ -94,10 +94,9 @@ fn failed(job: &TrainingJob, context: &Context, observation: &Observation, decis
     let (name, now) = (job.name_any(), context.now());
     let observed = &observation.observed;
     let of = |number: u32, ended: &EndedAttempt| {
-        let index = ended.told_by.map_or(0, |told| told.index);
         failure(
             &training_attempt(&name, number),
-            observation.node_of(number, index).as_deref(),
+            observation.node_of(number, ended.index()).as_deref(),
             ended,
             context.progress.silent_since(&job.uid().unwrap_or_default(), number),
             now,

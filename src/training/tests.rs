@@ -681,12 +681,16 @@ async fn what_the_kubelet_tries_again_is_told_and_does_not_stall_the_job() {
     ] {
         let job = training_job(&json!({"status": {"attempt": 1}}));
         let attempt = stored_attempt(&job, 1);
-        let pod = pod_of(
+        let mut pod = pod_of(
             &attempt,
             "trainer",
             "Pending",
             &json!({"waiting": {"reason": waiting, "message": "secret \"s3\" not found"}}),
         );
+        pod.status.as_mut().unwrap().conditions = serde_json::from_value(json!([
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": now().to_string()},
+        ]))
+        .unwrap();
         let (client, scenario) = Scenario::start(vec![
             Step::accept_status(STATUS, job_value(&job)),
             Step::event(NAMESPACE),
@@ -706,6 +710,71 @@ async fn what_the_kubelet_tries_again_is_told_and_does_not_stall_the_job() {
             (&json!(reason), &json!("Warning"))
         );
     }
+}
+
+#[tokio::test]
+async fn an_attempt_whose_node_cannot_have_its_image_is_given_up_and_the_next_one_prefers_other_nodes() {
+    let job = training_job(&json!({"status": {"attempt": 1}}));
+    let attempt = stored_attempt(&job, 1);
+    let without_image = |seconds: i64| {
+        let since = now() - jiff::SignedDuration::from_secs(seconds);
+        let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}});
+        let mut pod = pod_of(&attempt, "trainer", "Pending", &waiting);
+        pod.spec.as_mut().unwrap().node_name = Some("n-1".to_owned());
+        pod.status.as_mut().unwrap().conditions = serde_json::from_value(json!([
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": since.to_string()},
+        ]))
+        .unwrap();
+        pod
+    };
+    // Not before its time, and not where the API server knows better.
+    let here = serde_json::to_value(pod_of(&attempt, "trainer", "Running", &json!({"running": {}}))).unwrap();
+    let pod_path = format!("{PODS}/intent-train-1-0-x");
+    for (seconds, first) in [(74, None), (75, Some(Step::get(&pod_path, here)))] {
+        let told = [Step::accept_status(STATUS, job_value(&job)), Step::event(NAMESPACE)];
+        let (client, scenario) = Scenario::start(first.into_iter().chain(told).collect());
+        let context = context(client, |c| {
+            c.caches.jobs = Cache::of([attempt.clone()]);
+            c.caches.pods = Cache::of([without_image(seconds)]);
+        });
+        reconcile(Arc::new(job.clone()), context).await.unwrap();
+        let calls = scenario.finish().await;
+        assert_eq!(
+            condition(&calls[calls.len() - 2], "Ready"),
+            ("False", "ImagePullFailed")
+        );
+    }
+
+    let pod = without_image(75);
+    let (client, scenario) = Scenario::start(giving_up(&job, &pod));
+    let context = context(client, |c| {
+        c.caches.jobs = Cache::of([attempt.clone()]);
+        c.caches.pods = Cache::of([pod]);
+    });
+    reconcile(Arc::new(job.clone()), context).await.unwrap();
+    let calls = scenario.finish().await;
+    assert_eq!(condition(&calls[3], "Restarting"), ("True", "ImagePullFailed"));
+    assert_eq!(calls[3].body["status"]["countedRestarts"], 0);
+    let incident = &calls[3].body["status"]["recovery"]["incidents"][0];
+    assert_eq!(
+        (&incident["cause"], &incident["node"], &incident["detectSeconds"]),
+        (&json!("ImagePullFailed"), &json!("n-1"), &json!(75))
+    );
+
+    let mut given_up = attempt;
+    given_up.metadata.annotations = serde_json::from_value(calls[1].body["metadata"]["annotations"].clone()).unwrap();
+    let job = training_job(&json!({"status": calls[3].body["status"]}));
+    let (client, scenario) = Scenario::start(vec![
+        Step::accept("POST", JOBS),
+        Step::accept_status(STATUS, job_value(&job)),
+    ]);
+    let context = self::context(client, |c| c.caches.jobs = Cache::of([given_up]));
+    reconcile(Arc::new(job), context).await.unwrap();
+    let calls = scenario.finish().await;
+    let affinity = calls[0].body["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+        ["preferredDuringSchedulingIgnoredDuringExecution"]
+        .to_string();
+    assert!(affinity.contains("NotIn") && affinity.contains("n-1"), "{affinity}");
 }
 
 #[tokio::test]

@@ -2,12 +2,16 @@
 //! run side by side, since most of their time is waiting, and begin one after the other, since beginning is not.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, GOOD_VERSION, NAMESPACE, ROW_LIMIT, Row, SOON, endpoint, ends, service, training, version};
-use crate::cluster::{ManyGpus, apply, condition, delete_namespace, get, kubectl, list, need, object_store, predict};
+use crate::cluster::{
+    ManyGpus, apply, condition, delete_namespace, get, kubectl, list, localcluster, need, object_store, predict, run,
+};
 use crate::deletion;
 use crate::storage::{Fault, Proxy, bucket, digests};
 
@@ -22,6 +26,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("names taken", names_taken),
     ("foreign data", foreign_data),
     ("storage comes back", storage_comes_back),
+    ("an image that one node has", image_on_one_node),
     ("silent storage of a service", silent_storage_of_a_service),
     ("deleted while downloading", deletion::training_while_downloading),
     ("deleted while training", deletion::training_while_it_trains),
@@ -78,6 +83,10 @@ fn bad_inputs_end_in_a_clear_condition_without_a_storm() {
     assert_eq!(failures, Vec::<String>::new(), "their messages stand above");
     assert!(noise.values().all(|lines| *lines <= NOISE), "{noise:?}");
 }
+
+/// Writes by which an attempt is given up and the next one made: the Job's verdict, the pod's end, the next Job, and the status
+/// and an event of each.
+const RETRY_WRITES: usize = 8;
 
 /// Lines above INFO that the operator may write of one object, over all that happens to it here.
 const NOISE: usize = 3;
@@ -254,12 +263,16 @@ fn table(stores: &Stores) -> Vec<(Value, Row)> {
             "Running",
             "PodConfigInvalid",
         ),
-        of(
-            training("missing-image", |j| {
-                j["trainer"]["image"] = json!("localhost/nowhere:1")
-            }),
-            "Running",
-            "ImagePullFailed",
+        // After 75 s another attempt tries elsewhere, which on a slow machine is within the minute.
+        with(
+            of(
+                training("missing-image", |j| {
+                    j["trainer"]["image"] = json!("localhost/nowhere:1")
+                }),
+                "Running",
+                "ImagePullFailed",
+            ),
+            |row| row.attempts(2).writes(RETRY_WRITES),
         ),
         of(training("missing-ca", missing_ca), "Running", "PodNotPrepared"),
         with(
@@ -709,6 +722,60 @@ fn among(bench: &Bench, foreign: &Foreign) {
         let allowed = |request: &str| conflict && !(key.contains("attempt-1/") && read(request));
         assert!(asked.iter().all(|request| allowed(request)), "{name}: {asked:?}");
     }
+}
+
+/// The OCI archive of the trainer's image, as `make images` left it for this profile.
+fn trainer_image() -> PathBuf {
+    let program = localcluster();
+    let profile = program.parent().and_then(Path::file_name).expect("profile folder");
+    let images = PathBuf::from(need("FLYWHEEL_CACHE")).join("images");
+    images.join(profile).join("trainer.tar")
+}
+
+/// A node cannot have the image: when that has lasted too long the next attempt goes to another node, which can.
+fn image_on_one_node(bench: &Bench) {
+    let name = "image-on-one-node";
+    // By a name of its own, as nodes keep what another run has left.
+    let image = &format!("localhost/trainer-of-one-node:{}", std::process::id());
+    let job = training(name, |j| j["trainer"]["image"] = json!(image));
+    apply(&job);
+    bench
+        .mirror
+        .wait(("trainingjob", name), "ImagePullFailed", SOON, |seen| {
+            condition(seen.get("trainingjob", name)?, "Ready")
+                .filter(|c| c.1 == "ImagePullFailed")
+                .map(|_| ())
+        });
+    let node_of = |attempt: u32| {
+        let selector = format!("flywheel.dev/training-job={name},flywheel.dev/attempt={attempt}");
+        let pods = list("pods", NAMESPACE, &selector);
+        pods[0]["spec"]["nodeName"].as_str().expect("a node").to_owned()
+    };
+    let without = node_of(1);
+    let nodes = list("nodes", "", "nvidia.com/gpu.product=NVIDIA-A100-SXM4-40GB");
+    let mut names = nodes.iter().filter_map(|node| node["metadata"]["name"].as_str());
+    let other = names.find(|name| *name != without).expect("another node of the class");
+    run(
+        Command::new(localcluster())
+            .args(["load-image", "--node", other, "--as", image])
+            .arg(trainer_image()),
+        None,
+    )
+    .expect("load-image");
+    bench.settle(&ends(&job, "Complete", "Trained").attempts(2));
+    assert_eq!(node_of(2), other);
+    let job = get("trainingjob", NAMESPACE, name).expect("the job");
+    let incident = &job["status"]["recovery"]["incidents"][0];
+    assert_eq!(
+        (&incident["cause"], &incident["node"]),
+        (&json!("ImagePullFailed"), &json!(without)),
+        "{incident}"
+    );
+    let seconds = incident["detectSeconds"].as_i64().expect("detectSeconds");
+    assert!((75..100).contains(&seconds), "{incident}");
+    assert_eq!(job["status"]["countedRestarts"], json!(0), "it does not count");
+    let condition = condition(&job, "RecoveryWithinDeadline").expect("RecoveryWithinDeadline");
+    assert_eq!(condition.0, "True", "{condition:?}");
 }
 
 /// The storage goes in the middle of a download and comes back: the next attempt goes well.

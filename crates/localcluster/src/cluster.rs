@@ -331,15 +331,20 @@ impl Cluster {
         })
     }
 
-    /// Gives the image of an OCI archive to every real node; pods use it with `imagePullPolicy: Never`.
+    /// Gives the image of an OCI archive to these real nodes, or to each where none is named, by its own name and by `name`
+    /// where there is one; pods use it with `imagePullPolicy: Never`.
     ///
     /// # Errors
-    /// The archive is none, or the cluster is not local.
-    pub fn load_image(&self, archive: &Path) -> Result<()> {
+    /// The archive is none, there is no such node, or the cluster is not local.
+    pub fn load_image(&self, archive: &Path, nodes: &[String], name: Option<&str>) -> Result<()> {
         let local = self.local()?;
         let ctr = Program::Ctr.ensure(&local.state.kubernetes)?;
-        in_parallel(&local.state.nodes, |node| {
-            node::import(&local.folder, node, &node.holder(&local.folder)?, &ctr, archive)
+        let nodes: Vec<&Node> = match nodes {
+            [] => local.state.nodes.iter().collect(),
+            named => named.iter().map(|node| Ok(self.node(node)?.1)).collect::<Result<_>>()?,
+        };
+        in_parallel(&nodes, |node| {
+            node::import(&local.folder, node, &node.holder(&local.folder)?, &ctr, archive, name)
         })
     }
 

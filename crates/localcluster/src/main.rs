@@ -98,10 +98,16 @@ enum Action {
         /// Where its GPUs stand.
         file: PathBuf,
     },
-    /// Give the images of OCI archives to every real node.
+    /// Give the images of OCI archives to every real node, or to some.
     LoadImage {
         #[command(flatten)]
         cluster: Named,
+        /// A node that gets them; can be given several times.
+        #[arg(long = "node", value_name = "NODE")]
+        nodes: Vec<String>,
+        /// One more name of the image, where there is one archive.
+        #[arg(long = "as", value_name = "NAME")]
+        alias: Option<String>,
         /// Archives, as `images` writes them.
         #[arg(required = true)]
         archives: Vec<PathBuf>,
@@ -265,11 +271,24 @@ fn run(action: Action) -> Result<ExitCode> {
         }
         Action::Gpus { of, count } => Cluster::find(&of.cluster.name)?.set_gpus(&of.node, count)?,
         Action::DevicePlugin { node, file } => match play_gpus(&node, &file)? {},
-        Action::LoadImage { cluster, archives } => {
+        Action::LoadImage {
+            cluster,
+            nodes,
+            alias,
+            archives,
+        } => {
+            if alias.is_some() && archives.len() > 1 {
+                return Err(Error::Usage("--as names the image of one archive".to_owned()));
+            }
             let cluster = Cluster::find(&cluster.name)?;
             for archive in archives {
-                cluster.load_image(&archive)?;
-                tracing::info!("{} is on {}", archive.display(), cluster.nodes().join(" "));
+                cluster.load_image(&archive, &nodes, alias.as_deref())?;
+                let on = if nodes.is_empty() {
+                    cluster.nodes()
+                } else {
+                    nodes.clone()
+                };
+                tracing::info!("{} is on {}", archive.display(), on.join(" "));
             }
         }
         Action::Kubectl(passed) => {

@@ -268,7 +268,7 @@ state = "{state}"
         process::wait_for("", READY_WITHIN, &containerd, || {
             process::run(Command::new(&ctr).arg("--address").arg(socket(home)).arg("version")).map(|_| true)
         })?;
-        import(self.layout.folder, node, holder, &ctr, self.pause)
+        import(self.layout.folder, node, holder, &ctr, self.pause, None)
     }
 
     fn start_kubelet(&self, node: &Node, home: &Path, holder: &Daemon) -> Result<Daemon> {
@@ -411,8 +411,15 @@ state = "{state}"
     }
 }
 
-/// Gives an OCI archive's image to a node.
-pub(crate) fn import(cluster: &Path, node: &Node, holder: &Daemon, ctr: &Path, archive: &Path) -> Result<()> {
+/// Gives an OCI archive's image to a node, by one more name where one is given.
+pub(crate) fn import(
+    cluster: &Path,
+    node: &Node,
+    holder: &Daemon,
+    ctr: &Path,
+    archive: &Path,
+    name: Option<&str>,
+) -> Result<()> {
     // Through standard input: the node's mount namespace need not know the archive's folder.
     let file = fs::File::open(archive).map_err(Error::path("opening", archive))?;
     let mut command = Command::new(machine::find("nsenter").unwrap_or_else(|| "nsenter".into()));
@@ -421,7 +428,11 @@ pub(crate) fn import(cluster: &Path, node: &Node, holder: &Daemon, ctr: &Path, a
         .arg(ctr)
         .arg("--address")
         .arg(socket(&folder(cluster, node)));
-    command.args(["--namespace", "k8s.io", "images", "import", "-"]);
+    command.args(["--namespace", "k8s.io", "images", "import"]);
+    if let Some(name) = name {
+        command.args(["--index-name", name]);
+    }
+    command.arg("-");
     process::run_from(&mut command, file).map(drop)
 }
 

@@ -1,6 +1,8 @@
 //! What to do about pods that the API server refuses, or that get no image: one answer for all kinds of pods. What is to be
 //! changed, and whether the object can be changed at all, depends on whose pods they are.
 
+use std::time::Duration;
+
 use flywheel_api::conditions::reasons;
 use flywheel_api::names::{SERVER, VERIFIER};
 
@@ -25,6 +27,9 @@ const PULL_REASONS: [&str; 5] = [
     "ImageInspectError",
     "RegistryUnavailable",
 ];
+/// Time without its image after which a pod is made anew: its node tries again after up to 40 s by then, and waits longer with
+/// each try.
+pub const IMAGE_WAIT: Duration = Duration::from_secs(75);
 /// Reason of a waiting container whose image can never be there.
 const NO_REFERENCE: &str = "InvalidImageName";
 

@@ -252,7 +252,11 @@ fn outcome(number: u32, ended: &EndedAttempt) -> Verification {
                 .to_owned(),
         ),
         End::Unclear { message } => (reasons::POD_FAILED, message.clone()),
-        End::Lost { how } | End::Hung { how } | End::GpuFault { how } | End::NoRoom { how, .. } => {
+        End::Lost { how }
+        | End::Hung { how }
+        | End::GpuFault { how }
+        | End::NoRoom { how, .. }
+        | End::NoImage { how, .. } => {
             (reasons::POD_LOST, how.clone())
         }
     };

@@ -13,13 +13,12 @@ use flywheel_api::recovery::{Incident, IncidentCause, RecoveryMode};
 use jiff::Timestamp;
 
 use super::incident::{Failure, News, Reached, advance, kept, open, seconds, without_room};
+use crate::remedy::IMAGE_WAIT;
 use crate::serving::{PodView, SPARE_GPU_WAIT, Stage};
 
 /// Starts of a container again, over its life, from which on a wait of its kubelet counts: the one after three in a row is of
 /// 40 s, and doubles with each further one.
 const CRASHES: i32 = 3;
-/// Time without its image after which a pod is made anew: its node tries again after up to 40 s by then.
-const IMAGE_WAIT: Duration = Duration::from_secs(75);
 /// Crash-looping pods of one service that are replaced within [`CRASHES_WINDOW`]. What ends more often than that ends wherever
 /// it runs, and its pods and their logs stay.
 const REPLACED_MAX: usize = 3;

@@ -64,13 +64,18 @@ pub fn failure(
         End::Lost { how } => (IncidentCause::PodLost, how.clone()),
         End::Hung { how } => (IncidentCause::Hung, how.clone()),
         End::GpuFault { how } => (IncidentCause::GpuFault, how.clone()),
+        End::NoImage { how, .. } => (IncidentCause::ImagePullFailed, how.clone()),
         // What it was to recover from goes on.
         End::NoRoom { .. } => return None,
     };
     // A pod that missed another one says nothing against its own node.
     let missed = matches!(&ended.end, End::Told(Outcome::Failed(failure)) if failure.reason == FailureReason::PeerLost);
     // A deleted pod has its end when its grace is over; a lost node was silent long before its pods were.
-    let at = ended.at.map_or(now, |at| at.min(now));
+    let at = match ended.end {
+        End::NoImage { since, .. } => Some(since),
+        _ => ended.at,
+    };
+    let at = at.map_or(now, |at| at.min(now));
     let silent = silent_since.filter(|_| matches!(cause, IncidentCause::NodeLost | IncidentCause::Hung));
     Some(Failure {
         cause,
@@ -200,6 +205,20 @@ mod tests {
         )
         .unwrap();
         assert_eq!(ends_later.began, at(110), "its grace is not over");
+        let no_image = ended(
+            End::NoImage {
+                how: "no image".to_owned(),
+                index: 0,
+                since: at(25),
+                turn: 1,
+            },
+            100,
+        );
+        let no_image = failure("j-train-1", Some("n"), &no_image, None, at(100)).unwrap();
+        assert_eq!(
+            (no_image.cause, no_image.began, no_image.node.as_deref()),
+            (IncidentCause::ImagePullFailed, at(25), Some("n"))
+        );
         let no_room = End::NoRoom {
             how: "no room".to_owned(),
             turn: 1,

@@ -82,6 +82,17 @@ pub struct EndedAttempt {
     pub told_by: Option<ToldBy>,
 }
 
+impl EndedAttempt {
+    /// Completion index of the pod that tells of it.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        match self.end {
+            End::NoImage { index, .. } => index,
+            _ => self.told_by.map_or(0, |told| told.index),
+        }
+    }
+}
+
 /// One of several pods that tells of an attempt's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -150,6 +161,17 @@ pub enum End {
         /// Turns of the two classes in a row, with this one.
         turn: u32,
     },
+    /// A pod of it could not have its image, so it was given up for one with new pods.
+    NoImage {
+        /// Which pod, and for how long.
+        how: String,
+        /// Completion index of that pod.
+        index: u32,
+        /// Since when.
+        since: Timestamp,
+        /// Attempts in a row that ended so, with this one.
+        turn: u32,
+    },
 }
 
 impl Verdict {
@@ -163,6 +185,12 @@ impl Verdict {
                 Cause::NodeLost => End::Lost { how },
                 Cause::GpuFault => End::GpuFault { how },
                 Cause::NoRoom { turn } => End::NoRoom { how, turn },
+                Cause::NoImage { index, since, turn } => End::NoImage {
+                    how,
+                    index,
+                    since,
+                    turn,
+                },
             },
             at: Some(self.at),
             position: self.position,
@@ -443,7 +471,7 @@ fn telling(end: &PodEnd<'_>, by_itself: Option<Timestamp>, is_over: bool, contai
         )
         | End::Unclear { .. }
         | End::Hung { .. } => Telling::Failed,
-        End::GpuFault { .. } | End::NoRoom { .. } => Telling::Taken,
+        End::GpuFault { .. } | End::NoRoom { .. } | End::NoImage { .. } => Telling::Taken,
         End::Lost { .. } if !is_deletion(end) || is_cut_off(end.pod, container, now) => Telling::Taken,
         // Its deletion was not yet seen when the first end was.
         End::Lost { .. } if is_over => Telling::Stopped,
@@ -587,6 +615,22 @@ pub fn runs(pod: &Pod, container: &str) -> bool {
 pub fn running_since(pod: &Pod, container: &str) -> Option<Timestamp> {
     let running = status_of(pod, container)?.state.as_ref()?.running.as_ref()?;
     running.started_at.as_ref().map(|t| t.0)
+}
+
+/// Since when the container that counts has waited for its image, where it cannot be had: when the pod's sandbox stood, or its
+/// node took it, as nothing tells when the first try failed.
+#[must_use]
+pub fn without_image_since(pod: &Pod, container: &str) -> Option<Timestamp> {
+    let status = status_of(pod, container)?;
+    let waiting = status.state.as_ref()?.waiting.as_ref()?.reason.as_deref()?;
+    let lacks = of_image(PodsOf::container(container), "", waiting, &status.image).is_some();
+    let since = |kind: &str| {
+        let is = condition(pod, kind).filter(|c| c.status == "True")?;
+        is.last_transition_time.as_ref().map(|t| t.0)
+    };
+    let began = since("PodReadyToStartContainers").or_else(|| since("PodScheduled"));
+    let made = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    began.or(made).filter(|_| lacks && lives(pod, container))
 }
 
 /// What the kubelet says of the first device of this extended resource that the container holds and that is unhealthy. Only Kubernetes
@@ -893,6 +937,7 @@ mod tests {
                 End::Hung { .. } => "Hung",
                 End::GpuFault { .. } => "GpuFault",
                 End::NoRoom { .. } => "NoRoom",
+                End::NoImage { .. } => "NoImage",
             },
         }
     }
@@ -1310,7 +1355,18 @@ mod tests {
             ..TerminationMessage::new(Outcome::Failed(Failure::new(FailureReason::Interrupted, "SIGTERM")))
         };
         let deleted = json!({"deletionTimestamp": "2026-01-01T00:05:30Z", "deletionGracePeriodSeconds": 30});
-        for cause in [Cause::Hung, Cause::NodeLost, Cause::GpuFault, Cause::NoRoom { turn: 2 }] {
+        let no_image = Cause::NoImage {
+            index: 0,
+            since: at("00:03:45"),
+            turn: 1,
+        };
+        for cause in [
+            Cause::Hung,
+            Cause::NodeLost,
+            Cause::GpuFault,
+            Cause::NoRoom { turn: 2 },
+            no_image,
+        ] {
             let (job, verdict) = given_up(cause);
             for pod in [
                 pod(json!({}), running(json!([]))),

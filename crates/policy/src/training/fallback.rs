@@ -11,24 +11,18 @@ use jiff::Timestamp;
 
 use super::attempt::{AttemptState, End, EndedAttempt};
 use super::hang::{Cause, Verdict};
-use super::{AttemptView, Wishes};
+use super::{AttemptView, Wishes, turn_after};
 
 /// How long an attempt has no node, at last for want of a GPU of its class, before one of the other class follows. Pods that are told to end hold theirs
 /// for 30 s, and those that their kubelet has to kill a little longer; what becomes free in that way is waited for. Longer
 /// would use up what a recovery may take.
 pub const FALLBACK_AFTER: Duration = Duration::from_secs(60);
-/// The longest such wait where neither class has room: two Jobs an hour are no load, and what becomes free in the other class
-/// is found within it.
-const LONGEST_WAIT: Duration = Duration::from_secs(1800);
-/// Doublings of the wait after which it is at its longest.
-const DOUBLINGS_MAX: u32 = 5;
 
 /// How long the attempt after this many turns in a row finds no GPU before it is the other class's turn again: 60, 120, 240,
 /// 480, 960, 1,800 s.
 #[must_use]
 pub fn patience(turns: u32) -> Duration {
-    let doubled = FALLBACK_AFTER.saturating_mul(1 << turns.min(DOUBLINGS_MAX));
-    doubled.min(LONGEST_WAIT)
+    turn_after(FALLBACK_AFTER, turns)
 }
 
 impl<'a> Wishes<'a> {
@@ -192,7 +186,7 @@ mod tests {
     fn turns_are_slower_and_slower() {
         let seconds: Vec<u64> = (0..8).map(|turns| patience(turns).as_secs()).collect();
         assert_eq!(seconds, [60, 120, 240, 480, 960, 1800, 1800, 1800]);
-        assert_eq!(patience(u32::MAX), LONGEST_WAIT);
+        assert_eq!(patience(u32::MAX), Duration::from_secs(1800));
     }
 
     #[test]

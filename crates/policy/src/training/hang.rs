@@ -19,6 +19,9 @@ use flywheel_contract::termination::Position;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::attempt::AttemptState;
+use super::image;
+
 /// A heartbeat in `Training` may be this many median passes old; there is one after each micro-batch. Single passes take
 /// four times the median (long texts, a neighbour on the machine, the copy of the state for a checkpoint), and that time
 /// is as uneven as the others: five medians gave 65 false alarms in 1,000 hours of the tests' trace.
@@ -125,6 +128,26 @@ pub enum Cause {
         /// Turns of the two classes in a row, with this one.
         turn: u32,
     },
+    /// A pod cannot have its image on its node, and a new one may.
+    NoImage {
+        /// Completion index of that pod.
+        index: u32,
+        /// Since when.
+        since: Timestamp,
+        /// Attempts in a row that ended so, with this one.
+        turn: u32,
+    },
+}
+
+impl Cause {
+    /// Whether an attempt in this state can be given up for it.
+    pub(super) fn is_of(self, state: &AttemptState) -> bool {
+        match self {
+            Self::NoRoom { .. } => *state == AttemptState::Unscheduled,
+            Self::NoImage { .. } => image::is_missing(state),
+            Self::Hung | Self::NodeLost | Self::GpuFault => *state == AttemptState::Running,
+        }
+    }
 }
 
 impl Verdict {

@@ -1,12 +1,13 @@
 //! What a TrainingJob needs next.
 //!
 //! [`attempt`] reads one attempt's Job and pods, [`hang`] says whether a pod that runs still works, [`restart`] says whether
-//! and when another attempt follows a failure, [`fallback`] of which accelerator class it is, and [`decide`] puts them together
-//! with what the spec says.
+//! and when another attempt follows a failure, [`fallback`] of which accelerator class it is, [`image`] when new pods are to
+//! try where an image cannot be had, and [`decide`] puts them together with what the spec says.
 
 pub mod attempt;
 pub mod fallback;
 pub mod hang;
+pub mod image;
 pub mod restart;
 
 use std::time::Duration;
@@ -18,7 +19,7 @@ use jiff::Timestamp;
 use crate::placement::Problem;
 use crate::remedy::{PodsOf, of_refusal};
 use attempt::{AttemptState, End, EndedAttempt, Remains};
-use hang::{Cause, Verdict};
+use hang::Verdict;
 use restart::{After, Past};
 
 /// What the spec wishes, as far as decisions need it.
@@ -110,7 +111,7 @@ pub struct Observed {
     pub version_taken: Option<TakenVersion>,
     /// Why pods have no node.
     pub placement: Option<Problem>,
-    /// That the last attempt is to be given up: it runs and hangs or is lost, or it has no room.
+    /// That the last attempt is to be given up: it runs and hangs or is lost, or it has no room or no image.
     pub verdict: Option<Verdict>,
 }
 
@@ -246,6 +247,17 @@ const SAVES_FIRST: &str = "the Job of the last attempt was deleted; a new attemp
 /// other.
 const GANG_PATIENCE: Duration = Duration::from_secs(300);
 
+/// The longest wait of an attempt for what it cannot have, before another one tries elsewhere: two Jobs an hour are no load,
+/// and what becomes free or mended is found within it.
+const LONGEST_TURN: Duration = Duration::from_secs(1800);
+/// Doublings of such a wait after which it is at its longest.
+const DOUBLINGS_MAX: u32 = 5;
+
+/// How long an attempt waits after this many in a row that did, where the first waits for `first`.
+fn turn_after(first: Duration, turns: u32) -> Duration {
+    first.saturating_mul(1 << turns.min(DOUBLINGS_MAX)).min(LONGEST_TURN)
+}
+
 impl Decision {
     /// Nothing is done.
     fn wait(phase: Phase, reason: &str, message: impl Into<String>, again: Duration) -> Self {
@@ -342,14 +354,16 @@ fn intent(wishes: Wishes<'_>, observed: &Observed, now: Timestamp) -> Decision {
         AttemptState::Ended(ended) => Some((ended.clone(), Over::Ended)),
         AttemptState::Ending(ended) => Some((ended.clone(), Over::Ending)),
         // A suspension ends the pod as well, and costs nothing.
-        AttemptState::Running | AttemptState::Unscheduled if !wishes.suspend && !wishes.only_observe => observed
-            .verdict
-            .as_ref()
-            // It is about what the attempt did when it was looked at.
-            .filter(|verdict| {
-                matches!(verdict.cause, Cause::NoRoom { .. }) == (latest.state == AttemptState::Unscheduled)
-            })
-            .map(|verdict| (verdict.ended(), Over::GivenUp(verdict))),
+        AttemptState::Running | AttemptState::Unscheduled | AttemptState::Blocked { .. }
+            if !wishes.suspend && !wishes.only_observe =>
+        {
+            observed
+                .verdict
+                .as_ref()
+                // It is about what the attempt did when it was looked at.
+                .filter(|verdict| verdict.cause.is_of(&latest.state))
+                .map(|verdict| (verdict.ended(), Over::GivenUp(verdict)))
+        }
         _ => None,
     };
     let mut decision = match over {
@@ -401,16 +415,17 @@ fn intent(wishes: Wishes<'_>, observed: &Observed, now: Timestamp) -> Decision {
                     let told = observed.told_counted.filter(|_| is_lost(latest));
                     let counted = told.filter(|told| *told > latest.counted).unwrap_or(counted);
                     let is_ending = matches!(over, Over::Ending);
-                    // Pods that have no node yet could get one beside those of another class.
-                    let holds_on = matches!(ended.end, End::NoRoom { .. }) && latest.pod_lives;
+                    // Pods that have not begun could do so beside the next ones, and none are of two classes.
+                    let not_begun = matches!(ended.end, End::NoRoom { .. } | End::NoImage { .. });
+                    let class = wishes.next_class(&latest.class, &ended.end);
+                    let holds_on = latest.pod_lives && (not_begun || class != latest.class);
                     let (intent, again) = match over {
                         Over::Ended if holds_on => (Intent::Wait, SOON),
                         Over::Ended if wait.is_zero() => {
-                            let class = wishes.next_class(&latest.class, &ended.end).to_owned();
                             let intent = Intent::StartAttempt {
                                 attempt,
                                 counted,
-                                class,
+                                class: class.to_owned(),
                             };
                             (intent, RUNNING)
                         }
@@ -471,7 +486,10 @@ fn is_lost(attempt: &AttemptView) -> bool {
 fn before(attempts: &[AttemptView]) -> Option<&EndedAttempt> {
     attempts.iter().rev().skip(1).find_map(|a| match &a.state {
         AttemptState::Ended(ended) => {
-            let taken = matches!(ended.end, End::Lost { .. } | End::GpuFault { .. } | End::NoRoom { .. });
+            let taken = matches!(
+                ended.end,
+                End::Lost { .. } | End::GpuFault { .. } | End::NoRoom { .. } | End::NoImage { .. }
+            );
             (!taken).then_some(ended)
         }
         _ => None,
@@ -631,7 +649,13 @@ fn going_on(wishes: Wishes<'_>, observed: &Observed, latest: &AttemptView, now: 
             ),
             WAITING,
         ),
-        AttemptState::Blocked { reason, message } => decision(Phase::Blocked, reason, message.clone(), WAITING),
+        AttemptState::Blocked { reason, message } => {
+            let message = match image::prospect(wishes, &observed.attempts) {
+                Some(prospect) => format!("{}. {prospect}", message.trim_end_matches('.')),
+                None => message.clone(),
+            };
+            decision(Phase::Blocked, reason, message, WAITING)
+        }
         AttemptState::NoPod { refused: None } | AttemptState::Unscheduled => match placement {
             Some(problem) if latest.running > 0 && waited >= GANG_PATIENCE => {
                 let message = format!("{}. {GANG_WAITS}", problem.message);

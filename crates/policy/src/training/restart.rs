@@ -3,7 +3,7 @@
 //! Failures of data, settings or memory give the same again and end the job at once; so do two failures at one step in the
 //! same way. Other failures count against `recovery.maxRestarts` unless the attempt came further than the checkpoint that
 //! it began with. A pod that was taken away (deleted, evicted, preempted, its node lost, its GPU broken) costs nothing, and
-//! neither does one that found itself replaced, or no room.
+//! neither does one that found itself replaced, or no room, or no image.
 
 use std::time::Duration;
 
@@ -108,6 +108,7 @@ pub fn after(max_restarts: u32, past: &Past<'_>, now: Timestamp) -> After {
         }
         End::GpuFault { how } => past.free(reasons::GPU_FAULT, format!("attempt {number} was given up: {how}"), now),
         End::NoRoom { how, .. } => past.free(reasons::FALLBACK_CLASS, how.clone(), now),
+        End::NoImage { how, .. } => past.free(reasons::IMAGE_PULL_FAILED, how.clone(), now),
     }
 }
 
@@ -259,7 +260,7 @@ fn failure_reason(end: &End) -> Option<&str> {
         )
         | End::Unclear { .. } => Some(reasons::POD_FAILED),
         End::Hung { .. } => Some(reasons::HUNG),
-        End::OutOfMemory | End::Lost { .. } | End::GpuFault { .. } | End::NoRoom { .. } => None,
+        End::OutOfMemory | End::Lost { .. } | End::GpuFault { .. } | End::NoRoom { .. } | End::NoImage { .. } => None,
     }
 }
 

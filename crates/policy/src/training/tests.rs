@@ -7,6 +7,7 @@ use flywheel_contract::trainer::ArtifactRef;
 use proptest::prelude::*;
 
 use super::attempt::{Telling, ToldBy};
+use super::hang::Cause;
 use super::*;
 
 const NOW: i64 = 1_700_000_000;
@@ -1253,7 +1254,84 @@ fn an_attempt_without_room_is_followed_by_one_of_the_fallback_class() {
         ),
         ..runs
     };
-    assert_eq!(decide(wishes, &seen(vec![lost]), at(1)).intent, next(3, "a100"));
+    let decision = decide(wishes, &seen(vec![lost.clone()]), at(1));
+    assert_eq!(
+        (decision.intent, decision.stop),
+        (Intent::Wait, vec![2]),
+        "no pods of two classes"
+    );
+    let gone = AttemptView {
+        pod_lives: false,
+        ..lost
+    };
+    assert_eq!(decide(wishes, &seen(vec![gone]), at(1)).intent, next(3, "a100"));
+}
+
+#[test]
+fn an_attempt_without_its_image_is_followed_by_another_one_when_its_pods_are_gone() {
+    let blocked = |number, reason| AttemptView {
+        pod_lives: true,
+        ..attempt(
+            number,
+            1,
+            AttemptState::Blocked {
+                reason,
+                message: "the image r/x:1 cannot be pulled for pod p; it is tried again by itself".to_owned(),
+            },
+        )
+    };
+    let gives_up = Verdict {
+        how: "attempt 1 could not have its image on n-1 for 75 s, and other nodes are preferred next".to_owned(),
+        ..verdict(Cause::NoImage {
+            index: 0,
+            since: at(0),
+            turn: 1,
+        })
+    };
+    let of = |attempt, verdict| Observed {
+        verdict,
+        ..seen(vec![attempt])
+    };
+    let waits = decide(WISHES, &of(blocked(1, reasons::IMAGE_PULL_FAILED), None), at(0));
+    assert_eq!((&waits.intent, waits.phase), (&Intent::Wait, Phase::Blocked));
+    assert_eq!(
+        waits.message,
+        "the image r/x:1 cannot be pulled for pod p; it is tried again by itself. Where it is not there after 75 s, another \
+         attempt follows, which prefers other nodes"
+    );
+    let decision = decide(
+        WISHES,
+        &of(blocked(1, reasons::IMAGE_PULL_FAILED), Some(gives_up.clone())),
+        at(75),
+    );
+    assert_eq!(
+        decision.intent,
+        Intent::GiveUp {
+            attempt: 1,
+            verdict: gives_up.clone()
+        }
+    );
+    assert_eq!(
+        (decision.phase, decision.reason.as_str(), decision.counted),
+        (Phase::Restarting, "ImagePullFailed", Some(1))
+    );
+    // What was seen of another state does not count any more.
+    let secret = decide(
+        WISHES,
+        &of(blocked(1, reasons::POD_CONFIG_INVALID), Some(gives_up.clone())),
+        at(75),
+    );
+    assert_eq!((secret.intent, secret.phase), (Intent::Wait, Phase::Blocked));
+
+    // Its pod could have its image in this moment, beside the next one.
+    let given_up = |pod_lives| AttemptView {
+        pod_lives,
+        ..attempt(1, 1, AttemptState::Ended(gives_up.ended()))
+    };
+    let decision = decide(WISHES, &seen(vec![given_up(true)]), at(76));
+    assert_eq!((decision.intent, decision.stop), (Intent::Wait, vec![1]));
+    let decision = decide(WISHES, &seen(vec![given_up(false)]), at(76));
+    assert_eq!(decision.intent, start(2, 1));
 }
 
 /// An attempt of two pods.

@@ -2,6 +2,7 @@
 //! the nodes, and the store that checkpoints go to. What the API server tells may be older than what is.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use flywheel_api::names::{ANNOTATION_ENDED, ANNOTATION_GIVEN_UP, LABEL_COMPLETION_INDEX, TRAINER};
 use flywheel_contract::failure::{Failure, FailureReason};
@@ -9,7 +10,7 @@ use flywheel_contract::scalar::{Digest, Uri};
 use flywheel_contract::termination::{Outcome, Position, TerminationMessage, Trained};
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::training::hang::{Cause, Verdict};
-use flywheel_policy::training::{Ended, Phase};
+use flywheel_policy::training::{Ended, Phase, fallback, image};
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
 use k8s_openapi::api::core::v1::{
@@ -209,6 +210,9 @@ pub struct PodObject {
     disrupted: bool,
     out_of_contact: bool,
     gpu_broken: bool,
+    /// Its image cannot be had, and since when its kubelet says so.
+    no_image: bool,
+    image_fails_since: Option<Second>,
     pub object: Pod,
 }
 
@@ -335,6 +339,8 @@ pub struct Cluster {
     pub fallback: bool,
     /// Others hold what is free of the class.
     pub held: bool,
+    /// The next training pod cannot have its image.
+    pub image_fails: bool,
     /// The API server answers the operator.
     pub api_up: bool,
     /// The first invariant that does not hold.
@@ -398,6 +404,7 @@ impl Cluster {
             service: Service::new(size),
             fallback: nodes[1] > 0,
             held: false,
+            image_fails: false,
             api_up: true,
             broken: None,
             counts: Counts::default(),
@@ -717,6 +724,8 @@ impl Cluster {
                     disrupted: false,
                     out_of_contact: false,
                     gpu_broken: false,
+                    no_image: std::mem::take(&mut self.image_fails),
+                    image_fails_since: None,
                     object: Pod::default(),
                 };
                 pod.render();
@@ -789,6 +798,11 @@ impl Cluster {
             match (process, &pod.told) {
                 (None, Told::Waiting) if pod.deadline.is_some() => {
                     self.pods.remove(place);
+                }
+                (None, Told::Waiting) if pod.no_image => {
+                    self.change_pod(pod.uid, |pod| {
+                        pod.image_fails_since.get_or_insert(now);
+                    });
                 }
                 (None, Told::Waiting) => {
                     self.processes.push(Process::of(&pod, node, self.training.pods, now));
@@ -1088,16 +1102,21 @@ impl Cluster {
         self.service.crash(node);
     }
 
-    /// Turns of the two classes in a row before the newest attempt.
-    pub fn turns(&self) -> u32 {
+    /// How much longer than a first attempt the newest one waits for room or for its image, by how those before it ended.
+    pub fn turn(&self) -> Duration {
         let mut jobs: Vec<&Rc<JobObject>> = self.jobs.iter().filter(|job| job.owner == self.training.uid).collect();
         jobs.sort_by_key(|job| job.attempt);
         let text = jobs.iter().rev().nth(1).and_then(|job| job.given_up.as_deref());
         let verdict: Option<Verdict> = text.map(|text| serde_json::from_str(text).unwrap());
-        match verdict.map(|verdict| verdict.cause) {
+        let without_room = fallback::patience(match verdict.as_ref().map(|verdict| verdict.cause) {
             Some(Cause::NoRoom { turn }) => turn,
             _ => 0,
-        }
+        });
+        let without_image = match verdict.map(|verdict| verdict.cause) {
+            Some(Cause::NoImage { turn, .. }) => image::patience(turn),
+            _ => Duration::ZERO,
+        };
+        without_room.saturating_mul(u32::from(self.fallback)) + without_image
     }
 
     /// Some pods of an attempt have a node, and others none.
@@ -1205,7 +1224,10 @@ impl PodObject {
             Told::Waiting => (
                 "Pending",
                 ContainerState {
-                    waiting: Some(ContainerStateWaiting::default()),
+                    waiting: Some(ContainerStateWaiting {
+                        reason: self.image_fails_since.map(|_| "ImagePullBackOff".to_owned()),
+                        ..ContainerStateWaiting::default()
+                    }),
                     ..ContainerState::default()
                 },
             ),
@@ -1257,6 +1279,12 @@ impl PodObject {
             conditions.push(PodCondition {
                 last_transition_time: Some(time(since)),
                 ..condition("PodScheduled", false)
+            });
+        }
+        if let Some(since) = self.image_fails_since {
+            conditions.push(PodCondition {
+                last_transition_time: Some(time(since)),
+                ..condition("PodReadyToStartContainers", true)
             });
         }
         if self.disrupted {

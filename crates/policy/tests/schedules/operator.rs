@@ -16,10 +16,12 @@ use flywheel_policy::recovery::serving::{Leaving, Ledger, Look as ServiceLook, P
 use flywheel_policy::serving::Stage;
 use flywheel_policy::training::attempt::{
     AttemptState, End, Remains, index, is_out_of_contact, lives, nodes, running_since, runs, state, unhealthy_device,
-    unrecorded,
+    unrecorded, without_image_since,
 };
 use flywheel_policy::training::hang::{Cause, Look, Surroundings, Verdict, Watch};
-use flywheel_policy::training::{AttemptView, Decision, Ended, Intent, Observed, Phase, Wishes, decide, fallback};
+use flywheel_policy::training::{
+    AttemptView, Decision, Ended, Intent, Observed, Phase, Wishes, decide, fallback, image,
+};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::cluster::{
@@ -521,6 +523,20 @@ impl Leader {
                 }
             }
         }
+        let number = attempts.last().map_or(0, |latest| latest.number);
+        let of_attempt = pods.iter().filter(|(of, _)| *of == number).map(|(_, pod)| &pod.object);
+        if let Some((of, suspected)) = image::verdict(wishes, &attempts, of_attempt, TRAINER, at(now)) {
+            if !cluster.api_up {
+                return None;
+            }
+            let uid = pods
+                .iter()
+                .find(|(_, pod)| std::ptr::eq(&pod.object, of))
+                .map(|(_, pod)| pod.uid);
+            let live = cluster.pods.iter().find(|live| Some(live.uid) == uid);
+            let still = live.is_some_and(|live| without_image_since(&live.object, TRAINER).is_some());
+            verdict = Some(suspected).filter(|_| still);
+        }
         Some(Observation {
             observed: Observed {
                 told_attempt: told,
@@ -850,6 +866,7 @@ fn count(decision: &Decision, observed: &Observed, cluster: &mut Cluster) {
             Cause::Hung => "intent: GiveUp Hung",
             Cause::NodeLost => "intent: GiveUp NodeLost",
             Cause::GpuFault => "intent: GiveUp GpuFault",
+            Cause::NoImage { .. } => "intent: GiveUp NoImage",
             Cause::NoRoom { turn: 1 } => "intent: GiveUp NoRoom",
             Cause::NoRoom { turn: 2 } => "intent: GiveUp NoRoom, second turn",
             Cause::NoRoom { .. } => "intent: GiveUp NoRoom, later turn",
@@ -875,6 +892,7 @@ fn count(decision: &Decision, observed: &Observed, cluster: &mut Cluster) {
             End::Lost { .. } => "end: Lost",
             End::Hung { .. } => "end: Hung",
             End::GpuFault { .. } => "end: GpuFault",
+            End::NoImage { .. } => "end: NoImage",
             End::NoRoom { .. } => "end: NoRoom",
         });
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use flywheel_api::conditions::reasons;
 use flywheel_contract::failure::FailureReason;
-use flywheel_policy::training::{Ended, fallback};
+use flywheel_policy::training::Ended;
 
 use crate::cluster::{Bug, CLASS, Cluster, Doing, Exit, FALLBACK, Uid, failed};
 use crate::counts::Counts;
@@ -41,6 +41,7 @@ pub const MUST_HAPPEN: &[&str] = &[
     "end: Hung",
     "end: InternalError",
     "end: Lost",
+    "end: NoImage",
     "end: NoRoom",
     "end: OutOfMemory",
     "end: PeerLost",
@@ -64,6 +65,7 @@ pub const MUST_HAPPEN: &[&str] = &[
     "fault: a pod is deleted by force",
     "fault: a pod is evicted",
     "fault: a server cannot have its image",
+    "fault: a trainer cannot have its image",
     "fault: a server ends",
     "fault: a server ends again and again",
     "fault: a switch fails",
@@ -81,6 +83,7 @@ pub const MUST_HAPPEN: &[&str] = &[
     "intent: GiveUp GpuFault",
     "fallback: the job trains there",
     "intent: GiveUp Hung",
+    "intent: GiveUp NoImage",
     "intent: GiveUp NoRoom",
     "intent: GiveUp NoRoom, second turn",
     "intent: GiveUp NodeLost",
@@ -471,7 +474,11 @@ impl Schedule {
                 false => NOTHING,
             },
             91..95 => self.end_of_a_server(server).unwrap_or(NOTHING),
-            95..98 => match server {
+            95 => {
+                self.cluster.image_fails = true;
+                "fault: a trainer cannot have its image"
+            }
+            96..98 => match server {
                 Some(place) => {
                     self.cluster.service.pods[place].no_image = true;
                     "fault: a server cannot have its image"
@@ -560,6 +567,7 @@ impl Schedule {
     fn recover(&mut self, tell: bool) -> u64 {
         let all = self.cluster.nodes.len();
         self.cluster.api_up = true;
+        self.cluster.image_fails = false;
         self.cluster.training.suspend = false;
         self.cluster.training.version += 1;
         if self.leader.is_none() {
@@ -598,9 +606,8 @@ impl Schedule {
         let answering = usize::try_from(size).unwrap();
         let mut rounds = 0;
         let begun = self.cluster.now;
-        // An attempt that waits in the class without room stays there for its turn.
-        let turn = has_fallback.then(|| fallback::patience(self.cluster.turns()).as_secs());
-        let deadline = DEADLINE + i64::try_from(turn.unwrap_or(0)).unwrap();
+        // An attempt that waits in the class without room, or for its image, does so for its turn.
+        let deadline = DEADLINE + i64::try_from(self.cluster.turn().as_secs()).unwrap();
         let is_mended = |cluster: &Cluster| cluster.trains() && cluster.service.answering(&cluster.nodes) >= answering;
         while !is_mended(&self.cluster) && self.cluster.broken.is_none() {
             if self.cluster.now - begun >= deadline {
