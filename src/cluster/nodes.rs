@@ -1,18 +1,18 @@
 //! Which nodes are lost: from reads of pods that were not answered, the leases of their nodes, and what the node controller
 //! says. Leases are read of suspects only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flywheel_api::recovery::{Incident, IncidentCause, RecoveryStatus};
 use flywheel_policy::recovery::nodes::{Nodes, is_held};
-use flywheel_policy::training::attempt::is_out_of_contact;
+use flywheel_policy::training::attempt::{is_out_of_contact, unhealthy_device};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
 use kube::Api;
 use tokio::sync::watch;
 
@@ -82,11 +82,26 @@ impl NodeWatch {
         nodes.is_held(lost, all.len(), now)
     }
 
-    /// What says that the GPUs of this pod's node are broken, where something of [`GpuFaults`] does. Not where so many nodes
-    /// have it that it must mean something else; and not where that has already cost the pod's object, which has had these
-    /// incidents, one on this node: there seems to be no other one for it, and it is better off with what works there.
+    /// What says that a GPU of this pod is broken: its kubelet of one that `container` holds of this extended resource, or
+    /// something of [`GpuFaults`] of its node. Not where that is said of so many nodes that it must mean something else.
     #[must_use]
-    pub fn gpu_fault(&self, pod: &Pod, told: Option<&RecoveryStatus>, context: &Context) -> Option<String> {
+    pub fn gpu_fault(
+        &self,
+        pod: &Pod,
+        (container, resource): (&str, Option<&str>),
+        told: Option<&RecoveryStatus>,
+        context: &Context,
+    ) -> Option<String> {
+        let device = resource.and_then(|resource| unhealthy_device(pod, container, resource));
+        device
+            .filter(|_| !are_devices_held(context))
+            .or_else(|| self.node_gpu_fault(pod, told, context))
+    }
+
+    /// What of [`GpuFaults`] says that the GPUs of this pod's node are broken. Not where that has already cost the pod's object,
+    /// which has had these incidents, one on this node: there seems to be no other one for it, and it is better off with what
+    /// works there.
+    fn node_gpu_fault(&self, pod: &Pod, told: Option<&RecoveryStatus>, context: &Context) -> Option<String> {
         let cache = context.caches.nodes.as_ref()?;
         let name = node_of(pod)?;
         let faults = &context.settings.gpu_faults;
@@ -107,6 +122,36 @@ impl NodeWatch {
     fn all_lost(&self, now: Timestamp) -> BTreeSet<String> {
         self.nodes().all_lost(now).into_iter().map(str::to_owned).collect()
     }
+}
+
+/// Whether kubelets report unhealthy devices on so many of the nodes that run pods of ours that the nodes cannot be to blame:
+/// a device plugin that is exchanged everywhere, say.
+fn are_devices_held(context: &Context) -> bool {
+    let runs = |pod: &Pod| pod.metadata.deletion_timestamp.is_none() && pod.status.as_ref().is_some_and(is_running);
+    let pods = context
+        .caches
+        .pods
+        .all(|pod| runs(pod) && devices(pod).next().is_some());
+    let mut nodes: BTreeMap<&str, bool> = BTreeMap::new();
+    for pod in &pods {
+        if let Some(node) = node_of(pod) {
+            *nodes.entry(node).or_default() |= devices(pod).any(|health| health == "Unhealthy");
+        }
+    }
+    is_held(nodes.values().filter(|faulty| **faulty).count(), nodes.len())
+}
+
+fn is_running(status: &PodStatus) -> bool {
+    status.phase.as_deref() == Some("Running")
+}
+
+/// What the kubelet says of the health of each device that this pod holds.
+fn devices(pod: &Pod) -> impl Iterator<Item = &str> {
+    let containers = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    containers
+        .flat_map(|container| container.allocated_resources_status.iter().flatten())
+        .flat_map(|of| of.resources.iter().flatten())
+        .filter_map(|device| device.health.as_deref())
 }
 
 /// A pod's node.
@@ -220,6 +265,49 @@ mod tests {
         serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"nodeName": node}})).unwrap()
     }
 
+    /// Of a pod whose kubelet says nothing of its devices.
+    const NO_DEVICES: (&str, Option<&str>) = ("trainer", Some("nvidia.com/gpu"));
+
+    #[tokio::test]
+    async fn devices_that_are_unhealthy_on_many_nodes_at_once_end_nothing() {
+        let (client, scenario) = flywheel_testkit::Scenario::start(Vec::new());
+        let mut context = Context::test(client, Timestamp::UNIX_EPOCH);
+        let pod = |node: usize, health: &str, phase: &str| -> Pod {
+            let held = json!([{"name": "nvidia.com/gpu", "resources": [{"resourceID": "GPU-1", "health": health}]}]);
+            serde_json::from_value(json!({
+                "metadata": {"name": format!("p-{node}-{health}-{phase}"), "namespace": "team"},
+                "spec": {"nodeName": format!("n-{node}"), "containers": []},
+                "status": {"phase": phase, "containerStatuses": [{"name": "trainer", "image": "i", "imageID": "", "ready": true,
+                    "restartCount": 0, "allocatedResourcesStatus": held}]},
+            }))
+            .unwrap()
+        };
+        let is_faulty = |context: &Context| {
+            let fault = context
+                .nodes
+                .gpu_fault(&pod(0, "Unhealthy", "Running"), NO_DEVICES, None, context);
+            fault.is_some()
+        };
+        // Broken ones and healthy ones of ten nodes; of pods that are over nothing counts.
+        let table = [
+            (1, 0, true),
+            (2, 2, true),
+            (3, 7, true),
+            (4, 6, false),
+            (3, 0, false),
+            (2, 0, true),
+        ];
+        for (broken, healthy, expected) in table {
+            let broken = (0..broken).map(|node| pod(node, "Unhealthy", "Running"));
+            let healthy = (10..10 + healthy).map(|node| pod(node, "Healthy", "Running"));
+            let over = (20..30).map(|node| pod(node, "Unhealthy", "Failed"));
+            context.caches.pods = Cache::of(broken.clone().chain(healthy.clone()).chain(over));
+            let of = (broken.len(), healthy.len());
+            assert_eq!(is_faulty(&context), expected, "{of:?}");
+        }
+        scenario.finish().await;
+    }
+
     #[tokio::test]
     async fn a_nodes_gpus_are_broken_where_what_the_administrator_named_says_so() {
         let (client, scenario) = flywheel_testkit::Scenario::start(Vec::new());
@@ -261,12 +349,15 @@ mod tests {
         context.caches.nodes = Some(Cache::of(all.clone()));
         for (name, _, _, expected) in &nodes {
             assert_eq!(
-                context.nodes.gpu_fault(&pod(name), None, &context).as_deref(),
+                context
+                    .nodes
+                    .gpu_fault(&pod(name), NO_DEVICES, None, &context)
+                    .as_deref(),
                 *expected,
                 "{name}"
             );
         }
-        assert_eq!(context.nodes.gpu_fault(&pod("gone"), None, &context), None);
+        assert_eq!(context.nodes.gpu_fault(&pod("gone"), NO_DEVICES, None, &context), None);
         // An attempt that came back to it stays.
         let incident = |over: bool| {
             let mut incident = json!({"cause": "GpuFault", "object": "o", "node": "taint", "message": "m",
@@ -278,7 +369,10 @@ mod tests {
             }
             serde_json::from_value::<RecoveryStatus>(json!({ "incidents": [incident] })).unwrap()
         };
-        let with = |name, told: &RecoveryStatus| context.nodes.gpu_fault(&pod(name), Some(told), &context).is_some();
+        let with = |name, told: &RecoveryStatus| {
+            let fault = context.nodes.gpu_fault(&pod(name), NO_DEVICES, Some(told), &context);
+            fault.is_some()
+        };
         assert!(
             !with("taint", &incident(true)) && with("taint", &incident(false)) && with("condition", &incident(true))
         );
@@ -292,7 +386,10 @@ mod tests {
             }
         });
         context.caches.nodes = Some(Cache::of(more));
-        assert_eq!(context.nodes.gpu_fault(&pod("condition"), None, &context), None);
+        assert_eq!(
+            context.nodes.gpu_fault(&pod("condition"), NO_DEVICES, None, &context),
+            None
+        );
         scenario.finish().await;
     }
 }

@@ -8,7 +8,7 @@ use flywheel_api::names::SERVER;
 use flywheel_api::recovery::{Incident, IncidentCause};
 use flywheel_policy::recovery::incident::News;
 use flywheel_policy::recovery::serving::{Leaving, Ledger, Look, Place, Plan, PodSight, View, plan};
-use flywheel_policy::training::attempt::{deletion_asked, disruption, unhealthy_device};
+use flywheel_policy::training::attempt::{deletion_asked, disruption};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -113,7 +113,8 @@ pub struct Recovery {
 #[must_use]
 pub fn recover(service: &InferenceService, observed: &Observed, context: &Context) -> Recovery {
     let now = context.now();
-    let gpu = context.settings.class(&service.spec.accelerator.class).ok();
+    let class = context.settings.class(&service.spec.accelerator.class).ok();
+    let resource = class.map(|class| class.resource.as_str());
     let mut services = context.recoveries.services();
     let known = RecoveryMemo::known(&mut services, service);
     let told = service.status.as_ref().and_then(|status| status.recovery.as_ref());
@@ -125,9 +126,7 @@ pub fn recover(service: &InferenceService, observed: &Observed, context: &Contex
             let uid = pod.uid().unwrap_or_default();
             let place = Place {
                 node_lost: context.nodes.lost(pod, context),
-                gpu_fault: gpu
-                    .and_then(|class| unhealthy_device(pod, SERVER, &class.resource))
-                    .or_else(|| context.nodes.gpu_fault(pod, told, context)),
+                gpu_fault: context.nodes.gpu_fault(pod, (SERVER, resource), told, context),
                 crash_loops: known.crash_loops.contains(&uid),
             };
             PodSight::of(view, &uid, node_of(pod), &place, now)

@@ -16,8 +16,8 @@ use flywheel_contract::termination::Position;
 use flywheel_contract::trainer::ArtifactRef;
 use flywheel_policy::placement::{PodSchedulingView, Problem, refused_since};
 use flywheel_policy::training::attempt::{
-    AttemptState, Remains, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state,
-    unhealthy_device, unrecorded, without_image_since,
+    AttemptState, Remains, index, is_out_of_contact, last_words, lives, nodes, running_since, runs, state, unrecorded,
+    without_image_since,
 };
 use flywheel_policy::training::hang::{Look, Surroundings, Verdict};
 use flywheel_policy::training::{AttemptView, Ended, Observed, Phase, TakenVersion, Wishes, fallback, image};
@@ -227,15 +227,9 @@ pub async fn observe(job: &TrainingJob, context: &Context, wishes: Wishes<'_>) -
                 let newest = of_job()
                     .filter(|p| index(p) == 0 && lives(p, TRAINER))
                     .max_by_key(|p| p.metadata.creation_timestamp.as_ref().map(|t| t.0));
-                let fault = |pod: &Pod| {
-                    settings
-                        .and_then(|class| unhealthy_device(pod, TRAINER, &class.resource))
-                        .or_else(|| {
-                            context
-                                .nodes
-                                .gpu_fault(pod, status.and_then(|s| s.recovery.as_ref()), context)
-                        })
-                };
+                let resource = settings.map(|class| class.resource.as_str());
+                let recovery = status.and_then(|s| s.recovery.as_ref());
+                let fault = |pod: &Pod| context.nodes.gpu_fault(pod, (TRAINER, resource), recovery, context);
                 if let Some(pod) = newest {
                     let answered_before = told == view.number
                         && status

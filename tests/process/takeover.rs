@@ -16,7 +16,7 @@ use super::plane::Plane;
 use super::{Operator, SETTINGS, command, kubeconfig, kubelet, namespace_with_account, proxy, time, with_crds};
 
 /// From the loss of a leader to the first write of the next: a lease of 15 s, and a moment to begin.
-const LOST_MAX: SignedDuration = SignedDuration::from_secs(18);
+pub const LOST_MAX: SignedDuration = SignedDuration::from_secs(18);
 /// The same where the leader could give the Lease up.
 const RELEASED_MAX: SignedDuration = SignedDuration::from_secs(3);
 /// How wrong a clock is.
