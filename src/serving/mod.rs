@@ -28,8 +28,8 @@ use flywheel_contract::serving::{Assignment, ServedVersion, ServingConfig};
 use flywheel_policy::serving::copies;
 use flywheel_policy::serving::scale::Goal;
 use flywheel_policy::serving::{
-    Exchange, Hold, Intent, Progress, RolloutView, Stage, Stand, Update, Wanted, decide, exchange, keeps_pods,
-    must_ask, roll,
+    Exchange, Hold, Intent, Progress, RolloutView, Stage, Stand, Update, VersionView, Wanted, decide, exchange,
+    keeps_pods, must_ask, roll,
 };
 use kube::ResourceExt as _;
 
@@ -228,7 +228,14 @@ pub async fn reconcile(service: Arc<InferenceService>, context: Arc<Context>) ->
             again.min(left.max(FOLLOWING_FOR_LONG))
         }
         Some(Stand::Failed { .. }) => again.min(WAITING_TO_START),
-        Some(Stand::Step { .. } | Stand::Done | Stand::TooFew { .. } | Stand::RolledBack { .. }) | None => again,
+        Some(
+            Stand::Step { .. }
+            | Stand::Done
+            | Stand::TooFew { .. }
+            | Stand::Unverified { .. }
+            | Stand::RolledBack { .. },
+        )
+        | None => again,
     })
 }
 
@@ -346,6 +353,7 @@ async fn versions(
     let view = RolloutView {
         spec: service.spec.rollout.as_ref(),
         rejected: observed.rejected.as_deref(),
+        verified: matches!(observed.version, VersionView::Found { verified: true, .. }),
         // Where the one that answers is gone nobody knows.
         back: matches!(to.zip(from).map(|(to, from)| (number(&to.name), number(&from.name))), Some((Some(to), Some(from))) if to < from),
         alive: &alive,

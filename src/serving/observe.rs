@@ -227,6 +227,7 @@ fn version_view(version: Option<&ModelVersion>) -> VersionView {
         });
     VersionView::Found {
         model: version.spec.model.clone(),
+        verified: verified.is_some_and(|c| c.status == "True"),
         failed_verification: verified
             // It is Unknown as long as it goes on.
             .filter(|c| c.status == "False")

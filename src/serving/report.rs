@@ -368,7 +368,7 @@ fn came(outcome: &Outcome<'_>, before: Option<&InferenceServiceStatus>) -> Optio
             Some(RolloutStatus::of(version, &all))
         }
         Stand::Failed { version, .. } => told(version).cloned(),
-        Stand::Done | Stand::TooFew { .. } => told(&outcome.update?.content.serve).cloned(),
+        Stand::Done | Stand::TooFew { .. } | Stand::Unverified { .. } => told(&outcome.update?.content.serve).cloned(),
         Stand::Reject { .. } | Stand::RolledBack { .. } => None,
     }
 }
@@ -516,6 +516,14 @@ fn of_rollout(
             format!(
                 "{version} waits: by steps it takes two pods that answer, since one is always left to {serving}. Raise replicas \
                  (with scaling: minReplicas) to 2, or take rollout out, and all pods change over at once"
+            ),
+        ),
+        Some(Stand::Unverified { version }) => desired(
+            Status::False,
+            reasons::VERIFICATION_PENDING,
+            format!(
+                "{version} waits for its verification, before which no step begins; `kubectl get modelversion {version}` says how far \
+                 it is. The pods answer with {serving}; rollout.approvedVersion: {version} does without steps and without it"
             ),
         ),
         Some(Stand::Failed { version, pod, failure }) => desired(

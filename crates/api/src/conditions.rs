@@ -170,6 +170,8 @@ pub mod reasons {
         MODEL_MISMATCH = "ModelMismatch",
         /// The ModelVersion failed its verification.
         MODEL_VERSION_NOT_VERIFIED = "ModelVersionNotVerified",
+        /// A version by steps waits for its verification.
+        VERIFICATION_PENDING = "VerificationPending",
         /// The server pods load the version.
         LOADING = "Loading",
         /// Pods that answer load another version beside the one that they answer with.

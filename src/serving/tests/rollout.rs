@@ -118,6 +118,23 @@ async fn a_version_comes_by_steps_and_the_status_shows_what_pods_answer_with() {
 }
 
 #[tokio::test]
+async fn no_step_begins_before_the_version_is_verified() {
+    let world = World::serving().await;
+    world.version("intent-v2", "intent", None);
+    world.spec(
+        json!({"modelVersion": "intent-v2", "rollout": {"steps": [{"weightPercent": 10, "durationSeconds": 60}]}}),
+    );
+    assert_eq!(world.writes().await, ["apply status"]);
+    let (status, reason, message) = world.rollout();
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "VerificationPending"));
+    assert!(message.contains("The pods answer with intent-v1"), "{message}");
+    assert_eq!((world.canary(), world.ready().0.as_str()), (vec![], "True"));
+    world.version("intent-v2", "intent", Some("True"));
+    assert_eq!(world.writes().await, ["apply configmaps", "apply status"]);
+    assert_eq!(world.canary(), [("a".to_owned(), 2000)]);
+}
+
+#[tokio::test]
 async fn a_canary_that_ends_a_pod_is_rejected_for_good() {
     let world = World::rolling().await;
     world.say("a", stats(u64::MAX, "intent-v1", &BOTH));

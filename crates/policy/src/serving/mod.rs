@@ -43,6 +43,8 @@ pub enum VersionView {
     Found {
         /// Its model.
         model: String,
+        /// Its verification went well.
+        verified: bool,
         /// What its verification said, where it failed.
         failed_verification: Option<String>,
     },
@@ -178,6 +180,7 @@ mod tests {
     fn found(model: &str, failed: Option<&str>) -> VersionView {
         VersionView::Found {
             model: model.to_owned(),
+            verified: failed.is_none(),
             failed_verification: failed.map(str::to_owned),
         }
     }

@@ -26,6 +26,8 @@ pub struct RolloutView<'a> {
     pub spec: Option<&'a Rollout>,
     /// Why the version of `modelVersion` was rejected, where it was.
     pub rejected: Option<&'a str>,
+    /// The version of `modelVersion` has been verified.
+    pub verified: bool,
     /// The version of `modelVersion` has a lower number than the one that answers: it was there before, and who goes back does not
     /// want to wait.
     pub back: bool,
@@ -78,6 +80,11 @@ pub enum Stand {
     },
     /// There is one pod, and one is always left to the version before.
     TooFew {
+        /// The version.
+        version: String,
+    },
+    /// It is not verified yet, and no step begins before it is.
+    Unverified {
         /// The version.
         version: String,
     },
@@ -174,6 +181,11 @@ pub fn roll(
         return Some((stay(None)?, stand));
     }
 
+    let approved = spec.approved_version.as_ref() == Some(&version.name);
+    if begun.is_none() && !view.verified && !approved {
+        return Some((stay(None)?, Stand::Unverified { version: name() }));
+    }
+
     let seen = Seen::of(begun, present, view.alive, pods);
     let (opinion, judged) = opinion(view, spec, begun, serving, pods);
     let to_all = |judged| {
@@ -184,7 +196,6 @@ pub fn roll(
         };
         Some((last(wanted, present, begun, &seen, pods, spec, view.alive)?, stand))
     };
-    let approved = spec.approved_version.as_ref() == Some(&version.name);
     if approved {
         return to_all(judged);
     }
@@ -546,6 +557,7 @@ mod tests {
         spec: Rollout,
         wanted: Wanted,
         rejected: Option<String>,
+        unverified: bool,
         present: Assignment,
         seconds: i64,
         /// By name.
@@ -585,6 +597,7 @@ mod tests {
                 spec: spec(steps),
                 wanted: Wanted::only(version("v2")),
                 rejected: None,
+                unverified: false,
                 present,
                 seconds: START,
                 pods: (0..pods).map(|n| (format!("p{n:02}"), pod.clone())).collect(),
@@ -670,6 +683,7 @@ mod tests {
             let view = RolloutView {
                 spec: Some(&self.spec),
                 rejected: self.rejected.as_deref(),
+                verified: !self.unverified,
                 back: self.back,
                 alive: &alive,
                 figures: self.figures,
@@ -713,6 +727,7 @@ mod tests {
             Stand::Step { .. } => "answering",
             Stand::Last { .. } => "last",
             Stand::TooFew { .. } => "too few",
+            Stand::Unverified { .. } => "unverified",
             Stand::Failed { .. } => "failed",
             Stand::Reject { .. } => "reject",
             Stand::RolledBack { .. } => "rolled back",
@@ -928,6 +943,24 @@ mod tests {
         world.pods.get_mut("p01").unwrap().ready = false;
         assert_eq!(word(&world.look()), "last");
         assert_eq!(world.canary(), [("p01", 10_000)]);
+    }
+
+    #[test]
+    fn no_step_begins_before_the_version_is_verified() {
+        let mut world = World::new(2, &[(50, 0)]);
+        world.unverified = true;
+        assert_eq!(word(&world.look()), "unverified");
+        assert_eq!((world.canary(), world.present.serve.as_str()), (vec![], "v1"));
+        world.unverified = false;
+        assert_eq!(word(&world.look()), "loading");
+        // What has begun goes on, whatever becomes of the verification's status.
+        world.unverified = true;
+        assert_eq!(word(&world.look()), "loading");
+        // Who approves it does without.
+        let mut world = World::new(2, &[(50, 0)]);
+        world.unverified = true;
+        world.spec.approved_version = Some("v2".to_owned());
+        assert_eq!(word(&world.look()), "last");
     }
 
     #[test]
