@@ -1,9 +1,9 @@
 """The loop on banking77, on a running cluster, for `make bench-flywheel ONLY=loop`.
 
 A version lacks five of the 77 intents. Clients ask its service what it knows, then three texts of ten are of the five; once drift is
-declared they say what would have been right; a version that learnt it comes by steps. Then somebody trains on wrong data: one intent,
-which the golden set lacks, is called another one in a batch of what clients asked, and in another batch labels are exchanged at
-random. The version that answers is trained further on each.
+declared they say what would have been right; a version that learnt it comes by steps. Then somebody trains on wrong data: in a batch
+of what clients asked one intent, which the golden set lacks, is called another one, and a version is trained on it and the first rows
+as the retraining was; and in the same batch labels are exchanged at random, and the version that answers is trained further on it.
 
 Train.csv is divided: what versions are trained on, what clients ask until the training has read what they said, and what they ask from
 then on, so that neither version knows the texts by which they are compared. Accuracy is measured on test.csv alone, which no version
@@ -43,9 +43,10 @@ BATCH, NEW, RATE = 20, 6, 3
 TRAINED, FIRST, FIRST_NEW = 3200, 1500, 0.6
 # So few rows and epochs, at such a rate, since two cores do all of it.
 HYPERPARAMETERS = {"epochs": 3, "batchSize": 16, "learningRate": "3e-4", "warmupRatio": "0.1"}
-# Wrong data is a batch of what clients asked, on which the version that answers is trained further.
+# On a batch of what clients asked the version that answers is trained further.
 FURTHER = {**HYPERPARAMETERS, "epochs": 2, "learningRate": "2e-4"}
-DRIFT = {"windowSeconds": 30, "minSamples": 500}
+# The first window is what all others are compared with: a short one hides what is new.
+DRIFT = {"windowSeconds": 30, "minSamples": 1000}
 FEEDBACK = 3000
 # Judged predictions of both: by these a version is told apart that is wrong in one intent.
 CANARY = {"steps": [{"weightPercent": 50, "durationSeconds": 5, "minRequests": 100}], "analysis": {"minSamples": 6000}}
@@ -335,8 +336,9 @@ def poisoned(report, clients, sets, serving):
     kubectl("patch", "infsvc", NAME, "-n", NAMESPACE, "--type=merge", "-p", json.dumps({"spec": {"rollout": CANARY, "retrain": {"cooldownSeconds": 86400}}}))
     # The gates that a retraining gets by itself where it has a golden set and a test set.
     default = [{"metric": "golden/accuracy", "minDelta": "-0.02"}, {"metric": "test/accuracy", "minDelta": "-0.02"}]
-    def judged(name):
-        apply(training(name, further=serving, dataset={"sources": source(name)}, versionName=f"{NAME}-{name}", incumbent=serving, gates=default))
+    def judged(name, further=None):
+        sources = source(name) if further else source("train") + source(name)
+        apply(training(name, further=further, dataset={"sources": sources}, versionName=f"{NAME}-{name}", incumbent=serving, gates=default))
         say(f"{name}: trains")
         trained(name)
         told = gates(f"{NAME}-{name}")
@@ -346,7 +348,7 @@ def poisoned(report, clients, sets, serving):
     told = judged("wronged")
     report.row("loop: one intent called another one: the default gates hold", int(told.startswith("GatesPassed")), "", 1, ("1", lambda v: v == 1), told)
     rejected(report, clients, sets, serving, f"{NAME}-wronged")
-    told = judged("crude")
+    told = judged("crude", further=serving)
     report.row("loop: labels exchanged at random: refused by the gates", int(told.startswith("GatesFailed")), "", 1, ("1", lambda v: v == 1), told)
     report.row("loop: labels exchanged at random: texts that it answered", clients.versions[f"{NAME}-crude"][0], "", 1, ("0", lambda v: v == 0))
 
@@ -374,5 +376,6 @@ def rejected(report, clients, sets, serving, version):
             judged, right, _ = clients.versions[of]
             report.row(f"loop: one intent called another one: right as clients see it, {name}", 100 * right / judged, "%", judged)
         last = clients.versions[version][2] - begun - took
-    if why != "promoted":
-        report.row("loop: one intent called another one: last answer after the rejection was seen", max(0.0, last), "s", 1, ("<= 33", lambda v: v <= 33))
+    if why == "promoted":
+        return
+    report.row("loop: one intent called another one: last answer after the rejection was seen", max(0.0, last), "s", 1, ("<= 33", lambda v: v <= 33))

@@ -11,12 +11,12 @@ for tool in cargo go python3 make; do command -v $tool >/dev/null || die "$tool 
 
 cat <<'TEXT'
 Flywheel quickstart. On this machine it will
-  - install Debian packages: binutils busybox-static ca-certificates conntrack containernetworking-plugins curl g++
-    iproute2 iptables python3-venv runc unzip util-linux
+  - install Debian packages: binutils busybox-static ca-certificates conntrack containernetworking-plugins curl faketime
+    g++ iproute2 iptables python3-venv runc unzip util-linux
   - download libtorch (527 MB, PyPI), an encoder and sentences (84 MB, PyPI), Go and Rust modules
   - build Kubernetes, etcd, containerd, CoreDNS, MinIO and helm from their Go modules, and Flywheel itself
 and keep all of it under the cache folder (FLYWHEEL_CACHE, ~/.cache/flywheel). The first time takes about half an hour on two
-cores, most of it compiling; the next time about six. `make cluster-down` ends the cluster.
+cores, most of it compiling; the next time two and a half to six. `make cluster-down` ends the cluster.
 TEXT
 
 step "programs of the cluster, Flywheel's programs and images"
@@ -40,7 +40,7 @@ kubectl apply -f examples/intent/training-job.yaml -f examples/intent/inference-
 
 last=; deadline=$((SECONDS + 1200))
 while [ $SECONDS -lt $deadline ]; do
-  now=$(kubectl get tj intent -n intent -o jsonpath='{.status.state} {.status.progress.phase} step {.status.progress.step} loss {.status.progress.loss}')
+  now=$(kubectl get tj intent -n intent -o go-template='{{with .status}}{{.state}}{{with .progress}}{{with .phase}} {{.}}{{end}}{{with .step}} step {{.}}{{end}}{{with .loss}} loss {{.}}{{end}}{{end}}{{end}}')
   [ "$now" = "$last" ] || { printf '[%3d s]   %s\n' $((SECONDS - begin)) "$now"; last=$now; }
   case $now in Complete*) break ;; Failed* | Stalled*) kubectl describe tj intent -n intent | tail -30; die "the training failed" ;; esac
   sleep 2
@@ -55,8 +55,8 @@ kubectl get infsvc -n intent
 step "questions"
 address=$(kubectl get service intent -n intent -o jsonpath='{.spec.clusterIP}')
 port=$(kubectl get service intent -n intent -o jsonpath='{.spec.ports[0].port}')
-for text in "could you dim the lamp in the study a little" "how much longer on the egg timer" "play the last song once more" \
-  "make it two degrees warmer upstairs" "is the back door closed"; do
+for text in "dim the lamp in the study to thirty percent" "how much longer on the egg timer" "play the last song once more" \
+  "how warm is it upstairs" "is the back door closed"; do
   # The machine reaches the cluster's Services, as pods do.
   answer=$(curl -fsS -m 5 -w '\n%{time_total}' -H 'content-type: application/json' -d "{\"text\": \"$text\"}" "http://$address:$port/predict")
   printf '  %-46s %-26s p=%.2f  %4.0f ms\n' "$text" "$(sed -n 's/.*"label":"\([^"]*\)".*/\1/p' <<<"$answer")" \

@@ -66,7 +66,8 @@ where
     let (Some(spec), Some(below)) = (document.get("spec"), schema.pointer("/properties/spec")) else {
         return Err("it has no spec".to_owned());
     };
-    if let Some(field) = unknown("spec", spec, below) {
+    let unknown = beside_spec(document).or_else(|| unknown("spec", spec, below));
+    if let Some(field) = unknown {
         return Err(format!("unknown field {field}"));
     }
     // Before it is made an object: what cannot become one is told without a path.
@@ -153,7 +154,16 @@ fn told(error: &ValidationError<'_>) -> String {
                 }
             );
             let scalar = error.instance().is_number() || error.instance().is_boolean();
-            let remedy = if is_text && scalar { "; write it in quotes" } else { "" };
+            let is_path = matches!(kind, ValidationErrorKind::Pattern { .. })
+                && path.to_lowercase().ends_with("uri")
+                && error.instance().as_str().is_some_and(|text| text.starts_with('/'));
+            let remedy = if is_text && scalar {
+                "; write it in quotes"
+            } else if is_path {
+                "; write a path as file:///..."
+            } else {
+                ""
+            };
             located(&path, format!("{problem}{remedy}"))
         }
     }
@@ -246,6 +256,33 @@ fn unknown(path: &str, value: &Value, schema: &Value) -> Option<String> {
     }
 }
 
+/// The first field beside the spec that no object has.
+fn beside_spec(document: &Value) -> Option<String> {
+    const TOP: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+    const METADATA: [&str; 15] = [
+        "annotations",
+        "creationTimestamp",
+        "deletionGracePeriodSeconds",
+        "deletionTimestamp",
+        "finalizers",
+        "generateName",
+        "generation",
+        "labels",
+        "managedFields",
+        "name",
+        "namespace",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    ];
+    let other = |of: Option<&Value>, known: &[&str]| {
+        let mut keys = of.and_then(Value::as_object)?.keys();
+        keys.find(|key| !known.contains(&key.as_str())).cloned()
+    };
+    other(Some(document), &TOP).or_else(|| Some(field("metadata", &other(document.get("metadata"), &METADATA)?)))
+}
+
 /// Whether fields beyond those that it names are kept.
 fn is_open(schema: &Value) -> bool {
     schema.is_boolean() || schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true))
@@ -308,6 +345,12 @@ spec:
                 "apiVersion must be flywheel.dev/v1alpha1",
             ),
             ("task: TextClassification", "colour: red", "unknown field spec.colour"),
+            ("spec:", "colour: red\nspec:", "unknown field colour"),
+            (
+                "metadata: {name: intent}",
+                "metadata: {name: intent, colour: red}",
+                "unknown field metadata.colour",
+            ),
             (
                 "{uri: 's3://d/a.csv'}",
                 "{format: Csv}",
@@ -370,6 +413,7 @@ spec:
                 "'ftp://d/a.csv'",
                 "spec.dataset.sources[0].uri: \"ftp://d/a.csv\" does not match",
             ),
+            ("'s3://d/a.csv'", "/tmp/a.csv", "; write a path as file:///..."),
             (
                 "uri: 's3://m/out'",
                 "uri: 's3://m/out', gates: [{metric: test/auc, min: '0.9'}, {metric: test/auc, min: '0.8'}]",

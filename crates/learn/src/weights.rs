@@ -77,7 +77,10 @@ impl WeightFile {
         if length > MAX_HEADER_BYTES {
             return Err(invalid(
                 "header",
-                format!("{length} bytes long, at most {MAX_HEADER_BYTES} are read"),
+                format!(
+                    "it says that it is {length} bytes long, and at most {MAX_HEADER_BYTES} are read; fetch the file again (a text of a \
+                     few lines in its place is a pointer of Git LFS: `git lfs pull`)"
+                ),
             ));
         }
         let start = LENGTH_BYTES + length;
@@ -465,6 +468,9 @@ mod tests {
         let path = dir.path().join("model.safetensors");
         std::fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
         let error = WeightFile::open(&path).unwrap_err().to_string();
-        assert!(error.contains("header: 18446744073709551615 bytes long"), "{error}");
+        assert!(
+            error.contains("18446744073709551615 bytes long") && error.contains("git lfs pull"),
+            "{error}"
+        );
     }
 }

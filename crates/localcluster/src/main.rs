@@ -253,8 +253,11 @@ fn run(action: Action) -> Result<ExitCode> {
         Action::Down { cluster, all } => {
             let which = if all { names()? } else { vec![cluster.name] };
             for name in which {
-                down(&name)?;
-                tracing::info!("cluster {name} is down");
+                if down(&name)? {
+                    tracing::info!("cluster {name} is down");
+                } else {
+                    tracing::info!("CLUSTER=current: nothing was started, and nothing is ended");
+                }
             }
         }
         Action::Status(cluster) => print!("{}", Cluster::find(&cluster.name)?.status()?),

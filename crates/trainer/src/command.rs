@@ -189,9 +189,10 @@ pub fn run(arguments: &Arguments) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            tracing::error!(reason = failure.reason.as_str(), "{}", failure.message);
             if terminal {
                 eprintln!("{failure}");
+            } else {
+                tracing::error!(reason = failure.reason.as_str(), "{}", failure.message);
             }
             ending.write(Outcome::Failed(failure));
             // Not by returning: an interrupted step may still hold the tensor thread, and the runtime would wait for it.

@@ -409,12 +409,14 @@ impl Tracker {
         if let Some(bar) = &self.bar {
             bar.set_message(name(phase));
         }
-        tracing::info!(
-            phase = name(phase),
-            previous = name(before),
-            previous_seconds = seconds,
-            "phase"
-        );
+        if phase != before {
+            tracing::info!(
+                phase = name(phase),
+                previous = name(before),
+                previous_seconds = seconds,
+                "phase"
+            );
+        }
     }
 
     /// Counts a step.

@@ -4,6 +4,9 @@
 //! its node's alone: a full disk, a lost route to the registry. A new pod is tried at once, prefers another node, and has the
 //! image that is set by now. An image that nobody can have makes no storm of Jobs: each such attempt waits longer.
 
+use std::time::Duration;
+
+use flywheel_api::conditions::reasons;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
@@ -14,18 +17,17 @@ use crate::remedy::IMAGE_WAIT;
 
 /// How long the attempt after this many in a row waits for its image: 75, 150, 300, 600, 1,200, 1,800 s.
 #[must_use]
-pub fn patience(turns: u32) -> std::time::Duration {
+pub fn patience(turns: u32) -> Duration {
     turn_after(IMAGE_WAIT, turns)
 }
 
 /// Whether an attempt in this state waits for an image.
 pub(super) fn is_missing(state: &AttemptState) -> bool {
-    matches!(state, AttemptState::Blocked { reason, .. } if *reason == flywheel_api::conditions::reasons::IMAGE_PULL_FAILED)
+    matches!(state, AttemptState::Blocked { reason, .. } if *reason == reasons::IMAGE_PULL_FAILED)
 }
 
 /// Attempts in a row that ended for want of their image with the one before the latest.
-#[must_use]
-pub fn turns(attempts: &[AttemptView]) -> u32 {
+fn turns(attempts: &[AttemptView]) -> u32 {
     match attempts.iter().rev().nth(1).map(|before| &before.state) {
         Some(AttemptState::Ended(EndedAttempt {
             end: End::NoImage { turn, .. },
@@ -58,7 +60,7 @@ pub fn verdict<'a>(
         .into_iter()
         .filter_map(since)
         .min_by_key(|(since, pod)| (*since, index(pod)))?;
-    let waited = std::time::Duration::try_from(now.duration_since(since)).ok()?;
+    let waited = Duration::try_from(now.duration_since(since)).ok()?;
     let turns = turns(attempts);
     let place = if latest.nodes > 1 {
         format!("pod {} of ", index(pod))
@@ -100,7 +102,6 @@ pub(super) fn prospect(wishes: Wishes<'_>, attempts: &[AttemptView]) -> Option<S
 
 #[cfg(test)]
 mod tests {
-    use flywheel_api::conditions::reasons;
     use serde_json::json;
 
     use super::*;
