@@ -134,31 +134,18 @@ pub(super) fn prospect(wishes: Wishes<'_>, attempts: &[AttemptView]) -> Option<S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::training::tests::{self, at};
 
     const WISHES: Wishes<'static> = Wishes {
-        suspend: false,
-        max_restarts: 2,
-        only_observe: false,
-        class: "a100",
         fallback: Some("t4"),
+        ..tests::WISHES
     };
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_700_000_000 + second).unwrap()
-    }
 
     fn waiting(number: u32, class: &str) -> AttemptView {
         AttemptView {
-            number,
-            counted: 0,
             class: class.to_owned(),
-            created: at(0),
-            suspended: false,
-            nodes: 1,
-            running: 0,
             pod_lives: true,
-            state: AttemptState::Unscheduled,
-            unrecorded: None,
+            ..tests::attempt(number, 0, AttemptState::Unscheduled)
         }
     }
 

@@ -105,31 +105,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::training::tests::{self, WISHES, at};
 
-    const WISHES: Wishes<'static> = Wishes {
-        suspend: false,
-        max_restarts: 2,
-        only_observe: false,
-        class: "a100",
-        fallback: None,
-    };
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_700_000_000 + second).unwrap()
-    }
-
+    /// An attempt of two pods, one of which runs.
     fn attempt(number: u32, state: AttemptState) -> AttemptView {
         AttemptView {
-            number,
-            counted: 0,
-            class: "a100".to_owned(),
-            created: at(0),
-            suspended: false,
             nodes: 2,
             running: 1,
             pod_lives: true,
-            state,
-            unrecorded: None,
+            ..tests::attempt(number, 0, state)
         }
     }
 

@@ -12,11 +12,11 @@ use super::*;
 
 const NOW: i64 = 1_700_000_000;
 
-fn at(seconds: i64) -> Timestamp {
+pub(super) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(NOW + seconds).unwrap()
 }
 
-fn attempt(number: u32, counted: u32, state: AttemptState) -> AttemptView {
+pub(super) fn attempt(number: u32, counted: u32, state: AttemptState) -> AttemptView {
     AttemptView {
         number,
         counted,
@@ -101,7 +101,7 @@ fn seen(attempts: Vec<AttemptView>) -> Observed {
     }
 }
 
-const WISHES: Wishes<'static> = Wishes {
+pub(super) const WISHES: Wishes<'static> = Wishes {
     suspend: false,
     max_restarts: 2,
     only_observe: false,
