@@ -26,6 +26,8 @@ use crate::settings::GpuFaults;
 const LEASES: &str = "kube-node-lease";
 /// Time between two looks for leases that are due.
 const TICK: Duration = Duration::from_secs(1);
+/// How long a node counts on which a kubelet reported a broken GPU.
+const DEVICES_REMEMBERED: Duration = Duration::from_secs(300);
 /// Leases that are read at once.
 const READ_AT_ONCE: usize = 16;
 
@@ -33,6 +35,8 @@ const READ_AT_ONCE: usize = 16;
 #[derive(Debug, Default)]
 pub struct NodeWatch {
     nodes: Mutex<Nodes>,
+    /// When kubelets last reported a broken GPU of a pod of ours, by node: pods that were ended for it tell no more.
+    devices: Mutex<BTreeMap<String, Timestamp>>,
 }
 
 impl NodeWatch {
@@ -92,10 +96,32 @@ impl NodeWatch {
         told: Option<&RecoveryStatus>,
         context: &Context,
     ) -> Option<String> {
-        let device = resource.and_then(|resource| unhealthy_device(pod, container, resource));
+        let device = resource.and_then(|resource| Some((unhealthy_device(pod, container, resource)?, resource)));
         device
-            .filter(|_| !are_devices_held(context))
+            .filter(|(_, resource)| !self.are_devices_held(pod, resource, context))
+            .map(|(words, _)| words)
             .or_else(|| self.node_gpu_fault(pod, told, context))
+    }
+
+    /// Whether kubelets report unhealthy devices of this resource, or did so lately, on so many of the nodes that run pods of
+    /// ours with some that the nodes cannot be to blame: a driver or a device plugin that fails everywhere, say. `pod` has one.
+    fn are_devices_held(&self, pod: &Pod, resource: &str, context: &Context) -> bool {
+        let now = context.clock.even();
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.retain(|_, at| now.duration_since(*at).unsigned_abs() < DEVICES_REMEMBERED);
+        devices.extend(node_of(pod).map(|node| (node.to_owned(), now)));
+        let runs = |pod: &Pod| pod.metadata.deletion_timestamp.is_none() && pod.status.as_ref().is_some_and(is_running);
+        let pods = context
+            .caches
+            .pods
+            .all(|pod| runs(pod) && healths(pod, resource).next().is_some());
+        let mut nodes: BTreeMap<&str, bool> = devices.keys().map(|node| (node.as_str(), true)).collect();
+        for pod in &pods {
+            if let Some(node) = node_of(pod) {
+                *nodes.entry(node).or_default() |= healths(pod, resource).any(|health| health == "Unhealthy");
+            }
+        }
+        is_held(nodes.values().filter(|faulty| **faulty).count(), nodes.len())
     }
 
     /// What of [`GpuFaults`] says that the GPUs of this pod's node are broken. Not where that has already cost the pod's object,
@@ -124,32 +150,16 @@ impl NodeWatch {
     }
 }
 
-/// Whether kubelets report unhealthy devices on so many of the nodes that run pods of ours that the nodes cannot be to blame:
-/// a device plugin that is exchanged everywhere, say.
-fn are_devices_held(context: &Context) -> bool {
-    let runs = |pod: &Pod| pod.metadata.deletion_timestamp.is_none() && pod.status.as_ref().is_some_and(is_running);
-    let pods = context
-        .caches
-        .pods
-        .all(|pod| runs(pod) && devices(pod).next().is_some());
-    let mut nodes: BTreeMap<&str, bool> = BTreeMap::new();
-    for pod in &pods {
-        if let Some(node) = node_of(pod) {
-            *nodes.entry(node).or_default() |= devices(pod).any(|health| health == "Unhealthy");
-        }
-    }
-    is_held(nodes.values().filter(|faulty| **faulty).count(), nodes.len())
-}
-
 fn is_running(status: &PodStatus) -> bool {
     status.phase.as_deref() == Some("Running")
 }
 
-/// What the kubelet says of the health of each device that this pod holds.
-fn devices(pod: &Pod) -> impl Iterator<Item = &str> {
+/// What the kubelet says of the health of each device of this extended resource that the pod holds.
+fn healths<'a>(pod: &'a Pod, resource: &'a str) -> impl Iterator<Item = &'a str> {
     let containers = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
     containers
         .flat_map(|container| container.allocated_resources_status.iter().flatten())
+        .filter(move |of| of.name == resource)
         .flat_map(|of| of.resources.iter().flatten())
         .filter_map(|device| device.health.as_deref())
 }
@@ -265,8 +275,8 @@ mod tests {
         serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"nodeName": node}})).unwrap()
     }
 
-    /// Of a pod whose kubelet says nothing of its devices.
-    const NO_DEVICES: (&str, Option<&str>) = ("trainer", Some("nvidia.com/gpu"));
+    /// The container and the resource that count.
+    const GPUS: (&str, Option<&str>) = ("trainer", Some("nvidia.com/gpu"));
 
     #[tokio::test]
     async fn devices_that_are_unhealthy_on_many_nodes_at_once_end_nothing() {
@@ -285,7 +295,7 @@ mod tests {
         let is_faulty = |context: &Context| {
             let fault = context
                 .nodes
-                .gpu_fault(&pod(0, "Unhealthy", "Running"), NO_DEVICES, None, context);
+                .gpu_fault(&pod(0, "Unhealthy", "Running"), GPUS, None, context);
             fault.is_some()
         };
         // Broken ones and healthy ones of ten nodes; of pods that are over nothing counts.
@@ -302,9 +312,19 @@ mod tests {
             let healthy = (10..10 + healthy).map(|node| pod(node, "Healthy", "Running"));
             let over = (20..30).map(|node| pod(node, "Unhealthy", "Failed"));
             context.caches.pods = Cache::of(broken.clone().chain(healthy.clone()).chain(over));
+            context.nodes = NodeWatch::default();
             let of = (broken.len(), healthy.len());
             assert_eq!(is_faulty(&context), expected, "{of:?}");
         }
+        // One after the other, and each is ended for it.
+        context.nodes = NodeWatch::default();
+        let found = (0..10).map(|number| {
+            let ill = pod(number, "Unhealthy", "Running");
+            let others = (number + 1..10).map(|number| pod(number, "Healthy", "Running"));
+            context.caches.pods = Cache::of(others.chain([ill.clone()]));
+            context.nodes.gpu_fault(&ill, GPUS, None, &context).is_some()
+        });
+        assert_eq!(found.filter(|found| *found).count(), 3);
         scenario.finish().await;
     }
 
@@ -349,15 +369,12 @@ mod tests {
         context.caches.nodes = Some(Cache::of(all.clone()));
         for (name, _, _, expected) in &nodes {
             assert_eq!(
-                context
-                    .nodes
-                    .gpu_fault(&pod(name), NO_DEVICES, None, &context)
-                    .as_deref(),
+                context.nodes.gpu_fault(&pod(name), GPUS, None, &context).as_deref(),
                 *expected,
                 "{name}"
             );
         }
-        assert_eq!(context.nodes.gpu_fault(&pod("gone"), NO_DEVICES, None, &context), None);
+        assert_eq!(context.nodes.gpu_fault(&pod("gone"), GPUS, None, &context), None);
         // An attempt that came back to it stays.
         let incident = |over: bool| {
             let mut incident = json!({"cause": "GpuFault", "object": "o", "node": "taint", "message": "m",
@@ -370,7 +387,7 @@ mod tests {
             serde_json::from_value::<RecoveryStatus>(json!({ "incidents": [incident] })).unwrap()
         };
         let with = |name, told: &RecoveryStatus| {
-            let fault = context.nodes.gpu_fault(&pod(name), NO_DEVICES, Some(told), &context);
+            let fault = context.nodes.gpu_fault(&pod(name), GPUS, Some(told), &context);
             fault.is_some()
         };
         assert!(
@@ -386,10 +403,7 @@ mod tests {
             }
         });
         context.caches.nodes = Some(Cache::of(more));
-        assert_eq!(
-            context.nodes.gpu_fault(&pod("condition"), NO_DEVICES, None, &context),
-            None
-        );
+        assert_eq!(context.nodes.gpu_fault(&pod("condition"), GPUS, None, &context), None);
         scenario.finish().await;
     }
 }

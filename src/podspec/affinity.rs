@@ -101,7 +101,7 @@ pub(super) fn affinity(nodes: Nodes<'_>, theirs: Option<&Value>) -> Result<Optio
     });
     let mut preferred = node.preferred_during_scheduling_ignored_during_execution;
     if !nodes.avoided.is_empty() {
-        preferred.get_or_insert_default().push(others_than(nodes.avoided));
+        preferred.get_or_insert_default().extend(others_than(nodes.avoided));
     }
     if nodes.fallback.is_some() && !class.is_empty() {
         let own = class.into_iter().map(|term| PreferredSchedulingTerm {
@@ -120,20 +120,24 @@ pub(super) fn affinity(nodes: Nodes<'_>, theirs: Option<&Value>) -> Result<Optio
     Ok((affinity != Affinity::default()).then_some(affinity))
 }
 
-/// Any node but these, as strongly as can be wished.
-fn others_than(avoided: &[String]) -> PreferredSchedulingTerm {
-    let other_than = |name: &String| NodeSelectorRequirement {
-        key: "metadata.name".to_owned(),
-        operator: "NotIn".to_owned(),
-        values: Some(vec![name.clone()]),
-    };
-    PreferredSchedulingTerm {
-        weight: STRONGEST,
-        preference: NodeSelectorTerm {
-            match_expressions: None,
-            match_fields: Some(avoided.iter().map(other_than).collect()),
-        },
-    }
+/// Any node but these, the first as strongly as can be wished and each further one half as strongly as the one before: where all
+/// nodes are among them, the last is the best.
+fn others_than(avoided: &[String]) -> impl Iterator<Item = PreferredSchedulingTerm> {
+    let weights = std::iter::successors(Some(STRONGEST), |weight| Some((weight / 2).max(1)));
+    avoided
+        .iter()
+        .zip(weights)
+        .map(|(name, weight)| PreferredSchedulingTerm {
+            weight,
+            preference: NodeSelectorTerm {
+                match_expressions: None,
+                match_fields: Some(vec![NodeSelectorRequirement {
+                    key: "metadata.name".to_owned(),
+                    operator: "NotIn".to_owned(),
+                    values: Some(vec![name.clone()]),
+                }]),
+            },
+        })
 }
 
 /// The pod's spread constraints.

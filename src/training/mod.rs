@@ -124,7 +124,7 @@ async fn apply(
                 *attempt,
                 *counted,
                 class,
-                &incidents.avoided(job, context),
+                &incidents.avoided(job, &observation.observed.attempts, context),
                 NamedVersions {
                     expected: observation.expected(*attempt).cloned(),
                     ..named_versions(job, context).await?

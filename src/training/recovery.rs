@@ -8,7 +8,8 @@ use flywheel_policy::recovery::incident::{Failure, News, judge};
 use flywheel_policy::recovery::quarantine::avoided;
 use flywheel_policy::recovery::training::{Look, failure, next};
 use flywheel_policy::training::attempt::{AttemptState, EndedAttempt};
-use flywheel_policy::training::{Decision, Intent, Phase};
+use flywheel_policy::training::image::nodes_without;
+use flywheel_policy::training::{AttemptView, Decision, Intent, Phase};
 use kube::ResourceExt as _;
 
 use super::observe::Observation;
@@ -65,7 +66,7 @@ impl Incidents {
     }
 
     /// Nodes that a new attempt is to keep away from.
-    pub fn avoided(&self, job: &TrainingJob, context: &Context) -> Vec<String> {
+    pub fn avoided(&self, job: &TrainingJob, attempts: &[AttemptView], context: &Context) -> Vec<String> {
         fn failed(told: Option<&RecoveryStatus>) -> bool {
             told.is_some_and(|told| !told.incidents.is_empty())
         }
@@ -85,7 +86,12 @@ impl Incidents {
                 .iter()
                 .filter_map(|service| service.status.as_ref()?.recovery.as_ref()),
         );
-        avoided(&self.all, told.flat_map(|told| &told.incidents), context.now())
+        avoided(
+            nodes_without(attempts),
+            &self.all,
+            told.flat_map(|told| &told.incidents),
+            context.now(),
+        )
     }
 }
 
@@ -94,9 +100,10 @@ fn failed(job: &TrainingJob, context: &Context, observation: &Observation, decis
     let (name, now) = (job.name_any(), context.now());
     let observed = &observation.observed;
     let of = |number: u32, ended: &EndedAttempt| {
+        let index = ended.told_by.map_or(0, |told| told.index);
         failure(
             &training_attempt(&name, number),
-            observation.node_of(number, ended.index()).as_deref(),
+            observation.node_of(number, index).as_deref(),
             ended,
             context.progress.silent_since(&job.uid().unwrap_or_default(), number),
             now,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use flywheel_api::TrainingJob;
 use flywheel_api::conditions::{Desired, Status, find, reasons, types};
 use flywheel_api::training_job::{ProgressStatus, ResultStatus, SinkStatus, TrainingJobStatus};
-use flywheel_contract::progress::{Phase as TrainerPhase, Progress};
+use flywheel_contract::progress::Progress;
 use flywheel_contract::termination::{Outcome, Position};
 use flywheel_policy::recovery::incident::News;
 use flywheel_policy::training::attempt::{AttemptState, End};
@@ -460,16 +460,6 @@ fn checkpoint_health(
                     problem()
                 ),
             ))
-        } else if is_overdue(interval_seconds, progress) {
-            Some(health(
-                Status::False,
-                reasons::CHECKPOINT_FAILED,
-                format!(
-                    "one is due every {interval_seconds} s, and none was written for much longer: the storage of spec.checkpoint.uri (or \
-                     spec.output.uri) is slow or does not answer. The training goes on; until one is written, a restart loses what was \
-                     done since the last one"
-                ),
-            ))
         } else {
             c.step.map(|_| {
                 health(
@@ -490,16 +480,6 @@ fn checkpoint_health(
         (None, Some(known)) => known,
         (None, None) => health(Status::Unknown, reasons::UNKNOWN, "no checkpoint has been seen yet"),
     }
-}
-
-/// Whether a pod that trains has not written a checkpoint for so long that its storage must be held up, although no write has
-/// failed yet: those of large models take a while, and the pod's client gives up after a minute.
-fn is_overdue(interval_seconds: i32, progress: Option<&Progress>) -> bool {
-    let limit = f64::from(interval_seconds) * 2.0 + 60.0;
-    progress.is_some_and(|p| {
-        let trains = p.phase == TrainerPhase::Training && p.phase_seconds > limit;
-        trains && p.checkpoint.age_seconds.is_some_and(|age| age > limit)
-    })
 }
 
 /// All conditions, as they should be. `begun` says whether there is or was an attempt.

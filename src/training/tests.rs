@@ -1505,17 +1505,6 @@ async fn checkpoints_and_where_an_attempt_began_are_told_at_once_and_the_rest_on
             json!({"step": 140, "checkpoint": {"failures": 1, "problem": "no space"}}),
             true,
         ),
-        // The storage hangs, or an evaluation of some length was just over.
-        (
-            24,
-            json!({"step": 140, "phaseSeconds": 181.0, "checkpoint": {"ageSeconds": 181.0}}),
-            true,
-        ),
-        (
-            25,
-            json!({"step": 140, "phaseSeconds": 179.0, "checkpoint": {"ageSeconds": 700.0}}),
-            false,
-        ),
     ] {
         let ip = Ipv4Addr::new(127, 77, 0, digit);
         serve(ip, &flywheel_testkit::objects::merged(first.clone(), &over)).await;

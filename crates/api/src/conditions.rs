@@ -132,8 +132,10 @@ pub mod reasons {
         NAME_TAKEN = "NameTaken",
         /// The API server refuses the pods: quota, LimitRange, Pod Security, a ServiceAccount or a class that is not there.
         POD_CREATION_FAILED = "PodCreationFailed",
-        /// The image cannot be pulled, or its name is no reference of one.
+        /// The image cannot be pulled.
         IMAGE_PULL_FAILED = "ImagePullFailed",
+        /// The image's name is no reference of one.
+        INVALID_IMAGE_NAME = "InvalidImageName",
         /// A Secret or ConfigMap that the pod names is missing.
         POD_CONFIG_INVALID = "PodConfigInvalid",
         /// The node cannot make a pod's volumes or its sandbox.

@@ -158,8 +158,7 @@ impl Cluster {
     /// With `CLUSTER=current` nothing is started: it is the cluster that the user's kubeconfig points to.
     ///
     /// # Errors
-    /// The machine lacks something, the running cluster has another version or more nodes, or a component does not get
-    /// ready; the message names it with the end of its log.
+    /// The machine lacks something, the running cluster has another version, or a component does not get ready; the message names it with the end of its log.
     pub fn up(options: &Options) -> Result<Cluster> {
         if is_current()? {
             return Cluster::current();
@@ -540,6 +539,13 @@ fn check(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Says that there are more nodes than asked for.
+fn keeps(cluster: &str, there: impl std::fmt::Display, kind: &str, wanted: impl std::fmt::Display) {
+    tracing::info!(
+        "cluster {cluster} keeps its {there} {kind} nodes, where {wanted} would do: nodes cannot be taken away"
+    );
+}
+
 /// The nodes that `options` asks for beyond those in `have`.
 fn lacking(options: &Options, have: &[Node]) -> Result<Vec<Node>> {
     let mut lacking = vec![];
@@ -547,11 +553,7 @@ fn lacking(options: &Options, have: &[Node]) -> Result<Vec<Node>> {
         let wanted = options.nodes.get(&kind).copied().unwrap_or(0);
         let there = have.iter().filter(|node| node.kind == kind).count();
         if there > usize::from(wanted) {
-            tracing::info!(
-                "cluster {} keeps its {there} {} nodes, where {wanted} would do: nodes cannot be taken away",
-                options.name,
-                kind.name()
-            );
+            keeps(&options.name, there, kind.name(), wanted);
         }
         for number in 1..=wanted {
             if !have.iter().any(|node| node.kind == kind && node.number == number) {
@@ -560,6 +562,12 @@ fn lacking(options: &Options, have: &[Node]) -> Result<Vec<Node>> {
                 lacking.push(Node { kind, number, index });
             }
         }
+    }
+    if have.len() + lacking.len() > usize::from(MOST_REAL_NODES) {
+        return Err(Error::Usage(format!(
+            "{} real nodes with those that there are, which is too many: at most {MOST_REAL_NODES}",
+            have.len() + lacking.len()
+        )));
     }
     Ok(lacking)
 }
@@ -659,19 +667,22 @@ fn add_nodes(local: &Local, kubectl: &Kubectl, nodes: &[Node]) -> Result<()> {
 
 /// A running cluster gets the nodes that it lacks.
 fn grow(options: &Options, folder: PathBuf, mut state: State) -> Result<Cluster> {
-    if options.kubernetes != state.kubernetes || options.kwok < state.kwok {
+    if options.kubernetes != state.kubernetes {
         return Err(Error::Usage(format!(
-            "cluster {} runs Kubernetes {} with {} fake nodes: end it first with `flywheel-localcluster down --name {}`",
-            options.name, state.kubernetes, state.kwok, options.name
+            "cluster {} runs Kubernetes {}: end it first with `flywheel-localcluster down --name {}`",
+            options.name, state.kubernetes, options.name
         )));
     }
     let lacking = lacking(options, &state.nodes)?;
     let had_kwok = state.kwok;
+    if options.kwok < had_kwok {
+        keeps(&options.name, had_kwok, "fake", options.kwok);
+    }
     let grows = !lacking.is_empty() || options.kwok > had_kwok;
     if grows {
         ensure_programs(options)?;
         state.nodes.extend(lacking.iter().cloned());
-        state.kwok = options.kwok;
+        state.kwok = options.kwok.max(had_kwok);
         state.complete = false;
         state.save(&folder)?;
     }

@@ -149,8 +149,8 @@ pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition
 /// Why pods have no node, or cannot begin on theirs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// `NoMatchingGPU`, `InsufficientGPU`, `Unschedulable`, `Pending` where no scheduler has looked, `PodNotPrepared`, or
-    /// `ImagePullFailed`.
+    /// `NoMatchingGPU`, `InsufficientGPU`, `Unschedulable`, `Pending` where no scheduler has looked, `PodNotPrepared`,
+    /// `ImagePullFailed`, or `InvalidImageName`.
     pub reason: &'static str,
     /// What is wrong and what to do.
     pub message: String,

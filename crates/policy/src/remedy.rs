@@ -117,28 +117,27 @@ pub fn of_refusal(pods_of: PodsOf, words: &str) -> String {
 /// The kubelet's own words change with every try (back-off) and would make a write of each; the image does not.
 #[must_use]
 pub fn of_image(pods_of: PodsOf, pod: &str, reason: &str, image: &str) -> Option<Problem> {
-    let message = if reason == NO_REFERENCE {
-        format!(
+    let (reason, message) = if reason == NO_REFERENCE {
+        let message = format!(
             "pod {pod} gets no image, as {image} is no reference of one; {}",
             pods_of.change_image()
-        )
+        );
+        (reasons::INVALID_IMAGE_NAME, message)
     } else if PULL_REASONS.contains(&reason) {
         let secrets = match pods_of.pods() {
             Some(pods) => format!("{pods}.pod.imagePullSecrets names"),
             None => "imagePullSecrets in the operator's settings name".to_owned(),
         };
-        format!(
+        let message = format!(
             "the image {image} cannot be pulled for pod {pod}. See that it exists, that the nodes reach its registry, and \
              that {secrets} its credentials, else {}; it is tried again by itself",
             pods_of.change_image()
-        )
+        );
+        (reasons::IMAGE_PULL_FAILED, message)
     } else {
         return None;
     };
-    Some(Problem {
-        reason: reasons::IMAGE_PULL_FAILED,
-        message,
-    })
+    Some(Problem { reason, message })
 }
 
 #[cfg(test)]
@@ -254,7 +253,7 @@ mod tests {
         ];
         for (pods_of, image, secrets) in table {
             let none = of_image(pods_of, "p", "InvalidImageName", "a:b:c").unwrap();
-            assert_eq!(none.reason, "ImagePullFailed");
+            assert_eq!(none.reason, "InvalidImageName");
             assert!(none.message.contains("a:b:c is no reference"), "{}", none.message);
             assert!(none.message.contains(image), "{}", none.message);
             for word in ["by itself", "imagePullSecrets", "registry"] {

@@ -291,7 +291,8 @@ pub(crate) fn sort(at: &Location, error: &object_store::Error) -> Attempt {
                 return match kind {
                     K::PermissionDenied | K::ReadOnlyFilesystem => forbidden(),
                     K::NotFound => stop(StoreError::NotFound { uri: uri.to_owned() }),
-                    K::NotADirectory | K::IsADirectory | K::InvalidFilename => invalid(problem),
+                    K::NotADirectory => invalid(format!("{problem}; what should be a folder of its path is a file")),
+                    K::IsADirectory | K::InvalidFilename => invalid(problem),
                     K::StorageFull | K::QuotaExceeded => full(problem),
                     // A file is created by a hard link, which not every file system has.
                     K::Unsupported => lacks(problem),

@@ -17,38 +17,44 @@ const ENOUGH: u32 = 2;
 /// Most nodes that are kept away from.
 const MOST: usize = 3;
 
-/// How much an incident says against its node. What failed of the object itself counts at once: another node is the next rung
-/// of its ladder. Programs of others fail for reasons of their own, their images may be none, and a deleted pod says nothing.
-fn blame(cause: IncidentCause, own: bool) -> u32 {
+/// How much an incident says against its node, where it is another object's. Programs fail for reasons of their own, and a
+/// deleted pod says nothing.
+fn blame(cause: IncidentCause) -> u32 {
     match cause {
         IncidentCause::GpuFault => ENOUGH,
-        IncidentCause::NodeLost | IncidentCause::Hung | IncidentCause::CrashLoop | IncidentCause::PodFailed => {
-            if own {
-                ENOUGH
-            } else {
-                1
-            }
-        }
-        IncidentCause::ImagePullFailed if own => ENOUGH,
+        IncidentCause::NodeLost | IncidentCause::Hung | IncidentCause::CrashLoop | IncidentCause::PodFailed => 1,
         IncidentCause::PodUnready | IncidentCause::ImagePullFailed | IncidentCause::PodLost => 0,
     }
 }
 
-/// Names of the nodes to keep away from, the most blamed first.
+/// Names of the nodes to keep away from: those that the object's pods could not have their image on lately, then the most
+/// blamed. What failed of the object itself counts at once: another node is the next rung of its ladder.
 #[must_use]
-pub fn avoided<'a>(own: &[Incident], others: impl IntoIterator<Item = &'a Incident>, now: Timestamp) -> Vec<String> {
+pub fn avoided<'a>(
+    without_image: Vec<String>,
+    own: &[Incident],
+    others: impl IntoIterator<Item = &'a Incident>,
+    now: Timestamp,
+) -> Vec<String> {
     let mut blamed: BTreeMap<&str, u32> = BTreeMap::new();
-    let all = own.iter().map(|incident| (incident, true));
-    for (incident, own) in all.chain(others.into_iter().map(|incident| (incident, false))) {
+    let all = own.iter().map(|incident| (incident, ENOUGH));
+    for (incident, factor) in all.chain(others.into_iter().map(|incident| (incident, 1))) {
         let recent = Duration::try_from(now.duration_since(incident.began.0)).is_ok_and(|age| age < WINDOW);
         if let Some(node) = incident.node.as_deref().filter(|_| recent) {
             let sum = blamed.entry(node).or_default();
-            *sum = sum.saturating_add(blame(incident.cause, own));
+            *sum = sum.saturating_add(blame(incident.cause).saturating_mul(factor));
         }
     }
     let mut nodes: Vec<(&str, u32)> = blamed.into_iter().filter(|(_, sum)| *sum >= ENOUGH).collect();
     nodes.sort_by_key(|(node, sum)| (std::cmp::Reverse(*sum), *node));
-    nodes.into_iter().take(MOST).map(|(node, _)| node.to_owned()).collect()
+    let mut avoided = without_image;
+    for (node, _) in nodes {
+        if !avoided.iter().any(|other| other == node) {
+            avoided.push(node.to_owned());
+        }
+    }
+    avoided.truncate(MOST);
+    avoided
 }
 
 #[cfg(test)]
@@ -73,25 +79,13 @@ mod tests {
 
     #[test]
     fn nodes_on_which_things_fail_are_kept_away_from_for_a_while() {
-        use IncidentCause::{GpuFault, Hung, ImagePullFailed, NodeLost, PodFailed, PodLost};
+        use IncidentCause::{GpuFault, Hung, NodeLost, PodFailed, PodLost};
         let now = at(10_000);
         type Row<'a> = (&'a str, Vec<Incident>, Vec<Incident>, Vec<&'a str>);
         let table: Vec<Row<'_>> = vec![
             ("nothing failed", vec![], vec![], vec![]),
             ("its own failure", vec![failed(Hung, "n", 9_000)], vec![], vec!["n"]),
             ("its own deletion", vec![failed(PodLost, "n", 9_000)], vec![], vec![]),
-            (
-                "its own image",
-                vec![failed(ImagePullFailed, "n", 9_000)],
-                vec![],
-                vec!["n"],
-            ),
-            (
-                "images of others",
-                vec![],
-                vec![failed(ImagePullFailed, "n", 9_000), failed(ImagePullFailed, "n", 9_500)],
-                vec![],
-            ),
             ("another one's", vec![], vec![failed(Hung, "n", 9_000)], vec![]),
             ("a broken GPU", vec![], vec![failed(GpuFault, "n", 9_000)], vec!["n"]),
             (
@@ -114,7 +108,7 @@ mod tests {
             ),
         ];
         for (case, own, others, expected) in table {
-            assert_eq!(avoided(&own, &others, now), expected, "{case}");
+            assert_eq!(avoided(Vec::new(), &own, &others, now), expected, "{case}");
         }
         let own = [failed(Hung, "c", 9_000), failed(Hung, "d", 9_000)];
         let others = [
@@ -123,9 +117,11 @@ mod tests {
             failed(GpuFault, "b", 9_000),
         ];
         assert_eq!(
-            avoided(&own, &others, now),
+            avoided(Vec::new(), &own, &others, now),
             ["c", "a", "b"],
             "the most blamed ones only"
         );
+        let without_image = ["e", "a"].map(str::to_owned).to_vec();
+        assert_eq!(avoided(without_image, &own, &others, now), ["e", "a", "c"]);
     }
 }

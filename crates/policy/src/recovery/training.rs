@@ -71,9 +71,9 @@ pub fn failure(
     // A pod that missed another one says nothing against its own node.
     let missed = matches!(&ended.end, End::Told(Outcome::Failed(failure)) if failure.reason == FailureReason::PeerLost);
     // A deleted pod has its end when its grace is over; a lost node was silent long before its pods were.
-    let at = match ended.end {
-        End::NoImage { since, .. } => Some(since),
-        _ => ended.at,
+    let (at, node) = match &ended.end {
+        End::NoImage { since, node, .. } => (Some(*since), node.as_deref()),
+        _ => (ended.at, node),
     };
     let at = at.map_or(now, |at| at.min(now));
     let silent = silent_since.filter(|_| matches!(cause, IncidentCause::NodeLost | IncidentCause::Hung));
@@ -208,13 +208,13 @@ mod tests {
         let no_image = ended(
             End::NoImage {
                 how: "no image".to_owned(),
-                index: 0,
+                node: Some("n".to_owned()),
                 since: at(25),
                 turn: 1,
             },
             100,
         );
-        let no_image = failure("j-train-1", Some("n"), &no_image, None, at(100)).unwrap();
+        let no_image = failure("j-train-1", Some("m"), &no_image, None, at(100)).unwrap();
         assert_eq!(
             (no_image.cause, no_image.began, no_image.node.as_deref()),
             (IncidentCause::ImagePullFailed, at(25), Some("n"))

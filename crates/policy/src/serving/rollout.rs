@@ -167,9 +167,12 @@ pub fn roll(
         return Some((stay(None)?, stand));
     }
     let begun = present.canary.as_ref().filter(|canary| canary.version == *version);
+    let approved = view.spec.and_then(|spec| spec.approved_version.as_ref()) == Some(&version.name);
+    let may_begin = view.verified || approved;
     // As without steps: nobody answers, so there is nothing to keep; and a version that was made anew under its name cannot be
     // held beside itself.
-    let at_once = view.back || (begun.is_none() && pods.is_empty()) || version.name == serving.name;
+    let nobody = begun.is_none() && pods.is_empty() && may_begin;
+    let at_once = view.back || nobody || version.name == serving.name;
     let Some(spec) = view.spec.filter(|_| !at_once) else {
         return Some((update(Some(wanted), Some(present), pods)?, Stand::Done));
     };
@@ -181,8 +184,7 @@ pub fn roll(
         return Some((stay(None)?, stand));
     }
 
-    let approved = spec.approved_version.as_ref() == Some(&version.name);
-    if begun.is_none() && !view.verified && !approved {
+    if begun.is_none() && !may_begin {
         return Some((stay(None)?, Stand::Unverified { version: name() }));
     }
 
@@ -953,6 +955,11 @@ mod tests {
         assert_eq!((world.canary(), world.present.serve.as_str()), (vec![], "v1"));
         world.unverified = false;
         assert_eq!(word(&world.look()), "loading");
+        // Also where nobody answers for a moment.
+        let mut alone = World::new(2, &[(50, 0)]);
+        alone.unverified = true;
+        alone.pods.clear();
+        assert_eq!(word(&alone.look()), "unverified");
         // What has begun goes on, whatever becomes of the verification's status.
         world.unverified = true;
         assert_eq!(word(&world.look()), "loading");

@@ -82,17 +82,6 @@ pub struct EndedAttempt {
     pub told_by: Option<ToldBy>,
 }
 
-impl EndedAttempt {
-    /// Completion index of the pod that tells of it.
-    #[must_use]
-    pub fn index(&self) -> u32 {
-        match self.end {
-            End::NoImage { index, .. } => index,
-            _ => self.told_by.map_or(0, |told| told.index),
-        }
-    }
-}
-
 /// One of several pods that tells of an attempt's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -158,18 +147,18 @@ pub enum End {
     NoRoom {
         /// Where, for how long, and what is next.
         how: String,
-        /// Turns of the two classes in a row, with this one.
+        /// Turns in a row that ended for want of room or of an image, with this one.
         turn: u32,
     },
     /// A pod of it could not have its image, so it was given up for one with new pods.
     NoImage {
         /// Which pod, and for how long.
         how: String,
-        /// Completion index of that pod.
-        index: u32,
+        /// The pod's node.
+        node: Option<String>,
         /// Since when.
         since: Timestamp,
-        /// Attempts in a row that ended so, with this one.
+        /// Turns in a row that ended for want of an image or of room, with this one.
         turn: u32,
     },
 }
@@ -185,9 +174,9 @@ impl Verdict {
                 Cause::NodeLost => End::Lost { how },
                 Cause::GpuFault => End::GpuFault { how },
                 Cause::NoRoom { turn } => End::NoRoom { how, turn },
-                Cause::NoImage { index, since, turn } => End::NoImage {
+                Cause::NoImage { since, turn } => End::NoImage {
                     how,
-                    index,
+                    node: self.node.clone(),
                     since,
                     turn,
                 },
@@ -618,12 +607,13 @@ pub fn running_since(pod: &Pod, container: &str) -> Option<Timestamp> {
 }
 
 /// Since when the container that counts has waited for its image, where it cannot be had: when the pod's sandbox stood, or its
-/// node took it, as nothing tells when the first try failed.
+/// node took it, as nothing tells when the first try failed. It may be long ago, where it failed after a long download.
 #[must_use]
 pub fn without_image_since(pod: &Pod, container: &str) -> Option<Timestamp> {
     let status = status_of(pod, container)?;
     let waiting = status.state.as_ref()?.waiting.as_ref()?.reason.as_deref()?;
-    let lacks = of_image(PodsOf::container(container), "", waiting, &status.image).is_some();
+    let problem = of_image(PodsOf::container(container), "", waiting, &status.image);
+    let lacks = problem.is_some_and(|problem| problem.reason == reasons::IMAGE_PULL_FAILED);
     let since = |kind: &str| {
         let is = condition(pod, kind).filter(|c| c.status == "True")?;
         is.last_transition_time.as_ref().map(|t| t.0)
@@ -1345,6 +1335,7 @@ mod tests {
                 how: "no sign of work".to_owned(),
                 at: at("00:05:00"),
                 position: Some(position(40)),
+                node: Some("n".to_owned()),
             };
             let text = serde_json::to_string(&verdict).unwrap();
             job.metadata.annotations = Some([(ANNOTATION_GIVEN_UP.to_owned(), text)].into());
@@ -1356,7 +1347,6 @@ mod tests {
         };
         let deleted = json!({"deletionTimestamp": "2026-01-01T00:05:30Z", "deletionGracePeriodSeconds": 30});
         let no_image = Cause::NoImage {
-            index: 0,
             since: at("00:03:45"),
             turn: 1,
         };

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::attempt::{AttemptState, End, EndedAttempt};
+use super::attempt::{AttemptState, End};
 use super::hang::{Cause, Verdict};
-use super::{AttemptView, Wishes, turn_after};
+use super::{AttemptView, Wishes, turn_after, turns};
 
 /// How long an attempt has no node, at last for want of a GPU of its class, before one of the other class follows. Pods that are told to end hold theirs
 /// for 30 s, and those that their kubelet has to kill a little longer; what becomes free in that way is waited for. Longer
@@ -59,17 +59,6 @@ impl<'a> Wishes<'a> {
     }
 }
 
-/// Turns in a row that ended with the attempt before the latest one.
-fn turns(attempts: &[AttemptView]) -> u32 {
-    match attempts.iter().rev().nth(1).map(|before| &before.state) {
-        Some(AttemptState::Ended(EndedAttempt {
-            end: End::NoRoom { turn, .. },
-            ..
-        })) => *turn,
-        _ => 0,
-    }
-}
-
 /// The class that is next, and how long the latest attempt is to wait before; `None` where it waits for good, since it has
 /// run, or is not to be ended, or there is no other class.
 fn next<'a>(wishes: Wishes<'a>, attempts: &[AttemptView]) -> Option<(&'a str, Duration)> {
@@ -98,6 +87,7 @@ pub fn verdict(wishes: Wishes<'_>, attempts: &[AttemptView], since: Timestamp, n
         ),
         at: now,
         position: None,
+        node: None,
     })
 }
 
@@ -118,6 +108,7 @@ pub fn without_class(wishes: Wishes<'_>, latest: &AttemptView, now: Timestamp) -
         ),
         at: now,
         position: None,
+        node: None,
     })
 }
 
@@ -134,6 +125,7 @@ pub(super) fn prospect(wishes: Wishes<'_>, attempts: &[AttemptView]) -> Option<S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::training::attempt::EndedAttempt;
     use crate::training::tests::{self, at};
 
     const WISHES: Wishes<'static> = Wishes {

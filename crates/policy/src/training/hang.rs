@@ -112,6 +112,9 @@ pub struct Verdict {
     /// How far the training was, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
+    /// The node that cannot have the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 /// Why an attempt is given up.
@@ -125,16 +128,14 @@ pub enum Cause {
     GpuFault,
     /// No pod has run, since the accelerator class has no room, and another class may have.
     NoRoom {
-        /// Turns of the two classes in a row, with this one.
+        /// Turns in a row that ended for want of room or of an image, with this one.
         turn: u32,
     },
     /// A pod cannot have its image on its node, and a new one may.
     NoImage {
-        /// Completion index of that pod.
-        index: u32,
         /// Since when.
         since: Timestamp,
-        /// Attempts in a row that ended so, with this one.
+        /// Turns in a row that ended for want of an image or of room, with this one.
         turn: u32,
     },
 }
@@ -160,6 +161,7 @@ impl Verdict {
             how: format!("{whose}{words}"),
             at: now,
             position,
+            node: None,
         }
     }
 }
@@ -250,6 +252,7 @@ impl Watch {
             how,
             at: now,
             position: self.position(),
+            node: None,
         })
     }
 

@@ -12,10 +12,10 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::attempt::{AttemptState, End, EndedAttempt, index, without_image_since};
 use super::hang::{Cause, Verdict};
-use super::{AttemptView, Wishes, turn_after};
+use super::{AttemptView, Wishes, turn_after, turns};
 use crate::remedy::IMAGE_WAIT;
 
-/// How long the attempt after this many in a row waits for its image: 75, 150, 300, 600, 1,200, 1,800 s.
+/// How long the attempt after this many turns in a row waits for its image: 75, 150, 300, 600, 1,200, 1,800 s.
 #[must_use]
 pub fn patience(turns: u32) -> Duration {
     turn_after(IMAGE_WAIT, turns)
@@ -26,15 +26,21 @@ pub(super) fn is_missing(state: &AttemptState) -> bool {
     matches!(state, AttemptState::Blocked { reason, .. } if *reason == reasons::IMAGE_PULL_FAILED)
 }
 
-/// Attempts in a row that ended for want of their image with the one before the latest.
-fn turns(attempts: &[AttemptView]) -> u32 {
-    match attempts.iter().rev().nth(1).map(|before| &before.state) {
-        Some(AttemptState::Ended(EndedAttempt {
-            end: End::NoImage { turn, .. },
+/// Nodes that attempts which are still there could not have their image on, the latest first.
+#[must_use]
+pub fn nodes_without(attempts: &[AttemptView]) -> Vec<String> {
+    let mut nodes: Vec<String> = Vec::new();
+    for attempt in attempts.iter().rev() {
+        if let AttemptState::Ended(EndedAttempt {
+            end: End::NoImage { node: Some(node), .. },
             ..
-        })) => *turn,
-        _ => 0,
+        }) = &attempt.state
+            && !nodes.contains(node)
+        {
+            nodes.push(node.clone());
+        }
     }
+    nodes
 }
 
 /// The latest attempt, where it waits for an image and is not to be left alone.
@@ -67,25 +73,22 @@ pub fn verdict<'a>(
     } else {
         String::new()
     };
-    let node = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.node_name.as_deref())
-        .unwrap_or("its node");
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
     (waited >= patience(turns)).then(|| {
         let verdict = Verdict {
             cause: Cause::NoImage {
-                index: index(pod),
                 since,
                 turn: turns.saturating_add(1),
             },
             how: format!(
-                "{place}attempt {} could not have its image on {node} for {} s, and other nodes are preferred next",
+                "{place}attempt {} could not have its image on {} for {} s, and other nodes are preferred next",
                 latest.number,
+                node.unwrap_or("its node"),
                 waited.as_secs()
             ),
             at: now,
             position: None,
+            node: node.map(str::to_owned),
         };
         (pod, verdict)
     })
@@ -157,14 +160,7 @@ mod tests {
         assert_eq!(gives_up(&attempts, 84), None);
         let first = gives_up(&attempts, 85).unwrap();
         let since = at(10);
-        assert_eq!(
-            first.cause,
-            Cause::NoImage {
-                index: 1,
-                since,
-                turn: 1
-            }
-        );
+        assert_eq!(first.cause, Cause::NoImage { since, turn: 1 });
         assert_eq!(
             first.how,
             "pod 1 of attempt 1 could not have its image on n-1 for 75 s, and other nodes are preferred next"
@@ -173,15 +169,20 @@ mod tests {
         attempts.push(attempt(2, blocked(reasons::IMAGE_PULL_FAILED)));
         assert_eq!(gives_up(&attempts, 159), None);
         let second = gives_up(&attempts, 160).unwrap();
-        assert_eq!(
-            second.cause,
-            Cause::NoImage {
-                index: 1,
-                since,
-                turn: 2
-            }
-        );
+        assert_eq!(second.cause, Cause::NoImage { since, turn: 2 });
         assert!(prospect(WISHES, &attempts).unwrap().contains("after 150 s"));
+        assert_eq!(nodes_without(&attempts), ["n-1"]);
+        // Turns between two classes without room are turns as well.
+        let no_room = Cause::NoRoom { turn: 4 };
+        attempts[0].state = AttemptState::Ended(
+            Verdict {
+                cause: no_room,
+                ..first
+            }
+            .ended(),
+        );
+        assert!(prospect(WISHES, &attempts).unwrap().contains("after 1200 s"));
+        assert_eq!(nodes_without(&attempts), [""; 0]);
     }
 
     #[test]

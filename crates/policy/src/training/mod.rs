@@ -253,6 +253,17 @@ const LONGEST_TURN: Duration = Duration::from_secs(1800);
 /// Doublings of such a wait after which it is at its longest.
 const DOUBLINGS_MAX: u32 = 5;
 
+/// Turns in a row that ended for want of room or of an image with the attempt before the latest.
+fn turns(attempts: &[AttemptView]) -> u32 {
+    match attempts.iter().rev().nth(1).map(|before| &before.state) {
+        Some(AttemptState::Ended(EndedAttempt {
+            end: End::NoRoom { turn, .. } | End::NoImage { turn, .. },
+            ..
+        })) => *turn,
+        _ => 0,
+    }
+}
+
 /// How long an attempt waits after this many in a row that did, where the first waits for `first`.
 fn turn_after(first: Duration, turns: u32) -> Duration {
     first.saturating_mul(1 << turns.min(DOUBLINGS_MAX)).min(LONGEST_TURN)

@@ -73,6 +73,7 @@ fn verdict(cause: Cause) -> Verdict {
         how: "no sign of work".to_owned(),
         at: at(0),
         position: None,
+        node: None,
     }
 }
 
@@ -1282,11 +1283,7 @@ fn an_attempt_without_its_image_is_followed_by_another_one_when_its_pods_are_gon
     };
     let gives_up = Verdict {
         how: "attempt 1 could not have its image on n-1 for 75 s, and other nodes are preferred next".to_owned(),
-        ..verdict(Cause::NoImage {
-            index: 0,
-            since: at(0),
-            turn: 1,
-        })
+        ..verdict(Cause::NoImage { since: at(0), turn: 1 })
     };
     let of = |attempt, verdict| Observed {
         verdict,

@@ -1108,15 +1108,13 @@ impl Cluster {
         jobs.sort_by_key(|job| job.attempt);
         let text = jobs.iter().rev().nth(1).and_then(|job| job.given_up.as_deref());
         let verdict: Option<Verdict> = text.map(|text| serde_json::from_str(text).unwrap());
-        let without_room = fallback::patience(match verdict.as_ref().map(|verdict| verdict.cause) {
-            Some(Cause::NoRoom { turn }) => turn,
+        let turn = match verdict.map(|verdict| verdict.cause) {
+            Some(Cause::NoRoom { turn } | Cause::NoImage { turn, .. }) => turn,
             _ => 0,
-        });
-        let without_image = match verdict.map(|verdict| verdict.cause) {
-            Some(Cause::NoImage { turn, .. }) => image::patience(turn),
-            _ => Duration::ZERO,
         };
-        without_room.saturating_mul(u32::from(self.fallback)) + without_image
+        let without_room = fallback::patience(turn).saturating_mul(u32::from(self.fallback));
+        let without_image = image::patience(turn).saturating_mul(turn.min(1));
+        without_room.max(without_image)
     }
 
     /// Some pods of an attempt have a node, and others none.

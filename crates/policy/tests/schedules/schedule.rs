@@ -84,6 +84,7 @@ pub const MUST_HAPPEN: &[&str] = &[
     "fallback: the job trains there",
     "intent: GiveUp Hung",
     "intent: GiveUp NoImage",
+    "intent: GiveUp NoImage, later turn",
     "intent: GiveUp NoRoom",
     "intent: GiveUp NoRoom, second turn",
     "intent: GiveUp NodeLost",
