@@ -264,7 +264,10 @@ pub async fn observe(job: &TrainingJob, context: &Context, wishes: Wishes<'_>) -
                     let faulty = peers().find_map(|p| Some((p, fault(p)?)));
                     verdict = if let Some((of, words)) = faulty {
                         let place = several.then(|| index(of));
-                        let suspected = Verdict::gpu_fault(place, &words, watch.position(), context.now());
+                        let suspected = Verdict {
+                            node: node_of(of).map(str::to_owned),
+                            ..Verdict::gpu_fault(place, &words, watch.position(), context.now())
+                        };
                         confirmed(context, of, Some(suspected), |live| {
                             runs(live, TRAINER) && fault(live).is_some()
                         })

@@ -111,7 +111,11 @@ fn failed(job: &TrainingJob, context: &Context, observation: &Observation, decis
     };
     if let Some(latest) = observed.attempts.last().filter(|a| a.number >= observed.told_attempt) {
         if let Some(verdict) = &observed.verdict {
-            return of(latest.number, &verdict.ended());
+            let failure = of(latest.number, &verdict.ended());
+            return failure.map(|failure| Failure {
+                node: verdict.node.clone().or(failure.node),
+                ..failure
+            });
         }
         return match &latest.state {
             AttemptState::Ended(ended) | AttemptState::Ending(ended) if decision.phase == Phase::Restarting => {

@@ -1376,7 +1376,8 @@ async fn a_broken_gpu_of_another_pod_ends_the_attempt_as_well() {
     let job = of_two_nodes(&json!({"status": {"attempt": 1}}));
     let attempt = stored_attempt(&job, 1);
     let pod = || pod_of(&attempt, "trainer", "Running", &json!({"running": {}}));
-    let second = nth(1, with_gpus(pod(), ["Unhealthy", "Healthy"]));
+    let mut second = nth(1, with_gpus(pod(), ["Unhealthy", "Healthy"]));
+    second.spec.as_mut().unwrap().node_name = Some("n-1".to_owned());
     let deleted = |index| {
         let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/intent-train-1-{index}-x");
         Step::new("DELETE", path, |_| {
@@ -1405,6 +1406,8 @@ async fn a_broken_gpu_of_another_pod_ends_the_attempt_as_well() {
         note.contains("pod 1: its kubelet reports the GPU GPU-5d1f as unhealthy"),
         "{note}"
     );
+    let incident = &calls[4].body["status"]["recovery"]["incidents"][0];
+    assert_eq!(incident["node"], "n-1", "{incident}");
 }
 
 /// Most pods run within seconds; that they are starting would be a write and an event more for each job.

@@ -112,7 +112,7 @@ pub struct Verdict {
     /// How far the training was, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
-    /// The node that cannot have the image.
+    /// The node that is to blame, where it is not that of the pod with index 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
 }
