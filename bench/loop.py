@@ -376,6 +376,5 @@ def rejected(report, clients, sets, serving, version):
             judged, right, _ = clients.versions[of]
             report.row(f"loop: one intent called another one: right as clients see it, {name}", 100 * right / judged, "%", judged)
         last = clients.versions[version][2] - begun - took
-    if why == "promoted":
-        return
-    report.row("loop: one intent called another one: last answer after the rejection was seen", max(0.0, last), "s", 1, ("<= 33", lambda v: v <= 33))
+    if why != "promoted":
+        report.row("loop: one intent called another one: last answer after the rejection was seen", max(0.0, last), "s", 1, ("<= 33", lambda v: v <= 33))

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use flywheel_api::recovery::{Incident, IncidentCause, RecoveryStatus};
 use flywheel_policy::recovery::nodes::{Nodes, is_held};
-use flywheel_policy::training::attempt::{is_out_of_contact, unhealthy_device};
+use flywheel_policy::training::attempt::{is_out_of_contact, lives, unhealthy_device};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use tokio::sync::watch;
 
@@ -98,23 +98,22 @@ impl NodeWatch {
     ) -> Option<String> {
         let device = resource.and_then(|resource| Some((unhealthy_device(pod, container, resource)?, resource)));
         device
-            .filter(|(_, resource)| !self.are_devices_held(pod, resource, context))
+            .filter(|(_, resource)| !self.are_devices_held(pod, (container, resource), context))
             .map(|(words, _)| words)
             .or_else(|| self.node_gpu_fault(pod, told, context))
     }
 
     /// Whether kubelets report unhealthy devices of this resource, or did so lately, on so many of the nodes that run pods of
     /// ours with some that the nodes cannot be to blame: a driver or a device plugin that fails everywhere, say. `pod` has one.
-    fn are_devices_held(&self, pod: &Pod, resource: &str, context: &Context) -> bool {
+    fn are_devices_held(&self, pod: &Pod, (container, resource): (&str, &str), context: &Context) -> bool {
         let now = context.clock.even();
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
         devices.retain(|_, at| now.duration_since(*at).unsigned_abs() < DEVICES_REMEMBERED);
         devices.extend(node_of(pod).map(|node| (node.to_owned(), now)));
-        let runs = |pod: &Pod| pod.metadata.deletion_timestamp.is_none() && pod.status.as_ref().is_some_and(is_running);
         let pods = context
             .caches
             .pods
-            .all(|pod| runs(pod) && healths(pod, resource).next().is_some());
+            .all(|pod| lives(pod, container) && healths(pod, resource).next().is_some());
         let mut nodes: BTreeMap<&str, bool> = devices.keys().map(|node| (node.as_str(), true)).collect();
         for pod in &pods {
             if let Some(node) = node_of(pod) {
@@ -148,10 +147,6 @@ impl NodeWatch {
     fn all_lost(&self, now: Timestamp) -> BTreeSet<String> {
         self.nodes().all_lost(now).into_iter().map(str::to_owned).collect()
     }
-}
-
-fn is_running(status: &PodStatus) -> bool {
-    status.phase.as_deref() == Some("Running")
 }
 
 /// What the kubelet says of the health of each device of this extended resource that the pod holds.

@@ -158,7 +158,8 @@ impl Cluster {
     /// With `CLUSTER=current` nothing is started: it is the cluster that the user's kubeconfig points to.
     ///
     /// # Errors
-    /// The machine lacks something, the running cluster has another version, or a component does not get ready; the message names it with the end of its log.
+    /// The machine lacks something, the running cluster has another version, or a component does not get ready; the message
+    /// names it with the end of its log.
     pub fn up(options: &Options) -> Result<Cluster> {
         if is_current()? {
             return Cluster::current();
